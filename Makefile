@@ -1,0 +1,112 @@
+# The short names for what is done here often. `make` alone lists them.
+
+SHELL         := /bin/bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS     += --no-print-directory
+# The steps of `make test` share target/ and the huge page pool: one after the other.
+.NOTPARALLEL:
+
+# rustup's folder is not in the PATH of every non-interactive shell.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+MODEL ?=
+PORT  ?= 8080
+ARGS  ?=
+
+# All of this project's own Rust is checked and tested in release, so that the C++ is compiled
+# once for `make build`, `make lint` and `make test`.
+CARGO_FLAGS := --release --workspace
+SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
+SCRIPTS     := scripts/setup scripts/run scripts/pool-lease scripts/deny .ci/run
+
+step = @printf '\n== %s\n' '$(1)' >&2
+
+##@ Use
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## "; print "usage: make TARGET" } \
+	    /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	    /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\n%s\n' 'make run takes MODEL=path, PORT=8080 and ARGS="the server'\''s own arguments".'
+
+.PHONY: setup
+setup: ## install what a build needs, or say what to install
+	@scripts/setup
+
+.PHONY: build
+build: setup ## build llama-server and hugepages (release)
+	$(call step,build)
+	cargo build $(CARGO_FLAGS)
+
+.PHONY: run
+run: ## serve a model on huge pages, on 127.0.0.1:8080
+	@exec scripts/run --model "$${MODEL-$(MODEL)}" --port $(PORT) -- $(ARGS)
+
+.PHONY: stock
+stock: setup ## build llama.cpp without our patches, same flags, in target/stock/
+	$(call step,stock llama.cpp)
+	cargo xtask stock
+
+.PHONY: tools
+tools: setup ## build llama.cpp's tools with our patches, in target/tools/
+	$(call step,patched tools)
+	cargo xtask tools
+
+.PHONY: clean
+clean: ## remove target/, downloads and demo models included
+	rm -rf target
+
+##@ Check
+
+.PHONY: test
+test: setup-test fmt-check lint patches-check deny shellcheck stock build unit ## everything CI runs
+
+.PHONY: test-full
+test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
+test-full: test ## the same and the long tests
+
+.PHONY: unit
+unit: ## unit and integration tests alone
+	$(call step,tests)
+	@mkdir -p $(dir $(SKIP_LOG)) && : > $(SKIP_LOG)
+	LLAMA_HUGEPAGES_SKIP_LOG=$(SKIP_LOG) cargo test $(CARGO_FLAGS)
+	@if [[ -s $(SKIP_LOG) ]]; then \
+	    echo "skipped: $$(wc -l < $(SKIP_LOG)), each counted above as passed, because:"; \
+	    sed 's/^/  /' $(SKIP_LOG); \
+	else echo 'skipped: 0'; fi
+
+.PHONY: fmt
+fmt: ## format the Rust code
+	cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	$(call step,format)
+	cargo fmt --all --check
+
+.PHONY: lint
+lint: ## clippy, warnings are errors
+	$(call step,clippy)
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+
+.PHONY: patches-check
+patches-check: ## do the patches apply, and are they what an export would write
+	$(call step,patches)
+	cargo xtask patches check
+
+.PHONY: deny
+deny: ## licences, bans, sources and advisories of the dependencies
+	$(call step,cargo-deny)
+	@scripts/deny
+
+.PHONY: shellcheck
+shellcheck: ## the scripts
+	$(call step,shellcheck)
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS) && echo 'shellcheck: ok'; \
+	else echo 'shellcheck: skipped, it is not installed'; fi
+
+.PHONY: setup-test
+setup-test:
+	@scripts/setup --test
