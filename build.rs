@@ -1,0 +1,45 @@
+//! From the pin to a linked llama.cpp.
+
+#[path = "build/bindings.rs"]
+mod bindings;
+#[path = "build/mod.rs"]
+#[allow(dead_code, reason = "xtask uses the rest")]
+mod build;
+#[path = "build/shim.rs"]
+mod shim;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use build::cargo::Package;
+use build::cmake::{self, Build, commit_label};
+use build::patch::Series;
+use build::{cargo, link, lock, source};
+
+fn run() -> Result<()> {
+    let Package { root, out, version } = Package::from_env()?;
+    let (patches, tree) = (root.join("patches"), out.join("llama.cpp"));
+    cargo::rerun_if_changed(&root.join("build"));
+    cargo::rerun_if_changed(&patches);
+
+    cmake::check()?;
+    bindings::check()?;
+    let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
+    let source = source::prepare(&root, &lock, &out.join("cache"))?;
+    Series::read(&patches)?.apply(&source.dir, &tree)?;
+    bindings::generate(&root, &tree, &out)?;
+    shim::compile(&root, &tree)?;
+    let commit = commit_label(&source, Some(&version));
+    let built = Build { dir: &out, commit: &commit, targets: &["llama-server-impl"] }.run()?;
+    link::emit(&built)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cargo::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

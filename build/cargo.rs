@@ -1,0 +1,68 @@
+//! What a build script says to Cargo: one helper per directive.
+//!
+//! Outside a build script (xtask, tests) the directives are not printed.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// What Cargo tells a build script.
+pub struct Package {
+    /// The directory of `Cargo.toml`.
+    pub root: PathBuf,
+    /// The only directory that a build writes to.
+    pub out: PathBuf,
+    /// Our own version.
+    pub version: String,
+}
+
+impl Package {
+    pub fn from_env() -> Result<Self> {
+        let var = |name: &str| env::var_os(name).with_context(|| format!("`{name}` is not set: run this through cargo"));
+        Ok(Self {
+            root: var("CARGO_MANIFEST_DIR")?.into(),
+            out: var("OUT_DIR")?.into(),
+            version: var("CARGO_PKG_VERSION")?.to_string_lossy().into_owned(),
+        })
+    }
+}
+
+/// A variable that is read is also watched. An empty one counts as not set.
+pub fn env(name: &str) -> Option<OsString> {
+    directive("rerun-if-env-changed", name);
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// A file that is read, or a directory with all that is in it.
+pub fn rerun_if_changed(path: &Path) {
+    directive("rerun-if-changed", path.display());
+}
+
+pub fn link_search(dir: &Path) {
+    directive("rustc-link-search", format_args!("native={}", dir.display()));
+}
+
+/// An archive of the CMake build: not bundled into the rlib, which would copy 40 MB into each.
+pub fn link_static(name: &str) {
+    directive("rustc-link-lib", format_args!("static:-bundle={name}"));
+}
+
+pub fn link_shared(name: &str) {
+    directive("rustc-link-lib", format_args!("dylib={name}"));
+}
+
+/// Cargo shows these lines in place of the script's whole output.
+pub fn error(message: &str) {
+    for line in message.lines() {
+        directive("error", line);
+    }
+}
+
+fn directive(name: &str, value: impl Display) {
+    if env::var_os("OUT_DIR").is_some() {
+        println!("cargo::{name}={value}");
+    }
+}

@@ -1,0 +1,149 @@
+//! llama.cpp's own build, with the same flags whatever the Cargo profile, for us and for stock.
+
+use std::ffi::OsString;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, thread};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::cargo;
+use super::source::Source;
+
+/// One CMake build of a tree.
+pub struct Build<'a> {
+    /// The directory that holds the tree as `llama.cpp/`, and gets the build as `build/`.
+    pub dir: &'a Path,
+    /// What `--version` shows as the commit.
+    pub commit: &'a str,
+    pub targets: &'a [&'a str],
+}
+
+/// What `--version` shows as the commit: upstream's, and our version on a patched tree.
+pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
+    let upstream: String = source.commit.as_deref().unwrap_or("unknown").chars().take(12).collect();
+    ours.map_or(upstream.clone(), |version| format!("{upstream}+hugepages-{version}"))
+}
+
+/// That the tools for a build are there: better known now than after the download.
+pub fn check() -> Result<()> {
+    for (variable, tool, package) in [("CMAKE", "cmake", "cmake"), ("CXX", "c++", "build-essential")] {
+        let tool = cargo::env(variable).unwrap_or(tool.into());
+        ensure!(find(&tool).is_some(), "there is no `{}`, which builds llama.cpp\nhint: apt-get install {package}", tool.display());
+    }
+    Ok(())
+}
+
+impl Build<'_> {
+    /// Configures and builds; returns the build directory.
+    pub fn run(&self) -> Result<PathBuf> {
+        let extra = extra_args()?;
+        let (cflags, cxxflags) = (cargo::env("CFLAGS").unwrap_or_default(), cargo::env("CXXFLAGS").unwrap_or_default());
+        let launcher = find("ccache".as_ref()).map(|_| "ccache");
+        let generator = cargo::env("CMAKE_GENERATOR").or_else(|| find("ninja".as_ref()).map(|_| "Ninja".into()));
+        self.forget_other_options(&format!("{generator:?} {launcher:?} {extra:?}"))?;
+
+        let triple = triple()?;
+        let mut config = cmake::Config::new(self.dir.join("llama.cpp"));
+        config
+            .out_dir(self.dir)
+            .target(&triple.target)
+            .host(&triple.host)
+            // The crate would derive these from Cargo's profile. Upstream's own flags make the same code as stock's.
+            .profile("Release")
+            .no_default_flags(true)
+            .define("CMAKE_C_FLAGS", cflags)
+            .define("CMAKE_CXX_FLAGS", cxxflags)
+            .define("BUILD_SHARED_LIBS", "OFF")
+            .define("LLAMA_BUILD_TESTS", "OFF")
+            .define("LLAMA_BUILD_EXAMPLES", "OFF")
+            .define("LLAMA_BUILD_APP", "OFF")
+            .define("LLAMA_BUILD_UI", "OFF")
+            // A download during the build.
+            .define("LLAMA_USE_PREBUILT_UI", "OFF")
+            .define("LLAMA_BUILD_NUMBER", "0")
+            .define("LLAMA_BUILD_COMMIT", self.commit)
+            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?);
+        if let Some(generator) = generator {
+            config.generator(generator);
+        }
+        if let Some(launcher) = launcher {
+            config
+                .define("CMAKE_C_COMPILER_LAUNCHER", launcher)
+                .define("CMAKE_CXX_COMPILER_LAUNCHER", launcher)
+                .define("GGML_CCACHE", "OFF")
+                // Paths relative to here: debug, release and stock builds, and other clones, share the cache.
+                .env("CCACHE_BASEDIR", self.dir)
+                .env("CCACHE_NOHASHDIR", "1");
+        }
+        if env::var_os("NUM_JOBS").is_none() {
+            let jobs = thread::available_parallelism().map_or(1, usize::from);
+            config.env("CMAKE_BUILD_PARALLEL_LEVEL", jobs.to_string());
+        }
+        for arg in extra {
+            config.configure_arg(arg);
+        }
+        // The crate takes one target; the others go through to the build tool.
+        let (first, others) = self.targets.split_first().context("no target to build")?;
+        config.build_target(first);
+        for target in others {
+            config.build_arg(target);
+        }
+        // The crate panics where it should return an error.
+        panic::catch_unwind(AssertUnwindSafe(|| config.build()))
+            .map_err(|_| anyhow!("the CMake build of {} failed: see its output", self.dir.join("llama.cpp").display()))?;
+        Ok(self.dir.join("build"))
+    }
+
+    /// Keeps ggml's AMX kernels away from compilers that break them; the file says why.
+    fn write_amx_fix(&self) -> Result<PathBuf> {
+        let path = self.dir.join("build/amx.cmake");
+        fs::write(&path, include_str!("amx.cmake")).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// CMake keeps in its cache what it was once told; an option that is no longer given must not stay.
+    fn forget_other_options(&self, options: &str) -> Result<()> {
+        let stamp = self.dir.join("build/options");
+        if fs::read_to_string(&stamp).is_ok_and(|before| before == options) {
+            return Ok(());
+        }
+        let build = self.dir.join("build");
+        let _ = fs::remove_file(build.join("CMakeCache.txt"));
+        let _ = fs::remove_dir_all(build.join("CMakeFiles"));
+        fs::create_dir_all(&build)?;
+        fs::write(&stamp, options).with_context(|| format!("cannot write {}", stamp.display()))
+    }
+}
+
+/// `LLAMA_HUGEPAGES_CMAKE_ARGS`, split as a shell would: `-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90`.
+fn extra_args() -> Result<Vec<String>> {
+    const NAME: &str = "LLAMA_HUGEPAGES_CMAKE_ARGS";
+    let args = cargo::env(NAME).unwrap_or_default();
+    let args = args.to_str().with_context(|| format!("{NAME} is not UTF-8"))?;
+    shell_words::split(args).with_context(|| format!("{NAME}: `{args}`"))
+}
+
+/// A program on PATH, or given by its path.
+fn find(program: &std::ffi::OsStr) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+struct Triple {
+    host: String,
+    target: String,
+}
+
+/// From Cargo in a build script, else this machine's.
+fn triple() -> Result<Triple> {
+    if let (Ok(host), Ok(target)) = (env::var("HOST"), env::var("TARGET")) {
+        return Ok(Triple { host, target });
+    }
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+    let output = Command::new(rustc).arg("-vV").output().context("cannot run `rustc -vV`")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
+    Ok(Triple { host: host.to_owned(), target: host.to_owned() })
+}

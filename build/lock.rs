@@ -1,0 +1,59 @@
+//! The pin: `vendor/llama.cpp.lock`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// Which llama.cpp is built, and the package that carries it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// Name of the carrier package.
+    pub package: String,
+    /// Version of the carrier package.
+    pub version: String,
+    /// SHA-256 of the carrier's source archive, in hex.
+    pub sha256: String,
+    /// Where llama.cpp lies below the archive's single top directory.
+    pub subdir: PathBuf,
+    /// The upstream commit that the carrier holds there, 40 hex digits.
+    pub commit: String,
+    /// Date of that commit.
+    pub date: String,
+}
+
+/// Reads and checks the lock file.
+pub fn read(path: &Path) -> Result<Lock> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| format!("{} is not a valid lock file", path.display()))
+}
+
+fn parse(text: &str) -> Result<Lock> {
+    let lock: Lock = toml::from_str(text)?;
+    ensure!(is_hex(&lock.sha256, 64), "sha256 is not 64 hex digits: `{}`", lock.sha256);
+    ensure!(is_hex(&lock.commit, 40), "commit is not 40 hex digits: `{}`", lock.commit);
+    Ok(lock)
+}
+
+fn is_hex(text: &str, len: usize) -> bool {
+    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_lock_is_valid() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vendor/llama.cpp.lock");
+        assert_eq!(read(&path).unwrap().subdir, Path::new("vendor/llama.cpp"));
+    }
+
+    #[test]
+    fn a_short_hash_is_refused() {
+        let text = "package='p'\nversion='1'\nsha256='abc'\nsubdir='s'\ncommit='c'\ndate='d'";
+        assert!(format!("{:#}", parse(text).unwrap_err()).contains("64 hex digits"));
+    }
+}

@@ -1,0 +1,17 @@
+//! The steps of the build, one file each.
+//!
+//! `build.rs` runs them all; `xtask` mounts the same files for what it shares: fetching the source, checking the
+//! series, building stock. So nothing here reads a build script's environment by itself, except through `cargo`.
+//! `bindings` and `shim` serve the Rust side only and are mounted by `build.rs`.
+
+pub mod cargo;
+pub mod cmake;
+pub mod link;
+pub mod lock;
+pub mod patch;
+pub mod source;
+pub mod tree;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

