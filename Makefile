@@ -61,7 +61,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock build unit ## everything CI runs
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit ## everything CI runs
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
