@@ -30,7 +30,12 @@ fn run() -> Result<()> {
     bindings::generate(&root, &tree, &out)?;
     shim::compile(&root, &tree)?;
     let commit = commit_label(&source, Some(&version));
-    let built = Build { dir: &out, commit: &commit, targets: &["llama-server-impl"] }.run()?;
+    let built = Build {
+        dir: &out,
+        commit: &commit,
+        targets: &["llama-server-impl"],
+    }
+    .run()?;
     link::emit(&built)
 }
 

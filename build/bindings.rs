@@ -20,6 +20,8 @@ const GGML: &[&str] = &[
     "ggml_nelements",
     "ggml_quantize_.*",
     "ggml_fp32_to_fp16(_row)?",
+    "ggml_get_type_traits",
+    "ggml_validate_row_data",
     "ggml_version",
     "ggml_commit",
     "ggml_hugepages_.*",
@@ -39,7 +41,9 @@ pub fn generate(root: &Path, tree: &Path, out: &Path) -> Result<()> {
     cargo::rerun_if_changed(&shim);
     let mut builder = bindgen::Builder::default()
         .header(shim.display().to_string())
-        .clang_args(["include", "ggml/include"].map(|dir| format!("-I{}", tree.join(dir).display())))
+        .clang_args(
+            ["include", "ggml/include"].map(|dir| format!("-I{}", tree.join(dir).display())),
+        )
         .rust_edition(bindgen::RustEdition::Edition2024)
         .formatter(bindgen::Formatter::Prettyplease)
         // `GGML_TYPE_F32`, not `ggml_type_GGML_TYPE_F32`.
@@ -57,6 +61,10 @@ pub fn generate(root: &Path, tree: &Path, out: &Path) -> Result<()> {
     for name in GGML {
         builder = builder.allowlist_function(name);
     }
-    let bindings = builder.generate().map_err(|e| anyhow!("cannot read llama.cpp's headers: {e}\nhint: apt-get install libclang-dev"))?;
-    bindings.write_to_file(out.join("bindings.rs")).context("cannot write bindings.rs")
+    let bindings = builder.generate().map_err(|e| {
+        anyhow!("cannot read llama.cpp's headers: {e}\nhint: apt-get install libclang-dev")
+    })?;
+    bindings
+        .write_to_file(out.join("bindings.rs"))
+        .context("cannot write bindings.rs")
 }

@@ -21,7 +21,10 @@ pub struct Package {
 
 impl Package {
     pub fn from_env() -> Result<Self> {
-        let var = |name: &str| env::var_os(name).with_context(|| format!("`{name}` is not set: run this through cargo"));
+        let var = |name: &str| {
+            env::var_os(name)
+                .with_context(|| format!("`{name}` is not set: run this through cargo"))
+        };
         Ok(Self {
             root: var("CARGO_MANIFEST_DIR")?.into(),
             out: var("OUT_DIR")?.into(),
@@ -42,7 +45,10 @@ pub fn rerun_if_changed(path: &Path) {
 }
 
 pub fn link_search(dir: &Path) {
-    directive("rustc-link-search", format_args!("native={}", dir.display()));
+    directive(
+        "rustc-link-search",
+        format_args!("native={}", dir.display()),
+    );
 }
 
 /// An archive of the CMake build: not bundled into the rlib, which would copy 40 MB into each.

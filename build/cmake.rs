@@ -22,15 +22,30 @@ pub struct Build<'a> {
 
 /// What `--version` shows as the commit: upstream's, and our version on a patched tree.
 pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
-    let upstream: String = source.commit.as_deref().unwrap_or("unknown").chars().take(12).collect();
-    ours.map_or(upstream.clone(), |version| format!("{upstream}+hugepages-{version}"))
+    let upstream: String = source
+        .commit
+        .as_deref()
+        .unwrap_or("unknown")
+        .chars()
+        .take(12)
+        .collect();
+    ours.map_or(upstream.clone(), |version| {
+        format!("{upstream}+hugepages-{version}")
+    })
 }
 
 /// That the tools for a build are there: better known now than after the download.
 pub fn check() -> Result<()> {
-    for (variable, tool, package) in [("CMAKE", "cmake", "cmake"), ("CXX", "c++", "build-essential")] {
+    for (variable, tool, package) in [
+        ("CMAKE", "cmake", "cmake"),
+        ("CXX", "c++", "build-essential"),
+    ] {
         let tool = cargo::env(variable).unwrap_or(tool.into());
-        ensure!(find(&tool).is_some(), "there is no `{}`, which builds llama.cpp\nhint: apt-get install {package}", tool.display());
+        ensure!(
+            find(&tool).is_some(),
+            "there is no `{}`, which builds llama.cpp\nhint: apt-get install {package}",
+            tool.display()
+        );
     }
     Ok(())
 }
@@ -39,9 +54,13 @@ impl Build<'_> {
     /// Configures and builds; returns the build directory.
     pub fn run(&self) -> Result<PathBuf> {
         let extra = extra_args()?;
-        let (cflags, cxxflags) = (cargo::env("CFLAGS").unwrap_or_default(), cargo::env("CXXFLAGS").unwrap_or_default());
+        let (cflags, cxxflags) = (
+            cargo::env("CFLAGS").unwrap_or_default(),
+            cargo::env("CXXFLAGS").unwrap_or_default(),
+        );
         let launcher = find("ccache".as_ref()).map(|_| "ccache");
-        let generator = cargo::env("CMAKE_GENERATOR").or_else(|| find("ninja".as_ref()).map(|_| "Ninja".into()));
+        let generator = cargo::env("CMAKE_GENERATOR")
+            .or_else(|| find("ninja".as_ref()).map(|_| "Ninja".into()));
         self.forget_other_options(&format!("{generator:?} {launcher:?} {extra:?}"))?;
 
         let triple = triple()?;
@@ -64,7 +83,9 @@ impl Build<'_> {
             .define("LLAMA_USE_PREBUILT_UI", "OFF")
             .define("LLAMA_BUILD_NUMBER", "0")
             .define("LLAMA_BUILD_COMMIT", self.commit)
-            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?);
+            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?)
+            // Since CMake 4.0, no absolute paths in generated sources: ccache can share the last 10 of 200 files too.
+            .define("CMAKE_UNITY_BUILD_RELOCATABLE", "ON");
         if let Some(generator) = generator {
             config.generator(generator);
         }
@@ -91,15 +112,20 @@ impl Build<'_> {
             config.build_arg(target);
         }
         // The crate panics where it should return an error.
-        panic::catch_unwind(AssertUnwindSafe(|| config.build()))
-            .map_err(|_| anyhow!("the CMake build of {} failed: see its output", self.dir.join("llama.cpp").display()))?;
+        panic::catch_unwind(AssertUnwindSafe(|| config.build())).map_err(|_| {
+            anyhow!(
+                "the CMake build of {} failed: see its output",
+                self.dir.join("llama.cpp").display()
+            )
+        })?;
         Ok(self.dir.join("build"))
     }
 
     /// Keeps ggml's AMX kernels away from compilers that break them; the file says why.
     fn write_amx_fix(&self) -> Result<PathBuf> {
         let path = self.dir.join("build/amx.cmake");
-        fs::write(&path, include_str!("amx.cmake")).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, include_str!("amx.cmake"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 
@@ -121,14 +147,18 @@ impl Build<'_> {
 fn extra_args() -> Result<Vec<String>> {
     const NAME: &str = "LLAMA_HUGEPAGES_CMAKE_ARGS";
     let args = cargo::env(NAME).unwrap_or_default();
-    let args = args.to_str().with_context(|| format!("{NAME} is not UTF-8"))?;
+    let args = args
+        .to_str()
+        .with_context(|| format!("{NAME} is not UTF-8"))?;
     shell_words::split(args).with_context(|| format!("{NAME}: `{args}`"))
 }
 
 /// A program on PATH, or given by its path.
 fn find(program: &std::ffi::OsStr) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 struct Triple {
@@ -142,8 +172,17 @@ fn triple() -> Result<Triple> {
         return Ok(Triple { host, target });
     }
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-    let output = Command::new(rustc).arg("-vV").output().context("cannot run `rustc -vV`")?;
+    let output = Command::new(rustc)
+        .arg("-vV")
+        .output()
+        .context("cannot run `rustc -vV`")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
-    Ok(Triple { host: host.to_owned(), target: host.to_owned() })
+    let host = text
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("`rustc -vV` names no host")?;
+    Ok(Triple {
+        host: host.to_owned(),
+        target: host.to_owned(),
+    })
 }

@@ -27,9 +27,22 @@ const ARCHIVES: &[(&str, &str)] = &[
 /// the libraries that it needs. Linked when the archive is there.
 const BACKENDS: &[(&str, &str, &[&str])] = &[
     ("ggml-rpc", "ggml/src/ggml-rpc", &["RDMA_LIB"]),
-    ("ggml-cuda", "ggml/src/ggml-cuda", &["CUDA_cudart_LIBRARY", "CUDA_cublas_LIBRARY", "CUDA_cuda_driver_LIBRARY", "NCCL_LIBRARY"]),
+    (
+        "ggml-cuda",
+        "ggml/src/ggml-cuda",
+        &[
+            "CUDA_cudart_LIBRARY",
+            "CUDA_cublas_LIBRARY",
+            "CUDA_cuda_driver_LIBRARY",
+            "NCCL_LIBRARY",
+        ],
+    ),
     ("ggml-vulkan", "ggml/src/ggml-vulkan", &["Vulkan_LIBRARY"]),
-    ("ggml-blas", "ggml/src/ggml-blas", &["BLAS_openblas_LIBRARY", "BLAS_blas_LIBRARY"]),
+    (
+        "ggml-blas",
+        "ggml/src/ggml-blas",
+        &["BLAS_openblas_LIBRARY", "BLAS_blas_LIBRARY"],
+    ),
 ];
 
 /// After the backends, which call into both.
@@ -41,7 +54,9 @@ pub fn emit(build: &Path) -> Result<()> {
     for (name, dir) in ARCHIVES {
         archive(build, name, dir)?;
     }
-    let backends = BACKENDS.iter().filter(|(name, dir, _)| path(build, name, dir).is_file());
+    let backends = BACKENDS
+        .iter()
+        .filter(|(name, dir, _)| path(build, name, dir).is_file());
     for (name, dir, needs) in backends {
         archive(build, name, dir)?;
         needs.iter().for_each(|entry| cache.link(entry));
@@ -51,10 +66,14 @@ pub fn emit(build: &Path) -> Result<()> {
     }
     if cache.is_on("OPENSSL_VERSION_SUPPORTED") {
         // ssl calls crypto.
-        ["OPENSSL_SSL_LIBRARY", "OPENSSL_CRYPTO_LIBRARY"].iter().for_each(|entry| cache.link(entry));
+        ["OPENSSL_SSL_LIBRARY", "OPENSSL_CRYPTO_LIBRARY"]
+            .iter()
+            .for_each(|entry| cache.link(entry));
     }
     if cache.is_on("GGML_OPENMP_ENABLED") {
-        ["OpenMP_gomp_LIBRARY", "OpenMP_omp_LIBRARY"].iter().for_each(|entry| cache.link(entry));
+        ["OpenMP_gomp_LIBRARY", "OpenMP_omp_LIBRARY"]
+            .iter()
+            .for_each(|entry| cache.link(entry));
     }
     cargo::link_shared("stdc++");
     Ok(())
@@ -77,7 +96,8 @@ struct Cache(HashMap<String, String>);
 
 impl Cache {
     fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Self::parse(&text))
     }
 
@@ -87,19 +107,28 @@ impl Cache {
         Self(
             entries
                 .filter_map(|line| line.split_once('='))
-                .filter_map(|(key, value)| Some((key.split_once(':')?.0.to_owned(), value.to_owned())))
+                .filter_map(|(key, value)| {
+                    Some((key.split_once(':')?.0.to_owned(), value.to_owned()))
+                })
                 .collect(),
         )
     }
 
     fn is_on(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "TRUE"))
+        self.0
+            .get(name)
+            .is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "TRUE"))
     }
 
     /// Links the library whose path the entry holds, if CMake found one.
     fn link(&self, name: &str) {
-        let path = self.0.get(name).map(Path::new).filter(|path| path.is_file());
-        if let Some((dir, name)) = path.and_then(|path| Some((path.parent()?, library_name(path)?))) {
+        let path = self
+            .0
+            .get(name)
+            .map(Path::new)
+            .filter(|path| path.is_file());
+        if let Some((dir, name)) = path.and_then(|path| Some((path.parent()?, library_name(path)?)))
+        {
             cargo::link_search(dir);
             cargo::link_shared(name);
         }
@@ -108,7 +137,11 @@ impl Cache {
 
 /// `/usr/lib/libssl.so.3` is `ssl` to the linker.
 fn library_name(path: &Path) -> Option<&str> {
-    path.file_name()?.to_str()?.strip_prefix("lib")?.split('.').next()
+    path.file_name()?
+        .to_str()?
+        .strip_prefix("lib")?
+        .split('.')
+        .next()
 }
 
 #[cfg(test)]
@@ -117,7 +150,9 @@ mod tests {
 
     #[test]
     fn the_cache_gives_values_by_name() {
-        let cache = Cache::parse("// a comment=1\n#x:y=1\nA:BOOL=ON\nB:FILEPATH=/usr/lib/libb.so=x\nC:INTERNAL=\n");
+        let cache = Cache::parse(
+            "// a comment=1\n#x:y=1\nA:BOOL=ON\nB:FILEPATH=/usr/lib/libb.so=x\nC:INTERNAL=\n",
+        );
         assert!(cache.is_on("A"));
         assert!(!cache.is_on("C") && !cache.is_on("D"));
         assert_eq!(cache.0["B"], "/usr/lib/libb.so=x");

@@ -26,19 +26,31 @@ pub struct Lock {
 
 /// Reads and checks the lock file.
 pub fn read(path: &Path) -> Result<Lock> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| format!("{} is not a valid lock file", path.display()))
 }
 
 fn parse(text: &str) -> Result<Lock> {
     let lock: Lock = toml::from_str(text)?;
-    ensure!(is_hex(&lock.sha256, 64), "sha256 is not 64 hex digits: `{}`", lock.sha256);
-    ensure!(is_hex(&lock.commit, 40), "commit is not 40 hex digits: `{}`", lock.commit);
+    ensure!(
+        is_hex(&lock.sha256, 64),
+        "sha256 is not 64 hex digits: `{}`",
+        lock.sha256
+    );
+    ensure!(
+        is_hex(&lock.commit, 40),
+        "commit is not 40 hex digits: `{}`",
+        lock.commit
+    );
     Ok(lock)
 }
 
 fn is_hex(text: &str, len: usize) -> bool {
-    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == len
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 #[cfg(test)]

@@ -45,7 +45,9 @@ impl Series {
         let mut series = Self::default();
         for name in names(&dir.join("series"))? {
             let path = dir.join(&name);
-            let mail = fs::read(&path).with_context(|| format!("cannot read {}, named in patches/series", path.display()))?;
+            let mail = fs::read(&path).with_context(|| {
+                format!("cannot read {}, named in patches/series", path.display())
+            })?;
             series.patches.push(Patch { name, mail });
         }
         let files = dir.join("files");
@@ -70,7 +72,9 @@ impl Series {
             overlay.insert(path.clone(), content.clone());
         }
         for patch in &self.patches {
-            patch.apply(pristine, &mut overlay).with_context(|| format!("patch {}", patch.name))?;
+            patch
+                .apply(pristine, &mut overlay)
+                .with_context(|| format!("patch {}", patch.name))?;
         }
         Ok(overlay)
     }
@@ -87,22 +91,42 @@ impl Patch {
             let path = change.path.display();
             let before = match overlay.remove(&change.path) {
                 Some(content) => Some(content),
-                None if pristine.join(&change.path).exists() => Some(fs::read(pristine.join(&change.path))?),
+                None if pristine.join(&change.path).exists() => {
+                    Some(fs::read(pristine.join(&change.path))?)
+                }
                 None => None,
             };
             let found = before.as_deref().map_or(NONE.to_owned(), blob_id);
             ensure!(
                 found == change.before,
                 "{path} {}, expected {}\n{REFRESH}",
-                if found == NONE { "is missing".to_owned() } else { format!("is {}", short(&found)) },
-                if change.before == NONE { "no such file".to_owned() } else { short(change.before) },
+                if found == NONE {
+                    "is missing".to_owned()
+                } else {
+                    format!("is {}", short(&found))
+                },
+                if change.before == NONE {
+                    "no such file".to_owned()
+                } else {
+                    short(change.before)
+                },
             );
             let after = diffy::Patch::from_bytes(change.diff)
                 .map_err(|e| anyhow!(e))
-                .and_then(|diff| Ok(diffy::apply_bytes(before.as_deref().unwrap_or_default(), &diff)?))
+                .and_then(|diff| {
+                    Ok(diffy::apply_bytes(
+                        before.as_deref().unwrap_or_default(),
+                        &diff,
+                    )?)
+                })
                 .map_err(|e| anyhow!("{path}: {e}\n{EXPORT}"))?;
             let id = blob_id(&after);
-            ensure!(id == change.after, "{path} becomes {}, expected {}\n{EXPORT}", short(&id), short(change.after));
+            ensure!(
+                id == change.after,
+                "{path} becomes {}, expected {}\n{EXPORT}",
+                short(&id),
+                short(change.after)
+            );
             overlay.insert(change.path, after);
         }
         Ok(())
@@ -111,18 +135,33 @@ impl Patch {
 
 /// The names in a series file: one a line, `#` starts a comment.
 fn names(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    Ok(lines.filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim());
+    Ok(lines
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The files that a mail changes.
 fn changes(mail: &[u8]) -> Result<Vec<Change<'_>>> {
     const START: &[u8] = b"\ndiff --git ";
-    let starts: Vec<usize> = mail.windows(START.len()).enumerate().filter(|(_, w)| *w == START).map(|(at, _)| at + 1).collect();
+    let starts: Vec<usize> = mail
+        .windows(START.len())
+        .enumerate()
+        .filter(|(_, w)| *w == START)
+        .map(|(at, _)| at + 1)
+        .collect();
     ensure!(!starts.is_empty(), "holds no diff\n{EXPORT}");
     let ends = starts.iter().skip(1).copied().chain([mail.len()]);
-    starts.iter().zip(ends).map(|(&start, end)| change(&mail[start..end])).collect()
+    starts
+        .iter()
+        .zip(ends)
+        .map(|(&start, end)| change(&mail[start..end]))
+        .collect()
 }
 
 /// One section of a mail: extended header, `---`, `+++`, hunks.
@@ -132,9 +171,22 @@ fn change(section: &[u8]) -> Result<Change<'_>> {
     let header = std::str::from_utf8(header).context("the header of a diff is not UTF-8")?;
     let title = header.lines().next().unwrap_or_default();
     let value = |key: &str| header.lines().find_map(|line| line.strip_prefix(key));
-    for unwanted in ["rename ", "copy ", "deleted file ", "GIT binary patch", "Binary files "] {
+    for unwanted in [
+        "rename ",
+        "copy ",
+        "deleted file ",
+        "GIT binary patch",
+        "Binary files ",
+    ] {
         if value(unwanted).is_some() {
-            bail!("`{title}`: a {}does not belong into the series\n{EXPORT}", if unwanted.contains("inary") { "binary " } else { unwanted });
+            bail!(
+                "`{title}`: a {}does not belong into the series\n{EXPORT}",
+                if unwanted.contains("inary") {
+                    "binary "
+                } else {
+                    unwanted
+                }
+            );
         }
     }
     let (before, after) = value("index ")
@@ -142,15 +194,25 @@ fn change(section: &[u8]) -> Result<Change<'_>> {
         .filter(|(before, after)| before.len() == 40 && after.len() == 40)
         .with_context(|| format!("`{title}` carries no full blob ids\n{EXPORT}"))?;
     // The mail ends with an empty line that is no part of the last hunk.
-    let diff = diff.strip_suffix(b"\n\n").map_or(diff, |cut| &diff[..=cut.len()]);
+    let diff = diff
+        .strip_suffix(b"\n\n")
+        .map_or(diff, |cut| &diff[..=cut.len()]);
     let path = diff
         .split(|&b| b == b'\n')
         .find_map(|line| line.strip_prefix(b"+++ b/"))
         .and_then(|path| std::str::from_utf8(path).ok())
         .map(PathBuf::from)
-        .filter(|path| path.components().all(|part| matches!(part, Component::Normal(_))))
+        .filter(|path| {
+            path.components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        })
         .with_context(|| format!("`{title}` names no file in the tree\n{EXPORT}"))?;
-    Ok(Change { path, before, after, diff })
+    Ok(Change {
+        path,
+        before,
+        after,
+        diff,
+    })
 }
 
 /// Git's name for "no such file".
@@ -166,4 +228,207 @@ pub fn blob_id(content: &[u8]) -> String {
 
 fn short(id: &str) -> String {
     id.chars().take(10).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPSTREAM: &str = "one\ntwo\nthree\n";
+    const PATCHED: &str = "one\ntwo\ntwo and a half\nthree\n";
+
+    /// A pristine tree with `src/a.txt`, a series that inserts a line into it and adds a file, an empty place to build in.
+    struct Fixture {
+        dir: tempfile::TempDir,
+        series: Series,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("pristine/src")).unwrap();
+            fs::write(dir.path().join("pristine/src/a.txt"), UPSTREAM).unwrap();
+            let mut series = Series::default();
+            series.patches.push(Patch {
+                name: "0001-a.patch".into(),
+                mail: mail(&insert(&blob_id(UPSTREAM.as_bytes()))),
+            });
+            series.files.insert("src/ours.c".into(), b"ours\n".to_vec());
+            Self { dir, series }
+        }
+
+        fn apply(&self) -> Result<Vec<PathBuf>> {
+            self.series.apply(
+                &self.dir.path().join("pristine"),
+                &self.dir.path().join("tree"),
+            )
+        }
+
+        fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.dir.path().join(path)).unwrap()
+        }
+
+        fn error(&self) -> String {
+            format!("{:#}", self.apply().unwrap_err())
+        }
+    }
+
+    fn mail(diff: &str) -> Vec<u8> {
+        format!("From {NONE} Mon Sep 17 00:00:00 2001\nSubject: [PATCH] a : why\n\nWhy.\n---\n src/a.txt | 1 +\n\n{diff}\n").into_bytes()
+    }
+
+    fn insert(before: &str) -> String {
+        format!(
+            "diff --git a/src/a.txt b/src/a.txt\nindex {before}..{} 100644\n--- a/src/a.txt\n+++ b/src/a.txt\n\
+             @@ -1,3 +1,4 @@\n one\n two\n+two and a half\n three\n",
+            blob_id(PATCHED.as_bytes())
+        )
+    }
+
+    fn create(path: &str, content: &str) -> String {
+        format!(
+            "diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NONE}..{}\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+{content}",
+            blob_id(content.as_bytes())
+        )
+    }
+
+    #[test]
+    fn a_blob_id_is_gits() {
+        // git hash-object --stdin < /dev/null
+        assert_eq!(blob_id(b""), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
+    }
+
+    #[test]
+    fn applying_changes_the_tree_and_not_the_source() {
+        let fixture = Fixture::new();
+        fixture.apply().unwrap();
+        assert_eq!(fixture.read("tree/src/a.txt"), PATCHED);
+        assert_eq!(fixture.read("tree/src/ours.c"), "ours\n");
+        assert_eq!(fixture.read("pristine/src/a.txt"), UPSTREAM);
+    }
+
+    #[test]
+    fn applying_twice_touches_nothing() {
+        let fixture = Fixture::new();
+        assert_eq!(fixture.apply().unwrap().len(), 2);
+        assert_eq!(fixture.apply().unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_shorter_series_restores_what_the_longer_one_changed() {
+        let mut fixture = Fixture::new();
+        fixture.apply().unwrap();
+        fixture.series = Series::default();
+        assert_eq!(fixture.apply().unwrap().len(), 2);
+        assert_eq!(fixture.read("tree/src/a.txt"), UPSTREAM);
+        assert!(!fixture.dir.path().join("tree/src/ours.c").exists());
+    }
+
+    #[test]
+    fn a_patch_builds_on_the_one_before() {
+        let mut fixture = Fixture::new();
+        let before = blob_id(PATCHED.as_bytes());
+        let after = "one\ntwo\nthree\n";
+        let diff = format!(
+            "diff --git a/src/a.txt b/src/a.txt\nindex {before}..{} 100644\n--- a/src/a.txt\n+++ b/src/a.txt\n\
+             @@ -1,4 +1,3 @@\n one\n two\n-two and a half\n three\n{}",
+            blob_id(after.as_bytes()),
+            create("src/new.txt", "new\n")
+        );
+        fixture.series.patches.push(Patch {
+            name: "0002-b.patch".into(),
+            mail: mail(&diff),
+        });
+        fixture.apply().unwrap();
+        assert_eq!(fixture.read("tree/src/a.txt"), after);
+        assert_eq!(fixture.read("tree/src/new.txt"), "new\n");
+    }
+
+    #[test]
+    fn another_source_is_named_with_both_ids() {
+        let fixture = Fixture::new();
+        fs::write(
+            fixture.dir.path().join("pristine/src/a.txt"),
+            "something else\n",
+        )
+        .unwrap();
+        let (found, expected) = (
+            short(&blob_id(b"something else\n")),
+            short(&blob_id(UPSTREAM.as_bytes())),
+        );
+        assert_eq!(
+            fixture.error(),
+            format!("patch 0001-a.patch: src/a.txt is {found}, expected {expected}\n{REFRESH}")
+        );
+        assert!(
+            !fixture.dir.path().join("tree").exists(),
+            "nothing is written before all is known to fit"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let fixture = Fixture::new();
+        fs::remove_file(fixture.dir.path().join("pristine/src/a.txt")).unwrap();
+        assert!(
+            fixture
+                .error()
+                .starts_with("patch 0001-a.patch: src/a.txt is missing, expected ")
+        );
+    }
+
+    #[test]
+    fn a_new_file_that_upstream_has_is_refused() {
+        let mut fixture = Fixture::new();
+        fixture.series.patches[0].mail = mail(&create("src/a.txt", "new\n"));
+        assert!(fixture.error().contains("expected no such file"));
+        fixture.series.patches.clear();
+        fixture.series.files.insert("src/a.txt".into(), Vec::new());
+        assert!(
+            fixture
+                .error()
+                .starts_with("patches/files/src/a.txt would replace upstream's")
+        );
+    }
+
+    #[test]
+    fn an_edited_hunk_is_caught_by_the_id_after() {
+        let mut fixture = Fixture::new();
+        let edited = insert(&blob_id(UPSTREAM.as_bytes())).replace("a half", "a third");
+        fixture.series.patches[0].mail = mail(&edited);
+        assert!(
+            fixture
+                .error()
+                .starts_with("patch 0001-a.patch: src/a.txt becomes ")
+        );
+    }
+
+    #[test]
+    fn renames_and_binary_files_and_short_ids_are_refused() {
+        let mut fixture = Fixture::new();
+        for (diff, cause) in [
+            (
+                "diff --git a/a b/b\nsimilarity index 100%\nrename from a\nrename to b\n",
+                "rename",
+            ),
+            (
+                "diff --git a/a b/a\nindex 1..2 100644\nGIT binary patch\n",
+                "binary",
+            ),
+            (
+                "diff --git a/a b/a\nindex 1234567..89abcde 100644\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-a\n+b\n",
+                "no full blob ids",
+            ),
+        ] {
+            fixture.series.patches[0].mail = mail(diff);
+            assert!(fixture.error().contains(cause), "{}", fixture.error());
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_out_of_the_tree_is_refused() {
+        let mut fixture = Fixture::new();
+        fixture.series.patches[0].mail = mail(&create("../a", "x\n"));
+        assert!(fixture.error().contains("names no file in the tree"));
+    }
 }

@@ -46,11 +46,17 @@ pub fn prepare(root: &Path, lock: &Lock, cache: &Path) -> Result<Source> {
 /// The tree that needs no download: `LLAMA_CPP_DIR`, `vendor/llama.cpp/`, or the unpacked cache in `vendor/`.
 pub fn locate(root: &Path, lock: &Lock) -> Result<Option<Source>> {
     cargo::rerun_if_changed(&root.join("vendor"));
+    let given = cargo::env("LLAMA_CPP_DIR").map(|dir| root.join(dir));
+    if let Some(dir) = &given {
+        cargo::rerun_if_changed(dir);
+    }
+    first_of(given, root, lock)
+}
+
+fn first_of(given: Option<PathBuf>, root: &Path, lock: &Lock) -> Result<Option<Source>> {
     let clone = root.join("vendor/llama.cpp");
     let cached = cache_dir(root).join(&lock.sha256);
-    if let Some(dir) = cargo::env("LLAMA_CPP_DIR") {
-        let dir = root.join(dir);
-        cargo::rerun_if_changed(&dir);
+    if let Some(dir) = given {
         Source::given(dir).context("LLAMA_CPP_DIR").map(Some)
     } else if clone.exists() {
         Source::given(clone).map(Some)
@@ -71,8 +77,15 @@ pub fn fetch(lock: &Lock, cache: &Path) -> Result<PathBuf> {
     let dir = cache.join(&lock.sha256);
     if !dir.is_dir() {
         fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
-        let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache)?;
-        let archive = download(&lock.package, &lock.version, Some(&lock.sha256), scratch.path())?;
+        let scratch = tempfile::Builder::new()
+            .prefix(".fetch-")
+            .tempdir_in(cache)?;
+        let archive = download(
+            &lock.package,
+            &lock.version,
+            Some(&lock.sha256),
+            scratch.path(),
+        )?;
         install(lock, &archive, scratch.path(), &dir)?;
     }
     Ok(dir)
@@ -85,12 +98,19 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 
 impl Source {
     fn pinned(dir: PathBuf, lock: &Lock) -> Self {
-        Self { dir, commit: Some(lock.commit.clone()) }
+        Self {
+            dir,
+            commit: Some(lock.commit.clone()),
+        }
     }
 
     fn given(dir: PathBuf) -> Result<Self> {
         check(&dir)?;
-        let commit = if dir.join(".git").exists() { head(&dir) } else { None };
+        let commit = if dir.join(".git").exists() {
+            head(&dir)
+        } else {
+            None
+        };
         Ok(Self { dir, commit })
     }
 }
@@ -108,19 +128,35 @@ fn check(dir: &Path) -> Result<()> {
 }
 
 fn head(dir: &Path) -> Option<String> {
-    let output = Command::new("git").arg("-C").arg(dir).args(["rev-parse", "HEAD"]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(dir)
+        .args(["rev-parse", "HEAD"])
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Downloads the carrier's source archive into `dir`, by name and version; by hash too, except to make a new pin.
 pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) -> Result<PathBuf> {
     let what = format!("{package} {version}");
     let requirements = dir.join("requirements.txt");
-    let hash = sha256.map(|hash| format!(" --hash=sha256:{hash}")).unwrap_or_default();
+    let hash = sha256
+        .map(|hash| format!(" --hash=sha256:{hash}"))
+        .unwrap_or_default();
     fs::write(&requirements, format!("{package}=={version}{hash}\n"))?;
     // `--no-binary` for this package alone: with `:all:`, pip would compile the build tools that it asks for, CMake too.
     let output = Command::new("python3")
-        .args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ])
         .args(sha256.map(|_| "--require-hashes"))
         .args(["--no-binary", package])
         .arg("-r")
@@ -129,15 +165,24 @@ pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) 
         .arg(dir)
         .output();
     let output = match output {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => bail!("cannot download {what}: there is no `python3`\n{PIP}"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            bail!("cannot download {what}: there is no `python3`\n{PIP}")
+        }
         other => other.context("cannot run `python3`")?,
     };
-    ensure!(output.status.success(), "cannot download {what}: {}", complaint(&output));
-    let archive = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|e| e == "gz"));
+    ensure!(
+        output.status.success(),
+        "cannot download {what}: {}",
+        complaint(&output)
+    );
+    let archive = fs::read_dir(dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|e| e == "gz"));
     archive.with_context(|| format!("cannot download {what}: pip left no .tar.gz"))
 }
 
-const PIP: &str = "hint: apt-get install python3-pip, or set LLAMA_CPP_DIR to a checkout of llama.cpp";
+const PIP: &str =
+    "hint: apt-get install python3-pip, or set LLAMA_CPP_DIR to a checkout of llama.cpp";
 
 /// What pip says went wrong, in one line, and what can be done about it.
 fn complaint(output: &Output) -> String {
@@ -149,8 +194,13 @@ fn complaint(output: &Output) -> String {
         return "its hash is not the one in vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin".to_owned();
     }
     let errors = text.lines().filter_map(|line| line.strip_prefix("ERROR: "));
-    let last = errors.last().or(text.lines().last()).unwrap_or("pip failed");
-    format!("{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" where there is one and copy vendor/cache/")
+    let last = errors
+        .last()
+        .or(text.lines().last())
+        .unwrap_or("pip failed");
+    format!(
+        "{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" where there is one and copy vendor/cache/"
+    )
 }
 
 /// Checks `archive` and unpacks llama.cpp from it to `dir`, which appears complete or not at all.
@@ -163,7 +213,8 @@ pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Resul
         lock.sha256
     );
     let tree = scratch.join("tree");
-    unpack(archive, &lock.subdir, &tree).with_context(|| format!("cannot unpack {}", archive.display()))?;
+    unpack(archive, &lock.subdir, &tree)
+        .with_context(|| format!("cannot unpack {}", archive.display()))?;
     check(&tree)?;
     match fs::rename(&tree, dir) {
         // Somebody else was faster, with the same content.
@@ -183,8 +234,16 @@ fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         let below_top: PathBuf = path.components().skip(1).collect();
-        let Ok(inner) = below_top.strip_prefix(subdir) else { continue };
-        ensure!(inner.components().all(|part| matches!(part, Component::Normal(_))), "`{}` leads out of the archive", path.display());
+        let Ok(inner) = below_top.strip_prefix(subdir) else {
+            continue;
+        };
+        ensure!(
+            inner
+                .components()
+                .all(|part| matches!(part, Component::Normal(_))),
+            "`{}` leads out of the archive",
+            path.display()
+        );
         // A submodule's `.git` points at a repository that is not there.
         if inner == Path::new(".git") || entry.header().entry_type().is_dir() {
             continue;
@@ -194,4 +253,126 @@ fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
         entry.unpack(&target)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    /// An archive as the carrier's: a top directory, llama.cpp in it, and a submodule's `.git`.
+    fn archive(dir: &Path, files: &[&str]) -> (PathBuf, Lock) {
+        let path = dir.join("carrier-1.tar.gz");
+        let mut builder = tar::Builder::new(GzEncoder::new(
+            File::create(&path).unwrap(),
+            Compression::fast(),
+        ));
+        for file in files.iter().chain([&".git", &"../../PKG-INFO"]) {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(2);
+            header.set_mode(0o644);
+            let name = Path::new("carrier-1/vendor/llama.cpp").join(file);
+            let name = if file.starts_with("..") {
+                PathBuf::from("carrier-1/PKG-INFO")
+            } else {
+                name
+            };
+            builder
+                .append_data(&mut header, name, b"x\n".as_slice())
+                .unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap();
+        let lock = Lock {
+            package: "carrier".into(),
+            version: "1".into(),
+            sha256: sha256(&path).unwrap(),
+            subdir: "vendor/llama.cpp".into(),
+            commit: "0".repeat(40),
+            date: "2026-01-01".into(),
+        };
+        (path, lock)
+    }
+
+    fn install_in(dir: &Path, archive: &Path, lock: &Lock) -> Result<PathBuf> {
+        let (scratch, target) = (dir.join("scratch"), cache_dir(dir).join(&lock.sha256));
+        fs::create_dir_all(&scratch)?;
+        fs::create_dir_all(cache_dir(dir))?;
+        install(lock, archive, &scratch, &target).map(|()| target)
+    }
+
+    #[test]
+    fn only_llama_cpp_is_unpacked_and_without_its_git_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, lock) = archive(dir.path(), NEEDED);
+        let tree = install_in(dir.path(), &archive, &lock).unwrap();
+        assert_eq!(tree::files(&tree).unwrap().len(), NEEDED.len());
+        assert!(!tree.join(".git").exists() && !tree.join("PKG-INFO").exists());
+        assert_eq!(
+            first_of(None, dir.path(), &lock).unwrap().unwrap().dir,
+            tree
+        );
+    }
+
+    #[test]
+    fn a_wrong_hash_is_named_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, mut lock) = archive(dir.path(), NEEDED);
+        let found = std::mem::replace(&mut lock.sha256, "0".repeat(64));
+        let error = format!("{:#}", install_in(dir.path(), &archive, &lock).unwrap_err());
+        assert!(
+            error.contains(&found) && error.contains(&lock.sha256),
+            "{error}"
+        );
+        assert!(first_of(None, dir.path(), &lock).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_archive_that_is_cut_off_leaves_no_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, mut lock) = archive(dir.path(), NEEDED);
+        let whole = fs::read(&archive).unwrap();
+        fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+        lock.sha256 = sha256(&archive).unwrap();
+        install_in(dir.path(), &archive, &lock).unwrap_err();
+        assert!(first_of(None, dir.path(), &lock).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_half_unpacked_tree_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, lock) = archive(dir.path(), NEEDED);
+        // What a fetch that was killed leaves.
+        fs::create_dir_all(cache_dir(dir.path()).join(".fetch-1/tree/include")).unwrap();
+        assert!(first_of(None, dir.path(), &lock).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_given_tree_goes_before_a_clone_and_a_clone_before_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, lock) = archive(dir.path(), NEEDED);
+        let cached = install_in(dir.path(), &archive, &lock).unwrap();
+        let (clone, given) = (
+            dir.path().join("vendor/llama.cpp"),
+            dir.path().join("given"),
+        );
+        copy(&cached, &clone).unwrap();
+        copy(&cached, &given).unwrap();
+        let chosen = |given| first_of(given, dir.path(), &lock).unwrap().unwrap();
+        assert_eq!(chosen(Some(given.clone())).dir, given);
+        assert_eq!(chosen(None).dir, clone);
+        assert_eq!(chosen(None).commit, None, "a clone is not the pin");
+    }
+
+    #[test]
+    fn a_clone_that_lacks_a_file_is_named_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, lock) = archive(dir.path(), NEEDED);
+        fs::create_dir_all(dir.path().join("vendor/llama.cpp")).unwrap();
+        let error = format!("{:#}", first_of(None, dir.path(), &lock).unwrap_err());
+        assert!(
+            error.contains("`CMakeLists.txt` is missing\nhint: "),
+            "{error}"
+        );
+    }
 }

@@ -49,7 +49,9 @@ pub fn files(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut dirs = vec![PathBuf::new()];
     while let Some(dir) = dirs.pop() {
         let path = root.join(&dir);
-        for entry in fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))? {
+        for entry in
+            fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?
+        {
             let entry = entry?;
             let is_dir = entry.path().is_dir();
             if dir.as_os_str().is_empty() && is_left_out(&entry.file_name(), is_dir) {
@@ -74,7 +76,10 @@ fn is_left_out(name: &OsStr, is_dir: bool) -> bool {
 
 fn same(a: &Path, b: &Path) -> Result<bool> {
     let wanted = fs::metadata(a).with_context(|| format!("cannot read {}", a.display()))?;
-    Ok(fs::metadata(b).is_ok_and(|found| found.is_file() && found.len() == wanted.len()) && fs::read(a)? == fs::read(b)?)
+    Ok(
+        fs::metadata(b).is_ok_and(|found| found.is_file() && found.len() == wanted.len())
+            && fs::read(a)? == fs::read(b)?,
+    )
 }
 
 fn parent(path: &Path) -> &Path {
@@ -83,4 +88,50 @@ fn parent(path: &Path) -> &Path {
 
 fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_copy_is_put_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for (path, content) in [
+            ("from/a", "aa"),
+            ("from/sub/b", "bb"),
+            ("to/a", "a"),
+            ("to/stray", ""),
+        ] {
+            let path = dir.path().join(path);
+            fs::create_dir_all(parent(&path)).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let mut touched = sync(&from, &Overlay::new(), &to).unwrap();
+        touched.sort();
+        assert_eq!(touched, ["a", "stray", "sub/b"].map(PathBuf::from));
+        assert_eq!(fs::read_to_string(to.join("a")).unwrap(), "aa");
+        assert_eq!(files(&from).unwrap(), files(&to).unwrap());
+    }
+
+    #[test]
+    fn history_and_models_and_other_builds_are_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [
+            ".git/HEAD",
+            "models/m.gguf",
+            "build-cuda/x.o",
+            "build.sh",
+            "src/build/x.c",
+        ] {
+            let path = dir.path().join(path);
+            fs::create_dir_all(parent(&path)).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        assert_eq!(
+            files(dir.path()).unwrap(),
+            ["build.sh", "src/build/x.c"].map(PathBuf::from).into()
+        );
+    }
 }

@@ -10,7 +10,9 @@ use llama_hugepages::ffi;
 
 fn main() {
     // The kernel hands over C strings, so none holds a zero byte.
-    let args: Vec<CString> = env::args_os().filter_map(|arg| CString::new(arg.into_vec()).ok()).collect();
+    let args: Vec<CString> = env::args_os()
+        .filter_map(|arg| CString::new(arg.into_vec()).ok())
+        .collect();
     let mut argv: Vec<*mut c_char> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
     argv.push(ptr::null_mut());
     // SAFETY: `argv` holds `args.len()` strings and a null pointer, and lives until the process ends.
