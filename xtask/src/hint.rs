@@ -1,0 +1,32 @@
+//! One `hint:` line, the last of a message, for a failure that the user can fix.
+
+use anyhow::{Result, anyhow};
+
+/// What separates the advice from the cause.
+const MARK: &str = "\nhint: ";
+
+/// Adds advice to a failure; advice that is there already, closer to the cause, stays.
+pub trait Hint<T> {
+    fn hint(self, hint: &str) -> Result<T>;
+}
+
+impl<T> Hint<T> for Result<T> {
+    fn hint(self, hint: &str) -> Self {
+        self.map_err(|cause| {
+            let text = format!("{cause:#}");
+            if text.contains(MARK) {
+                cause
+            } else {
+                anyhow!("{text}{MARK}{hint}")
+            }
+        })
+    }
+}
+
+/// A message as its cause and its advice.
+pub fn split(message: &str) -> (&str, Option<&str>) {
+    match message.split_once(MARK) {
+        Some((cause, hint)) => (cause, Some(hint)),
+        None => (message, None),
+    }
+}

@@ -1,0 +1,328 @@
+//! Chores of this repository, as `cargo xtask …`: the pin, the patch series, upstream's own programs.
+//!
+//! It shares `build/` with `build.rs` and does not depend on the crate itself, so that it compiles in seconds
+//! and works while the build does not.
+
+#[expect(dead_code, reason = "build.rs uses the rest")]
+#[path = "../../build/mod.rs"]
+mod build;
+mod git;
+mod hint;
+mod patches;
+mod programs;
+mod repo;
+mod vendor;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use patches::attempt::{Outcome, attempt};
+use patches::check::check;
+use patches::export::{Written, export};
+use patches::import::import;
+use patches::refresh::{Refreshed, refresh};
+use patches::work_tree::WorkTree;
+use programs::Kind;
+use repo::Repo;
+
+/// How a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    /// The question was answered, and the answer is no.
+    No = 1,
+    /// It could not be done. (2 is clap's, for a wrong command line.)
+    Failed = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done, or the answer is yes
+  1  the answer is no: a finding, a difference, a patch that needs a person
+  2  wrong command line
+  3  it could not be done: the message says why";
+
+/// Chores of this repository: the pin, the patch series, upstream's own programs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    /// Work on another copy of the repository than the one this was built in
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The pinned source: fetch it, prove it, move the pin
+    #[command(subcommand)]
+    Vendor(Vendor),
+    /// The patch series: edit it as commits, write it back, check it
+    #[command(subcommand)]
+    Patches(Patches),
+    /// Build upstream's programs from the pristine source into target/stock/, with the flags of our own build
+    Stock,
+    /// Build upstream's programs with the series into target/tools/
+    Tools,
+}
+
+#[derive(Subcommand)]
+enum Vendor {
+    /// Download and unpack the pinned source into vendor/cache/ (nothing to do when it is there)
+    Fetch,
+    /// Download the pinned archive again and compare: its hash, the unpacked cache, the upstream commit
+    Verify,
+    /// Pin another version of the carrier package and try the series on it
+    Bump {
+        /// Version of the carrier package
+        version: String,
+        /// Upstream commit, when the package does not tell it
+        #[arg(long, value_name = "SHA", value_parser = commit_id)]
+        commit: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Patches {
+    /// Make a git work tree: the pristine source, our files, one commit a patch
+    Import(Place),
+    /// Write the commits of the work tree back to patches/
+    Export(Place),
+    /// Check that patches/ applies, is what an export writes, and gives its reasons
+    Check,
+    /// Put the series on the source that is pinned now, with merges, and export it
+    Refresh(Place),
+    /// Try the series on another upstream checkout; nothing is changed
+    Try {
+        /// A checkout of llama.cpp
+        #[arg(long, value_name = "DIR")]
+        source: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Place {
+    /// The work tree [default: target/patches/llama.cpp]
+    dir: Option<PathBuf>,
+    /// Go on although work would be lost: import and refresh drop what the work tree has and patches/ has not, export
+    /// overwrites what came into patches/ after the import
+    #[arg(long)]
+    force: bool,
+}
+
+fn commit_id(text: &str) -> Result<String, String> {
+    let is_id = text.len() == 40
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_id {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 40 hex digits".to_owned())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let exit = run(&cli).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Exit::Failed
+    });
+    exit.into()
+}
+
+fn run(cli: &Cli) -> Result<Exit> {
+    let repo = Repo::new(cli.root.clone());
+    match &cli.command {
+        Command::Vendor(command) => run_vendor(&repo, command),
+        Command::Patches(command) => run_patches(&repo, command),
+        Command::Stock => run_build(&repo, Kind::Stock),
+        Command::Tools => run_build(&repo, Kind::Tools),
+    }
+}
+
+fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
+    match command {
+        Vendor::Fetch => {
+            let (dir, is_new) = vendor::fetch(repo)?;
+            println!(
+                "{}{}",
+                dir.display(),
+                if is_new { "" } else { " (was there)" }
+            );
+        }
+        Vendor::Verify => {
+            let verified = vendor::verify(repo)?;
+            verified.good.iter().for_each(|line| println!("{line}"));
+            verified.bad.iter().for_each(|line| println!("{line}"));
+            if !verified.bad.is_empty() {
+                eprintln!("hint: delete vendor/cache/ and run \"cargo xtask vendor fetch\"");
+                return Ok(Exit::No);
+            }
+        }
+        Vendor::Bump { version, commit } => return run_bump(repo, version, commit.as_deref()),
+    }
+    Ok(Exit::Done)
+}
+
+fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
+    let bumped = vendor::bump(repo, version, commit)?;
+    for warning in &bumped.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let (before, after) = (&bumped.before, &bumped.after);
+    println!("{} {} → {}", after.package, before.version, after.version);
+    println!(
+        "upstream {} → {} of {}",
+        before.commit, after.commit, after.date
+    );
+    let fails = report(&bumped.outcomes);
+    if fails > 0 {
+        eprintln!(
+            "hint: run \"cargo xtask patches refresh\", which stops at the first of them for you to resolve"
+        );
+        return Ok(Exit::No);
+    }
+    if bumped.is_stale {
+        eprintln!(
+            "hint: run \"cargo xtask patches refresh\" to write the series for the new source"
+        );
+    }
+    eprintln!(
+        "hint: read \"Upstream internals we lean on\" in docs/patching.md before you commit the new pin"
+    );
+    Ok(Exit::Done)
+}
+
+fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
+    let folder = repo.patches();
+    match command {
+        Patches::Import(place) => {
+            let dir = place.dir(repo);
+            let tree = import(&folder, &repo.source()?.dir, &dir, place.force)?;
+            println!("{}", tree.git.dir().display());
+            eprintln!(
+                "{} patches on branch `series`, upstream at tag `upstream`",
+                folder.series()?.len()
+            );
+        }
+        Patches::Export(place) => {
+            let dir = place.dir(repo);
+            let tree = WorkTree::open(&dir)?;
+            ensure!(
+                tree.is_some(),
+                "no work tree in `{}`\nhint: run \"cargo xtask patches import\"",
+                dir.display()
+            );
+            if let Some(tree) = tree {
+                print_written(&export(&tree, &folder, place.force)?);
+            }
+        }
+        Patches::Check => {
+            let findings = check(&folder, &repo.source()?.dir)?;
+            findings.lines.iter().for_each(|line| println!("{line}"));
+            findings
+                .hints
+                .iter()
+                .for_each(|hint| eprintln!("hint: {hint}"));
+            if !findings.lines.is_empty() {
+                return Ok(Exit::No);
+            }
+            eprintln!(
+                "{} patches and {} files are as an export writes them",
+                folder.series()?.len(),
+                folder.own_files()?.len()
+            );
+        }
+        Patches::Refresh(place) => {
+            let dir = place.dir(repo);
+            return Ok(
+                match refresh(
+                    &folder,
+                    &repo.source()?.dir,
+                    &repo.sources()?,
+                    &dir,
+                    place.force,
+                )? {
+                    Refreshed::Done(written) => {
+                        print_written(&written);
+                        Exit::Done
+                    }
+                    Refreshed::Conflict {
+                        files,
+                        subject,
+                        left,
+                    } => {
+                        println!("`{subject}` does not apply: {}", files.join(", "));
+                        eprintln!("{left} more patches wait behind it");
+                        eprintln!(
+                            "hint: cd {}; resolve, \"git add\" the files, \"git am --continue\"; then \"cargo xtask patches export\"",
+                            dir.display()
+                        );
+                        Exit::No
+                    }
+                },
+            );
+        }
+        Patches::Try { source } => {
+            let outcomes = attempt(&folder, source, &repo.sources()?)?;
+            return Ok(if report(&outcomes) == 0 {
+                Exit::Done
+            } else {
+                Exit::No
+            });
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn run_build(repo: &Repo, kind: Kind) -> Result<Exit> {
+    for program in programs::build(repo, kind)? {
+        println!("{}", program.display());
+    }
+    Ok(Exit::Done)
+}
+
+impl Place {
+    fn dir(&self, repo: &Repo) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| repo.work_tree())
+    }
+}
+
+fn print_written(written: &Written) {
+    written
+        .changed
+        .iter()
+        .for_each(|name| println!("wrote patches/{name}"));
+    written
+        .removed
+        .iter()
+        .for_each(|name| println!("removed patches/{name}"));
+    let is_same = written.changed.is_empty() && written.removed.is_empty();
+    let news = if is_same { ", nothing changed" } else { "" };
+    eprintln!("{} patches, {} files{news}", written.patches, written.files);
+}
+
+/// One line a patch; returns how many need a person.
+fn report(outcomes: &[(String, Outcome)]) -> usize {
+    for (name, outcome) in outcomes {
+        match outcome {
+            Outcome::Applies => println!("{name}: applies"),
+            Outcome::Merges => println!("{name}: applies with a merge"),
+            Outcome::Fails(files) => println!("{name}: does not apply: {}", files.join(", ")),
+        }
+    }
+    outcomes
+        .iter()
+        .filter(|(_, outcome)| matches!(outcome, Outcome::Fails(_)))
+        .count()
+}

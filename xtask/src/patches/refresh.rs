@@ -1,0 +1,108 @@
+//! The pin moved: the series on the new source, with merges where lines moved.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::Folder;
+use super::export::{Written, export};
+use super::import::{Placement, apply, import, start};
+use super::work_tree::WorkTree;
+use crate::build::patch::blob_id;
+use crate::git::Git;
+
+/// How a refresh ended.
+pub enum Refreshed {
+    /// All patches are in place, and `patches/` says so.
+    Done(Written),
+    /// The work tree waits for a person.
+    Conflict {
+        files: Vec<String>,
+        subject: String,
+        left: usize,
+    },
+}
+
+/// Puts the series on `source` and, where nothing is in doubt, exports it.
+///
+/// `older` are sources that the series may have been made for; with the right one git can merge.
+pub fn refresh(
+    folder: &Folder,
+    source: &Path,
+    older: &[PathBuf],
+    dir: &Path,
+    force: bool,
+) -> Result<Refreshed> {
+    let tree = WorkTree::prepare(dir, force)?;
+    start(&tree, folder, source)?;
+    learn_blobs(&tree.git, folder, older)?;
+    let names = folder.series()?;
+    let patches: Vec<PathBuf> = names.iter().map(|name| folder.patch(name)).collect();
+    // All at once: `git am --continue` then goes on to the next patch by itself.
+    if patches.is_empty() || apply(&tree.git, &patches, Placement::Merge).is_ok() {
+        return Ok(Refreshed::Done(export(&tree, folder, false)?));
+    }
+    if !tree.busy() {
+        anyhow::bail!("git did not begin to apply the series");
+    }
+    let at = number(tree.git.dir(), "next")?;
+    let name = names
+        .get(at.saturating_sub(1))
+        .context("git stopped at a patch that is not in the series")?;
+    let unmerged = tree.git.text(["diff", "--name-only", "--diff-filter=U"])?;
+    let mail = folder.mail(name)?;
+    let mut files: Vec<String> = unmerged.lines().map(str::to_owned).collect();
+    if files.is_empty() {
+        files = mail.touched.into_iter().map(|file| file.path).collect();
+    }
+    Ok(Refreshed::Conflict {
+        files,
+        subject: mail.subject,
+        left: names.len() - at,
+    })
+}
+
+fn number(work_tree: &Path, which: &str) -> Result<usize> {
+    let path = work_tree.join(".git/rebase-apply").join(which);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read `{}`", path.display()))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("`{}` is no number", path.display()))
+}
+
+/// Gives `git` the files that the patches were made for, from the first of `older` that has them all.
+///
+/// A three-way merge needs the content before each patch, so the series is applied there once.
+pub fn learn_blobs(git: &Git, folder: &Folder, older: &[PathBuf]) -> Result<bool> {
+    for source in older {
+        if !was_made_for(folder, source)? {
+            continue;
+        }
+        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let before = import(folder, source, scratch.path(), false)?;
+        let mut fetch = vec!["fetch".into(), "--quiet".into(), "--no-tags".into()];
+        fetch.push(before.git.dir().as_os_str().to_owned());
+        fetch.push("+series:refs/patches/before".into());
+        git.run(fetch)?;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Whether each file that the series touches has, in `source`, the id that its first patch expects.
+fn was_made_for(folder: &Folder, source: &Path) -> Result<bool> {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in folder.series()? {
+        for file in folder.mail(&name)?.touched {
+            if !seen.insert(file.path.clone()) {
+                continue;
+            }
+            match std::fs::read(source.join(&file.path)) {
+                Ok(bytes) if blob_id(&bytes) == file.before => {}
+                _ => return Ok(false),
+            }
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,295 @@
+//! The pin: fetching what it names, proving it, moving it.
+
+use std::fs::{self, File};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use flate2::read::GzDecoder;
+
+use crate::build::lock::{self, Lock};
+use crate::build::patch::Series;
+use crate::build::{source, tree};
+use crate::git::Git;
+use crate::hint::Hint as _;
+use crate::patches::attempt::{Outcome, attempt};
+use crate::repo::Repo;
+
+/// The unpacked source in `vendor/cache/`, and whether it had to be downloaded.
+pub fn fetch(repo: &Repo) -> Result<(PathBuf, bool)> {
+    let lock = repo.lock()?;
+    let was_there = repo.cache().join(&lock.sha256).is_dir();
+    Ok((source::fetch(&lock, &repo.cache())?, !was_there))
+}
+
+/// What `verify` found out.
+#[derive(Debug, Default)]
+pub struct Verified {
+    pub good: Vec<String>,
+    pub bad: Vec<String>,
+}
+
+/// Downloads the pinned archive again and holds the cache, and the upstream commit, against it.
+pub fn verify(repo: &Repo) -> Result<Verified> {
+    let lock = repo.lock()?;
+    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let archive = source::download(
+        &lock.package,
+        &lock.version,
+        Some(&lock.sha256),
+        scratch.path(),
+    )?;
+    let pristine = scratch.path().join("pristine");
+    source::install(&lock, &archive, scratch.path(), &pristine)?;
+    let mut verified = Verified::default();
+    verified.good.push(format!(
+        "{} {}: the archive has the sha256 of the lock",
+        lock.package, lock.version
+    ));
+
+    let cached = repo.cache().join(&lock.sha256);
+    if cached.is_dir() {
+        let (wanted, found) = (tree::files(&pristine)?, tree::files(&cached)?);
+        let differs = |path: &&PathBuf| {
+            fs::read(pristine.join(path)).ok() != fs::read(cached.join(path)).ok()
+        };
+        let different: Vec<_> = wanted.union(&found).filter(differs).collect();
+        verified.bad.extend(
+            different
+                .iter()
+                .map(|path| format!("{}: is not as in the archive", cached.join(path).display())),
+        );
+        if different.is_empty() {
+            verified.good.push(format!(
+                "{}: {} files, as in the archive",
+                cached.display(),
+                wanted.len()
+            ));
+        }
+    }
+    match Told::read(&archive, &lock.subdir)? {
+        Some(told) => match told.proves(&lock.commit, &pristine)? {
+            Ok(tree) => verified.good.push(format!(
+                "upstream commit {}: its tree {tree} is what the archive holds",
+                lock.commit
+            )),
+            Err(why) => verified.bad.push(why),
+        },
+        None => verified.good.push(format!(
+            "upstream commit {}: not proved, the carrier does not carry it",
+            lock.commit
+        )),
+    }
+    Ok(verified)
+}
+
+/// What a move of the pin came to.
+pub struct Bumped {
+    pub before: Lock,
+    pub after: Lock,
+    pub warnings: Vec<String>,
+    pub outcomes: Vec<(String, Outcome)>,
+    /// The blob ids changed, so that the build refuses the series as it is.
+    pub is_stale: bool,
+}
+
+/// Pins `version` of the carrier, then tries the series on it.
+pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> {
+    let before = repo.lock()?;
+    let mut warnings = Vec::new();
+    let mut older = Vec::new();
+    match source::fetch(&before, &repo.cache()) {
+        Ok(dir) => older.push(dir),
+        Err(why) => warnings.push(format!(
+            "patches cannot be merged: the present source cannot be had: {why:#}"
+        )),
+    }
+
+    fs::create_dir_all(repo.cache())
+        .with_context(|| format!("cannot write `{}`", repo.cache().display()))?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".bump-")
+        .tempdir_in(repo.cache())?;
+    let archive = source::download(&before.package, version, None, scratch.path())?;
+    let told = Told::read(&archive, &before.subdir)?;
+    let mut after = Lock {
+        version: version.to_owned(),
+        sha256: source::sha256(&archive)?,
+        ..before.clone()
+    };
+    (after.commit, after.date) = commit_and_date(told.as_ref(), commit, &before.package, version)?;
+    let pristine = repo.cache().join(&after.sha256);
+    if !pristine.is_dir() {
+        source::install(&after, &archive, scratch.path(), &pristine)?;
+    }
+    match told {
+        Some(told) => {
+            if let Err(why) = told.proves(&after.commit, &pristine)? {
+                warnings.push(why);
+            }
+        }
+        None => warnings.push(
+            "the carrier does not carry the upstream commit: --commit is taken on trust".to_owned(),
+        ),
+    }
+
+    write_lock(&repo.lock_file(), &after)?;
+    let folder = repo.patches();
+    let outcomes = attempt(&folder, &pristine, &older)?;
+    let is_stale = !outcomes.is_empty() && Series::read(folder.root())?.overlay(&pristine).is_err();
+    Ok(Bumped {
+        before,
+        after,
+        warnings,
+        outcomes,
+        is_stale,
+    })
+}
+
+fn commit_and_date(
+    told: Option<&Told>,
+    given: Option<&str>,
+    package: &str,
+    version: &str,
+) -> Result<(String, String)> {
+    match (told, given) {
+        (Some(told), Some(given)) if told.commit != given => Err(anyhow!(
+            "{package} {version} carries upstream commit {}, not {given}",
+            told.commit
+        ))
+        .hint("leave out --commit"),
+        (Some(told), _) => Ok((told.commit.clone(), told.date()?)),
+        (None, Some(given)) => Ok((given.to_owned(), "unknown".to_owned())),
+        (None, None) => Err(anyhow!(
+            "{package} {version} does not tell which upstream commit it carries"
+        ))
+        .hint("its change log may; pass it with --commit SHA"),
+    }
+}
+
+/// Changes the values in the lock file and nothing else: comments and order stay.
+fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let values = [
+        ("version", &lock.version),
+        ("sha256", &lock.sha256),
+        ("commit", &lock.commit),
+        ("date", &lock.date),
+    ];
+    let mut new = String::new();
+    for line in text.lines() {
+        let key = line.split('=').next().unwrap_or_default().trim();
+        match values.iter().find(|(name, _)| *name == key) {
+            Some((name, value)) => new.extend([name, " = \"", value, "\"\n"]),
+            None => new.extend([line, "\n"]),
+        }
+    }
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let draft = tempfile::NamedTempFile::new_in(dir)?;
+    fs::write(draft.path(), &new)?;
+    let read_back = lock::read(draft.path())?;
+    ensure!(
+        (&read_back.version, &read_back.sha256, &read_back.commit)
+            == (&lock.version, &lock.sha256, &lock.commit),
+        "`{}` does not have one line for each value",
+        path.display()
+    );
+    if new != text {
+        fs::write(path, new).with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+/// What the carrier tells about upstream: its archive holds the submodule's git objects, the commit among them.
+struct Told {
+    commit: String,
+    git: Git,
+    _scratch: tempfile::TempDir,
+}
+
+impl Told {
+    /// Only HEAD and the objects are taken: no configuration and no hook out of a download.
+    fn read(archive: &Path, subdir: &Path) -> Result<Option<Self>> {
+        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let git = Git::init(scratch.path())?;
+        let dot_git = git.dir().join(".git");
+        let module = Path::new(".git/modules").join(subdir);
+        let mut head = None;
+        for entry in tar::Archive::new(GzDecoder::new(File::open(archive)?)).entries()? {
+            let mut entry = entry?;
+            let below_top: PathBuf = entry.path()?.components().skip(1).collect();
+            let Ok(inner) = below_top.strip_prefix(&module) else {
+                continue;
+            };
+            if inner == Path::new("HEAD") {
+                let mut text = String::new();
+                std::io::Read::read_to_string(&mut entry, &mut text)?;
+                head = Some(text.trim().to_owned());
+            } else if inner.starts_with("objects") && entry.header().entry_type().is_file() {
+                let is_inside = inner
+                    .components()
+                    .all(|part| matches!(part, Component::Normal(_)));
+                ensure!(is_inside, "`{}` leads out of the archive", inner.display());
+                let target = dot_git.join(inner);
+                fs::create_dir_all(target.parent().unwrap_or(&dot_git))?;
+                entry.unpack(&target)?;
+            }
+        }
+        let Some(commit) = head.filter(|id| id.len() == 40) else {
+            return Ok(None);
+        };
+        // The carrier's clone has no history: without this, git misses the parent.
+        fs::write(dot_git.join("shallow"), format!("{commit}\n"))?;
+        if git.resolve(&commit)?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            commit,
+            git,
+            _scratch: scratch,
+        }))
+    }
+
+    fn date(&self) -> Result<String> {
+        self.git.text([
+            "show",
+            "--no-patch",
+            "--date=format-local:%Y-%m-%d",
+            "--format=%cd",
+            &self.commit,
+        ])
+    }
+
+    /// That `pristine` is the tree of `commit`, by git's own hashes; else why not.
+    fn proves(&self, commit: &str, pristine: &Path) -> Result<std::result::Result<String, String>> {
+        if self.commit != commit {
+            return Ok(Err(format!(
+                "the lock names upstream commit {commit}, the archive carries {}",
+                self.commit
+            )));
+        }
+        let object = self.git.bytes(["cat-file", "commit", commit])?;
+        // Git does not hash what it reads from a pack, so it is hashed here.
+        if self
+            .git
+            .feed(["hash-object", "-t", "commit", "--stdin"], &object)?
+            != commit
+        {
+            return Ok(Err(format!(
+                "the archive's commit {commit} does not have the hash that it is called by"
+            )));
+        }
+        let wanted = self
+            .git
+            .text(["rev-parse", &format!("{commit}^{{tree}}")])?;
+        let ours = self.git.commit_of_folder(pristine, "what was unpacked")?;
+        let found = self.git.text(["rev-parse", &format!("{ours}^{{tree}}")])?;
+        if wanted == found {
+            Ok(Ok(found))
+        } else {
+            Ok(Err(format!(
+                "the archive holds tree {found}, upstream commit {commit} has {wanted}"
+            )))
+        }
+    }
+}
