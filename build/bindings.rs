@@ -30,7 +30,8 @@ const GGML: &[&str] = &[
 /// That libclang can be loaded: better known now than after the download.
 pub fn check() -> Result<()> {
     clang_sys::load().map_err(|e| {
-        let cause = e.lines().next().unwrap_or_default().to_owned();
+        // What follows is a list of file names and variables.
+        let cause = e.split([':', '\n']).next().unwrap_or_default();
         anyhow!("bindgen cannot load libclang: {cause}\nhint: apt-get install libclang-dev")
     })
 }
