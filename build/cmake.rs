@@ -83,6 +83,9 @@ impl Build<'_> {
             .define("LLAMA_USE_PREBUILT_UI", "OFF")
             .define("LLAMA_BUILD_NUMBER", "0")
             .define("LLAMA_BUILD_COMMIT", self.commit)
+            // ggml asks git, which would name the commit of the repository around the tree: ours.
+            .define("GIT_EXE", "OFF")
+            .define("GGML_BUILD_COMMIT", self.commit)
             .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?)
             // Since CMake 4.0, no absolute paths in generated sources: ccache can share the last 10 of 200 files too.
             .define("CMAKE_UNITY_BUILD_RELOCATABLE", "ON");
