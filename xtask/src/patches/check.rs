@@ -147,7 +147,7 @@ impl Findings {
                     ));
                 }
                 (Some(_), None) => {
-                    self.add(format!("patches/{name}: an export would not write it"))
+                    self.add(format!("patches/{name}: an export would not write it"));
                 }
                 (None, _) if name == "series" && theirs.len() == 1 => {}
                 (None, _) => self.add(format!(

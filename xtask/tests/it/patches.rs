@@ -1,10 +1,8 @@
 //! What `cargo xtask patches` promises, on a made-up upstream.
 
-mod support;
-
 use std::fs;
 
-use support::{Fixture, MMAP, message, upstream};
+use crate::support::{Fixture, MMAP, message, upstream};
 
 #[test]
 fn an_export_of_an_import_changes_nothing() {
@@ -189,7 +187,7 @@ fn an_import_keeps_out_of_a_folder_that_is_not_its_own() {
         .xtask(&["patches", "import", dir.to_str().unwrap()])
         .exits(3)
         .says("not made by an import");
-    support::git(&dir, &["init", "--quiet"]);
+    crate::support::git(&dir, &["init", "--quiet"]);
     fixture
         .xtask(&["patches", "import", "--force", dir.to_str().unwrap()])
         .exits(3)
