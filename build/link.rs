@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -59,21 +59,17 @@ pub fn emit(build: &Path) -> Result<()> {
         .filter(|(name, dir, _)| path(build, name, dir).is_file());
     for (name, dir, needs) in backends {
         archive(build, name, dir)?;
-        needs.iter().for_each(|entry| cache.link(entry));
+        cache.link(needs);
     }
     for (name, dir) in BASE {
         archive(build, name, dir)?;
     }
     if cache.is_on("OPENSSL_VERSION_SUPPORTED") {
         // ssl calls crypto.
-        ["OPENSSL_SSL_LIBRARY", "OPENSSL_CRYPTO_LIBRARY"]
-            .iter()
-            .for_each(|entry| cache.link(entry));
+        cache.link(&["OPENSSL_SSL_LIBRARY", "OPENSSL_CRYPTO_LIBRARY"]);
     }
     if cache.is_on("GGML_OPENMP_ENABLED") {
-        ["OpenMP_gomp_LIBRARY", "OpenMP_omp_LIBRARY"]
-            .iter()
-            .for_each(|entry| cache.link(entry));
+        cache.link(&["OpenMP_gomp_LIBRARY", "OpenMP_omp_LIBRARY"]);
     }
     cargo::link_shared("stdc++");
     Ok(())
@@ -87,7 +83,7 @@ fn archive(build: &Path, name: &str, dir: &str) -> Result<()> {
     Ok(())
 }
 
-fn path(build: &Path, name: &str, dir: &str) -> std::path::PathBuf {
+fn path(build: &Path, name: &str, dir: &str) -> PathBuf {
     build.join(dir).join(format!("lib{name}.a"))
 }
 
@@ -120,17 +116,14 @@ impl Cache {
             .is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "TRUE"))
     }
 
-    /// Links the library whose path the entry holds, if CMake found one.
-    fn link(&self, name: &str) {
-        let path = self
-            .0
-            .get(name)
-            .map(Path::new)
-            .filter(|path| path.is_file());
-        if let Some((dir, name)) = path.and_then(|path| Some((path.parent()?, library_name(path)?)))
-        {
-            cargo::link_search(dir);
-            cargo::link_shared(name);
+    /// Links the libraries whose paths the entries hold, those that CMake found.
+    fn link(&self, entries: &[&str]) {
+        let paths = entries.iter().filter_map(|name| self.0.get(*name));
+        for path in paths.map(Path::new).filter(|path| path.is_file()) {
+            if let (Some(dir), Some(name)) = (path.parent(), library_name(path)) {
+                cargo::link_search(dir);
+                cargo::link_shared(name);
+            }
         }
     }
 }

@@ -193,11 +193,9 @@ fn complaint(output: &Output) -> String {
     if text.contains("DO NOT MATCH THE HASHES") {
         return "its hash is not the one in vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin".to_owned();
     }
-    let errors = text.lines().filter_map(|line| line.strip_prefix("ERROR: "));
-    let last = errors
-        .last()
-        .or(text.lines().last())
-        .unwrap_or("pip failed");
+    let mut lines = text.lines().rev();
+    let error = lines.find_map(|line| line.strip_prefix("ERROR: "));
+    let last = error.or(text.lines().next_back()).unwrap_or("pip failed");
     format!(
         "{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" where there is one and copy vendor/cache/"
     )

@@ -7,6 +7,7 @@
     non_upper_case_globals,
     clippy::all,
     clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
     reason = "generated from C"
 )]
 

@@ -13,9 +13,14 @@ fn main() {
     let args: Vec<CString> = env::args_os()
         .filter_map(|arg| CString::new(arg.into_vec()).ok())
         .collect();
-    let mut argv: Vec<*mut c_char> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
-    argv.push(ptr::null_mut());
-    // SAFETY: `argv` holds `args.len()` strings and a null pointer, and lives until the process ends.
-    let code = unsafe { ffi::lh_server_main(args.len() as c_int, argv.as_mut_ptr()) };
+    let mut pointers: Vec<*mut c_char> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
+    pointers.push(ptr::null_mut());
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "the kernel counted them in an int"
+    )]
+    let count = args.len() as c_int;
+    // SAFETY: `pointers` holds `count` strings and a null pointer, and lives until the process ends.
+    let code = unsafe { ffi::lh_server_main(count, pointers.as_mut_ptr()) };
     process::exit(code)
 }
