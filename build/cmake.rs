@@ -72,8 +72,8 @@ impl Build<'_> {
             // The crate would derive these from Cargo's profile. Upstream's own flags make the same code as stock's.
             .profile("Release")
             .no_default_flags(true)
-            .define("CMAKE_C_FLAGS", cflags)
-            .define("CMAKE_CXX_FLAGS", cxxflags)
+            .define("CMAKE_C_FLAGS", self.flags(cflags)?)
+            .define("CMAKE_CXX_FLAGS", self.flags(cxxflags)?)
             .define("BUILD_SHARED_LIBS", "OFF")
             .define("LLAMA_BUILD_TESTS", "OFF")
             .define("LLAMA_BUILD_EXAMPLES", "OFF")
@@ -86,9 +86,7 @@ impl Build<'_> {
             // ggml asks git, which would name the commit of the repository around the tree: ours.
             .define("GIT_EXE", "OFF")
             .define("GGML_BUILD_COMMIT", self.commit)
-            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?)
-            // Since CMake 4.0, no absolute paths in generated sources: ccache can share the last 10 of 200 files too.
-            .define("CMAKE_UNITY_BUILD_RELOCATABLE", "ON");
+            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?);
         if let Some(generator) = generator {
             config.generator(generator);
         }
@@ -122,6 +120,17 @@ impl Build<'_> {
             )
         })?;
         Ok(self.dir.join("build"))
+    }
+
+    /// `__FILE__` stands in every assertion. Relative to here it names no folder of the machine that built it, and
+    /// objects are the same wherever they are built, so that ccache finds them.
+    fn flags(&self, mut given: OsString) -> Result<OsString> {
+        let dir = self.dir.to_str().with_context(|| format!("{} is not UTF-8", self.dir.display()))?;
+        // CMake splits flags at white space.
+        if !dir.contains(char::is_whitespace) {
+            given.push(format!(" -fmacro-prefix-map={dir}/="));
+        }
+        Ok(given)
     }
 
     /// Keeps ggml's AMX kernels away from compilers that break them; the file says why.
