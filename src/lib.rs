@@ -5,4 +5,7 @@
 
 #![warn(missing_docs)]
 
+pub mod demo_model;
 pub mod ffi;
+pub mod gguf;
+pub mod size;

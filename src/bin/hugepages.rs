@@ -1,0 +1,11 @@
+//! `hugepages`: tools around llama.cpp on huge pages. The commands are in `src/cli/`.
+
+#[path = "../cli/mod.rs"]
+mod cli;
+
+fn main() -> cli::Exit {
+    match cli::run() {
+        Ok(exit) => exit,
+        Err(error) => cli::report(&error),
+    }
+}

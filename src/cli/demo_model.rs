@@ -1,0 +1,217 @@
+//! `hugepages demo-model`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+use clap::{ValueEnum, builder::PossibleValue};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use llama_hugepages::{
+    demo_model::{Arch, Experts, Output, Plan, Spec},
+    gguf::TensorType,
+    size::ByteSize,
+};
+
+/// Write a model with random weights, for tests, benchmarks and a first try
+///
+/// The same arguments give the same bytes on every machine. The model loads in any llama.cpp, takes any text and answers with
+/// printable nonsense until the number of tokens asked for is reached; it never ends a text by itself.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file to write; with --split, what the names of the shards start with
+    out: PathBuf,
+
+    /// Size of the model: 300M, 1G, 1GiB (powers of 1024), 7GB (powers of 1000)
+    #[arg(long, default_value = "1G", allow_hyphen_values = true)]
+    size: ByteSize,
+
+    /// Type of the weights, in upper or lower case
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        default_value = "Q8_0",
+        ignore_case = true
+    )]
+    weights: WeightType,
+
+    /// Architecture
+    #[arg(long, default_value = "llama")]
+    arch: ArchName,
+
+    /// Make it a mixture of N experts per layer
+    #[arg(long, value_name = "N")]
+    experts: Option<u32>,
+
+    /// Experts that work on each token [default: 2]
+    #[arg(long, value_name = "K", requires = "experts")]
+    experts_used: Option<u32>,
+
+    /// Use the token embeddings as output layer
+    #[arg(long)]
+    tied: bool,
+
+    /// Context length that the model claims to be trained for [default: 4096, bert 512]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u32>,
+
+    /// Another number, other weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Write N shards, OUT-00001-of-0000N.gguf and so on
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    split: u16,
+
+    /// Replace files that exist
+    #[arg(long)]
+    force: bool,
+}
+
+/// [`Arch`] as an argument.
+#[derive(Clone, Copy, Debug)]
+struct ArchName(Arch);
+
+impl ValueEnum for ArchName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self(Arch::Llama),
+            Self(Arch::Qwen3),
+            Self(Arch::Qwen3Moe),
+            Self(Arch::Bert),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(match self.0 {
+            Arch::Llama => "dense, or with --experts a mixture as Mixtral",
+            Arch::Qwen3 => "dense, with norms on queries and keys",
+            Arch::Qwen3Moe => "the same as a mixture; needs --experts",
+            Arch::Bert => "encoder for embeddings",
+        }))
+    }
+}
+
+/// [`TensorType`] as an argument.
+#[derive(Clone, Copy, Debug)]
+struct WeightType(&'static str, TensorType);
+
+impl ValueEnum for WeightType {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self("F32", TensorType::F32),
+            Self("F16", TensorType::F16),
+            Self("BF16", TensorType::BF16),
+            Self("Q8_0", TensorType::Q8_0),
+            Self("Q4_0", TensorType::Q4_0),
+            Self("Q4_K", TensorType::Q4_K),
+            Self("Q6_K", TensorType::Q6_K),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0))
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let plan = Spec {
+        arch: args.arch.0,
+        weights: args.weights.1,
+        size: args.size,
+        experts: args.experts.map(|count| Experts {
+            count,
+            used: args.experts_used.unwrap_or(2),
+        }),
+        tied: args.tied,
+        seed: args.seed,
+        context: args.context,
+    }
+    .plan()?;
+
+    let stop = stop_on_signals()?;
+    let bar = progress_bar();
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let files = plan.write(&Output {
+        path: &args.out,
+        shards: args.split,
+        overwrite: args.force,
+        progress: &progress,
+    });
+    bar.finish_and_clear();
+    let files = files?;
+
+    let mut out = io::stdout().lock();
+    for file in &files {
+        writeln!(
+            out,
+            "{}: {} bytes ({})",
+            file.path.display(),
+            file.bytes,
+            ByteSize::new(file.bytes)
+        )?;
+    }
+    writeln!(out, "{}", summary(&plan, args.weights.1))?;
+    Ok(())
+}
+
+/// `llama, Q8_0, 147 tensors, 1073741824 parameters, 16 layers of 2048, …`
+fn summary(plan: &Plan, weights: TensorType) -> String {
+    let shape = plan.shape();
+    let experts = shape
+        .experts
+        .map(|e| format!(" in each of {} experts ({} used)", e.count, e.used))
+        .unwrap_or_default();
+    format!(
+        "{}, {weights}, {} tensors, {} parameters, {} layers, width {}, {} heads ({} kv), feed-forward {}{experts}",
+        shape.arch.name(),
+        plan.tensor_count(),
+        plan.parameters(),
+        shape.layers,
+        shape.embedding,
+        shape.heads,
+        shape.kv_heads,
+        shape.feed_forward,
+    )
+}
+
+/// A flag that the first signal sets; the second ends the process as it would have without us.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .context("cannot install a signal handler")?;
+    }
+    Ok(stop)
+}
+
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+    );
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

@@ -1,0 +1,553 @@
+//! GGUF files through the linked `gguf_*` API, so that a file is read and written by the same code as in the server.
+//!
+//! [`Gguf`] is the header of a file: keys, values and the table of tensors. Tensor data never passes through here; a caller
+//! reads or writes it at the offsets that the table gives:
+//!
+//! ```text
+//! |  header: keys, table  |pad|  t0  |pad|    t1    |pad|  …
+//! 0                           ^ data_offset             each tensor starts at data_offset + its own offset, aligned to 32
+//! ```
+//!
+//! Upstream aborts the process on misuse (a wrong type, a name twice); the checks here turn those cases into errors.
+
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "each variant of `GgufError` is such a documentation"
+)]
+
+use std::{
+    ffi::{CStr, CString, NulError},
+    fmt, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
+
+use crate::ffi;
+
+/// What can go wrong with a header.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum GgufError {
+    /// Upstream's parser gives no reason; it has logged one.
+    #[error("`{path}` is not a GGUF file that can be read")]
+    NotReadable { path: PathBuf },
+    #[error("cannot open `{path}`")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("`{0}` holds a zero byte")]
+    ZeroByte(String),
+    #[error("`{0}` cannot be changed here")]
+    Reserved(String),
+    #[error("tensor name `{0}` is longer than {max} bytes", max = ffi::GGML_MAX_NAME - 1)]
+    NameTooLong(String),
+    #[error("tensor `{0}` is there twice")]
+    DuplicateTensor(String),
+    #[error("tensor `{name}` of type {ty} cannot have the shape {shape:?}")]
+    Shape {
+        name: String,
+        ty: TensorType,
+        shape: Vec<u64>,
+    },
+    #[error("out of memory in ggml")]
+    OutOfMemory,
+}
+
+/// The element type of a tensor, one of ggml's. The rules of its blocks come from ggml too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TensorType(ffi::ggml_type);
+
+impl TensorType {
+    /// 32-bit floats.
+    pub const F32: Self = Self(ffi::GGML_TYPE_F32);
+    /// IEEE 754 16-bit floats.
+    pub const F16: Self = Self(ffi::GGML_TYPE_F16);
+    /// The upper half of 32-bit floats.
+    pub const BF16: Self = Self(ffi::GGML_TYPE_BF16);
+    /// Blocks of 32, 4.5 bits a weight.
+    pub const Q4_0: Self = Self(ffi::GGML_TYPE_Q4_0);
+    /// Blocks of 32, 8.5 bits a weight.
+    pub const Q8_0: Self = Self(ffi::GGML_TYPE_Q8_0);
+    /// Blocks of 256, 4.5 bits a weight.
+    pub const Q4_K: Self = Self(ffi::GGML_TYPE_Q4_K);
+    /// Blocks of 256, 6.5625 bits a weight.
+    pub const Q6_K: Self = Self(ffi::GGML_TYPE_Q6_K);
+
+    /// The number that the file format uses.
+    pub fn id(self) -> u32 {
+        self.0
+    }
+
+    /// Elements per block: 1 for the float types, 32 or 256 for the quantised ones. A row is a whole number of blocks.
+    pub fn block_len(self) -> u64 {
+        // SAFETY: `self.0` is one of ggml's types, which is all that ggml_blck_size indexes with.
+        unsafe { ffi::ggml_blck_size(self.0) }.cast_unsigned()
+    }
+
+    /// Bytes per block.
+    pub fn block_bytes(self) -> u64 {
+        // SAFETY: as in `block_len`.
+        unsafe { ffi::ggml_type_size(self.0) as u64 }
+    }
+}
+
+/// ggml's own name in the spelling of the GGUF world: `Q8_0`, `F16`, `Q4_K`.
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: as in `block_len`.
+        let name = unsafe { ffi::ggml_type_name(self.0) };
+        // SAFETY: ggml_type_name returns a static string for each of its types.
+        let name = unsafe { CStr::from_ptr(name) };
+        f.pad(&name.to_string_lossy().to_ascii_uppercase())
+    }
+}
+
+impl fmt::Debug for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One line of the table of tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, such as `blk.0.attn_q.weight`.
+    pub name: String,
+    /// Type of its elements.
+    pub ty: TensorType,
+    /// Elements per dimension, innermost first, as ggml counts (`ne`).
+    pub shape: [u64; ffi::GGML_MAX_DIMS as usize],
+    /// Bytes from the start of the data section.
+    pub offset: u64,
+    /// Bytes of data, without the padding behind it.
+    pub size: u64,
+}
+
+/// The header of a GGUF file, read from one or being put together.
+pub struct Gguf(NonNull<ffi::gguf_context>);
+
+// SAFETY: a gguf_context is plain memory with no tie to the thread that made it, and no function here writes through `&self`.
+unsafe impl Send for Gguf {}
+
+impl Gguf {
+    /// An empty header.
+    pub fn new() -> Result<Self, GgufError> {
+        // SAFETY: no argument; the result is owned by us and freed in `drop`.
+        let raw = unsafe { ffi::gguf_init_empty() };
+        NonNull::new(raw).map(Self).ok_or(GgufError::OutOfMemory)
+    }
+
+    /// Reads the header of a file; no tensor data is read.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        // Upstream says only that it failed; the operating system's reason comes from here.
+        std::fs::File::open(path).map_err(|source| GgufError::Open {
+            path: path.into(),
+            source,
+        })?;
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| GgufError::ZeroByte(path.display().to_string()))?;
+        let params = ffi::gguf_init_params {
+            no_alloc: true,
+            ctx: std::ptr::null_mut(),
+        };
+        // SAFETY: `name` is a C string that outlives the call; a null `ctx` asks for no tensors.
+        let raw = unsafe { ffi::gguf_init_from_file(name.as_ptr(), params) };
+        NonNull::new(raw)
+            .map(Self)
+            .ok_or_else(|| GgufError::NotReadable { path: path.into() })
+    }
+
+    /// Sets a `u16`, in place of what the key had.
+    pub fn set_u16(&mut self, key: &str, value: u16) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        // SAFETY: the context is ours and the key outlives the call, which copies it.
+        unsafe { ffi::gguf_set_val_u16(self.0.as_ptr(), key.as_ptr(), value) };
+        Ok(())
+    }
+
+    /// Sets an `i32`, in place of what the key had.
+    pub fn set_i32(&mut self, key: &str, value: i32) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        // SAFETY: as in `set_u16`.
+        unsafe { ffi::gguf_set_val_i32(self.0.as_ptr(), key.as_ptr(), value) };
+        Ok(())
+    }
+
+    /// Sets a `u32`, in place of what the key had.
+    pub fn set_u32(&mut self, key: &str, value: u32) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        // SAFETY: as in `set_u16`.
+        unsafe { ffi::gguf_set_val_u32(self.0.as_ptr(), key.as_ptr(), value) };
+        Ok(())
+    }
+
+    /// Sets an `f32`, in place of what the key had.
+    pub fn set_f32(&mut self, key: &str, value: f32) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        // SAFETY: as in `set_u16`.
+        unsafe { ffi::gguf_set_val_f32(self.0.as_ptr(), key.as_ptr(), value) };
+        Ok(())
+    }
+
+    /// Sets a `bool`, in place of what the key had.
+    pub fn set_bool(&mut self, key: &str, value: bool) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        // SAFETY: as in `set_u16`.
+        unsafe { ffi::gguf_set_val_bool(self.0.as_ptr(), key.as_ptr(), value) };
+        Ok(())
+    }
+
+    /// Sets a string, in place of what the key had.
+    pub fn set_str(&mut self, key: &str, value: &str) -> Result<(), GgufError> {
+        let (key, value) = (setting(key)?, c_string(value)?);
+        // SAFETY: as in `set_u16`; the value is a C string that is copied as well.
+        unsafe { ffi::gguf_set_val_str(self.0.as_ptr(), key.as_ptr(), value.as_ptr()) };
+        Ok(())
+    }
+
+    /// Sets an array of `i32`, in place of what the key had.
+    pub fn set_i32_array(&mut self, key: &str, values: &[i32]) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        let (raw, ty) = (self.0.as_ptr(), ffi::GGUF_TYPE_INT32);
+        let data = values.as_ptr().cast();
+        // SAFETY: as in `set_u16`; `data` is `values.len()` numbers of the type named, copied by the call.
+        unsafe { ffi::gguf_set_arr_data(raw, key.as_ptr(), ty, data, values.len()) };
+        Ok(())
+    }
+
+    /// Sets an array of strings, in place of what the key had.
+    pub fn set_str_array<S: AsRef<str>>(
+        &mut self,
+        key: &str,
+        values: &[S],
+    ) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        let values = values
+            .iter()
+            .map(|value| c_string(value.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut pointers: Vec<_> = values.iter().map(|value| value.as_ptr()).collect();
+        let (raw, data) = (self.0.as_ptr(), pointers.as_mut_ptr());
+        // SAFETY: as in `set_u16`; `pointers` holds one C string for each of `values`, which outlive the call.
+        unsafe { ffi::gguf_set_arr_str(raw, key.as_ptr(), data, pointers.len()) };
+        Ok(())
+    }
+
+    /// Adds a tensor behind the last one. Its data starts at the next multiple of the alignment.
+    pub fn add_tensor(
+        &mut self,
+        name: &str,
+        ty: TensorType,
+        shape: &[u64],
+    ) -> Result<(), GgufError> {
+        let c_name = c_string(name)?;
+        if name.len() >= ffi::GGML_MAX_NAME as usize {
+            return Err(GgufError::NameTooLong(name.into()));
+        }
+        if self.find_tensor(&c_name).is_some() {
+            return Err(GgufError::DuplicateTensor(name.into()));
+        }
+        let bad_shape = || GgufError::Shape {
+            name: name.into(),
+            ty,
+            shape: shape.into(),
+        };
+        if shape.is_empty()
+            || shape.len() > ffi::GGML_MAX_DIMS as usize
+            || shape.contains(&0)
+            || !shape[0].is_multiple_of(ty.block_len())
+        {
+            return Err(bad_shape());
+        }
+        let ne = shape
+            .iter()
+            .map(|&n| i64::try_from(n))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| bad_shape())?;
+
+        let dims = i32::try_from(ne.len()).map_err(|_| bad_shape())?;
+
+        let tensors = TensorContext::with_room_for_one()?;
+        // SAFETY: the context has room for one tensor without data; `ne` holds as many numbers as said, at most GGML_MAX_DIMS.
+        let tensor = unsafe { ffi::ggml_new_tensor(tensors.0.as_ptr(), ty.0, dims, ne.as_ptr()) };
+        // SAFETY: ggml_new_tensor never returns null, and copies at most GGML_MAX_NAME bytes of the C string here.
+        unsafe { ffi::ggml_set_name(tensor, c_name.as_ptr()) };
+        // SAFETY: both are alive; the tensor is copied, so that `tensors` may go afterwards. The name is new (checked above).
+        unsafe { ffi::gguf_add_tensor(self.0.as_ptr(), tensor) };
+        Ok(())
+    }
+
+    /// The header as it stands at the start of a file, padded to where the data starts.
+    pub fn header_bytes(&self) -> Vec<u8> {
+        // SAFETY: reads our own context.
+        let size = unsafe { ffi::gguf_get_meta_size(self.0.as_ptr()) };
+        let mut bytes = vec![0u8; size];
+        // SAFETY: `bytes` is as large as the call above said, and nothing was changed in between.
+        unsafe { ffi::gguf_get_meta_data(self.0.as_ptr(), bytes.as_mut_ptr().cast()) };
+        bytes
+    }
+
+    /// Where the data section of a file starts that was read with [`Gguf::open`].
+    pub fn data_offset(&self) -> u64 {
+        // SAFETY: reads our own context.
+        unsafe { ffi::gguf_get_data_offset(self.0.as_ptr()) as u64 }
+    }
+
+    /// Every tensor's data starts at a multiple of this many bytes of the data section.
+    pub fn alignment(&self) -> u64 {
+        // SAFETY: reads our own context.
+        unsafe { ffi::gguf_get_alignment(self.0.as_ptr()) as u64 }
+    }
+
+    /// The table of tensors, in file order.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo> + '_ {
+        // SAFETY: reads our own context.
+        let count = unsafe { ffi::gguf_get_n_tensors(self.0.as_ptr()) };
+        (0..count).map(|index| self.tensor(index))
+    }
+
+    /// `index` comes from `tensors`: it is below the number of tensors.
+    fn tensor(&self, index: i64) -> TensorInfo {
+        let raw = self.0.as_ptr();
+        // SAFETY: the context is ours and `index` is within the table, here and below.
+        let name = unsafe { ffi::gguf_get_tensor_name(raw, index) };
+        // SAFETY: the name is a C string inside the context, which lives as long as `self`.
+        let name = unsafe { CStr::from_ptr(name) }
+            .to_string_lossy()
+            .into_owned();
+        // SAFETY: see above.
+        let ne = unsafe { ffi::gguf_get_tensor_ne(raw, index) };
+        // SAFETY: gguf.h promises GGML_MAX_DIMS elements; they lie inside the context.
+        let ne = unsafe { *ne.cast::<[i64; ffi::GGML_MAX_DIMS as usize]>() };
+        // SAFETY: see above.
+        let ty = unsafe { ffi::gguf_get_tensor_type(raw, index) };
+        // SAFETY: see above.
+        let offset = unsafe { ffi::gguf_get_tensor_offset(raw, index) };
+        // SAFETY: see above.
+        let size = unsafe { ffi::gguf_get_tensor_size(raw, index) };
+        TensorInfo {
+            name,
+            ty: TensorType(ty),
+            shape: ne.map(i64::cast_unsigned),
+            offset: offset as u64,
+            size: size as u64,
+        }
+    }
+
+    fn find_tensor(&self, name: &CStr) -> Option<i64> {
+        // SAFETY: the context is ours, the name a C string.
+        let index = unsafe { ffi::gguf_find_tensor(self.0.as_ptr(), name.as_ptr()) };
+        (index >= 0).then_some(index)
+    }
+
+    fn find_key(&self, key: &str, ty: ffi::gguf_type) -> Option<i64> {
+        let key = c_string(key).ok()?;
+        // SAFETY: the context is ours, the key a C string.
+        let index = unsafe { ffi::gguf_find_key(self.0.as_ptr(), key.as_ptr()) };
+        if index < 0 {
+            return None;
+        }
+        // SAFETY: `index` was found above. (The getters abort on the wrong type, hence the question.)
+        let found = unsafe { ffi::gguf_get_kv_type(self.0.as_ptr(), index) };
+        (found == ty).then_some(index)
+    }
+
+    /// The value of a string key; `None` when it is absent or of another type.
+    pub fn str(&self, key: &str) -> Option<String> {
+        let index = self.find_key(key, ffi::GGUF_TYPE_STRING)?;
+        // SAFETY: `find_key` saw that the key is there and a string.
+        let value = unsafe { ffi::gguf_get_val_str(self.0.as_ptr(), index) };
+        // SAFETY: the value is a C string inside the context, which lives as long as `self`.
+        Some(
+            unsafe { CStr::from_ptr(value) }
+                .to_string_lossy()
+                .into_owned(),
+        )
+    }
+
+    /// The value of a `u32` key; `None` when it is absent or of another type.
+    pub fn u32(&self, key: &str) -> Option<u32> {
+        let index = self.find_key(key, ffi::GGUF_TYPE_UINT32)?;
+        // SAFETY: `find_key` saw that the key is there and of this type.
+        Some(unsafe { ffi::gguf_get_val_u32(self.0.as_ptr(), index) })
+    }
+
+    /// The value of a `u16` key (`split.count`); `None` when it is absent or of another type.
+    pub fn u16(&self, key: &str) -> Option<u16> {
+        let index = self.find_key(key, ffi::GGUF_TYPE_UINT16)?;
+        // SAFETY: `find_key` saw that the key is there and of this type.
+        Some(unsafe { ffi::gguf_get_val_u16(self.0.as_ptr(), index) })
+    }
+}
+
+impl Drop for Gguf {
+    fn drop(&mut self) {
+        // SAFETY: made by gguf_init_*, and freed here only.
+        unsafe { ffi::gguf_free(self.0.as_ptr()) };
+    }
+}
+
+/// A ggml context that holds the description of one tensor and no data.
+struct TensorContext(NonNull<ffi::ggml_context>);
+
+impl TensorContext {
+    fn with_room_for_one() -> Result<Self, GgufError> {
+        // SAFETY: no argument, a constant of ggml.
+        let mem_size = unsafe { ffi::ggml_tensor_overhead() };
+        let params = ffi::ggml_init_params {
+            mem_size,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: a null buffer makes ggml allocate its own; freed in `drop`.
+        let raw = unsafe { ffi::ggml_init(params) };
+        NonNull::new(raw).map(Self).ok_or(GgufError::OutOfMemory)
+    }
+}
+
+impl Drop for TensorContext {
+    fn drop(&mut self) {
+        // SAFETY: made by ggml_init, and freed here only.
+        unsafe { ffi::ggml_free(self.0.as_ptr()) };
+    }
+}
+
+/// The name of a key to set. Upstream aborts on an alignment that it does not like, and no caller wants another.
+fn setting(key: &str) -> Result<CString, GgufError> {
+    if key.as_bytes()
+        == ffi::GGUF_KEY_GENERAL_ALIGNMENT
+            .strip_suffix(b"\0")
+            .unwrap_or_default()
+    {
+        return Err(GgufError::Reserved(key.into()));
+    }
+    c_string(key)
+}
+
+fn c_string(text: &str) -> Result<CString, GgufError> {
+    CString::new(text).map_err(|error: NulError| {
+        GgufError::ZeroByte(String::from_utf8_lossy(&error.into_vec()).into_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Gguf {
+        let mut header = Gguf::new().unwrap();
+        header.set_str("general.architecture", "llama").unwrap();
+        header.set_u32("llama.block_count", 3).unwrap();
+        header.set_u16("split.count", 2).unwrap();
+        header.set_str_array("words", &["a", "", "ü"]).unwrap();
+        header.set_i32_array("numbers", &[]).unwrap();
+        header.add_tensor("a", TensorType::F32, &[3]).unwrap();
+        header.add_tensor("b", TensorType::Q8_0, &[64, 2]).unwrap();
+        header
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        let header = small().header_bytes();
+        let mut file = header.clone();
+        file.resize(header.len() + 32 + 160, 0);
+        std::fs::write(&path, &file).unwrap();
+
+        let read = Gguf::open(&path).unwrap();
+        assert_eq!(read.str("general.architecture").as_deref(), Some("llama"));
+        assert_eq!(read.u32("llama.block_count"), Some(3));
+        assert_eq!(read.u16("split.count"), Some(2));
+        assert_eq!(
+            read.u32("general.architecture"),
+            None,
+            "another type is not an answer"
+        );
+        assert_eq!(read.alignment(), 32);
+        assert_eq!(read.data_offset(), header.len() as u64);
+        let tensors: Vec<_> = read.tensors().collect();
+        assert_eq!(
+            tensors[0],
+            TensorInfo {
+                name: "a".into(),
+                ty: TensorType::F32,
+                shape: [3, 1, 1, 1],
+                offset: 0,
+                size: 12
+            }
+        );
+        assert_eq!(
+            tensors[1],
+            TensorInfo {
+                name: "b".into(),
+                ty: TensorType::Q8_0,
+                shape: [64, 2, 1, 1],
+                offset: 32,
+                size: 136
+            }
+        );
+    }
+
+    #[test]
+    fn misuse_that_upstream_aborts_on_is_an_error() {
+        let mut header = small();
+        assert!(matches!(
+            header.add_tensor("a", TensorType::F32, &[1]),
+            Err(GgufError::DuplicateTensor(_))
+        ));
+        assert!(matches!(
+            header.add_tensor(&"x".repeat(64), TensorType::F32, &[1]),
+            Err(GgufError::NameTooLong(_))
+        ));
+        assert!(matches!(
+            header.add_tensor("c", TensorType::Q4_K, &[32]),
+            Err(GgufError::Shape { .. })
+        ));
+        assert!(matches!(
+            header.add_tensor("c", TensorType::F32, &[]),
+            Err(GgufError::Shape { .. })
+        ));
+        assert!(matches!(
+            header.add_tensor("c", TensorType::F32, &[1, 0]),
+            Err(GgufError::Shape { .. })
+        ));
+        assert!(matches!(
+            header.set_u32("general.alignment", 0),
+            Err(GgufError::Reserved(_))
+        ));
+        assert!(matches!(
+            header.set_str("a\0b", "c"),
+            Err(GgufError::ZeroByte(_))
+        ));
+    }
+
+    #[test]
+    fn a_file_that_is_not_gguf_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        assert!(matches!(Gguf::open(&path), Err(GgufError::Open { .. })));
+        std::fs::write(&path, "hello").unwrap();
+        assert!(matches!(
+            Gguf::open(&path),
+            Err(GgufError::NotReadable { .. })
+        ));
+    }
+
+    #[test]
+    fn types_know_their_blocks() {
+        for (ty, name, len, bytes) in [
+            (TensorType::F32, "F32", 1, 4),
+            (TensorType::BF16, "BF16", 1, 2),
+            (TensorType::Q4_0, "Q4_0", 32, 18),
+            (TensorType::Q8_0, "Q8_0", 32, 34),
+            (TensorType::Q4_K, "Q4_K", 256, 144),
+            (TensorType::Q6_K, "Q6_K", 256, 210),
+        ] {
+            assert_eq!(
+                (ty.to_string().as_str(), ty.block_len(), ty.block_bytes()),
+                (name, len, bytes)
+            );
+        }
+    }
+}
