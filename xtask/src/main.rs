@@ -263,7 +263,7 @@ fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
                         left,
                     } => {
                         println!("`{subject}` does not apply: {}", files.join(", "));
-                        eprintln!("{left} more patches wait behind it");
+                        eprintln!("patches behind it: {left}");
                         eprintln!(
                             "hint: cd {}; resolve, \"git add\" the files, \"git am --continue\"; then \"cargo xtask patches export\"",
                             dir.display()

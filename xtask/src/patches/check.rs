@@ -34,8 +34,10 @@ pub fn check(folder: &Folder, source: &Path) -> Result<Findings> {
     }
     // With a patch missing, the other questions have no answer of their own.
     if findings.lines.iter().all(|line| !line.contains(MISSING)) {
+        let before = findings.lines.len();
         findings.blob_ids(folder, source);
-        findings.round_trip(folder, source)?;
+        let does_apply = findings.lines.len() == before;
+        findings.round_trip(folder, source, does_apply)?;
     }
     Ok(findings)
 }
@@ -98,28 +100,28 @@ impl Findings {
             Ok(Series::default())
         };
         if let Err(why) = series.and_then(|series| series.overlay(source)) {
-            let message = format!("{why:#}");
-            let (cause, advice) = hint::split(&message);
-            self.add(cause.lines().collect::<Vec<_>>().join("; "));
-            if let Some(advice) = advice {
-                self.advise(advice);
-            }
+            self.add_error(&why);
         }
     }
 
-    fn round_trip(&mut self, folder: &Folder, source: &Path) -> Result<()> {
+    /// An error as one line, its advice apart.
+    fn add_error(&mut self, why: &anyhow::Error) {
+        let message = format!("{why:#}");
+        let (cause, advice) = hint::split(&message);
+        self.add(cause.lines().collect::<Vec<_>>().join("; "));
+        if let Some(advice) = advice {
+            self.advise(advice);
+        }
+    }
+
+    fn round_trip(&mut self, folder: &Folder, source: &Path, does_apply: bool) -> Result<()> {
         let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
         let exported = match import(folder, source, &scratch.path().join("tree"), false) {
             Ok(tree) => export_to(&tree, &scratch.path().join("patches"))?,
+            // What the build says about the same patch is more exact.
+            Err(_) if !does_apply => return Ok(()),
             Err(why) => {
-                let message = format!("{why:#}");
-                self.add(
-                    hint::split(&message)
-                        .0
-                        .lines()
-                        .collect::<Vec<_>>()
-                        .join("; "),
-                );
+                self.add_error(&why);
                 return Ok(());
             }
         };

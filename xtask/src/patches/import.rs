@@ -41,7 +41,7 @@ pub fn import(folder: &Folder, source: &Path, dir: &Path, force: bool) -> Result
             tree.git.run(["am", "--abort"])?;
             tree.mark_exported()?;
             return Err(why)
-                .with_context(|| format!("`{}` does not apply", folder.patch(&name).display()))
+                .with_context(|| format!("patches/{name} does not apply"))
                 .hint("the pin moved, or the patch was edited by hand; run \"cargo xtask patches refresh\"");
         }
     }

@@ -54,8 +54,9 @@ impl WorkTree {
         if let Some(what) = tree.unexported()?
             && !force
         {
-            return Err(anyhow!("`{}` has {what}", dir.display()))
-                .hint("run \"cargo xtask patches export\" to keep it, or pass --force to drop it");
+            return Err(anyhow!("`{}` has {what}", dir.display())).hint(
+                "finish it and run \"cargo xtask patches export\", or pass --force to drop it",
+            );
         }
         if tree.busy() {
             // Only one of the two is under way; the other one's refusal tells nothing.

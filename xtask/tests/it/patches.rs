@@ -409,7 +409,7 @@ fn refresh_leaves_a_conflict_to_the_developer() {
         .xtask(&["patches", "refresh"])
         .exits(1)
         .finds(&["llama : call ours", MMAP])
-        .says("1 more patches wait")
+        .says("patches behind it: 1")
         .says("git am --continue");
     assert_eq!(fixture.patches(), before);
     fixture
