@@ -300,7 +300,10 @@ static bool drop_tail(ggml_hugepages_image & image, size_t from, ggml_hugepages_
     for (const auto & r : image.runs) {
         const size_t first = std::max(r.first, from);
         const size_t last  = std::min(r.second, image.size);
-        if (first < last && mmap(image.addr + first, last - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED) {
+        // A huge mapping can only be cut at its page borders, and the file may end inside of a page: room first, then the file.
+        if (first < last && (
+                mmap(image.addr + first, r.second - first, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ||
+                mmap(image.addr + first, last     - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED)) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path.c_str());
         }
         if (r.first < from) {
@@ -315,12 +318,24 @@ static bool drop_tail(ggml_hugepages_image & image, size_t from, ggml_hugepages_
 }
 
 // Pages ran out at an offset of the image, after the plan said that there are enough: others took them, or a limit.
-static bool handle_shortage(ggml_hugepages_image & image, size_t at, uint64_t need, ggml_hugepages_error * error) {
+static bool handle_shortage(
+        ggml_hugepages_image_t * images,
+        size_t                   n,
+        ggml_hugepages_image   & image,
+        size_t                   at,
+        uint64_t                 need,
+        ggml_hugepages_error   * error) {
     const char * cause = strerror(errno);
     if (image.policy == GGML_HUGEPAGES_POLICY_PREFER) {
         GGML_LOG_WARN("%s: no more huge pages at offset %zu of '%s' (%s), the rest stays the file mapping\n",
             __func__, at, image.path.c_str(), cause);
         return drop_tail(image, at, error);
+    }
+    // The load ends here. What it holds goes back first, so that the counts in the message are those of others.
+    for (size_t i = 0; i < n; i++) {
+        if (images[i]->memfd != -1 && ftruncate(images[i]->memfd, 0) != 0) {
+            GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
+        }
     }
     ggml_hugepages_pool pool;
     if (!ggml_hugepages_pool_read("", image.page_size, &pool)) {
@@ -360,7 +375,7 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
         for (const auto & r : ranges(image.runs)) {
             const size_t end = reserve_head(image, r.first, r.second);
             if (end < r.second) {
-                if (!handle_shortage(image, end, need, error)) {
+                if (!handle_shortage(images, n, image, end, need, error)) {
                     return false;
                 }
                 break;
@@ -437,7 +452,7 @@ bool ggml_hugepages_fill(
                     return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
                 }
                 if (!populate(image.addr + first, last - first)) {
-                    if (!handle_shortage(image, first, need, error)) {
+                    if (!handle_shortage(images, n, image, first, need, error)) {
                         return false;
                     }
                     is_short = true;
@@ -452,9 +467,12 @@ bool ggml_hugepages_fill(
                 return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path.c_str());
             }
         }
-        if (image.memfd != -1) {
-            close(image.memfd); // the mappings keep the pages
-            image.memfd = -1;
+    }
+    // not before all are filled: a shortage in a later image gives back what the earlier ones hold
+    for (size_t i = 0; i < n; i++) {
+        if (images[i]->memfd != -1) {
+            close(images[i]->memfd); // the mappings keep the pages
+            images[i]->memfd = -1;
         }
     }
     return true;
