@@ -2,10 +2,48 @@
 //!
 //! The build takes llama.cpp's pinned source, applies a small series of patches, and links the result: into the drop-in
 //! `llama-server`, and into this library.
+//!
+//! ```no_run
+//! use llama_hugepages::{Batch, Context, ContextParams, HugePages, Model, ModelParams, Sampler, Specials};
+//!
+//! let model = Model::load("model.gguf", &ModelParams::from_env()?.with_hugepages(HugePages::Prefer))?;
+//! println!("{}", llama_hugepages::report()?);
+//!
+//! let mut context = Context::new(&model, &ContextParams::default().with_n_ctx(2048))?;
+//! let tokens = model.tokenize("Once upon a time", Specials::Add)?;
+//! context.decode(&Batch::prompt(&tokens))?;
+//! let next = Sampler::greedy(&model).sample(&mut context, tokens.len() - 1)?;
+//! println!("{}", String::from_utf8_lossy(&model.piece(next)?));
+//! # Ok::<(), llama_hugepages::Error>(())
+//! ```
+//!
+//! `examples/generate.rs` is a whole program. [`ffi`] holds the raw interfaces, for what is not wrapped here.
 
 #![warn(missing_docs)]
 
+mod backend;
+mod batch;
+mod context;
 pub mod demo_model;
+mod error;
 pub mod ffi;
 pub mod gguf;
+mod logging;
+mod model;
+mod params;
+pub mod pool;
+mod report;
+mod sampler;
 pub mod size;
+mod vocab;
+
+pub use backend::init;
+pub use batch::Batch;
+pub use context::Context;
+pub use error::{Error, Said};
+pub use logging::{LogTarget, log_to};
+pub use model::Model;
+pub use params::{ContextParams, HugePages, LoadMode, ModelParams, Pooling};
+pub use report::{Report, report};
+pub use sampler::{Sampler, SamplerChain};
+pub use vocab::{Specials, Token};

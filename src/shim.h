@@ -4,6 +4,9 @@
 #include "llama.h"
 #include "gguf.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #ifdef __cplusplus
 #define LH_NOEXCEPT noexcept
 extern "C" {
@@ -14,6 +17,56 @@ extern "C" {
 // llama-server as a function: takes the command line, returns the exit code.
 // `argv` ends with a null pointer and outlives the call.
 int lh_server_main(int argc, char ** argv) LH_NOEXCEPT;
+
+// What was thrown, as text that ends with a zero byte and is cut where it is too long. Empty if nothing was.
+struct lh_error {
+    char message[512];
+};
+
+// llama_model_load_from_file, NULL on failure
+struct llama_model * lh_model_load(const char * path, struct llama_model_params params, struct lh_error * error) LH_NOEXCEPT;
+
+// llama_init_from_model, NULL on failure
+struct llama_context * lh_context_init(struct llama_model * model, struct llama_context_params params, struct lh_error * error) LH_NOEXCEPT;
+
+// llama_decode, INT32_MIN if it threw
+int32_t lh_decode(struct llama_context * ctx, struct llama_batch batch, struct lh_error * error) LH_NOEXCEPT;
+
+// llama_tokenize, INT32_MIN if it threw
+int32_t lh_tokenize(
+        const struct llama_vocab * vocab,
+        const char               * text,
+        int32_t                    text_len,
+        llama_token              * tokens,
+        int32_t                    n_tokens_max,
+        bool                       add_special,
+        bool                       parse_special,
+        struct lh_error          * error) LH_NOEXCEPT;
+
+// llama_token_to_piece without special tokens, INT32_MIN if it threw
+int32_t lh_token_to_piece(
+        const struct llama_vocab * vocab,
+        llama_token                token,
+        char                     * buf,
+        int32_t                    length,
+        struct lh_error          * error) LH_NOEXCEPT;
+
+// The parameters that the LLAMA_ARG_* environment variables give, read by the parser of upstream's programs.
+struct lh_env;
+
+// Which variable was refused, and why. `variable` is empty if it was none of them.
+struct lh_env_error {
+    char variable[64];
+    char reason[512];
+};
+
+// NULL on failure
+struct lh_env * lh_env_init(struct lh_env_error * error) LH_NOEXCEPT;
+void            lh_env_free(struct lh_env * env) LH_NOEXCEPT;
+
+// points into env
+struct llama_model_params   lh_env_model_params  (struct lh_env * env) LH_NOEXCEPT;
+struct llama_context_params lh_env_context_params(const struct lh_env * env) LH_NOEXCEPT;
 
 #ifdef __cplusplus
 }

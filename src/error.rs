@@ -1,0 +1,242 @@
+//! What can go wrong in this library, with the data to act on it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::vocab::Token;
+
+/// Why a call failed.
+///
+/// The text is a lower-case fragment without a final stop. Where the user can do something about it, a second line
+/// starts with `hint:`.
+///
+/// ```
+/// use llama_hugepages::{Error, Model, ModelParams};
+///
+/// let error = Model::load("/no/such/model.gguf", &ModelParams::default()).unwrap_err();
+/// assert!(matches!(error, Error::Load { .. }));
+/// assert!(error.to_string().starts_with("cannot load `/no/such/model.gguf`: "));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model was not loaded. No huge page is kept.
+    #[error("cannot load `{}`: {said}", path.display())]
+    Load {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// The cause and the hint, as the loader gave them.
+        said: Said,
+    },
+    /// The progress callback stopped the load. No huge page is kept.
+    #[error("the load was cancelled")]
+    Cancelled,
+    /// An environment variable has a value that llama.cpp does not accept.
+    #[error("cannot use the environment variable `{variable}`: {reason}")]
+    Environment {
+        /// Its name, such as `LLAMA_ARG_HUGEPAGES`.
+        variable: String,
+        /// What llama.cpp says of its value.
+        reason: String,
+    },
+    /// A text that goes to llama.cpp as a C string holds a zero byte.
+    #[error("{what} holds a zero byte")]
+    ZeroByte {
+        /// Which text.
+        what: &'static str,
+    },
+    /// The model was loaded without weights: it can tokenize and nothing else.
+    #[error("the model was loaded without weights")]
+    NoWeights,
+    /// The context was not made.
+    #[error("cannot create a context: {0}")]
+    Context(Said),
+    /// The model file holds no vocabulary.
+    #[error("the model has no vocabulary")]
+    NoVocabulary,
+    /// The text cannot be turned into tokens.
+    #[error("cannot tokenize: {0}")]
+    Tokenize(Said),
+    /// No such token in the vocabulary.
+    #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
+    InvalidToken {
+        /// What was passed.
+        token: Token,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// The batch names a sequence that the context was not made for.
+    #[error("sequence {sequence} is not among the {n_seq_max} sequences of the context")]
+    InvalidSequence {
+        /// What was passed.
+        sequence: i32,
+        /// How many sequences the context has, counted from 0.
+        n_seq_max: usize,
+    },
+    /// A position is negative, or past what a model with learned positions knows.
+    #[error("position {position} is not below {limit}")]
+    InvalidPosition {
+        /// What was passed.
+        position: i32,
+        /// The first position that is too large.
+        limit: i32,
+    },
+    /// More tokens in one batch than the context takes.
+    #[error("{tokens} tokens in a batch, the context takes {limit}")]
+    BatchTooLarge {
+        /// In the batch.
+        tokens: usize,
+        /// `n_batch`, or `n_ubatch` where the attention is not causal.
+        limit: usize,
+    },
+    /// The context has no room for the batch. Nothing of it was decoded.
+    #[error("no room in the context for {tokens} more tokens")]
+    ContextFull {
+        /// In the batch.
+        tokens: usize,
+    },
+    /// The batch was not decoded.
+    #[error("cannot decode: {0}")]
+    Decode(Said),
+    /// Nothing was computed for this entry of the last batch.
+    #[error("entry {index} of the last batch has no {what}")]
+    NoOutput {
+        /// What was asked for: logits or embeddings.
+        what: &'static str,
+        /// Entry of the batch, or sequence for pooled embeddings.
+        index: usize,
+    },
+    /// The kernel does not tell what the memory lies on.
+    #[error("cannot read what the weights lie on from `/proc/self/smaps`")]
+    NoReport,
+}
+
+/// What llama.cpp said about a failure: its error lines of that call.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Said {
+    /// The cause, one line.
+    pub message: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// All error lines as they were logged, in order.
+    pub lines: Vec<String>,
+}
+
+impl Said {
+    /// Picks the cause and the hint out of the error lines of one call. `thrown` is the text of a C++ exception.
+    pub(crate) fn new(lines: Vec<String>, thrown: &str) -> Self {
+        let hint = lines
+            .iter()
+            .rev()
+            .find_map(|line| line.strip_prefix(HINT))
+            .map(str::to_owned);
+        let causes: Vec<&str> = lines
+            .iter()
+            .filter(|line| !line.starts_with(HINT))
+            .map(|line| without_function(line))
+            .filter(|line| is_cause(line))
+            .collect();
+        let message = if thrown.is_empty() {
+            causes.join("; ")
+        } else {
+            thrown.to_owned()
+        };
+        let message = if message.is_empty() {
+            "llama.cpp gave no reason".to_owned()
+        } else {
+            message
+        };
+        Self {
+            message,
+            hint,
+            lines,
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.hint
+            .as_ref()
+            .map_or(Ok(()), |hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+const HINT: &str = "hint: ";
+
+/// `llama_model_load: error loading model: the cause` is `the cause`.
+fn without_function(line: &str) -> &str {
+    let is_name = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    let line = line
+        .split_once(": ")
+        .filter(|(name, _)| is_name(name))
+        .map_or(line, |(_, rest)| rest);
+    [
+        "error loading model: ",
+        "llama_model_loader: ",
+        "failed to initialize the context: ",
+    ]
+    .iter()
+    .fold(line, |line, prefix| {
+        line.strip_prefix(prefix).unwrap_or(line)
+    })
+}
+
+/// Lines that say no more than that the call failed are no cause.
+fn is_cause(line: &str) -> bool {
+    const SAY_NOTHING: [&str; 4] = [
+        "failed to load model",
+        "failed to decode, ret",
+        "failed to encode, ret",
+        "failed to initialize batch",
+    ];
+    !line.is_empty() && !SAY_NOTHING.iter().any(|prefix| line.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(lines: &[&str]) -> Said {
+        Said::new(lines.iter().map(ToString::to_string).collect(), "")
+    }
+
+    #[test]
+    fn the_cause_is_told_from_what_only_says_that_it_failed() {
+        let said = said(&[
+            "llama_model_load: error loading model: needs 514 huge pages",
+            "hint: sysctl vm.nr_hugepages=514",
+            "llama_model_load_from_file_impl: failed to load model",
+        ]);
+        assert_eq!(
+            said.to_string(),
+            "needs 514 huge pages\nhint: sysctl vm.nr_hugepages=514"
+        );
+    }
+
+    #[test]
+    fn causes_of_several_layers_are_joined() {
+        let said = said(&[
+            "gguf_init_from_reader: invalid magic",
+            "llama_model_load: error loading model: no such model",
+        ]);
+        assert_eq!(said.to_string(), "invalid magic; no such model");
+    }
+
+    #[test]
+    fn silence_is_called_silence() {
+        assert_eq!(said(&[]).to_string(), "llama.cpp gave no reason");
+    }
+
+    #[test]
+    fn an_exception_is_the_cause() {
+        assert_eq!(
+            Said::new(vec!["f: x".into()], "bad alloc").message,
+            "bad alloc"
+        );
+    }
+}

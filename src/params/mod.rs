@@ -1,0 +1,11 @@
+//! What a model is loaded with and what a context is made with.
+//!
+//! Both start from llama.cpp's defaults or from the `LLAMA_ARG_*` environment variables, and a `with_*` call wins over
+//! either. The variables are read by llama.cpp's own parser, so the rules are those of its programs.
+
+mod context;
+mod env;
+mod model;
+
+pub use context::{ContextParams, Pooling};
+pub use model::{HugePages, LoadMode, ModelParams};

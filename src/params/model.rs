@@ -1,0 +1,224 @@
+//! How a model is loaded.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::env::Env;
+use crate::{Error, ffi};
+
+/// Whether the weights that the CPU reads lie on huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum HugePages {
+    /// As llama.cpp has it: in the page cache of the model file.
+    #[default]
+    Off,
+    /// All of them, or the load fails before anything is read, and says how many pages are missing.
+    Require,
+    /// As many as there are pages for, the rest in the page cache. [`report`](crate::report()) tells how it went.
+    Prefer,
+}
+
+/// How the model file gets into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LoadMode {
+    /// What llama.cpp finds best for the devices.
+    #[default]
+    Auto,
+    /// Read into ordinary memory.
+    None,
+    /// Mapped.
+    Mmap,
+    /// Read into ordinary memory, which may not be swapped.
+    Mlock,
+    /// Mapped, and may not be evicted.
+    MmapMlock,
+    /// Read past the page cache.
+    DirectIo,
+}
+
+/// Parameters of [`Model::load`](crate::Model::load).
+///
+/// ```
+/// use llama_hugepages::{HugePages, ModelParams};
+///
+/// let params = ModelParams::default().with_hugepages(HugePages::Prefer).with_gpu_layers(0);
+/// assert_eq!(params.hugepages(), HugePages::Prefer);
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct ModelParams {
+    pub(crate) raw: ffi::llama_model_params,
+    /// What `raw` may point into.
+    _env: Option<Arc<Env>>,
+}
+
+// SAFETY: the pointers in `raw` are null or lead into `_env`, which is Send and Sync and lives as long as `raw`.
+unsafe impl Send for ModelParams {}
+// SAFETY: as above.
+unsafe impl Sync for ModelParams {}
+
+impl Default for ModelParams {
+    /// llama.cpp's defaults, whatever the environment says.
+    fn default() -> Self {
+        // SAFETY: takes no arguments and returns numbers and null pointers.
+        let raw = unsafe { ffi::llama_model_default_params() };
+        Self { raw, _env: None }
+    }
+}
+
+impl ModelParams {
+    /// From the environment variables that llama.cpp's programs share, such as `LLAMA_ARG_HUGEPAGES`,
+    /// `LLAMA_ARG_HUGEPAGE_POLICY`, `LLAMA_ARG_LOAD_MODE` or `LLAMA_ARG_N_GPU_LAYERS`, with the same rules: `on`,
+    /// `enabled`, `true`, `1` and `off`, `disabled`, `false`, `0`; `LLAMA_ARG_NO_HUGEPAGES`, whatever its value, is off
+    /// and wins over `LLAMA_ARG_HUGEPAGES`.
+    ///
+    /// llama.cpp's configuration files are not read. A value that llama.cpp logs with, such as `LLAMA_ARG_LOG_FILE`,
+    /// takes effect on its own log.
+    ///
+    /// # Errors
+    /// [`Error::Environment`] names the first variable that has a value which llama.cpp does not accept, also when it
+    /// has nothing to do with loading a model.
+    ///
+    /// ```no_run
+    /// use llama_hugepages::{Model, ModelParams};
+    ///
+    /// let params = ModelParams::from_env()?.with_gpu_layers(0); // wins over LLAMA_ARG_N_GPU_LAYERS
+    /// let model = Model::load("model.gguf", &params)?;
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn from_env() -> Result<Self, Error> {
+        let env = Arc::new(Env::read()?);
+        Ok(Self {
+            raw: env.model_params(),
+            _env: Some(env),
+        })
+    }
+
+    /// Whether the weights that the CPU reads lie on huge pages.
+    pub fn with_hugepages(mut self, hugepages: HugePages) -> Self {
+        let raw = &mut self.raw.hugepages;
+        raw.enabled = hugepages != HugePages::Off;
+        match hugepages {
+            HugePages::Off => {}
+            HugePages::Require => raw.policy = ffi::GGML_HUGEPAGES_POLICY_REQUIRE,
+            HugePages::Prefer => raw.policy = ffi::GGML_HUGEPAGES_POLICY_PREFER,
+        }
+        self
+    }
+
+    /// As set by [`with_hugepages`](Self::with_hugepages) or the environment.
+    pub fn hugepages(&self) -> HugePages {
+        match self.raw.hugepages {
+            raw if !raw.enabled => HugePages::Off,
+            raw if raw.policy == ffi::GGML_HUGEPAGES_POLICY_PREFER => HugePages::Prefer,
+            _ => HugePages::Require,
+        }
+    }
+
+    /// How the model file gets into memory.
+    pub fn with_load_mode(mut self, mode: LoadMode) -> Self {
+        self.raw.load_mode = match mode {
+            LoadMode::Auto => ffi::LLAMA_LOAD_MODE_AUTO,
+            LoadMode::None => ffi::LLAMA_LOAD_MODE_NONE,
+            LoadMode::Mmap => ffi::LLAMA_LOAD_MODE_MMAP,
+            LoadMode::Mlock => ffi::LLAMA_LOAD_MODE_MLOCK,
+            LoadMode::MmapMlock => ffi::LLAMA_LOAD_MODE_MMAP_MLOCK,
+            LoadMode::DirectIo => ffi::LLAMA_LOAD_MODE_DIRECT_IO,
+        };
+        self
+    }
+
+    /// As set by [`with_load_mode`](Self::with_load_mode) or the environment.
+    pub fn load_mode(&self) -> LoadMode {
+        match self.raw.load_mode {
+            ffi::LLAMA_LOAD_MODE_NONE => LoadMode::None,
+            ffi::LLAMA_LOAD_MODE_MMAP => LoadMode::Mmap,
+            ffi::LLAMA_LOAD_MODE_MLOCK => LoadMode::Mlock,
+            ffi::LLAMA_LOAD_MODE_MMAP_MLOCK => LoadMode::MmapMlock,
+            ffi::LLAMA_LOAD_MODE_DIRECT_IO => LoadMode::DirectIo,
+            _ => LoadMode::Auto,
+        }
+    }
+
+    /// How many layers go to GPUs; a negative number means all. Their weights are not read by the CPU and take no huge
+    /// page. Nothing happens in a build without a GPU backend.
+    pub fn with_gpu_layers(mut self, layers: i32) -> Self {
+        self.raw.n_gpu_layers = layers;
+        self
+    }
+
+    /// As set by [`with_gpu_layers`](Self::with_gpu_layers) or the environment.
+    pub fn gpu_layers(&self) -> i32 {
+        self.raw.n_gpu_layers
+    }
+
+    /// Whether weights may be rewritten in memory into a layout that this CPU computes faster with; llama.cpp's
+    /// `--repack`, on by default. Such weights do not lie in the mapped file, and so not on huge pages.
+    pub fn with_repack(mut self, repack: bool) -> Self {
+        self.raw.use_extra_bufts = repack;
+        self
+    }
+
+    /// As set by [`with_repack`](Self::with_repack) or the environment.
+    pub fn repack(&self) -> bool {
+        self.raw.use_extra_bufts
+    }
+
+    /// Whether to check the weights for invalid values while loading. Off by default.
+    pub fn with_check_tensors(mut self, check: bool) -> Self {
+        self.raw.check_tensors = check;
+        self
+    }
+
+    /// Whether to load the vocabulary alone: such a model can tokenize, and makes no context. Off by default.
+    pub fn with_vocab_only(mut self, vocab_only: bool) -> Self {
+        self.raw.vocab_only = vocab_only;
+        self
+    }
+}
+
+impl fmt::Debug for ModelParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelParams")
+            .field("hugepages", &self.hugepages())
+            .field("load_mode", &self.load_mode())
+            .field("gpu_layers", &self.gpu_layers())
+            .field("repack", &self.repack())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_is_what_is_read() {
+        for hugepages in [HugePages::Off, HugePages::Require, HugePages::Prefer] {
+            assert_eq!(
+                ModelParams::default().with_hugepages(hugepages).hugepages(),
+                hugepages
+            );
+        }
+        for mode in [
+            LoadMode::Auto,
+            LoadMode::None,
+            LoadMode::Mmap,
+            LoadMode::Mlock,
+            LoadMode::MmapMlock,
+            LoadMode::DirectIo,
+        ] {
+            assert_eq!(
+                ModelParams::default().with_load_mode(mode).load_mode(),
+                mode
+            );
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_off_by_default() {
+        assert_eq!(ModelParams::default().hugepages(), HugePages::Off);
+    }
+}

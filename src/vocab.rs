@@ -1,0 +1,232 @@
+//! A model's vocabulary: text to tokens and back.
+
+use std::fmt;
+use std::{ptr, slice};
+
+use crate::error::Said;
+use crate::model::text;
+use crate::{Error, Model, ffi, logging};
+
+/// A token: an index into the vocabulary of one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Token(pub i32);
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What [`Model::tokenize`] does about special tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Specials {
+    /// The text is text, and no token is added.
+    Plain,
+    /// The text is text; a begin and an end token are added if the model wants them.
+    #[default]
+    Add,
+    /// Special tokens in the text are taken as such: for text that a chat template made.
+    Parse,
+    /// Both.
+    AddAndParse,
+}
+
+impl Model {
+    /// Tokens in the vocabulary: what [`Context::logits`](crate::Context::logits) gives a number for. 0 for a model
+    /// without a vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        // SAFETY: the vocabulary lives as long as the model.
+        let n = unsafe { ffi::llama_vocab_n_tokens(self.vocab()) };
+        usize::try_from(n).unwrap_or(0)
+    }
+
+    /// The token that begins a text, if there is one.
+    pub fn bos(&self) -> Option<Token> {
+        // SAFETY: as above.
+        some(unsafe { ffi::llama_vocab_bos(self.vocab()) })
+    }
+
+    /// The token that ends a text, if there is one.
+    pub fn eos(&self) -> Option<Token> {
+        // SAFETY: as above.
+        some(unsafe { ffi::llama_vocab_eos(self.vocab()) })
+    }
+
+    /// Whether a model that produces this token has said what it had to say: end of text, end of turn and the like.
+    pub fn is_end(&self, token: Token) -> bool {
+        // SAFETY: as above; a token that does not exist is in no set of ends.
+        unsafe { ffi::llama_vocab_is_eog(self.vocab(), token.0) }
+    }
+
+    /// The tokens that are never to be chosen. Source: `tokenizer.ggml.suppress_tokens`.
+    pub(crate) fn suppressed(&self) -> &[Token] {
+        let mut n = 0;
+        // SAFETY: as above; `n` outlives the call.
+        let tokens = unsafe { ffi::llama_vocab_get_suppress_tokens(self.vocab(), &raw mut n) };
+        match usize::try_from(n) {
+            // SAFETY: `n` numbers in the vocabulary, which does not change; `Token` is a transparent type.
+            Ok(n) if n > 0 && !tokens.is_null() => unsafe {
+                slice::from_raw_parts(tokens.cast(), n)
+            },
+            _ => &[],
+        }
+    }
+
+    /// Turns text into tokens.
+    ///
+    /// # Errors
+    /// [`Error::NoVocabulary`], or [`Error::Tokenize`] for a text of more than 2 GiB or one that the model's tokenizer
+    /// cannot handle.
+    ///
+    /// ```no_run
+    /// use llama_hugepages::{Model, ModelParams, Specials};
+    ///
+    /// let model = Model::load("model.gguf", &ModelParams::default().with_vocab_only(true))?;
+    /// let tokens = model.tokenize("Hello", Specials::Plain)?;
+    /// assert_eq!(model.detokenize(&tokens)?, b"Hello");
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn tokenize(&self, text: &str, specials: Specials) -> Result<Vec<Token>, Error> {
+        self.check_vocabulary()?;
+        let mut tokens = vec![Token(0); text.len() + 2];
+        let mut n = self.tokenize_into(text, specials, &mut tokens)?;
+        if n < 0 {
+            // As many as a byte each and two more were not enough.
+            tokens.resize(n.unsigned_abs() as usize, Token(0));
+            n = self.tokenize_into(text, specials, &mut tokens)?;
+        }
+        tokens.truncate(usize::try_from(n).unwrap_or(0));
+        Ok(tokens)
+    }
+
+    /// Returns the number of tokens, negative if there was no room for them.
+    fn tokenize_into(
+        &self,
+        text: &str,
+        specials: Specials,
+        tokens: &mut [Token],
+    ) -> Result<i32, Error> {
+        let said = |message: &str| {
+            Error::Tokenize(Said {
+                message: message.to_owned(),
+                ..Said::default()
+            })
+        };
+        let len = i32::try_from(text.len()).map_err(|_| said("the text is longer than 2 GiB"))?;
+        let room = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
+        let (add, parse) = match specials {
+            Specials::Plain => (false, false),
+            Specials::Add => (true, false),
+            Specials::Parse => (false, true),
+            Specials::AddAndParse => (true, true),
+        };
+        let mut thrown = ffi::lh_error::default();
+        let (n, lines) = logging::capture(|| {
+            // SAFETY: `len` bytes of text and room for `room` tokens, which are numbers in a transparent type. llama.cpp
+            // tokenizes from any number of threads. The shim throws nothing.
+            unsafe {
+                ffi::lh_tokenize(
+                    self.vocab(),
+                    text.as_ptr().cast(),
+                    len,
+                    tokens.as_mut_ptr().cast(),
+                    room,
+                    add,
+                    parse,
+                    &raw mut thrown,
+                )
+            }
+        });
+        if n == i32::MIN {
+            return Err(Error::Tokenize(Said::new(
+                lines,
+                &crate::model::text(&thrown),
+            )));
+        }
+        logging::release(&lines);
+        Ok(n)
+    }
+
+    /// The bytes of one token, which need not be a whole character. Special tokens are empty.
+    ///
+    /// # Errors
+    /// [`Error::NoVocabulary`], [`Error::InvalidToken`]
+    pub fn piece(&self, token: Token) -> Result<Vec<u8>, Error> {
+        self.check_vocabulary()?;
+        self.check_token(token)?;
+        let mut bytes = vec![0_u8; 32];
+        let mut n = self.piece_into(token, &mut bytes)?;
+        if n < 0 {
+            bytes.resize(n.unsigned_abs() as usize, 0);
+            n = self.piece_into(token, &mut bytes)?;
+        }
+        bytes.truncate(usize::try_from(n).unwrap_or(0));
+        Ok(bytes)
+    }
+
+    /// Returns the number of bytes, negative if there was no room for them.
+    fn piece_into(&self, token: Token, bytes: &mut [u8]) -> Result<i32, Error> {
+        let mut thrown = ffi::lh_error::default();
+        let room = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
+        // SAFETY: the token is in the vocabulary, and there is room for `room` bytes. The shim throws nothing.
+        let n = unsafe {
+            ffi::lh_token_to_piece(
+                self.vocab(),
+                token.0,
+                bytes.as_mut_ptr().cast(),
+                room,
+                &raw mut thrown,
+            )
+        };
+        if n == i32::MIN {
+            Err(Error::Tokenize(Said::new(Vec::new(), &text(&thrown))))
+        } else {
+            Ok(n)
+        }
+    }
+
+    /// The bytes of several tokens. Most vocabularies are of bytes, so a cut in the wrong place leaves half a character.
+    ///
+    /// # Errors
+    /// As [`piece`](Self::piece).
+    pub fn detokenize(&self, tokens: &[Token]) -> Result<Vec<u8>, Error> {
+        tokens.iter().try_fold(Vec::new(), |mut text, token| {
+            text.extend(self.piece(*token)?);
+            Ok(text)
+        })
+    }
+
+    pub(crate) fn check_token(&self, token: Token) -> Result<(), Error> {
+        let n_vocab = self.n_vocab();
+        let known = usize::try_from(token.0).is_ok_and(|index| index < n_vocab);
+        if known {
+            Ok(())
+        } else {
+            Err(Error::InvalidToken { token, n_vocab })
+        }
+    }
+
+    /// llama.cpp's tokenizer aborts the process where there is none.
+    fn check_vocabulary(&self) -> Result<(), Error> {
+        // SAFETY: the vocabulary lives as long as the model.
+        let kind = unsafe { ffi::llama_vocab_type(self.vocab()) };
+        if kind == ffi::LLAMA_VOCAB_TYPE_NONE {
+            Err(Error::NoVocabulary)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn vocab(&self) -> *const ffi::llama_vocab {
+        // SAFETY: the model is alive.
+        let vocab = unsafe { ffi::llama_model_get_vocab(self.as_ptr()) };
+        debug_assert_ne!(vocab, ptr::null());
+        vocab
+    }
+}
+
+fn some(token: i32) -> Option<Token> {
+    (token != ffi::LLAMA_TOKEN_NULL).then_some(Token(token))
+}
