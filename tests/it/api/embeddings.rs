@@ -1,0 +1,102 @@
+//! Embeddings of a real model.
+
+use llama_hugepages::{Batch, Context, ContextParams, Error, HugePages, Model, Specials, Token};
+use serde_json::json;
+
+use super::load;
+use crate::embeddings::mini_lm;
+use crate::support::pool::Pool;
+use crate::support::server::Launch;
+use crate::support::{gguf, http, or_skip};
+
+fn embedding(context: &mut Context, text: &str) -> Vec<f32> {
+    let tokens = context
+        .model()
+        .tokenize(text, Specials::Add)
+        .expect("any text has tokens");
+    context
+        .decode(&Batch::all_outputs(&tokens))
+        .expect("the batch is small");
+    context
+        .sequence_embeddings(0)
+        .expect("the model pools")
+        .to_vec()
+}
+
+fn embedding_context(model: &Model) -> Context {
+    Context::new(
+        model,
+        &ContextParams::default()
+            .with_embeddings(true)
+            .with_threads(2),
+    )
+    .expect("the model has weights")
+}
+
+/// As llama-server does before it answers.
+fn normalized(vector: &[f32]) -> Vec<f32> {
+    let norm = vector
+        .iter()
+        .map(|x| f64::from(*x) * f64::from(*x))
+        .sum::<f64>()
+        .sqrt();
+    vector.iter().map(|x| x * (1.0 / norm) as f32).collect()
+}
+
+#[test]
+fn embeddings_are_those_of_the_stock_server() {
+    const TEXT: &str = "a dog runs in the park";
+    let path = or_skip!(mini_lm());
+    let server = or_skip!(Launch::stock())
+        .model(&path)
+        .args(["--embeddings", "--threads", "2"])
+        .start();
+    let answer = http::post_json(&server.url("/v1/embeddings"), &json!({ "input": TEXT }));
+    drop(server);
+    let expected = answer["data"][0]["embedding"].as_array().expect("a vector");
+    let expected: Vec<f32> = expected
+        .iter()
+        .map(|x| x.as_f64().expect("a number") as f32)
+        .collect();
+
+    let pool = or_skip!(Pool::with(gguf::pages(&path)));
+    for hugepages in [HugePages::Off, HugePages::Require, HugePages::Prefer] {
+        let model = load(&path, hugepages);
+        let mut context = embedding_context(&model);
+        assert_eq!(
+            normalized(&embedding(&mut context, TEXT)),
+            expected,
+            "{hugepages:?}"
+        );
+        assert!(context.logits(0).is_err(), "this model has none");
+        drop((model, context));
+        pool.assert_all_back();
+    }
+}
+
+#[test]
+fn a_dog_is_closer_to_a_puppy_than_to_interest_rates() {
+    let model = load(&or_skip!(mini_lm()), HugePages::Off);
+    let mut context = embedding_context(&model);
+    let texts = [
+        "a dog runs in the park",
+        "a puppy is playing outside",
+        "interest rates rose again",
+    ];
+    let [dog, puppy, rates] = texts.map(|text| normalized(&embedding(&mut context, text)));
+    assert_eq!(dog.len(), model.n_embd());
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    assert!(cosine(&dog, &puppy) > cosine(&dog, &rates) + 0.2);
+    // Positions are rows of a table: more of them than it has would end the process.
+    let params = ContextParams::default()
+        .with_embeddings(true)
+        .with_n_ctx(1024)
+        .with_n_batch(1024)
+        .with_n_ubatch(1024);
+    let mut large = Context::new(&model, &params).expect("the model has weights");
+    let long = vec![Token(1000); model.n_ctx_train() + 1];
+    assert!(matches!(
+        large.decode(&Batch::all_outputs(&long)),
+        Err(Error::InvalidPosition { .. })
+    ));
+}

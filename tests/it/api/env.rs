@@ -1,0 +1,180 @@
+//! `from_env`: the rules of the programs. The environment is global to a process, so others read it.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::process::{Command, Output};
+
+use llama_hugepages::{ContextParams, HugePages, LogTarget, Model, ModelParams, log_to};
+
+use super::compute::logits;
+use super::model_file;
+use crate::equality::PROMPT;
+
+/// Not a test: the process that reads its environment for those below, which is global to a process.
+#[test]
+#[ignore = "started by the tests of `from_env`"]
+fn print_params_from_env() {
+    log_to(LogTarget::Nowhere);
+    let loaded = ModelParams::from_env().map(|params| {
+        (
+            params.hugepages(),
+            params.gpu_layers(),
+            params.repack(),
+            params.load_mode(),
+        )
+    });
+    let context = ContextParams::from_env().map(|params| (params.n_ctx(), params.threads()));
+    match (loaded, context) {
+        (Ok((hugepages, layers, repack, mode)), Ok((n_ctx, threads))) => {
+            println!(
+                "hugepages={hugepages:?} layers={layers} repack={repack} mode={mode:?} ctx={n_ctx} threads={threads}"
+            );
+            let explicit = ModelParams::from_env()
+                .expect("just read")
+                .with_hugepages(HugePages::Off)
+                .with_gpu_layers(3);
+            println!(
+                "explicit={:?},{}",
+                explicit.hugepages(),
+                explicit.gpu_layers()
+            );
+        }
+        (Err(error), _) | (_, Err(error)) => println!("error={error}"),
+    }
+}
+
+fn this_test_with(name: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env::current_exe().expect("there is one"));
+    command.args(["--ignored", "--exact", "--nocapture", name]);
+    for (name, _) in
+        env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LLAMA_ARG_"))
+    {
+        command.env_remove(name);
+    }
+    command
+        .envs(environment.iter().copied())
+        .output()
+        .expect("this binary can be started")
+}
+
+/// `name=value` by name, of what the process printed.
+fn from_env(environment: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let output = this_test_with("api::env::print_params_from_env", environment);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = text
+        .lines()
+        .find_map(|line| line.split_once("error="))
+        .map(|(_, error)| ("error".to_owned(), error.to_owned()));
+    let values = text
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let values: BTreeMap<_, _> = values.collect();
+    let values = error.map_or(values, |error| BTreeMap::from([error]));
+    assert!(
+        !values.is_empty(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    values
+}
+
+#[test]
+fn from_env_has_the_rules_of_the_programs() {
+    const ON: &str = "LLAMA_ARG_HUGEPAGES";
+    const NO: &str = "LLAMA_ARG_NO_HUGEPAGES";
+    const POLICY: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+    let cases: [(&[(&str, &str)], &str); 9] = [
+        (&[], "Off"),
+        (&[(ON, "1")], "Require"),
+        (&[(ON, "enabled")], "Require"),
+        (&[(ON, "true"), (POLICY, "prefer")], "Prefer"),
+        (&[(ON, "on"), (POLICY, "require")], "Require"),
+        (&[(ON, "0")], "Off"),
+        (&[(ON, "disabled"), (POLICY, "prefer")], "Off"),
+        (&[(ON, "1"), (NO, "")], "Off"),
+        (&[(NO, "0")], "Off"),
+    ];
+    for (environment, expected) in cases {
+        assert_eq!(
+            from_env(environment)["hugepages"],
+            expected,
+            "{environment:?}"
+        );
+    }
+}
+
+#[test]
+fn from_env_names_the_variable_with_a_nonsense_value() {
+    for (name, value) in [
+        ("LLAMA_ARG_HUGEPAGES", "perhaps"),
+        ("LLAMA_ARG_HUGEPAGES", ""),
+        ("LLAMA_ARG_HUGEPAGE_POLICY", "Require"),
+        ("LLAMA_ARG_CTX_SIZE", "many"),
+        ("LLAMA_ARG_LOAD_MODE", "hope"),
+    ] {
+        let error = &from_env(&[(name, value)])["error"];
+        assert!(
+            error.starts_with(&format!("cannot use the environment variable `{name}`: ")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn from_env_reads_what_else_the_programs_read_and_an_explicit_call_wins() {
+    let values = from_env(&[
+        ("LLAMA_ARG_HUGEPAGES", "1"),
+        ("LLAMA_ARG_N_GPU_LAYERS", "7"),
+        ("LLAMA_ARG_REPACK", "off"),
+        ("LLAMA_ARG_LOAD_MODE", "none"),
+        ("LLAMA_ARG_CTX_SIZE", "1234"),
+        ("LLAMA_ARG_THREADS", "3"),
+        ("LLAMA_ARG_OVERRIDE_TENSOR", "blk=CPU"),
+        ("LLAMA_ARG_PORT", "not for us"),
+    ]);
+    let expected = [
+        ("hugepages", "Require"),
+        ("layers", "7"),
+        ("repack", "false"),
+        ("mode", "None"),
+        ("ctx", "1234"),
+        ("threads", "3"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(values[name], value, "{name}");
+    }
+    assert_eq!(values["explicit"], "Off,3");
+}
+
+/// Not a test: see below.
+#[test]
+#[ignore = "started by `a_model_loads_with_what_the_environment_points_to`"]
+fn load_with_the_environment() {
+    let params = ModelParams::from_env().expect("the values are right");
+    let copy = params.clone();
+    drop(params);
+    let model = Model::load(env::var_os("MODEL").expect("given"), &copy).expect("it is a model");
+    drop(copy);
+    println!(
+        "answer={}",
+        logits(&model, PROMPT).len() / 4 / model.n_vocab()
+    );
+}
+
+/// The parameters point into what was made from the environment, which has to live as long as they.
+#[test]
+fn a_model_loads_with_what_the_environment_points_to() {
+    let path = model_file();
+    let environment = [
+        ("MODEL", path.to_str().expect("UTF-8")),
+        ("LLAMA_ARG_OVERRIDE_TENSOR", "ffn_up=CPU"),
+        ("LLAMA_ARG_TENSOR_SPLIT", "1,2"),
+    ];
+    let output = this_test_with("api::env::load_with_the_environment", &environment);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

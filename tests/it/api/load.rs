@@ -1,0 +1,206 @@
+//! Loading: what it takes, how it fails, how it is stopped.
+
+use std::ops::ControlFlow;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::thread;
+
+use llama_hugepages::pool::HugePageSize;
+use llama_hugepages::{Error, HugePages, Model, Sampler, report};
+
+use super::compute::generate;
+use super::{context, load, model_file, params};
+use crate::support::pool::{PAGE, Pool};
+use crate::support::{gguf, or_skip};
+
+#[test]
+fn the_report_tells_what_the_weights_lie_on() {
+    let path = model_file();
+    let need = gguf::pages(&path);
+    let mut pool = or_skip!(Pool::with(need));
+    assert_eq!(report().expect("this is Linux").wanted, 0);
+
+    let model = load(&path, HugePages::Require);
+    let all = report().expect("this is Linux");
+    let tensors: u64 = gguf::Gguf::read(&path)
+        .tensors
+        .iter()
+        .map(|tensor| tensor.end - tensor.start)
+        .sum();
+    assert_eq!(
+        (all.wanted, all.on_huge, all.on_file, all.huge_pages),
+        (tensors, tensors, 0, need)
+    );
+    assert_eq!(all.page_size.map(HugePageSize::bytes), Some(PAGE));
+    assert_eq!(model.size(), tensors);
+    drop(model);
+
+    pool.set(need / 3);
+    let model = load(&path, HugePages::Prefer);
+    let some = report().expect("this is Linux");
+    assert_eq!(
+        (some.wanted, some.huge_pages),
+        (tensors, need / 3),
+        "{some}"
+    );
+    assert_eq!(some.on_huge + some.on_file, tensors, "{some}");
+    assert!(some.on_huge > 0 && some.on_file > 0, "{some}");
+    drop(model);
+    assert_eq!(report().expect("this is Linux").wanted, 0);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_model_lives_as_long_as_its_last_handle() {
+    let path = model_file();
+    let need = gguf::pages(&path);
+    let pool = or_skip!(Pool::with(need));
+    let model = load(&path, HugePages::Require);
+    let (mut context, mut sampler) = (context(&model), Sampler::greedy(&model));
+    drop(model);
+    assert_eq!(pool.taken(), need);
+    generate(&mut context, &mut sampler, 2);
+    drop(context);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_pool_that_is_short_is_an_error_with_the_need_and_the_way() {
+    let path = model_file();
+    let need = gguf::pages(&path);
+    let pool = or_skip!(Pool::with(need - 1));
+    let error = Model::load(&path, &params(HugePages::Require)).unwrap_err();
+    let Error::Load { said, path: named } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(named, &path);
+    assert!(
+        said.message.contains(&format!("need {need} huge pages")),
+        "{error}"
+    );
+    let total = pool.counts.total + 1;
+    assert!(
+        said.hint
+            .as_ref()
+            .is_some_and(|hint| hint.contains(&total.to_string())),
+        "{error}"
+    );
+    pool.assert_all_back();
+}
+
+#[test]
+fn an_error_names_its_cause() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let not_gguf = dir.path().join("not.gguf");
+    std::fs::write(&not_gguf, "hello").expect("the folder is ours");
+    for (path, cause) in [
+        (not_gguf.as_path(), "magic"),
+        (Path::new("/no/such/model"), "No such file"),
+        (dir.path(), ""),
+    ] {
+        let error = Model::load(path, &params(HugePages::Off)).unwrap_err();
+        let Error::Load { said, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(
+            said.message.contains(cause) && !said.lines.is_empty(),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        Model::load("a\0b", &params(HugePages::Off)).unwrap_err(),
+        Error::ZeroByte { what: "the path" }
+    );
+}
+
+#[test]
+fn loads_on_two_threads_do_not_get_each_others_causes() {
+    let fail = |name: &'static str| {
+        for _ in 0..20 {
+            let error = Model::load(name, &params(HugePages::Off)).unwrap_err();
+            let Error::Load { said, .. } = &error else {
+                panic!("{error}")
+            };
+            assert!(
+                said.lines
+                    .iter()
+                    .all(|line| line.contains(name) || line.contains("failed to load")),
+                "{said:?}"
+            );
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| fail("/no/such/one"));
+        scope.spawn(|| fail("/no/such/other"));
+    });
+}
+
+/// Where in the load it is stopped: before anything is read, and in the middle.
+const STOPS: [f32; 3] = [0.0, 0.3, 1.0];
+
+#[test]
+fn a_cancelled_load_is_told_from_a_failed_one_and_keeps_no_page() {
+    let path = model_file();
+    let pool = or_skip!(Pool::with(gguf::pages(&path)));
+    for hugepages in [HugePages::Off, HugePages::Require] {
+        for stop in STOPS {
+            let mut calls_after = 0;
+            let mut stopped = false;
+            let result = Model::load_with_progress(&path, &params(hugepages), |done| {
+                calls_after += i32::from(stopped);
+                stopped = done >= stop;
+                if stopped {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            assert_eq!(
+                result.err(),
+                Some(Error::Cancelled),
+                "{hugepages:?} at {stop}"
+            );
+            assert_eq!(calls_after, 0, "{hugepages:?} at {stop}");
+            pool.assert_all_back();
+        }
+    }
+}
+
+#[test]
+fn progress_goes_from_0_to_1() {
+    let path = model_file();
+    let pool = or_skip!(Pool::with(gguf::pages(&path)));
+    for hugepages in [HugePages::Off, HugePages::Require] {
+        let mut seen = Vec::new();
+        let model = Model::load_with_progress(&path, &params(hugepages), |done| {
+            seen.push(done);
+            ControlFlow::Continue(())
+        });
+        drop(model.expect("there are pages enough"));
+        assert!(
+            seen.is_sorted() && seen.last() == Some(&1.0) && seen[0] < 0.5,
+            "{hugepages:?}: {seen:?}"
+        );
+        pool.assert_all_back();
+    }
+}
+
+#[test]
+fn a_panic_in_the_callback_goes_on_after_the_load_has_given_everything_back() {
+    let path = model_file();
+    let pool = or_skip!(Pool::with(gguf::pages(&path)));
+    for stop in STOPS {
+        let load = || {
+            Model::load_with_progress(&path, &params(HugePages::Require), |done| {
+                if done >= stop {
+                    // Without the message of the panic hook.
+                    panic::resume_unwind(Box::new("from the callback"));
+                }
+                ControlFlow::Continue(())
+            })
+        };
+        let payload = panic::catch_unwind(AssertUnwindSafe(load)).expect_err("it panics");
+        assert_eq!(payload.downcast_ref::<&str>(), Some(&"from the callback"));
+        pool.assert_all_back();
+    }
+}
