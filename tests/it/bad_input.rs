@@ -1,0 +1,421 @@
+//! What cannot work ends with one cause, a hint where there is one, an exit code, and no page kept.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::support::cgroup::Cgroup;
+use crate::support::gguf::{self, Gguf};
+use crate::support::pool::{Counts, PAGE, Pool};
+use crate::support::server::{Ended, Launch};
+use crate::support::{is_root, models, or_skip, page_cache, smaps};
+
+fn model() -> PathBuf {
+    models::demo("100M", "Q8_0")
+}
+
+fn require(model: &Path) -> Launch {
+    Launch::ours().model(model).hugepages("require")
+}
+
+/// The cause of a load that failed, and the hint below it: one line each, said once.
+fn cause_and_hint(ended: &Ended) -> (&str, &str) {
+    ended.assert_clean_failure();
+    let hint = ended.line_with("hint: ");
+    let last_cause = ended
+        .log
+        .lines()
+        .rfind(|line| line.contains("error loading model: "));
+    (
+        last_cause.unwrap_or_else(|| panic!("no cause\n{}", ended.log)),
+        hint,
+    )
+}
+
+/// That a shortage is told in full, with a total that would be enough.
+fn assert_tells_the_need(ended: &Ended, before: Counts, need: u64) {
+    let (cause, hint) = cause_and_hint(ended);
+    assert_eq!(
+        ended.log.matches("error loading model: ").count(),
+        1,
+        "said once\n{}",
+        ended.log
+    );
+    let Counts {
+        total,
+        free,
+        reserved,
+        ..
+    } = before;
+    for part in [
+        format!("need {need} huge pages of 2 MiB"),
+        format!("{} can be had", before.usable()),
+        format!("free {free}"),
+        format!("reserved {reserved}"),
+        format!("total {total}"),
+    ] {
+        assert!(cause.contains(&part), "no `{part}` in: {cause}");
+    }
+    let new_total = total + need - before.usable();
+    assert!(
+        hint.contains(&format!("sysctl vm.nr_hugepages={new_total}")),
+        "want {new_total}: {hint}"
+    );
+}
+
+#[test]
+fn require_with_an_empty_pool_says_what_it_needs() {
+    let model = model();
+    let pool = or_skip!(Pool::with(0));
+    let ended = require(&model).run();
+    assert_tells_the_need(&ended, pool.counts, gguf::pages(&model));
+    pool.assert_all_back();
+}
+
+#[test]
+fn require_exits_before_io_when_the_pool_is_short_by_one_page() {
+    let model = model();
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need - 1));
+    page_cache::drop_file(&model);
+    let ended = require(&model).run();
+    assert_tells_the_need(&ended, pool.counts, need);
+    pool.assert_all_back();
+
+    // The header was read, and what the kernel reads ahead of it.
+    let cached = or_skip!(page_cache::cached_bytes(&model));
+    let header = Gguf::read(&model).data;
+    assert!(
+        cached <= header + 2 * 1024 * 1024,
+        "{cached} bytes of the model were read, the header has {header}"
+    );
+}
+
+#[test]
+fn the_need_of_a_split_model_is_summed_before_a_page_is_taken() {
+    let model = models::demo_in_shards("100M", "Q8_0", 3);
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need - 1));
+    let ended = require(&model).run();
+    assert_tells_the_need(&ended, pool.counts, need);
+    pool.assert_all_back();
+}
+
+#[test]
+fn the_total_of_the_hint_does_not_shrink_what_others_use() {
+    let model = model();
+    let need = gguf::pages(&model);
+    let mut pool = or_skip!(Pool::with(need));
+    let first = require(&model).start();
+    // All that there is is in use.
+    let in_use = Counts::read();
+    assert_eq!(in_use.usable(), 0);
+    let second = require(&model).run();
+    assert_tells_the_need(&second, in_use, need);
+    // What the hint says is enough.
+    pool.set(need);
+    assert_eq!(Counts::read().total, in_use.total + need);
+    require(&model).start().assert_answers();
+    first.assert_answers();
+}
+
+#[test]
+fn of_two_servers_on_pages_for_one_the_second_fails_and_the_first_still_serves() {
+    let model = model();
+    let pool = or_skip!(Pool::with(gguf::pages(&model) + 3));
+    let first = require(&model).start();
+    let before = first.complete("Hello", &json!({ "temperature": 0 }));
+    let taken = pool.taken();
+    cause_and_hint(&require(&model).run());
+    assert_eq!(pool.taken(), taken, "the second one gave back what it had");
+    assert_eq!(
+        first.complete("Hello", &json!({ "temperature": 0 })),
+        before
+    );
+}
+
+#[test]
+fn prefer_with_an_empty_pool_serves_without_a_page() {
+    let _pool = or_skip!(Pool::with(0));
+    let server = Launch::ours().model(&model()).hugepages("prefer").start();
+    server.assert_answers();
+    assert_eq!(smaps::hugetlb_bytes(server.pid()), 0);
+    // Not in silence.
+    assert!(server.log().contains("huge pages"), "{}", server.log());
+}
+
+#[test]
+fn prefer_with_a_short_pool_takes_all_there_is_and_reports_the_rest() {
+    let model = model();
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need - 7));
+    let server = Launch::ours().model(&model).hugepages("prefer").start();
+    server.assert_answers();
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need - 7);
+    assert_eq!(pool.taken(), need - 7);
+    let log = server.log();
+    let report = log
+        .lines()
+        .find(|line| line.contains("weights read by the CPU:"))
+        .expect("a report");
+    assert!(
+        report.contains(&format!("({} of 2 MiB)", need - 7)),
+        "{report}"
+    );
+    assert!(
+        !report.contains(" 0.00 MiB on the file mapping"),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_pool_that_only_may_grow_is_enough_for_require() {
+    let model = model();
+    let need = gguf::pages(&model);
+    let mut pool = or_skip!(Pool::with(0));
+    pool.set_overcommit(need);
+    let server = require(&model).start();
+    server.assert_answers();
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
+    assert_eq!(Counts::read().surplus, pool.counts.surplus + need);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_load_mode_that_does_not_map_is_refused_by_require_and_served_by_prefer() {
+    let model = model();
+    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let ended = require(&model).args(["--load-mode", "none"]).run();
+    let (cause, hint) = cause_and_hint(&ended);
+    assert!(cause.contains("load mode"), "{cause}");
+    assert!(hint.contains("--load-mode"), "{hint}");
+    pool.assert_all_back();
+
+    let server = Launch::ours()
+        .model(&model)
+        .hugepages("prefer")
+        .args(["--load-mode", "none"])
+        .start();
+    server.assert_answers();
+    assert_eq!(pool.taken(), 0);
+    assert!(
+        server.log().contains("no weights on huge pages"),
+        "{}",
+        server.log()
+    );
+}
+
+/// A server that cannot load its model, on a machine that has the pages; the cause must name what is wrong.
+fn fails_with(launch: Launch, cause: &str, hint: &str) {
+    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    let ended = launch.run();
+    let (_, has_hint) = cause_and_hint(&ended);
+    assert!(ended.log.contains(cause), "no `{cause}` in\n{}", ended.log);
+    assert!(has_hint.contains(hint), "no `{hint}` in: {has_hint}");
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_model_cut_off_in_the_middle_of_a_tensor_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let cut = models::copy_to(dir.path(), &model());
+    let table = Gguf::read(&cut);
+    let tensor = &table.tensors[table.tensors.len() / 2];
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(&cut)
+        .expect("the copy is ours");
+    file.set_len(tensor.start.midpoint(tensor.end))
+        .expect("the copy is ours");
+    fails_with(
+        require(&cut),
+        "not within the file bounds",
+        "in the middle of a tensor",
+    );
+}
+
+#[test]
+fn a_shard_that_is_missing_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let first = models::copy_to(dir.path(), &models::demo_in_shards("100M", "Q8_0", 3));
+    let second = gguf::files(&first)[1].clone();
+    fs::remove_file(&second).expect("the copy is ours");
+    let pool = or_skip!(Pool::with(gguf::pages(&model()) + 8));
+    let ended = require(&first).run();
+    ended.assert_clean_failure();
+    assert!(
+        ended
+            .log
+            .contains(second.to_str().expect("a name in UTF-8")),
+        "{}",
+        ended.log
+    );
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_file_that_is_not_gguf_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = dir.path().join("poem.gguf");
+    fs::write(&path, "Shall I compare thee to a summer's day?").expect("there is space");
+    fails_with(require(&path), "invalid magic", "is not a GGUF file");
+}
+
+#[test]
+fn a_header_with_noise_in_it_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("the copy is ours");
+    file.write_all_at(&[0xa5; 512], 8)
+        .expect("the copy is ours");
+    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    require(&path).run().assert_clean_failure();
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_model_without_the_right_to_read_it_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    // The folder can be entered, the file cannot be read.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    let launch = require(&path);
+    // root may read anything
+    let launch = if is_root() {
+        launch.under_uid(65534)
+    } else {
+        launch
+    };
+    fails_with(launch, "Permission denied", "right to read");
+}
+
+#[test]
+fn a_directory_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    fails_with(
+        require(dir.path()),
+        "failed to load model",
+        "is a directory",
+    );
+}
+
+#[test]
+fn a_model_that_is_not_there_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    let ended = require(&dir.path().join("nothing.gguf")).run();
+    ended.assert_clean_failure();
+    assert!(
+        ended.log.contains("No such file or directory"),
+        "{}",
+        ended.log
+    );
+    pool.assert_all_back();
+}
+
+/// A user without rights needs none to take pages that are there.
+#[test]
+fn a_user_without_rights_gets_huge_pages() {
+    if !is_root() {
+        return crate::support::skip("needs root to become another user");
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let need = gguf::pages(&path);
+    let pool = or_skip!(Pool::with(need));
+    let server = require(&path).under_uid(65534).start();
+    server.assert_answers();
+    assert_eq!(pool.taken(), need);
+    drop(server);
+    pool.assert_all_back();
+}
+
+/// A pool that has all that is needed, and a cgroup that lets a process touch half of it. The kernel refuses only at
+/// the first touch, which without care is SIGBUS.
+fn limited(model: &Path) -> Result<(Pool, Cgroup, u64), String> {
+    let need = gguf::pages(model);
+    let pool = Pool::with(need)?;
+    let cgroup = Cgroup::with_limit(need / 2)?;
+    Ok((pool, cgroup, need))
+}
+
+fn require_beyond_a_cgroup_limit_fails(model: &Path) {
+    let (pool, cgroup, _) = or_skip!(limited(model));
+    let ended = require(model).in_cgroup(&cgroup.dir).run();
+    let (cause, hint) = cause_and_hint(&ended);
+    assert!(cause.contains("huge pages"), "{cause}");
+    // A larger pool would not help.
+    assert!(
+        hint.contains("cgroup") && !hint.contains("sysctl"),
+        "{hint}"
+    );
+    assert!(cgroup.refusals() > 0, "the limit was never met");
+    pool.assert_all_back();
+}
+
+#[test]
+fn require_beyond_a_cgroup_limit_fails_without_sigbus() {
+    require_beyond_a_cgroup_limit_fails(&model());
+}
+
+#[test]
+fn require_beyond_a_cgroup_limit_fails_without_sigbus_in_a_later_shard() {
+    require_beyond_a_cgroup_limit_fails(&models::demo_in_shards("100M", "Q8_0", 3));
+}
+
+fn prefer_beyond_a_cgroup_limit_serves(model: &Path) {
+    let (pool, cgroup, need) = or_skip!(limited(model));
+    let ask = json!({ "temperature": 0 });
+    let expected = Launch::ours().model(model).start().complete("Hello", &ask);
+    let server = Launch::ours()
+        .model(model)
+        .hugepages("prefer")
+        .in_cgroup(&cgroup.dir)
+        .start();
+    let pages = smaps::hugetlb_bytes(server.pid()) / PAGE;
+    assert!(
+        pages > 0 && pages <= need / 2,
+        "{pages} of {need} pages\n{}",
+        server.log()
+    );
+    assert_eq!(pool.taken(), pages, "what was not used is back");
+    assert_eq!(Counts::read().reserved, pool.counts.reserved);
+    assert_eq!(server.complete("Hello", &ask), expected);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn prefer_beyond_a_cgroup_limit_serves_with_fewer_pages() {
+    prefer_beyond_a_cgroup_limit_serves(&model());
+}
+
+#[test]
+fn prefer_beyond_a_cgroup_limit_serves_shards_with_fewer_pages() {
+    prefer_beyond_a_cgroup_limit_serves(&models::demo_in_shards("100M", "Q8_0", 3));
+}
+
+/// Names are not only letters.
+#[test]
+fn a_path_with_spaces_and_other_letters_is_served() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = dir.path().join("große modelle (neu)");
+    fs::create_dir(&folder).expect("there is space");
+    let path = models::copy_to(&folder, &models::demo("20M", "Q8_0"));
+    assert_eq!(path.extension(), Some(OsStr::new("gguf")));
+    let need = gguf::pages(&path);
+    let pool = or_skip!(Pool::with(need));
+    let server = require(&path).start();
+    server.assert_answers();
+    assert_eq!(pool.taken(), need);
+}

@@ -1,0 +1,174 @@
+//! What a client sees: the `openai` package for Python, and the endpoints that others poll.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Value, json};
+
+use crate::support::pool::Pool;
+use crate::support::server::{Launch, Server};
+use crate::support::{gguf, http, models, or_skip, target_dir};
+
+/// A Python that has the `openai` package, made once.
+fn python() -> Result<PathBuf, String> {
+    let dir = target_dir().join("venv");
+    let python = dir.join("bin/python");
+    let lock = File::create(target_dir().join("venv.lock")).expect("target/ can be written");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
+    let has_openai = || {
+        Command::new(&python)
+            .args(["-c", "import openai"])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if has_openai() {
+        return Ok(python);
+    }
+    run(Command::new("python3")
+        .args(["-m", "venv", "--clear"])
+        .arg(&dir))?;
+    run(Command::new(&python).args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "openai>=2,<3",
+    ]))?;
+    Ok(python)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "no venv with the package `openai`: {}",
+        stderr.lines().last().unwrap_or_default()
+    ))
+}
+
+fn servers_of_both(model: &Path, args: &[&str]) -> Result<[Server; 2], String> {
+    let stock = Launch::stock()?.model(model).args(args).start();
+    let ours = Launch::ours()
+        .model(model)
+        .hugepages("require")
+        .args(args)
+        .start();
+    Ok([stock, ours])
+}
+
+fn chat(python: &Path, server: &Server) -> Value {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client.py");
+    let output = Command::new(python)
+        .arg(script)
+        .arg(server.url("/v1"))
+        .output()
+        .expect("python can be started");
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        server.log()
+    );
+    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+}
+
+#[test]
+fn openais_python_client_streams_what_stock_streams() {
+    let python = or_skip!(python());
+    let model = models::demo("20M", "Q8_0");
+    let _pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let [stock, ours] = or_skip!(servers_of_both(&model, &[])).map(|server| chat(&python, &server));
+    assert!(
+        ours["chunks"].as_u64() > Some(4),
+        "streamed in pieces: {ours}"
+    );
+    assert_eq!(ours["streamed"], ours["whole"], "the pieces are the whole");
+    assert!(
+        ours["whole"].as_str().is_some_and(|text| !text.is_empty()),
+        "{ours}"
+    );
+    assert_eq!(ours, stock);
+}
+
+/// The paths of all values: `/default_generation_settings/params/seed`.
+fn keys(value: &Value) -> BTreeSet<String> {
+    fn collect(value: &Value, path: &str, keys: &mut BTreeSet<String>) {
+        keys.insert(path.to_owned());
+        match value {
+            Value::Object(fields) => fields
+                .iter()
+                .for_each(|(name, value)| collect(value, &format!("{path}/{name}"), keys)),
+            Value::Array(items) => items
+                .iter()
+                .for_each(|value| collect(value, &format!("{path}/*"), keys)),
+            _ => {}
+        }
+    }
+    let mut keys = BTreeSet::new();
+    collect(value, "", &mut keys);
+    keys
+}
+
+/// The names of what is counted, with help and type.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let value_or_comment = |line: &str| {
+        if line.starts_with('#') {
+            line.to_owned()
+        } else {
+            line.split(' ').next().unwrap_or_default().to_owned()
+        }
+    };
+    text.lines().map(value_or_comment).collect()
+}
+
+#[test]
+fn health_props_and_metrics_are_as_with_stock() {
+    let model = models::demo("20M", "Q8_0");
+    let _pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let servers = or_skip!(servers_of_both(&model, &["--metrics"]));
+    for server in &servers {
+        server.complete("Hello", &json!({ "temperature": 0 }));
+    }
+    let [stock, ours] = &servers;
+    let both = |path: &str| [stock, ours].map(|server| http::get(&server.url(path)));
+
+    let [expected, health] = both("/health");
+    assert_eq!(health, expected);
+    assert_eq!(health, (200, r#"{"status":"ok"}"#.to_owned()));
+
+    let [expected, props] = [stock, ours].map(|server| http::get_json(&server.url("/props")));
+    assert!(
+        keys(&props).is_superset(&keys(&expected)),
+        "missing: {:?}",
+        keys(&expected).difference(&keys(&props))
+    );
+    for key in [
+        "model_path",
+        "total_slots",
+        "chat_template",
+        "modalities",
+        "default_generation_settings",
+    ] {
+        assert!(!expected[key].is_null(), "stock's /props has no `{key}`");
+        assert_eq!(props[key], expected[key], "{key}");
+    }
+
+    let [expected, metrics] = both("/metrics");
+    assert_eq!((expected.0, metrics.0), (200, 200));
+    let [expected, metrics] = [&expected.1, &metrics.1].map(|text| metric_names(text));
+    assert!(expected.len() > 10, "{expected:?}");
+    assert!(
+        metrics.is_superset(&expected),
+        "missing: {:?}",
+        expected.difference(&metrics)
+    );
+}

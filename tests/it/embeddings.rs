@@ -1,0 +1,98 @@
+//! A real model: what its embeddings mean, and that they are stock's.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::pool::{PAGE, Pool};
+use crate::support::server::{Launch, Server};
+use crate::support::{gguf, http, or_skip, smaps};
+
+const SENTENCES: [&str; 3] = [
+    "a dog runs in the park",
+    "a puppy is playing outside",
+    "interest rates rose again",
+];
+
+/// all-MiniLM-L6-v2, which does not come with the source.
+pub fn mini_lm() -> Result<PathBuf, String> {
+    let dir = env::var_os("LLAMA_HUGEPAGES_TEST_MODELS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models"),
+        PathBuf::from,
+    );
+    let path = dir.join("all-minilm-l6-v2-q8_0.gguf");
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "there is no {}: LLAMA_HUGEPAGES_TEST_MODELS names the folder that has it",
+            path.display()
+        ))
+    }
+}
+
+fn launch(launch: Launch, model: &Path) -> Launch {
+    launch.model(model).args(["--embeddings"])
+}
+
+/// The vectors as JSON has them: every digit counts.
+fn embeddings(server: &Server) -> Vec<Value> {
+    let answer = http::post_json(
+        &server.url("/v1/embeddings"),
+        &json!({ "input": SENTENCES }),
+    );
+    let data = answer["data"].as_array().expect("one for each sentence");
+    assert_eq!(data.len(), SENTENCES.len());
+    data.iter().map(|item| item["embedding"].clone()).collect()
+}
+
+fn cosine(a: &Value, b: &Value) -> f64 {
+    let [a, b] = [a, b].map(|vector| {
+        let numbers = vector.as_array().expect("a vector").iter();
+        numbers
+            .map(|number| number.as_f64().expect("a number"))
+            .collect::<Vec<_>>()
+    });
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    assert!(a.len() == b.len() && !a.is_empty());
+    dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+}
+
+#[test]
+fn a_dog_in_the_park_is_closer_to_a_puppy_than_to_interest_rates() {
+    let model = or_skip!(mini_lm());
+    let need = gguf::pages(&model);
+    let _pool = or_skip!(Pool::with(need));
+    let server = launch(Launch::ours(), &model).hugepages("require").start();
+    assert_eq!(
+        smaps::hugetlb_bytes(server.pid()) / PAGE,
+        need,
+        "{}",
+        server.log()
+    );
+    let [dog, puppy, rates] = &embeddings(&server)[..] else {
+        unreachable!()
+    };
+    let (near, far) = (cosine(dog, puppy), cosine(dog, rates));
+    assert!(near > far + 0.2, "puppy {near:.3}, interest rates {far:.3}");
+}
+
+#[test]
+fn embeddings_are_those_of_stock() {
+    let model = or_skip!(mini_lm());
+    let expected = embeddings(&launch(or_skip!(Launch::stock()), &model).start());
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need));
+    assert_eq!(
+        embeddings(&launch(Launch::ours(), &model).start()),
+        expected,
+        "off"
+    );
+    assert_eq!(
+        embeddings(&launch(Launch::ours(), &model).hugepages("require").start()),
+        expected,
+        "require"
+    );
+    pool.assert_all_back();
+}

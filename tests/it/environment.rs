@@ -1,0 +1,137 @@
+//! `LLAMA_ARG_HUGEPAGES` and `LLAMA_ARG_HUGEPAGE_POLICY` do what the options do, and the options win.
+
+use std::path::PathBuf;
+
+use crate::support::pool::{PAGE, Pool};
+use crate::support::server::Launch;
+use crate::support::{gguf, models, or_skip, smaps};
+
+fn model() -> PathBuf {
+    models::demo("20M", "Q8_0")
+}
+
+/// The pages that a server takes from a pool that has all it needs, and those it needs.
+fn taken(environment: &[(&str, &str)], args: &[&str]) -> Result<(u64, u64), String> {
+    let need = gguf::pages(&model());
+    let pool = Pool::with(need)?;
+    let launch = environment
+        .iter()
+        .fold(Launch::ours().model(&model()), |launch, (name, value)| {
+            launch.env(name, value)
+        });
+    let server = launch.args(args).start();
+    server.assert_answers();
+    let pages = smaps::hugetlb_bytes(server.pid()) / PAGE;
+    assert_eq!(pool.taken(), pages);
+    Ok((pages, need))
+}
+
+fn assert_on(environment: &[(&str, &str)], args: &[&str]) {
+    let (taken, need) = or_skip!(taken(environment, args));
+    assert_eq!(
+        taken, need,
+        "{environment:?} {args:?} should put the weights on huge pages"
+    );
+}
+
+fn assert_off(environment: &[(&str, &str)], args: &[&str]) {
+    let (taken, _) = or_skip!(taken(environment, args));
+    assert_eq!(taken, 0, "{environment:?} {args:?} should take no page");
+}
+
+#[test]
+fn the_variable_does_what_the_flag_does() {
+    assert_on(&[], &["--hugepages"]);
+    assert_on(&[("LLAMA_ARG_HUGEPAGES", "1")], &[]);
+    assert_on(&[("LLAMA_ARG_HUGEPAGES", "on")], &[]);
+}
+
+#[test]
+fn the_variable_set_to_0_is_off() {
+    assert_off(&[("LLAMA_ARG_HUGEPAGES", "0")], &[]);
+    assert_off(&[("LLAMA_ARG_HUGEPAGES", "off")], &[]);
+    assert_off(&[], &[]);
+}
+
+#[test]
+fn the_flag_wins_over_the_variable() {
+    assert_on(&[("LLAMA_ARG_HUGEPAGES", "0")], &["--hugepages"]);
+    assert_off(&[("LLAMA_ARG_HUGEPAGES", "1")], &["--no-hugepages"]);
+}
+
+/// Needs no right to the pool: without a page `prefer` serves and `require` does not.
+#[test]
+fn the_policy_variable_does_what_the_option_does_and_the_option_wins() {
+    let _pool = or_skip!(Pool::with(0));
+    let launch = |policy: &str| {
+        Launch::ours()
+            .model(&model())
+            .args(["--hugepages"])
+            .env("LLAMA_ARG_HUGEPAGE_POLICY", policy)
+    };
+    launch("prefer").start().assert_answers();
+    launch("require")
+        .args(["--hugepage-policy", "prefer"])
+        .start()
+        .assert_answers();
+    for strict in [
+        launch("require"),
+        launch("prefer").args(["--hugepage-policy", "require"]),
+    ] {
+        let ended = strict.run();
+        ended.assert_clean_failure();
+        assert!(ended.log.contains("huge pages"), "{}", ended.log);
+    }
+}
+
+#[test]
+fn the_default_policy_is_require() {
+    let _pool = or_skip!(Pool::with(0));
+    Launch::ours()
+        .model(&model())
+        .args(["--hugepages"])
+        .run()
+        .assert_clean_failure();
+}
+
+#[test]
+fn a_nonsense_value_in_a_variable_is_an_error_that_names_it() {
+    for (name, value) in [
+        ("LLAMA_ARG_HUGEPAGES", "perhaps"),
+        ("LLAMA_ARG_HUGEPAGES", "2"),
+        ("LLAMA_ARG_HUGEPAGES", ""),
+        ("LLAMA_ARG_HUGEPAGE_POLICY", "perhaps"),
+        ("LLAMA_ARG_HUGEPAGE_POLICY", "Require"),
+        ("LLAMA_ARG_HUGEPAGE_POLICY", ""),
+    ] {
+        let ended = Launch::ours().model(&model()).env(name, value).run();
+        ended.assert_clean_failure();
+        let line = ended.line_with(name);
+        assert!(line.contains("invalid"), "{name}={value}: {line}");
+    }
+}
+
+#[test]
+fn a_nonsense_policy_on_the_command_line_is_an_error_that_names_the_option() {
+    let ended = Launch::ours()
+        .model(&model())
+        .args(["--hugepage-policy", "perhaps"])
+        .run();
+    ended.assert_clean_failure();
+    assert!(ended.log.contains("--hugepage-policy"), "{}", ended.log);
+}
+
+#[test]
+fn help_has_both_options_with_their_variables() {
+    let ended = Launch::ours().args(["--help"]).run();
+    assert_eq!(ended.status.code(), Some(0));
+    for text in [
+        "--hugepages",
+        "--no-hugepages",
+        "--hugepage-policy",
+        "LLAMA_ARG_HUGEPAGES)",
+        "LLAMA_ARG_HUGEPAGE_POLICY)",
+    ] {
+        assert!(ended.log.contains(text), "--help has no {text}");
+    }
+}

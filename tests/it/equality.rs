@@ -1,0 +1,248 @@
+//! The same prompt, seed and flags give what stock llama.cpp gives, bit for bit, wherever the weights lie.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::gguf::{self, Gguf};
+use crate::support::pool::{PAGE, Pool};
+use crate::support::server::{Launch, QUIET_THREADS, Server};
+use crate::support::{full, models, or_skip, programs, skip, smaps};
+
+pub const PROMPT: &str = "The quick brown fox jumps over the lazy dog, and then";
+
+fn size() -> &'static str {
+    if full() { "1G" } else { "100M" }
+}
+
+/// Where the weights of ours lie.
+#[derive(Clone, Copy, Debug)]
+enum Placement {
+    Off,
+    Require,
+    /// With a third of the pages that are needed.
+    PreferShort,
+}
+
+const PLACEMENTS: [Placement; 3] = [Placement::Off, Placement::Require, Placement::PreferShort];
+
+impl Placement {
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Off => &[],
+            Self::Require => &["--hugepages", "--hugepage-policy", "require"],
+            Self::PreferShort => &["--hugepages", "--hugepage-policy", "prefer"],
+        }
+    }
+
+    /// The pages in the pool, all of which are used, of those that are needed.
+    fn pages(self, need: u64) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::Require => need,
+            Self::PreferShort => need / 3,
+        }
+    }
+}
+
+/// What a server answers, greedily and with a seed.
+fn answers(server: &Server) -> Value {
+    let greedy = server.complete(PROMPT, &json!({ "temperature": 0 }));
+    let seeded = server.complete(PROMPT, &json!({ "temperature": 0.8, "seed": 4242 }));
+    for answer in [&greedy, &seeded] {
+        assert_eq!(
+            answer["tokens"].as_array().map(Vec::len),
+            Some(24),
+            "{answer}"
+        );
+        let probabilities = answer["probabilities"]
+            .as_array()
+            .expect("they were asked for");
+        assert!(
+            probabilities
+                .iter()
+                .all(|token| token["top_logprobs"].as_array().map(Vec::len) == Some(10)),
+            "{answer}"
+        );
+    }
+    json!({ "greedy": greedy, "seeded": seeded })
+}
+
+fn answers_are_those_of_stock(model: &Path) {
+    let stock = or_skip!(Launch::stock()).model(model).start();
+    let expected = answers(&stock);
+    drop(stock);
+
+    let need = gguf::pages(model);
+    let mut pool = or_skip!(Pool::with(0));
+    for placement in PLACEMENTS {
+        pool.set(placement.pages(need));
+        let server = Launch::ours().model(model).args(placement.args()).start();
+        // Otherwise it would prove nothing.
+        assert_eq!(
+            smaps::hugetlb_bytes(server.pid()) / PAGE,
+            placement.pages(need),
+            "{placement:?}"
+        );
+        assert_eq!(answers(&server), expected, "{placement:?}");
+        drop(server);
+        pool.assert_all_back();
+    }
+}
+
+/// The logits of every token of a prompt, as the program wrote them.
+pub fn logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let out = dir.path().join("results.gguf");
+    let mut command = Command::new(program);
+    command.arg("--model").arg(model).arg("--output").arg(&out);
+    command
+        .args([
+            "--prompt",
+            PROMPT,
+            "--threads",
+            "2",
+            "--ctx-size",
+            "512",
+            "--no-repack",
+        ])
+        .args(args);
+    command.env(QUIET_THREADS.0, QUIET_THREADS.1);
+    let output = command.output().expect("the program can be started");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    let results = Gguf::read(&out);
+    let tensor = results.tensor("logits");
+    let mut bytes = vec![0; usize::try_from(tensor.end - tensor.start).expect("a small tensor")];
+    File::open(&out)
+        .and_then(|file| file.read_exact_at(&mut bytes, tensor.start))
+        .expect("it was just written");
+    // All zero, or all the same, would be equal without being right.
+    assert!(
+        bytes.chunks_exact(4).any(|logit| logit != &bytes[..4]),
+        "the logits are all the same"
+    );
+    bytes
+}
+
+fn logits_are_those_of_stock(model: &Path) {
+    let stock = or_skip!(programs::stock("llama-results"));
+    let ours = or_skip!(programs::patched("llama-results"));
+    let expected = logits(&stock, model, &[]);
+
+    let need = gguf::pages(model);
+    let mut pool = or_skip!(Pool::with(0));
+    for placement in PLACEMENTS {
+        pool.set(placement.pages(need));
+        assert!(
+            logits(&ours, model, placement.args()) == expected,
+            "{placement:?}: not the same logits"
+        );
+        pool.assert_all_back();
+    }
+}
+
+macro_rules! equal_to_stock {
+    ($($name:ident: $model:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn answers_are_those_of_stock() {
+                super::answers_are_those_of_stock(&$model);
+            }
+
+            #[test]
+            fn logits_are_those_of_stock() {
+                super::logits_are_those_of_stock(&$model);
+            }
+        }
+    )*};
+}
+
+equal_to_stock! {
+    q8_0_in_one_file: models::demo(size(), "Q8_0");
+    q8_0_in_three_shards: models::demo_in_shards(size(), "Q8_0", 3);
+    q4_k_in_one_file: models::demo(size(), "Q4_K");
+    q4_k_in_three_shards: models::demo_in_shards(size(), "Q4_K", 3);
+    f16_in_one_file: models::demo(size(), "F16");
+    f16_in_three_shards: models::demo_in_shards(size(), "F16", 3);
+}
+
+/// Without `--no-repack` weights leave the file image, which ones depends on the type and the CPU.
+fn answers_with_repacked_weights_are_those_of_stock(kind: &str) {
+    let model = models::demo("100M", kind);
+    let mut stock = or_skip!(Launch::stock()).repacked_model(&model).spawn();
+    if !stock.is_ready_before_it_ends() {
+        return skip(format!(
+            "stock llama-server cannot serve {kind} with repacked weights here: {}",
+            stock.how_it_ended()
+        ));
+    }
+    let expected = answers(&stock);
+    drop(stock);
+
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need));
+    for placement in [Placement::Off, Placement::Require] {
+        let server = Launch::ours()
+            .repacked_model(&model)
+            .args(placement.args())
+            .start();
+        assert_eq!(answers(&server), expected, "{placement:?}");
+        drop(server);
+        pool.assert_all_back();
+    }
+}
+
+#[test]
+fn answers_with_repacked_q8_0_are_those_of_stock() {
+    answers_with_repacked_weights_are_those_of_stock("Q8_0");
+}
+
+#[test]
+fn answers_with_repacked_q4_k_are_those_of_stock() {
+    answers_with_repacked_weights_are_those_of_stock("Q4_K");
+}
+
+#[test]
+fn answers_with_repacked_f16_are_those_of_stock() {
+    answers_with_repacked_weights_are_those_of_stock("F16");
+}
+
+/// A test of the tests: what is compared does depend on the weights.
+#[test]
+fn another_weight_gives_other_answers() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let model = models::demo("100M", "Q8_0");
+    let other = models::copy_to(dir.path(), &model);
+    let table = Gguf::read(&other);
+    let tensor = table
+        .tensors
+        .iter()
+        .max_by_key(|tensor| tensor.end)
+        .expect("it has tensors");
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(&other)
+        .expect("the copy is ours");
+    // The quants of the first blocks of the last tensor: 2 bytes of scale, 32 of numbers.
+    for block in 0..64 {
+        file.write_all_at(&[1; 32], tensor.start + block * 34 + 2)
+            .expect("the copy is ours");
+    }
+    let [expected, changed] =
+        [&model, &other].map(|model| answers(&Launch::ours().model(model).start()));
+    assert_ne!(
+        expected, changed,
+        "the change in `{}` is not seen",
+        tensor.name
+    );
+}

@@ -1,0 +1,14 @@
+//! What is claimed, against the real server, the real pool and stock llama.cpp.
+//! Lives here: tests that start programs. Not here: unit tests, which lie beside their code.
+
+mod api;
+mod bad_input;
+mod client;
+mod demo_model;
+mod embeddings;
+mod environment;
+mod equality;
+mod off;
+mod router;
+mod serve;
+mod support;

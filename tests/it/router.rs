@@ -1,0 +1,66 @@
+//! Router mode: a server without a model starts one process per model, which must find the options too.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::pool::Pool;
+use crate::support::server::{Launch, Server};
+use crate::support::{gguf, http, models, or_skip, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn status(server: &Server, model: &str) -> Value {
+    let list = http::get_json(&server.url("/models"));
+    let models = list["data"].as_array().expect("a list");
+    let found = models.iter().find(|item| item["id"] == model);
+    found.unwrap_or_else(|| panic!("no `{model}` in {list}"))["status"]["value"].clone()
+}
+
+fn load(server: &Server, model: &str) {
+    http::post_json(&server.url("/models/load"), &json!({ "model": model }));
+    assert!(
+        wait_for(PATIENCE, || status(server, model) == "loaded"),
+        "not loaded\n{}",
+        server.log()
+    );
+}
+
+#[test]
+fn a_child_of_the_router_takes_pages_and_gives_them_back() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    fs::copy(&model, dir.path().join("small.gguf")).expect("there is space");
+    let need = gguf::pages(&model);
+    let pool = or_skip!(Pool::with(need + 2));
+
+    let router = Launch::ours()
+        .args(["--models-dir".as_ref(), dir.path().as_os_str()])
+        .args(["--no-models-autoload", "--no-repack"])
+        .env("LLAMA_ARG_HUGEPAGES", "1")
+        .start();
+    assert_eq!(pool.taken(), 0, "the router itself has no model");
+
+    load(&router, "small");
+    assert_eq!(pool.taken(), need, "\n{}", router.log());
+    let body = json!({ "model": "small", "prompt": "Hello", "n_predict": 4, "ignore_eos": true });
+    let answer = http::post_json(&router.url("/completion"), &body);
+    assert_eq!(answer["tokens_predicted"], 4, "{answer}");
+
+    http::post_json(&router.url("/models/unload"), &json!({ "model": "small" }));
+    assert!(
+        wait_for(PATIENCE, || status(&router, "small") == "unloaded"),
+        "not unloaded\n{}",
+        router.log()
+    );
+    pool.assert_all_back();
+
+    // And a router that ends takes its children along.
+    load(&router, "small");
+    assert_eq!(pool.taken(), need);
+    let ended = router.stop(Signal::TERM);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    pool.assert_all_back();
+}

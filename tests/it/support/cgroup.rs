@@ -1,0 +1,81 @@
+//! A cgroup of its own with a limit on huge pages.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use super::guardian::Guardian;
+use super::pool::PAGE;
+
+/// Empties and removes the cgroup, and takes back what was enabled for it.
+const REMOVE: &str = r#"
+    trap '' INT TERM HUP QUIT PIPE
+    while read -r what dir; do case $what in child) child=$dir ;; parent) parent=$dir ;; esac; done
+    for i in 1 2 3 4 5 6 7 8 9 10; do
+        while read -r pid; do kill -9 "$pid"; done < "$child/cgroup.procs"
+        rmdir "$child" 2>/dev/null && break
+        sleep 0.2
+    done
+    [ -d "$child" ] && { echo "cannot remove $child" >&2; exit 1; }
+    [ -z "$parent" ] || echo -hugetlb > "$parent/cgroup.subtree_control" 2>/dev/null || true
+"#;
+
+pub struct Cgroup {
+    pub dir: PathBuf,
+    _guardian: Guardian,
+}
+
+impl Cgroup {
+    /// One in which no more than `pages` huge pages can be touched. An error is the reason to skip the test.
+    pub fn with_limit(pages: u64) -> Result<Self, String> {
+        let root = v2_mount().ok_or("no cgroup v2 hierarchy is mounted")?;
+        let controllers = fs::read_to_string(root.join("cgroup.controllers"))
+            .map_err(|error| error.to_string())?;
+        if !has_word(&controllers, "hugetlb") {
+            return Err("the cgroup v2 hierarchy has no hugetlb controller".to_owned());
+        }
+        let control = root.join("cgroup.subtree_control");
+        OpenOptions::new()
+            .write(true)
+            .open(&control)
+            .map_err(|error| format!("no right to make a cgroup: {error}"))?;
+
+        let dir = root.join(format!("llama-hugepages-test-{}", process::id()));
+        let mut guardian = Guardian::start(REMOVE, None);
+        if !has_word(
+            &fs::read_to_string(&control).map_err(|error| error.to_string())?,
+            "hugetlb",
+        ) {
+            guardian.tell(&format!("parent {}", root.display()));
+            fs::write(&control, "+hugetlb")
+                .map_err(|error| format!("cannot enable the hugetlb controller: {error}"))?;
+        }
+        guardian.tell(&format!("child {}", dir.display()));
+        fs::create_dir(&dir).expect("there was the right to");
+        fs::write(dir.join("hugetlb.2MB.max"), (pages * PAGE).to_string())
+            .expect("a new cgroup has its limits");
+        Ok(Self {
+            dir,
+            _guardian: guardian,
+        })
+    }
+
+    /// How often pages were refused to it.
+    pub fn refusals(&self) -> u64 {
+        let events =
+            fs::read_to_string(self.dir.join("hugetlb.2MB.events")).expect("the cgroup is alive");
+        let max = events.lines().find_map(|line| line.strip_prefix("max "));
+        max.expect("a counter").trim().parse().expect("a number")
+    }
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    line.split_whitespace().any(|has| has == word)
+}
+
+fn v2_mount() -> Option<PathBuf> {
+    // id parent dev root mount-point options - type source options
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    Some(Path::new(line.split(' ').nth(4)?).to_owned())
+}

@@ -1,0 +1,67 @@
+//! Models with random weights, made once for all runs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{gguf, programs, target_dir};
+
+/// The demo model of a size and a type: `demo("100M", "Q8_0")`.
+pub fn demo(size: &str, kind: &str) -> PathBuf {
+    make(size, kind, 1)
+}
+
+/// The same in shards; the first one is what a server is given.
+pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
+    make(size, kind, shards)
+}
+
+fn make(size: &str, kind: &str, shards: u32) -> PathBuf {
+    let models = target_dir().join("models/test");
+    fs::create_dir_all(&models).expect("target/ can be written");
+    let dir = models.join(format!("{size}-{kind}-{shards}").to_lowercase());
+
+    // Tests ask for the same model at the same time.
+    let lock = File::create(models.join("lock")).expect("target/ can be written");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
+    if !dir.is_dir() {
+        let unfinished = tempfile::tempdir_in(&models).expect("target/ can be written");
+        let mut tool = Command::new(programs::hugepages());
+        tool.arg("demo-model")
+            .arg(unfinished.path().join("demo.gguf"))
+            .args(["--size", size, "--type", kind]);
+        if shards > 1 {
+            tool.args(["--split", &shards.to_string()]);
+        }
+        let output = tool.output().expect("the tool can be started");
+        assert!(
+            output.status.success(),
+            "{tool:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        fs::rename(unfinished.keep(), &dir).expect("the same file system");
+    }
+    first_file(&dir)
+}
+
+fn first_file(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir)
+        .expect("just made")
+        .map(|entry| entry.expect("an entry").path());
+    let models = files.filter(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "gguf")
+    });
+    models.min().expect("the tool makes at least one file")
+}
+
+/// A copy that a test may spoil.
+pub fn copy_to(dir: &Path, model: &Path) -> PathBuf {
+    let files = gguf::files(model);
+    for file in &files {
+        fs::copy(file, dir.join(file.file_name().expect("a file"))).expect("there is space");
+    }
+    dir.join(files[0].file_name().expect("a file"))
+}

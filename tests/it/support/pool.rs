@@ -1,0 +1,273 @@
+//! The machine's pool of 2 MiB pages, for one test at a time.
+
+use std::fmt::{self, Display};
+use std::fs::{self, File, OpenOptions};
+use std::time::Duration;
+use std::{env, process};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::guardian::Guardian;
+use super::wait_for;
+
+/// What the tests know of page sizes: x86-64 and arm64 with 4 KiB base pages have this one.
+pub const PAGE: u64 = 2048 * 1024;
+const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// Gives back what was added to the pool, and no page that somebody else has added since.
+const GIVE_BACK: &str = r#"
+    trap '' INT TERM HUP QUIT PIPE
+    dir=/sys/kernel/mm/hugepages/hugepages-2048kB
+    added=0 overcommit=-
+    while read -r a o; do added=$a overcommit=$o; done
+    [ "$overcommit" = - ] || echo "$overcommit" > $dir/nr_overcommit_hugepages
+    [ "$added" = 0 ] && exit 0
+    persistent() { echo $(($(cat $dir/nr_hugepages) - $(cat $dir/surplus_hugepages))); }
+    target=$(($(persistent) - added))
+    [ $target -ge 0 ] || target=0
+    echo $target > $dir/nr_hugepages
+    [ "$(persistent)" = $target ] || { echo "the pool has $(persistent) pages and should have $target" >&2; exit 1; }
+"#;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Surplus included, as the kernel counts.
+    pub total: u64,
+    pub free: u64,
+    pub reserved: u64,
+    pub surplus: u64,
+    pub overcommit: u64,
+}
+
+impl Counts {
+    pub fn read() -> Self {
+        Self::try_read().expect("this kernel has 2 MiB pages")
+    }
+
+    fn try_read() -> Option<Self> {
+        let value = |name: &str| {
+            fs::read_to_string(format!("{DIR}/{name}"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        Some(Self {
+            total: value("nr_hugepages")?,
+            free: value("free_hugepages")?,
+            reserved: value("resv_hugepages")?,
+            surplus: value("surplus_hugepages")?,
+            overcommit: value("nr_overcommit_hugepages")?,
+        })
+    }
+
+    pub fn usable(&self) -> u64 {
+        self.free - self.reserved
+    }
+
+    fn persistent(&self) -> u64 {
+        self.total - self.surplus
+    }
+}
+
+impl Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            total,
+            free,
+            reserved,
+            surplus,
+            overcommit,
+        } = self;
+        write!(
+            f,
+            "total {total}, free {free}, reserved {reserved}, surplus {surplus}, overcommit {overcommit}"
+        )
+    }
+}
+
+/// The pool, held by one test: as many usable pages as it asked for, on top of what others use.
+///
+/// Tests run in parallel, and so may other checkouts on this machine: a lock lets one at a time in.
+/// When the value is dropped, or its process is killed, the pool is as it was.
+pub struct Pool {
+    guardian: Guardian,
+    /// What we changed so far.
+    added: i64,
+    overcommit: Option<u64>,
+    /// As the test finds it.
+    pub counts: Counts,
+}
+
+impl Pool {
+    /// `pages` usable pages, not one more. An error is the reason to skip the test: there is no right to the pool.
+    pub fn with(pages: u64) -> Result<Self, String> {
+        let counts = Counts::try_read().ok_or("this kernel has no 2 MiB pages")?;
+        let nr = format!("{DIR}/nr_hugepages");
+        OpenOptions::new()
+            .write(true)
+            .open(&nr)
+            .map_err(|error| format!("no right to change the pool: {nr}: {error}"))?;
+        let lock = lock();
+        let guardian = Guardian::start(GIVE_BACK, Some(&lock));
+        let mut pool = Self {
+            guardian,
+            added: 0,
+            overcommit: None,
+            counts,
+        };
+        // From here on the guardian holds the lock.
+        drop(lock);
+        pool.set(pages);
+        Ok(pool)
+    }
+
+    /// Another number of usable pages.
+    pub fn set(&mut self, pages: u64) {
+        let wanted = |now: Counts| (now.total + pages).checked_sub(now.usable());
+        for attempt in 0..6 {
+            let now = Counts::read();
+            if now.usable() == pages {
+                self.counts = now;
+                return;
+            }
+            if attempt == 1 {
+                enough_memory(pages);
+            }
+            // Memory is there, but not in pieces of this size: move things together, then drop what can be read again.
+            if attempt > 1 {
+                let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+            }
+            if attempt > 2 {
+                let _ = fs::write("/proc/sys/vm/drop_caches", "1");
+            }
+            let total = wanted(now).unwrap_or_else(|| panic!("others hold pages: {now}"));
+            // Told before it is done: who is killed between the two leaves nothing behind.
+            let step = total.cast_signed() - now.total.cast_signed();
+            self.tell(self.added + step);
+            fs::write(format!("{DIR}/nr_hugepages"), total.to_string())
+                .expect("nr_hugepages can be written");
+            let got = Counts::read().persistent().cast_signed() - now.persistent().cast_signed();
+            self.added += got;
+            self.tell(self.added);
+        }
+        panic!(
+            "the pool cannot be had: {pages} usable pages were asked for, now: {}",
+            Counts::read()
+        );
+    }
+
+    /// Lets the pool grow by itself.
+    pub fn set_overcommit(&mut self, pages: u64) {
+        self.overcommit.get_or_insert(self.counts.overcommit);
+        self.tell(self.added);
+        fs::write(format!("{DIR}/nr_overcommit_hugepages"), pages.to_string())
+            .expect("it can be written");
+        self.counts = Counts::read();
+    }
+
+    fn tell(&mut self, added: i64) {
+        let overcommit = self
+            .overcommit
+            .map_or("-".to_owned(), |pages| pages.to_string());
+        self.guardian.tell(&format!("{added} {overcommit}"));
+    }
+
+    /// How many pages are taken now, of those that the test found.
+    pub fn taken(&self) -> u64 {
+        self.counts.free - Counts::read().free
+    }
+
+    /// That everything is back. A process gives its pages back while it dies, which may take a moment.
+    pub fn assert_all_back(&self) {
+        let back = || {
+            let now = Counts::read();
+            (now.free, now.reserved, now.surplus)
+                == (self.counts.free, self.counts.reserved, self.counts.surplus)
+        };
+        assert!(
+            wait_for(Duration::from_secs(5), back),
+            "not all pages are back: before {}, now {}",
+            self.counts,
+            Counts::read()
+        );
+    }
+}
+
+fn lock() -> File {
+    let path = env::temp_dir().join("llama-hugepages-pool.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+    flock(&file, FlockOperation::LockExclusive).expect("the lock can be waited for");
+    file
+}
+
+fn enough_memory(pages: u64) {
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .expect("MemAvailable is there");
+    let available: u64 = available
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number");
+    let wanted = (pages * PAGE) / 1024 + 1024 * 1024;
+    assert!(
+        available > wanted,
+        "{pages} pages cannot be had: {} MiB are available, {} are needed",
+        available / 1024,
+        wanted / 1024
+    );
+}
+
+/// Not a test: the process that the test below kills.
+#[test]
+#[ignore = "started by `the_pool_is_given_back_after_the_test_process_is_killed`"]
+fn hold_three_pages_until_killed() {
+    let _pool = Pool::with(3).expect("whoever starts this has the right to");
+    println!("holding");
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn the_pool_is_given_back_after_the_test_process_is_killed() {
+    use std::io::{BufRead, BufReader};
+
+    // The lock is the other process's for now, so nothing here may hold it.
+    let before = super::or_skip!(Pool::with(0)).counts;
+    let mut holder = process::Command::new(env::current_exe().expect("there is one"))
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            "support::pool::hold_three_pages_until_killed",
+        ])
+        .stdout(process::Stdio::piped())
+        .spawn()
+        .expect("this binary can be started");
+    let lines = BufReader::new(holder.stdout.take().expect("piped")).lines();
+    let held = lines
+        .map_while(Result::ok)
+        .any(|line| line.contains("holding"));
+    let during = Counts::read();
+    holder.kill().expect("it is ours");
+    holder.wait().expect("it is ours");
+    assert!(held, "the other process never got the pages");
+    assert_eq!(during.usable(), 3, "{during}");
+
+    // Its guardian holds the lock until it is done, so this waits for it.
+    let after = Pool::with(0).expect("as above").counts;
+    assert_eq!(
+        after.persistent(),
+        before.persistent(),
+        "before {before}, after {after}"
+    );
+}

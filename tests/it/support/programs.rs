@@ -1,0 +1,38 @@
+//! Which programs are tested, and against which.
+
+use std::env;
+use std::path::PathBuf;
+
+use super::target_dir;
+
+/// Our server; `LLAMA_HUGEPAGES_TEST_SERVER` names another one, such as one that is installed.
+pub fn server() -> PathBuf {
+    env::var_os("LLAMA_HUGEPAGES_TEST_SERVER")
+        .map_or_else(|| env!("CARGO_BIN_EXE_llama-server").into(), PathBuf::from)
+}
+
+pub fn hugepages() -> PathBuf {
+    env!("CARGO_BIN_EXE_hugepages").into()
+}
+
+/// A program of upstream's pinned source with no patch.
+pub fn stock(name: &str) -> Result<PathBuf, String> {
+    built("stock", name)
+}
+
+/// The same program with the series.
+pub fn patched(name: &str) -> Result<PathBuf, String> {
+    built("tools", name)
+}
+
+fn built(what: &str, name: &str) -> Result<PathBuf, String> {
+    let path = target_dir().join(what).join("build/bin").join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "there is no {}: `cargo xtask {what}` builds it",
+            path.display()
+        ))
+    }
+}

@@ -1,0 +1,343 @@
+//! A server from start to end, with its log.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{http, programs, wait_for};
+
+/// A machine that is busy with other tests is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Threads that wait for others do so asleep: on a machine that is busy with other tests, turning in circles
+/// takes the time that the others need. It changes no sum.
+pub const QUIET_THREADS: (&str, &str) = ("OMP_WAIT_POLICY", "passive");
+
+/// How a server is started.
+pub struct Launch {
+    /// In front of the server: programs that change something and then become it.
+    wrapper: Vec<OsString>,
+    program: PathBuf,
+    args: Vec<OsString>,
+    environment: Vec<(String, String)>,
+}
+
+impl Launch {
+    /// Our server.
+    pub fn ours() -> Self {
+        Self::of(programs::server())
+    }
+
+    /// Upstream's, or why there is none.
+    pub fn stock() -> Result<Self, String> {
+        Ok(Self::of(programs::stock("llama-server")?))
+    }
+
+    fn of(program: PathBuf) -> Self {
+        let launch = Self {
+            wrapper: Vec::new(),
+            program,
+            args: Vec::new(),
+            environment: Vec::new(),
+        };
+        // One slot and a short context: what is tested is the weights. Threads are part of how sums are rounded.
+        launch.args([
+            "--host",
+            "127.0.0.1",
+            "--threads",
+            "2",
+            "--parallel",
+            "1",
+            "--ctx-size",
+            "512",
+        ])
+    }
+
+    /// The model, with every weight mapped: weights that are repacked for a CPU leave the file image.
+    pub fn model(self, path: &Path) -> Self {
+        self.repacked_model(path).args(["--no-repack"])
+    }
+
+    /// The model as a server without further options has it.
+    pub fn repacked_model(self, path: &Path) -> Self {
+        self.args([OsStr::new("--model"), path.as_os_str()])
+    }
+
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    pub fn hugepages(self, policy: &str) -> Self {
+        self.args(["--hugepages", "--hugepage-policy", policy])
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn wrapped<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        self.wrapper
+            .extend(wrapper.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// With the rights of another user.
+    pub fn under_uid(self, uid: u32) -> Self {
+        let id = uid.to_string();
+        self.wrapped(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"])
+    }
+
+    pub fn in_cgroup(self, dir: &Path) -> Self {
+        self.wrapped([
+            "sh",
+            "-c",
+            r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#,
+            "sh",
+        ])
+        .wrapped([dir])
+    }
+
+    /// Under strace, whose output goes to a file. It watches from a process of its own, so the child is the server.
+    pub fn traced(self, calls: &str, output: &Path) -> Self {
+        self.wrapped([
+            "strace",
+            "-D",
+            "-f",
+            "-q",
+            "-y",
+            "-e",
+            &format!("trace={calls}"),
+            "-o",
+        ])
+        .wrapped([output])
+    }
+
+    /// Started, not yet ready.
+    pub fn spawn(self) -> Server {
+        let port = free_port();
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let log = dir.path().join("log");
+        let mut line = self.wrapper;
+        // A test that is killed takes its servers along.
+        line.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
+        line.push(self.program.into());
+        line.extend(self.args);
+        line.extend(["--port".into(), port.to_string().into()]);
+
+        let mut command = Command::new(&line[0]);
+        command
+            .args(&line[1..])
+            .process_group(0)
+            .stdin(Stdio::null());
+        for (name, _) in env::vars_os() {
+            // What whoever runs the tests has set must not decide them.
+            if name.to_string_lossy().starts_with("LLAMA_ARG_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env(QUIET_THREADS.0, QUIET_THREADS.1)
+            .envs(self.environment);
+        let file = fs::File::create(&log).expect("just made");
+        command
+            .stdout(file.try_clone().expect("a file"))
+            .stderr(file);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {line:?}: {error}"));
+        Server {
+            child,
+            port,
+            dir,
+            status: None,
+        }
+    }
+
+    /// Started and ready to answer.
+    pub fn start(self) -> Server {
+        let mut server = self.spawn();
+        server.wait_until_ready();
+        server
+    }
+
+    /// Run to its end, which it is expected to find by itself.
+    pub fn run(self) -> Ended {
+        let mut server = self.spawn();
+        let ended = wait_for(PATIENCE, || server.has_ended());
+        assert!(ended, "the server should have ended\n{}", server.log());
+        server.ended()
+    }
+}
+
+/// What is left of a server.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub log: String,
+}
+
+impl Ended {
+    /// That it ended by itself, and said that it failed.
+    pub fn assert_clean_failure(&self) {
+        assert_eq!(self.status.signal(), None, "died of a signal\n{}", self.log);
+        assert_ne!(
+            self.status.code(),
+            Some(0),
+            "should have failed\n{}",
+            self.log
+        );
+    }
+
+    /// The one line of the log that has a text.
+    pub fn line_with(&self, text: &str) -> &str {
+        let lines: Vec<_> = self
+            .log
+            .lines()
+            .filter(|line| line.contains(text))
+            .collect();
+        match lines[..] {
+            [line] => line,
+            [] => panic!("the log has no `{text}`\n{}", self.log),
+            _ => panic!("the log has `{text}` {} times\n{}", lines.len(), self.log),
+        }
+    }
+}
+
+pub struct Server {
+    child: Child,
+    pub port: u16,
+    dir: TempDir,
+    status: Option<ExitStatus>,
+}
+
+impl Server {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        http::try_get(&self.url("/health")).is_some_and(|(status, _)| status == 200)
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("it is a child of ours");
+        }
+        self.status.is_some()
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        assert!(
+            self.is_ready_before_it_ends(),
+            "the server is not ready: {}\n{}",
+            self.how_it_ended(),
+            self.log()
+        );
+    }
+
+    pub fn is_ready_before_it_ends(&mut self) -> bool {
+        wait_for(PATIENCE, || self.has_ended() || self.is_ready()) && !self.has_ended()
+    }
+
+    pub fn how_it_ended(&self) -> String {
+        self.status.map_or_else(
+            || "it is still alive".to_owned(),
+            |status| status.to_string(),
+        )
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn stop(mut self, signal: Signal) -> Ended {
+        kill_process(self.process(), signal).expect("it is a child of ours");
+        assert!(
+            wait_for(PATIENCE, || self.has_ended()),
+            "{signal:?} does not end it\n{}",
+            self.log()
+        );
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Ended {
+        Ended {
+            status: self.status.expect("it has ended"),
+            log: self.log(),
+        }
+    }
+
+    fn process(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The answer to a prompt, with everything in it that depends on the logits and nothing that depends on time.
+    pub fn complete(&self, prompt: &str, options: &Value) -> Value {
+        let mut body = json!({
+            "prompt": prompt, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": false,
+            // Random weights end an answer at random.
+            "ignore_eos": true,
+        });
+        let body_fields = body.as_object_mut().expect("an object");
+        body_fields.extend(options.as_object().expect("an object").clone());
+        let answer = http::post_json(&self.url("/completion"), &body);
+        json!({
+            "content": answer["content"], "tokens": answer["tokens"],
+            "probabilities": answer["completion_probabilities"],
+        })
+    }
+
+    /// That it answers at all.
+    pub fn assert_answers(&self) {
+        let answer = self.complete(
+            "Once upon a time",
+            &json!({ "temperature": 0, "n_predict": 4 }),
+        );
+        assert_eq!(
+            answer["tokens"].as_array().map(Vec::len),
+            Some(4),
+            "{answer}"
+        );
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // With all it has started: in router mode it has children.
+        let _ = kill_process_group(self.process(), Signal::KILL);
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let _ = writeln!(
+                std::io::stdout(),
+                "--- log of the server on port {}\n{}",
+                self.port,
+                self.log()
+            );
+        }
+    }
+}
+
+/// A port that nobody listens on. Somebody may take it before the server does, which then says so and ends.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+    listener.local_addr().expect("bound").port()
+}
