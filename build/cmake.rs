@@ -125,7 +125,10 @@ impl Build<'_> {
     /// `__FILE__` stands in every assertion. Relative to here it names no folder of the machine that built it, and
     /// objects are the same wherever they are built, so that ccache finds them.
     fn flags(&self, mut given: OsString) -> Result<OsString> {
-        let dir = self.dir.to_str().with_context(|| format!("{} is not UTF-8", self.dir.display()))?;
+        let dir = self
+            .dir
+            .to_str()
+            .with_context(|| format!("{} is not UTF-8", self.dir.display()))?;
         // CMake splits flags at white space.
         if !dir.contains(char::is_whitespace) {
             given.push(format!(" -fmacro-prefix-map={dir}/="));
