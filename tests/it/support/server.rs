@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -131,8 +131,11 @@ impl Launch {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let log = dir.path().join("log");
         let mut line = self.wrapper;
-        // A test that is killed takes its servers along.
+        // A test that is killed takes its servers along, also one that it has just started.
         line.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
+        let is_parent_alive = r#"[ $PPID = "$1" ] && shift && exec "$@""#;
+        line.extend(["sh", "-c", is_parent_alive, "sh"].map(OsString::from));
+        line.push(process::id().to_string().into());
         line.push(self.program.into());
         line.extend(self.args);
         line.extend(["--port".into(), port.to_string().into()]);
