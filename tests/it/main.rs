@@ -9,6 +9,7 @@ mod embeddings;
 mod environment;
 mod equality;
 mod off;
+mod reading;
 mod router;
 mod serve;
 mod support;

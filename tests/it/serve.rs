@@ -40,7 +40,7 @@ fn overlay<'a>(pid: u32, vmas: &'a [Vma], file: &Gguf) -> Vec<&'a Vma> {
 }
 
 /// That every byte of every tensor lies in a huge mapping, is what the file has there, and nobody can write to it.
-fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
+pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
     let files = Gguf::read_model(model);
     let vmas = smaps::read(server.pid());
     for file in &files {

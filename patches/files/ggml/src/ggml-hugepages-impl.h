@@ -4,7 +4,45 @@
 
 #include "ggml-hugepages.h"
 
+#include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
+
+using ggml_hugepages_range  = std::pair<size_t, size_t>; // bytes [first, second) of the file
+using ggml_hugepages_ranges = std::vector<ggml_hugepages_range>;
+
+struct ggml_hugepages_image {
+    int         fd;
+    std::string path;
+    size_t      size;
+
+    ggml_hugepages_policy policy    = GGML_HUGEPAGES_POLICY_REQUIRE;
+    size_t                page_size = 1;
+
+    ggml_hugepages_ranges wanted; // sorted and disjoint once planned
+    ggml_hugepages_ranges runs;   // of blocks, sorted and disjoint
+
+    uint8_t * addr  = nullptr;
+    int       memfd = -1;
+
+    // set while reading: from here on the kernel gave no pages, and why
+    size_t short_at    = SIZE_MAX;
+    int    short_cause = 0;
+};
+
+// how many bytes of [first, last) are in the ranges
+size_t ggml_hugepages_overlap(const ggml_hugepages_ranges & rs, size_t first, size_t last);
+
+// Populates the runs of all images and reads the files into them, with several threads. Returns false when a file cannot
+// be read or the callback says so. A shortage of pages is no failure here: it is left in short_at, and what lies behind
+// it in that image is undefined. With GGML_HUGEPAGES_POLICY_REQUIRE the first shortage ends the reading.
+bool ggml_hugepages_read(
+        ggml_hugepages_image_t *         images,
+        size_t                           n,
+        ggml_hugepages_progress_callback callback,
+        void *                           user_data,
+        ggml_hugepages_error *           error);
 
 // sets the status and the formatted message, returns false
 GGML_ATTRIBUTE_FORMAT(3, 4)

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -33,23 +32,7 @@
 #endif
 #endif // __linux__
 
-using range  = std::pair<size_t, size_t>; // bytes [first, second) of the file
-using ranges = std::vector<range>;
-
-struct ggml_hugepages_image {
-    int         fd;
-    std::string path;
-    size_t      size;
-
-    ggml_hugepages_policy policy    = GGML_HUGEPAGES_POLICY_REQUIRE;
-    size_t                page_size = 1;
-
-    ranges wanted; // sorted and disjoint once planned
-    ranges runs;   // of blocks, sorted and disjoint
-
-    uint8_t * addr  = nullptr;
-    int       memfd = -1;
-};
+using ranges = ggml_hugepages_ranges;
 
 // images that are alive, for the report
 static std::mutex                          g_images_mutex;
@@ -80,8 +63,7 @@ static size_t total_size(const ranges & rs) {
     return sum;
 }
 
-// how many bytes of [first, last) are in the ranges
-static size_t overlap(const ranges & rs, size_t first, size_t last) {
+size_t ggml_hugepages_overlap(const ranges & rs, size_t first, size_t last) {
     size_t sum = 0;
     for (const auto & r : rs) {
         const size_t beg = std::max(r.first,  first);
@@ -325,7 +307,8 @@ static bool handle_shortage(
         size_t                   at,
         uint64_t                 need,
         ggml_hugepages_error   * error) {
-    const char * cause = strerror(errno);
+    // madvise(2): EFAULT is what MADV_POPULATE_WRITE says where a touch would be SIGBUS
+    const char * cause = errno == EFAULT ? "refused at the page fault, as by a hugetlb limit of the cgroup" : strerror(errno);
     if (image.policy == GGML_HUGEPAGES_POLICY_PREFER) {
         GGML_LOG_WARN("%s: no more huge pages at offset %zu of '%s' (%s), the rest stays the file mapping\n",
             __func__, at, image.path.c_str(), cause);
@@ -395,71 +378,25 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
     return true;
 }
 
-// madvise(2): MADV_POPULATE_WRITE reports a shortage, where touching the page would be SIGBUS
-static bool populate(uint8_t * addr, size_t size) {
-    int ret;
-    do {
-        ret = madvise(addr, size, MADV_POPULATE_WRITE);
-    } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
-    return ret == 0;
-}
-
-// reads bytes [first, last) of the file into place; past its end there are zeros, as in a file mapping
-static bool read_in_place(const ggml_hugepages_image & image, size_t first, size_t last, ggml_hugepages_error * error) {
-    last = std::min(last, image.size);
-    while (first < last) {
-        const ssize_t ret = pread(image.fd, image.addr + first, last - first, first);
-        if (ret == -1 && errno == EINTR) {
-            continue;
-        }
-        if (ret == -1) {
-            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot read '%s' at offset %zu: %s",
-                image.path.c_str(), first, strerror(errno));
-        }
-        if (ret == 0) {
-            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot read '%s' at offset %zu: the file is shorter than the %zu bytes it had",
-                image.path.c_str(), first, image.size);
-        }
-        first += ret;
-    }
-    return true;
-}
-
 bool ggml_hugepages_fill(
         ggml_hugepages_image_t *         images,
         size_t                           n,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
-    uint64_t need  = 0;
-    uint64_t total = 0;
+    uint64_t need = 0;
     for (size_t i = 0; i < n; i++) {
         need += total_size(images[i]->runs)/images[i]->page_size;
-        for (const auto & r : images[i]->runs) {
-            total += overlap(images[i]->wanted, r.first, r.second);
-        }
     }
-    uint64_t done = 0;
+    if (!ggml_hugepages_read(images, n, callback, user_data, error)) {
+        return false;
+    }
     for (size_t i = 0; i < n; i++) {
         auto & image = *images[i];
-        // populated just ahead of the read, so that what the kernel has zeroed is still in the CPU's cache
-        const size_t chunk = align_up(8*1024*1024, image.page_size);
-        bool is_short = false;
-        for (const auto & r : ranges(image.runs)) {
-            for (size_t first = r.first; first < r.second && !is_short; first += chunk) {
-                const size_t last = std::min(first + chunk, r.second);
-                if (callback && !callback(done, total, user_data)) {
-                    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
-                }
-                if (!populate(image.addr + first, last - first)) {
-                    if (!handle_shortage(images, n, image, first, need, error)) {
-                        return false;
-                    }
-                    is_short = true;
-                } else if (!read_in_place(image, first, last, error)) {
-                    return false;
-                }
-                done += overlap(image.wanted, first, last);
+        if (image.short_at != SIZE_MAX) {
+            errno = image.short_cause;
+            if (!handle_shortage(images, n, image, image.short_at, need, error)) {
+                return false;
             }
         }
         for (const auto & r : image.runs) {
@@ -505,7 +442,7 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
             for (const auto * image : g_images) {
                 const size_t addr = (size_t) image->addr;
                 if (addr && beg < addr + length_of(*image) && end > addr) {
-                    const size_t bytes = overlap(image->wanted, std::max(beg, addr) - addr, end - addr);
+                    const size_t bytes = ggml_hugepages_overlap(image->wanted, std::max(beg, addr) - addr, end - addr);
                     (is_huge ? report->on_huge : report->on_file) += bytes;
                 }
             }

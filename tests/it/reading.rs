@@ -1,0 +1,118 @@
+//! How the weights get into their pages: what is read from the disk, and what the page cache has afterwards.
+
+use std::fs;
+use std::path::Path;
+
+use crate::serve::assert_weights_on_huge_pages;
+use crate::support::gguf::{self, Gguf};
+use crate::support::models;
+use crate::support::or_skip;
+use crate::support::page_cache;
+use crate::support::pool::Pool;
+use crate::support::server::{Launch, Server};
+
+/// What the kernel may read around the header, which is read as any file.
+const READ_AHEAD: u64 = 2 * 1024 * 1024;
+
+fn start(model: &Path) -> Server {
+    Launch::ours().model(model).hugepages("require").start()
+}
+
+/// Bytes that a process had fetched from storage.
+fn read_bytes(server: &Server) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("it runs");
+    let value = io
+        .lines()
+        .find_map(|line| line.strip_prefix("read_bytes: "));
+    value.expect("proc(5)").parse().expect("a number")
+}
+
+/// A copy that no other test reads, on the disk and not in the cache.
+fn own_model(dir: &Path) -> std::path::PathBuf {
+    let model = models::copy_to(dir, &models::demo("100M", "Q8_0"));
+    page_cache::drop_file(&model);
+    model
+}
+
+fn temp_dir_on_disk() -> tempfile::TempDir {
+    // Beside the build: /tmp is memory on many machines.
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target folder can be written")
+}
+
+#[test]
+fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
+    let dir = temp_dir_on_disk();
+    let model = own_model(dir.path());
+    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let before = or_skip!(page_cache::cached_bytes(&model));
+    let header = Gguf::read(&model).data;
+    assert!(before <= header + READ_AHEAD, "{before} bytes are cached");
+
+    let server = start(&model);
+    assert_weights_on_huge_pages(&server, &model);
+    // The comparison above reads the file too: what counts is what was there when the server was ready.
+    drop(server);
+    page_cache::drop_file(&model);
+    let server = start(&model);
+    let cached = or_skip!(page_cache::cached_bytes(&model));
+    assert!(
+        cached <= header + READ_AHEAD,
+        "{cached} bytes of the model are in the page cache"
+    );
+    let size = fs::metadata(&model).expect("it is there").len();
+    let read = read_bytes(&server);
+    assert!(
+        read + READ_AHEAD >= size && read <= size + header + READ_AHEAD,
+        "{read} bytes were read of a file of {size}"
+    );
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
+    let dir = temp_dir_on_disk();
+    let model = own_model(dir.path());
+    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let size = fs::read(&model).expect("it is there").len() as u64;
+    let before = or_skip!(page_cache::cached_bytes(&model));
+    assert!(before >= size, "{before} of {size} bytes are cached");
+
+    let server = start(&model);
+    let read = read_bytes(&server);
+    assert!(read <= READ_AHEAD, "{read} bytes came from the disk");
+    assert_eq!(or_skip!(page_cache::cached_bytes(&model)), before);
+    assert_weights_on_huge_pages(&server, &model);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_half_warm_load_is_put_together_from_both() {
+    let dir = temp_dir_on_disk();
+    let model = own_model(dir.path());
+    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let bytes = fs::read(&model).expect("it is there");
+    page_cache::drop_file(&model);
+    // The second half, in a new file cache state: read it alone.
+    let file = fs::File::open(&model).expect("it is there");
+    let mut half = vec![0; bytes.len() / 2];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut half, (bytes.len() / 2) as u64)
+        .expect("the file is that long");
+
+    let server = start(&model);
+    assert_weights_on_huge_pages(&server, &model);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_model_in_memory_is_read_like_any_other() {
+    let dir = tempfile::tempdir_in("/dev/shm").expect("/dev/shm can be written");
+    let model = models::copy_to(dir.path(), &models::demo("100M", "Q8_0"));
+    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let server = start(&model);
+    assert_weights_on_huge_pages(&server, &model);
+    drop(server);
+    pool.assert_all_back();
+}
