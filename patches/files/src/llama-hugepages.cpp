@@ -95,7 +95,8 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
 
     const auto on_progress = [](uint64_t done, uint64_t total, void * user_data) {
         auto & p = *(progress *) user_data;
-        p.self->n_ahead = total ? (size_t) ((double) done/total*p.self->n_bytes) : 0;
+        // blocks that are read again after a shortage do not take it back
+        p.self->n_ahead = std::max(p.self->n_ahead, total ? (size_t) ((double) done/total*p.self->n_bytes) : 0);
         return p.callback == nullptr || p.callback((float) p.self->n_ahead/p.ml->size_data, p.user_data);
     };
 

@@ -26,7 +26,8 @@ struct ggml_hugepages_image {
     uint8_t * addr  = nullptr;
     int       memfd = -1;
 
-    // set while reading: from here on the kernel gave no pages, and why
+    // set while reading: all blocks before fill_from are done, and the kernel gave no pages for short_at, and why
+    size_t fill_from   = 0;
     size_t short_at    = SIZE_MAX;
     int    short_cause = 0;
 };
@@ -34,12 +35,14 @@ struct ggml_hugepages_image {
 // how many bytes of [first, last) are in the ranges
 size_t ggml_hugepages_overlap(const ggml_hugepages_ranges & rs, size_t first, size_t last);
 
-// Populates the runs of all images and reads the files into them, with several threads. Returns false when a file cannot
-// be read or the callback says so. A shortage of pages is no failure here: it is left in short_at, and what lies behind
-// it in that image is undefined. With GGML_HUGEPAGES_POLICY_REQUIRE the first shortage ends the reading.
+// Populates the runs of all images from fill_from on, and reads the files into them. Returns false when a file cannot be
+// read or the callback says so. A shortage of pages is no failure here, it is left in short_at:
+// - with one thread it is where the pages end; the other images are still read
+// - with more it ends the reading, and behind fill_from some blocks are done and others are not
 bool ggml_hugepages_read(
         ggml_hugepages_image_t *         images,
         size_t                           n,
+        size_t                           n_threads,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error);

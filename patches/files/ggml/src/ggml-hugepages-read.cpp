@@ -1,4 +1,4 @@
-// Reading a file into its blocks: several threads take chunks in file order.
+// Reading a file into its blocks: threads take chunks in file order.
 //
 //   chunk in the page cache   copied from there, the cache is left as it was
 //   else                      O_DIRECT into place: the page cache is neither filled nor evicted
@@ -8,10 +8,6 @@
 // overlaps the disk and the zeros are still in the CPU's cache when the data comes.
 
 #ifdef __linux__
-
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE // O_DIRECT
-#endif
 
 #include "ggml-hugepages-impl.h"
 
@@ -49,6 +45,7 @@ struct chunk {
     int                    direct_fd; // -1 if refused
     size_t                 first;
     size_t                 last; // may lie behind the end of the file
+    bool                   is_done = false; // written by the thread that took it
 };
 
 // madvise(2): MADV_POPULATE_WRITE reports a shortage, where touching the page would be SIGBUS
@@ -127,6 +124,7 @@ bool read_chunk(const chunk & c, ggml_hugepages_error * error) {
 
 struct reader {
     std::vector<chunk>    chunks;
+    bool                  in_order; // one thread
     std::atomic<size_t>   next{0};
     std::atomic<uint64_t> done{0}; // wanted bytes
     std::atomic<bool>     stop{false};
@@ -148,7 +146,7 @@ struct reader {
             c.image->short_at    = c.first;
             c.image->short_cause = cause;
         }
-        if (c.image->policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+        if (!in_order) {
             stop = true;
         }
     }
@@ -168,13 +166,15 @@ struct reader {
             if (i >= chunks.size()) {
                 break;
             }
-            const auto & c = chunks[i];
+            auto & c = chunks[i];
             if (!is_behind_shortage(c)) {
                 ggml_hugepages_error e = {};
                 if (!populate(c.image->addr + c.first, c.last - c.first)) {
                     on_shortage(c, errno);
                 } else if (!read_chunk(c, &e)) {
                     on_failure(e);
+                } else {
+                    c.is_done = true;
                 }
             }
             done += ggml_hugepages_overlap(c.image->wanted, c.first, c.last);
@@ -190,6 +190,7 @@ struct reader {
 bool ggml_hugepages_read(
         ggml_hugepages_image_t *         images,
         size_t                           n,
+        size_t                           n_threads,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
@@ -207,16 +208,21 @@ bool ggml_hugepages_read(
         const size_t step = (CHUNK_SIZE + image.page_size - 1)/image.page_size*image.page_size;
         for (const auto & run : image.runs) {
             for (size_t first = run.first; first < run.second; first += step) {
-                const size_t last = std::min(first + step, run.second);
-                r.chunks.push_back({ &image, direct_fds.back(), first, last });
-                total += ggml_hugepages_overlap(image.wanted, first, last);
+                const size_t last   = std::min(first + step, run.second);
+                const size_t wanted = ggml_hugepages_overlap(image.wanted, first, last);
+                total += wanted;
+                if (first < image.fill_from) {
+                    r.done += wanted;
+                } else {
+                    r.chunks.push_back({ &image, direct_fds.back(), first, last });
+                }
             }
         }
+        image.fill_from = SIZE_MAX;
+        image.short_at  = SIZE_MAX;
     }
-
-    // more than the cores there are, since they wait for the disk
-    const size_t n_cores   = std::thread::hardware_concurrency();
-    const size_t n_threads = std::min(r.chunks.size(), std::min<size_t>(8, std::max<size_t>(4, n_cores)));
+    n_threads  = std::min(n_threads, r.chunks.size());
+    r.in_order = n_threads == 1;
 
     std::vector<std::thread> threads;
     bool aborted = false;
@@ -251,6 +257,11 @@ bool ggml_hugepages_read(
     for (const int fd : direct_fds) {
         if (fd != -1) {
             close(fd);
+        }
+    }
+    for (const auto & c : r.chunks) {
+        if (!c.is_done) {
+            c.image->fill_from = std::min(c.image->fill_from, c.first);
         }
     }
     if (aborted) {

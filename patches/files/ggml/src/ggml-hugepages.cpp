@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #ifdef __linux__
@@ -388,8 +389,25 @@ bool ggml_hugepages_fill(
     for (size_t i = 0; i < n; i++) {
         need += total_size(images[i]->runs)/images[i]->page_size;
     }
-    if (!ggml_hugepages_read(images, n, callback, user_data, error)) {
+    // more than the cores there are, since they wait for the disk
+    const size_t n_threads = std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
+    if (!ggml_hugepages_read(images, n, n_threads, callback, user_data, error)) {
         return false;
+    }
+    const bool is_short = std::any_of(images, images + n, [](const auto * image) { return image->short_at != SIZE_MAX; });
+    if (is_short && images[0]->policy == GGML_HUGEPAGES_POLICY_PREFER) {
+        // Who came first got the last pages, and that need not be the first block. They are put back, and given out again
+        // in order of the file.
+        for (size_t i = 0; i < n; i++) {
+            const auto & image = *images[i];
+            if (image.memfd != -1 && image.fill_from < length_of(image) &&
+                    fallocate(image.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, image.fill_from, length_of(image) - image.fill_from) != 0) {
+                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path.c_str());
+            }
+        }
+        if (!ggml_hugepages_read(images, n, 1, callback, user_data, error)) {
+            return false;
+        }
     }
     for (size_t i = 0; i < n; i++) {
         auto & image = *images[i];
