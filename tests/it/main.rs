@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod build_errors;
 mod client;
 mod demo_model;
 mod embeddings;
