@@ -266,6 +266,20 @@ fn a_file_that_is_not_gguf_is_refused() {
 }
 
 #[test]
+fn a_model_cut_off_in_its_header_is_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    file.and_then(|file| file.set_len(200))
+        .expect("the copy is ours");
+    fails_with(
+        require(&path),
+        "failed to load model from",
+        "has 200 bytes and a header that cannot be read",
+    );
+}
+
+#[test]
 fn a_header_with_noise_in_it_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));

@@ -179,6 +179,9 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
     } else if (strstr(err.what(), "file bounds")) {
         LLAMA_LOG_ERROR("hint: '%s' ends after %jd bytes, in the middle of a tensor: copy or download it again\n",
             fname.c_str(), (intmax_t) st.st_size);
+    } else if (strstr(err.what(), "failed to load model from")) {
+        LLAMA_LOG_ERROR("hint: '%s' has %jd bytes and a header that cannot be read: copy or download it again\n",
+            fname.c_str(), (intmax_t) st.st_size);
     }
 #else
     GGML_UNUSED(params);
