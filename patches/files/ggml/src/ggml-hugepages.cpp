@@ -306,17 +306,19 @@ static bool handle_shortage(
         size_t                   n,
         ggml_hugepages_image   & image,
         size_t                   at,
-        uint64_t                 need,
+        int                      err,
         ggml_hugepages_error   * error) {
     // madvise(2): EFAULT is what MADV_POPULATE_WRITE says where a touch would be SIGBUS
-    const char * cause = errno == EFAULT ? "refused at the page fault, as by a hugetlb limit of the cgroup" : strerror(errno);
+    const char * cause = err == EFAULT ? "refused at the page fault, as by a hugetlb limit of the cgroup" : strerror(err);
     if (image.policy == GGML_HUGEPAGES_POLICY_PREFER) {
         GGML_LOG_WARN("%s: no more huge pages at offset %zu of '%s' (%s), the rest stays the file mapping\n",
             __func__, at, image.path.c_str(), cause);
         return drop_tail(image, at, error);
     }
     // The load ends here. What it holds goes back first, so that the counts in the message are those of others.
+    uint64_t need = 0;
     for (size_t i = 0; i < n; i++) {
+        need += total_size(images[i]->runs)/images[i]->page_size;
         if (images[i]->memfd != -1 && ftruncate(images[i]->memfd, 0) != 0) {
             GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
         }
@@ -336,10 +338,6 @@ static bool handle_shortage(
 }
 
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
-    uint64_t need = 0;
-    for (size_t i = 0; i < n; i++) {
-        need += total_size(images[i]->runs)/images[i]->page_size;
-    }
     // all pages of all files first: nothing has been put in place when they are not there
     for (size_t i = 0; i < n; i++) {
         auto & image = *images[i];
@@ -359,7 +357,7 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
         for (const auto & r : ranges(image.runs)) {
             const size_t end = reserve_head(image, r.first, r.second);
             if (end < r.second) {
-                if (!handle_shortage(images, n, image, end, need, error)) {
+                if (!handle_shortage(images, n, image, end, errno, error)) {
                     return false;
                 }
                 break;
@@ -385,10 +383,6 @@ bool ggml_hugepages_fill(
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
-    uint64_t need = 0;
-    for (size_t i = 0; i < n; i++) {
-        need += total_size(images[i]->runs)/images[i]->page_size;
-    }
     // more than the cores there are, since they wait for the disk
     const size_t n_threads = std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
     if (!ggml_hugepages_read(images, n, n_threads, callback, user_data, error)) {
@@ -411,11 +405,8 @@ bool ggml_hugepages_fill(
     }
     for (size_t i = 0; i < n; i++) {
         auto & image = *images[i];
-        if (image.short_at != SIZE_MAX) {
-            errno = image.short_cause;
-            if (!handle_shortage(images, n, image, image.short_at, need, error)) {
-                return false;
-            }
+        if (image.short_at != SIZE_MAX && !handle_shortage(images, n, image, image.short_at, image.short_cause, error)) {
+            return false;
         }
         for (const auto & r : image.runs) {
             if (mprotect(image.addr + r.first, r.second - r.first, PROT_READ) != 0) {
