@@ -1,28 +1,189 @@
-//! What the weights of this process lie on.
+//! What the memory of this process lies on.
 
+use std::ffi::{CStr, c_char};
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::time::Duration;
 
 use crate::pool::HugePageSize;
 use crate::{Error, ffi};
 
-/// What the weights that were asked to lie on huge pages lie on, in bytes, over all models of this process that are
-/// loaded now with [`HugePages::Require`](crate::HugePages) or `Prefer`.
-///
-/// Source: `/proc/self/smaps`, not what was planned.
+/// What memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Weights as the file has them.
+    Weights,
+    /// Weights in an order that suits this CPU.
+    Repacked,
+    /// KV cache and recurrent state.
+    Kv,
+    /// Compute buffers.
+    Compute,
+    /// Adapters, projectors, buffers of remote clients.
+    Other,
+}
+
+/// What memory lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Backing {
+    /// Huge pages of a pool.
+    Huge(HugePageSize),
+    /// Transparent huge pages.
+    Thp,
+    /// Ordinary anonymous memory.
+    Base,
+    /// The page cache of the model file.
+    File,
+}
+
+/// Memory of one kind on one backing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// What it is for.
+    pub kind: Kind,
+    /// What it lies on.
+    pub backing: Backing,
+    /// Bytes of tensors.
+    pub bytes: u64,
+    /// Huge pages in use: more than `bytes` need, since tensors rarely begin and end at the border of a page.
+    pub pages: u64,
+    /// Resident bytes on each NUMA node, whole pages. Empty where the kernel does not tell.
+    pub node_bytes: Vec<u64>,
+}
+
+/// Where the time of the last load went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
+pub struct Load {
+    /// Bytes read with `O_DIRECT`, past the page cache.
+    pub bytes_direct: u64,
+    /// Bytes copied from the page cache.
+    pub bytes_cached: u64,
+    /// Bytes read through the page cache.
+    pub bytes_buffered: u64,
+    /// Wall time.
+    pub total: Duration,
+    /// Populating pages, summed over the threads.
+    pub populate: Duration,
+    /// Reading, summed over the threads.
+    pub read: Duration,
+    /// Copying and repacking, summed over the threads.
+    pub place: Duration,
+    /// Threads that read.
+    pub threads: u32,
+}
+
+/// What the memory that was asked to lie on huge pages lies on, over all models and contexts of this process that are
+/// alive and were loaded with [`HugePages::Require`](crate::HugePages) or `Prefer`.
+///
+/// Source: `/proc/self/smaps` and `/proc/self/numa_maps`, not what was planned.
+#[derive(Clone)]
+#[non_exhaustive]
 pub struct Report {
-    /// Bytes of weights that the CPU reads from the mapped files.
-    pub wanted: u64,
-    /// Of these, on huge pages.
-    pub on_huge: u64,
-    /// Of these, in the page cache of the file.
-    pub on_file: u64,
-    /// Huge pages in use: more than `on_huge` needs, since weights rarely begin and end at the border of a page.
-    pub huge_pages: u64,
-    /// Size of these pages. `None` where the kernel has no huge pages.
-    pub page_size: Option<HugePageSize>,
+    /// One for each kind and backing in use.
+    pub usages: Vec<Usage>,
+    /// Bytes that were asked for after the start and got ordinary memory.
+    pub late: u64,
+    /// The last load.
+    pub load: Load,
+    raw: ffi::ggml_hugepages_report,
+}
+
+impl Report {
+    /// Bytes of all tensors.
+    pub fn wanted(&self) -> u64 {
+        self.usages.iter().map(|usage| usage.bytes).sum()
+    }
+
+    /// Of these, on huge pages of a pool.
+    pub fn on_huge(&self) -> u64 {
+        self.huge().map(|usage| usage.bytes).sum()
+    }
+
+    /// Of these, in the page cache of a file.
+    pub fn on_file(&self) -> u64 {
+        let on_file = |usage: &&Usage| usage.backing == Backing::File;
+        self.usages
+            .iter()
+            .filter(on_file)
+            .map(|usage| usage.bytes)
+            .sum()
+    }
+
+    /// Huge pages in use, of all sizes.
+    pub fn huge_pages(&self) -> u64 {
+        self.huge().map(|usage| usage.pages).sum()
+    }
+
+    /// Bytes of tensors of one kind, whatever they lie on.
+    pub fn bytes(&self, kind: Kind) -> u64 {
+        let of_kind = |usage: &&Usage| usage.kind == kind;
+        self.usages
+            .iter()
+            .filter(of_kind)
+            .map(|usage| usage.bytes)
+            .sum()
+    }
+
+    fn huge(&self) -> impl Iterator<Item = &Usage> {
+        self.usages
+            .iter()
+            .filter(|usage| matches!(usage.backing, Backing::Huge(_)))
+    }
+
+    fn new(raw: ffi::ggml_hugepages_report) -> Self {
+        let nodes = raw.n_nodes as usize;
+        let usages = raw.usages.iter().take(raw.n_usages as usize);
+        let us = Duration::from_micros;
+        Self {
+            usages: usages
+                .filter_map(|usage| Usage::new(usage, nodes))
+                .collect(),
+            late: raw.late,
+            load: Load {
+                bytes_direct: raw.load.bytes_direct,
+                bytes_cached: raw.load.bytes_cached,
+                bytes_buffered: raw.load.bytes_buffered,
+                total: us(raw.load.us_total),
+                populate: us(raw.load.us_populate),
+                read: us(raw.load.us_read),
+                place: us(raw.load.us_place),
+                threads: raw.load.n_threads,
+            },
+            raw,
+        }
+    }
+}
+
+impl Usage {
+    /// `None` for what this library knows no name for.
+    fn new(raw: &ffi::ggml_hugepages_usage, nodes: usize) -> Option<Self> {
+        Some(Self {
+            kind: match raw.kind {
+                ffi::GGML_HUGEPAGES_KIND_WEIGHTS => Kind::Weights,
+                ffi::GGML_HUGEPAGES_KIND_REPACKED => Kind::Repacked,
+                ffi::GGML_HUGEPAGES_KIND_KV => Kind::Kv,
+                ffi::GGML_HUGEPAGES_KIND_COMPUTE => Kind::Compute,
+                ffi::GGML_HUGEPAGES_KIND_OTHER => Kind::Other,
+                _ => return None,
+            },
+            backing: match raw.backing {
+                ffi::GGML_HUGEPAGES_BACKING_HUGE => {
+                    Backing::Huge(HugePageSize::new(raw.page_size as u64)?)
+                }
+                ffi::GGML_HUGEPAGES_BACKING_THP => Backing::Thp,
+                ffi::GGML_HUGEPAGES_BACKING_BASE => Backing::Base,
+                ffi::GGML_HUGEPAGES_BACKING_FILE => Backing::File,
+                _ => return None,
+            },
+            bytes: raw.bytes,
+            pages: raw.pages,
+            node_bytes: raw.node_bytes.iter().take(nodes).copied().collect(),
+        })
+    }
 }
 
 /// Reads the [`Report`] of this process.
@@ -32,7 +193,7 @@ pub struct Report {
 ///
 /// ```
 /// let report = llama_hugepages::report()?;
-/// assert_eq!(report.wanted, 0); // no model is loaded
+/// assert_eq!(report.wanted(), 0); // no model is loaded
 /// println!("{report}");
 /// # Ok::<(), llama_hugepages::Error>(())
 /// ```
@@ -42,35 +203,34 @@ pub fn report() -> Result<Report, Error> {
     let told = unsafe { ffi::ggml_hugepages_get_report(raw.as_mut_ptr()) };
     // SAFETY: numbers only, zeroed above, and written by the call.
     let raw = unsafe { raw.assume_init() };
-    if !told {
-        return Err(Error::NoReport);
+    if told {
+        Ok(Report::new(raw))
+    } else {
+        Err(Error::NoReport)
     }
-    Ok(Report {
-        wanted: raw.wanted,
-        on_huge: raw.on_huge,
-        on_file: raw.on_file,
-        huge_pages: raw.huge_pages,
-        page_size: HugePageSize::new(raw.page_size),
-    })
 }
 
 impl fmt::Display for Report {
-    /// One line.
+    /// The table that `llama-server` logs: several lines.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        if self.wanted == 0 {
-            return f.write_str("no weights were asked to lie on huge pages");
+        let mut text = [0 as c_char; 4096];
+        // SAFETY: a report of its own, and room for the text, which the call ends with a zero.
+        unsafe {
+            ffi::ggml_hugepages_report_to_str(&raw const self.raw, text.as_mut_ptr(), text.len());
         }
-        write!(
-            f,
-            "{:.2} MiB of weights: {:.2} MiB on huge pages",
-            mib(self.wanted),
-            mib(self.on_huge)
-        )?;
-        if let Some(size) = self.page_size.filter(|_| self.huge_pages > 0) {
-            write!(f, " ({} pages of {size})", self.huge_pages)?;
-        }
-        write!(f, ", {:.2} MiB on the file mapping", mib(self.on_file))
+        // SAFETY: written above, with a zero within `text`.
+        let text = unsafe { CStr::from_ptr(text.as_ptr()) };
+        f.write_str(&text.to_string_lossy())
+    }
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Report")
+            .field("usages", &self.usages)
+            .field("late", &self.late)
+            .field("load", &self.load)
+            .finish_non_exhaustive()
     }
 }
 
@@ -79,31 +239,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_one_line() {
-        let report = Report {
-            wanted: 3 << 20,
-            on_huge: 2 << 20,
-            on_file: 1 << 20,
-            huge_pages: 2,
-            page_size: HugePageSize::new(2 << 20),
-        };
+    fn a_report_is_a_table_with_the_sum_below() {
+        // SAFETY: numbers only.
+        let mut raw = unsafe { MaybeUninit::<ffi::ggml_hugepages_report>::zeroed().assume_init() };
+        raw.n_usages = 2;
+        raw.n_nodes = 1;
+        raw.usages[0].kind = ffi::GGML_HUGEPAGES_KIND_WEIGHTS;
+        raw.usages[0].backing = ffi::GGML_HUGEPAGES_BACKING_HUGE;
+        raw.usages[0].page_size = 2 << 20;
+        raw.usages[0].bytes = 3 << 20;
+        raw.usages[0].pages = 2;
+        raw.usages[0].node_bytes[0] = 4 << 20;
+        raw.usages[1].kind = ffi::GGML_HUGEPAGES_KIND_KV;
+        raw.usages[1].backing = ffi::GGML_HUGEPAGES_BACKING_BASE;
+        raw.usages[1].bytes = 1 << 20;
+        raw.late = 1 << 20;
+        let report = Report::new(raw);
+        assert_eq!(
+            (report.wanted(), report.on_huge(), report.on_file()),
+            (4 << 20, 3 << 20, 0)
+        );
+        assert_eq!(report.bytes(Kind::Kv), 1 << 20);
         assert_eq!(
             report.to_string(),
-            "3.00 MiB of weights: 2.00 MiB on huge pages (2 pages of 2 MiB), 1.00 MiB on the file mapping"
-        );
-        let nothing = Report {
-            huge_pages: 0,
-            on_huge: 0,
-            on_file: 3 << 20,
-            ..report
-        };
-        assert_eq!(
-            nothing.to_string(),
-            "3.00 MiB of weights: 0.00 MiB on huge pages, 3.00 MiB on the file mapping"
-        );
-        assert_eq!(
-            Report::default().to_string(),
-            "no weights were asked to lie on huge pages"
+            "kind       on                MiB    pages     node 0 MiB\n\
+             weights    2M               3.00        2           4.00\n\
+             kv         base             1.00        0           0.00\n\
+             3.00 of 4.00 MiB on huge pages (75.0 %), 1.00 MiB of later growth in ordinary memory"
         );
     }
 }

@@ -8,4 +8,4 @@ mod env;
 mod model;
 
 pub use context::{ContextParams, Pooling};
-pub use model::{HugePages, LoadMode, ModelParams};
+pub use model::{HugePages, LoadMode, ModelParams, PageSize};

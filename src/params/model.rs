@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::env::Env;
+use crate::pool::HugePageSize;
 use crate::{Error, ffi};
 
-/// Whether the weights that the CPU reads lie on huge pages.
+/// Whether memory that the CPU reads lies on huge pages: weights, KV cache and compute buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum HugePages {
@@ -17,6 +18,19 @@ pub enum HugePages {
     Require,
     /// As many as there are pages for, the rest in the page cache. [`report`](crate::report()) tells how it went.
     Prefer,
+}
+
+/// Which huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum PageSize {
+    /// The largest of the machine's pools where they fit, a smaller one for the rest.
+    #[default]
+    Auto,
+    /// Of this pool.
+    Of(HugePageSize),
+    /// No pool: anonymous memory that the kernel may put on transparent huge pages.
+    Thp,
 }
 
 /// How the model file gets into memory.
@@ -105,6 +119,23 @@ impl ModelParams {
             HugePages::Require => raw.policy = ffi::GGML_HUGEPAGES_POLICY_REQUIRE,
             HugePages::Prefer => raw.policy = ffi::GGML_HUGEPAGES_POLICY_PREFER,
         }
+        self
+    }
+
+    /// Which huge pages. Says nothing of whether there are any.
+    pub fn with_huge_page_size(mut self, size: PageSize) -> Self {
+        self.raw.hugepages.page_size = match size {
+            PageSize::Auto => ffi::GGML_HUGEPAGES_SIZE_AUTO as usize,
+            PageSize::Thp => ffi::GGML_HUGEPAGES_SIZE_THP as usize,
+            // A size that does not fit is one that no pool has.
+            PageSize::Of(size) => usize::try_from(size.bytes()).unwrap_or(usize::MAX),
+        };
+        self
+    }
+
+    /// Threads that read the model onto huge pages, 0 for as many as the number of cores suggests.
+    pub fn with_huge_page_threads(mut self, threads: u16) -> Self {
+        self.raw.hugepages.n_threads = threads.into();
         self
     }
 

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 
 #ifdef __linux__
@@ -16,74 +19,188 @@
     throw std::runtime_error(error.hint[0] ? format("%s\nhint: %s", error.message, error.hint) : std::string(error.message));
 }
 
+llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) : scope{ params, kind, late } {
+    if (params.enabled) {
+        before = ggml_hugepages_scope_set(&scope);
+    }
+}
+
+llama_hugepages_scope::~llama_hugepages_scope() {
+    if (scope.params.enabled) {
+        ggml_hugepages_scope_set(before);
+    }
+}
+
+// How much of a tensor is read for each token. Embeddings of which only rows are read come last, unless they are the
+// output too.
+static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * name) {
+    const bool is_tied = ml.get_weight("output.weight") == nullptr;
+    if (strcmp(name, "output.weight") == 0 || (is_tied && strcmp(name, "token_embd.weight") == 0)) {
+        return GGML_HUGEPAGES_RANK_OUTPUT;
+    }
+    return strstr(name, "token_embd") ? GGML_HUGEPAGES_RANK_EMBEDDINGS : GGML_HUGEPAGES_RANK_LAYERS;
+}
+
+// calls f with every tensor of a context that is in a file
+template <typename F> static void for_each_weight(const llama_model_loader & ml, ggml_context * ctx, F f) {
+    for (auto * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
+        if (const auto * weight = ml.get_weight(ggml_get_name(cur))) {
+            f(cur, *weight);
+        }
+    }
+}
+
+// Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped,
+// and each norm would have a block of its own.
+static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const ggml_hugepages_params & params) {
+    size_t page_size = params.page_size;
+    if (page_size == GGML_HUGEPAGES_SIZE_AUTO || page_size == GGML_HUGEPAGES_SIZE_THP) {
+        page_size = ggml_hugepages_page_size("");
+    }
+    if (page_size == 0) {
+        return false;
+    }
+    size_t bytes = 0;
+    std::set<std::pair<size_t, size_t>> blocks; // file, block
+    for_each_weight(ml, ctx, [&](const ggml_tensor * cur, const auto & weight) {
+        bytes += ggml_nbytes(cur);
+        for (size_t block = weight.offs/page_size; block*page_size < weight.offs + ggml_nbytes(cur); block++) {
+            blocks.emplace(weight.idx, block);
+        }
+    });
+    const size_t needed = (bytes + page_size - 1)/page_size;
+    return blocks.size() > needed + needed/10 + 2*ml.files.size();
+}
+
+ggml_hugepages_kind llama_hugepages::kind(ggml_backend_buffer_type_t buft) {
+    auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return buft == ggml_backend_dev_buffer_type(cpu_dev) ? GGML_HUGEPAGES_KIND_WEIGHTS : GGML_HUGEPAGES_KIND_REPACKED;
+}
+
 void llama_hugepages::plan(const llama_model_loader & ml) {
     if (!params.enabled || ml.no_alloc || ml.files.empty()) {
         return;
     }
-    if (!ml.use_mmap) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
-            throw std::runtime_error("huge pages need a mapped model, and this load mode does not map it\n"
-                "hint: --load-mode mmap, or --hugepage-policy prefer");
-        }
-        LLAMA_LOG_WARN("%s: this load mode does not map the model: no weights on huge pages\n", __func__);
-        return;
-    }
-
+    use_mmap = ml.use_mmap;
     for (const auto & file : ml.files) {
         images.emplace_back(ggml_hugepages_image_init(file->file_id(), file->size()), ggml_hugepages_image_free);
     }
 
+    std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes      },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes },
+    };
     auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     for (const auto & [key, ctx] : ml.ctx_map) {
         auto * dev = ggml_backend_buft_get_device(key.buft);
-        if (key.lazy || (dev && dev != cpu_dev)) {
+        if (key.lazy || (dev && dev != cpu_dev) || !ggml_get_first_tensor(ctx.get())) {
             continue;
         }
-        const bool mapped = key.buft == ggml_backend_dev_buffer_type(cpu_dev);
-        for (auto * cur = ggml_get_first_tensor(ctx.get()); cur; cur = ggml_get_next_tensor(ctx.get(), cur)) {
-            const auto * weight = ml.get_weight(ggml_get_name(cur));
-            if (!weight) {
-                continue;
-            }
-            if (mapped) {
-                ggml_hugepages_image_want(images.at(weight->idx).get(), weight->offs, weight->offs + ggml_nbytes(cur));
-                n_bytes += ggml_nbytes(cur);
-            } else {
-                n_repack += ggml_nbytes(cur);
-            }
+        const bool could_map = use_mmap && kind(key.buft) == GGML_HUGEPAGES_KIND_WEIGHTS;
+        contexts.push_back(ctx.get());
+        for_each_weight(ml, ctx.get(), [&](const ggml_tensor * cur, const auto &) { n_bytes += ggml_nbytes(cur); });
+        if (could_map && is_sparse(ml, ctx.get(), params)) {
+            packed.push_back(ctx.get());
         }
-        if (mapped) {
-            contexts.push_back(ctx.get());
+        if (could_map && !is_packed(ctx.get())) {
+            for_each_weight(ml, ctx.get(), [&](const ggml_tensor * cur, const auto & weight) {
+                ggml_hugepages_image_want(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur),
+                    rank_of(ml, ggml_get_name(cur)));
+            });
+        } else {
+            buffered.push_back(ctx.get());
+            for_each_weight(ml, ctx.get(), [&](const ggml_tensor * cur, const auto & weight) {
+                ggml_hugepages_image_expect(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur));
+            });
+            demands.push_back({ kind(key.buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft) });
         }
     }
 
     ggml_hugepages_error error = {};
     auto imgs = handles();
-    if (!ggml_hugepages_plan(imgs.data(), imgs.size(), &params, &error)) {
+    if (!ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error)) {
         if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
             raise(error);
         }
-        LLAMA_LOG_WARN("%s: no weights on huge pages: %s\n", __func__, error.message);
-        images.clear();
-        contexts.clear();
+        LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);
+        *this = llama_hugepages();
     }
 }
 
 llama_hugepages_image llama_hugepages::image(size_t idx) const {
-    return idx < images.size() ? images[idx] : nullptr;
+    return use_mmap && idx < images.size() ? images[idx] : nullptr;
 }
 
 void llama_hugepages::overlay() {
     ggml_hugepages_error error = {};
     auto imgs = handles();
-    if (!ggml_hugepages_overlay(imgs.data(), imgs.size(), &error)) {
+    if (!imgs.empty() && !ggml_hugepages_overlay(imgs.data(), imgs.size(), &error)) {
         raise(error);
     }
 }
 
+bool llama_hugepages::is_packed(const ggml_context * ctx) const {
+    return std::find(packed.begin(), packed.end(), ctx) != packed.end();
+}
+
+namespace {
+
+// where a piece of a file goes: rows of a tensor in a CPU buffer
+struct rows_target {
+    ggml_tensor      * tensor;
+    std::mutex       * mutex; // nullptr if rows can be placed by several threads
+    bool               check;
+};
+
+bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * piece) {
+    const auto & target = *(const rows_target *) piece->user_data;
+    if (target.check && !ggml_validate_row_data(target.tensor->type, data, size)) {
+        LLAMA_LOG_ERROR("%s: tensor '%s' has invalid data\n", __func__, ggml_get_name(target.tensor));
+        return false;
+    }
+    // a tensor of these rows alone: repacking wants whole tensors
+    ggml_tensor rows = *target.tensor;
+    const size_t row_size = ggml_row_size(rows.type, rows.ne[0]);
+    rows.data  = (char *) rows.data + piece->offset;
+    if (size < ggml_nbytes(target.tensor)) {
+        rows.ne[1] = size/row_size;
+        rows.ne[2] = 1;
+        rows.ne[3] = 1;
+        rows.nb[2] = rows.nb[3] = size;
+    }
+    std::unique_lock<std::mutex> lock;
+    if (target.mutex) {
+        lock = std::unique_lock<std::mutex>(*target.mutex);
+    }
+    ggml_backend_tensor_set(&rows, data, 0, size);
+    return true;
+}
+
+} // namespace
+
 bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callback progress_callback, void * progress_callback_user_data) {
     if (images.empty()) {
         return true;
+    }
+
+    std::mutex                        mutex;
+    std::deque<rows_target>           targets; // pieces point to them
+    std::vector<ggml_hugepages_piece> pieces;
+    for (auto * ctx : buffered) {
+        for_each_weight(ml, ctx, [&](ggml_tensor * cur, const auto & weight) {
+            // CPU_REPACK interleaves up to 64 rows, and leaves each group of rows where it was
+            const std::string buft     = ggml_backend_buft_name(ggml_backend_buffer_get_type(cur->buffer));
+            const bool        by_rows  = buft == "CPU" || buft == "CPU_REPACK";
+            const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
+            const size_t      group    = 64*row_size;
+            const size_t      step     = by_rows ? std::max<size_t>(1, 8*1024*1024/group)*group : ggml_nbytes(cur);
+            targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors });
+            for (size_t at = 0; at < ggml_nbytes(cur); at += step) {
+                pieces.push_back({ images.at(weight.idx).get(), weight.offs + at, weight.offs + std::min(at + step, ggml_nbytes(cur)),
+                    place_rows, &targets.back(), at });
+            }
+            loaded_tensors.insert(cur);
+        });
     }
 
     struct progress {
@@ -95,26 +212,27 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
 
     const auto on_progress = [](uint64_t done, uint64_t total, void * user_data) {
         auto & p = *(progress *) user_data;
-        // blocks that are read again after a shortage do not take it back
-        p.self->n_ahead = std::max(p.self->n_ahead, total ? (size_t) ((double) done/total*p.self->n_bytes) : 0);
+        p.self->n_ahead = total ? (size_t) ((double) done/total*p.self->n_bytes) : 0;
         return p.callback == nullptr || p.callback((float) p.self->n_ahead/p.ml->size_data, p.user_data);
     };
 
     ggml_hugepages_error error = {};
     auto imgs = handles();
-    if (!ggml_hugepages_fill(imgs.data(), imgs.size(), on_progress, &ud, &error)) {
+    if (!ggml_hugepages_fill(imgs.data(), imgs.size(), pieces.data(), pieces.size(), &params, on_progress, &ud, &error)) {
         if (error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
             return false;
+        }
+        if (error.status == GGML_HUGEPAGES_STATUS_INVALID) {
+            throw std::runtime_error("found tensors with invalid data");
         }
         raise(error);
     }
     n_ahead = n_bytes;
-
-    if (n_repack > 0) {
-        LLAMA_LOG_WARN("%s: %.2f MiB of weights are repacked for this CPU and stay in ordinary memory, --no-repack keeps them mapped\n",
-            __func__, n_repack/1024.0/1024.0);
-    }
     return true;
+}
+
+bool llama_hugepages::loaded(const ggml_tensor * tensor) const {
+    return loaded_tensors.count(tensor) > 0;
 }
 
 size_t llama_hugepages::ahead() const {
@@ -144,10 +262,10 @@ void * llama_hugepages_map(const llama_hugepages_image & image) {
     return addr;
 }
 
-std::vector<std::pair<size_t, size_t>> llama_hugepages_runs(const llama_hugepages_image & image) {
+std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepages_image & image) {
     std::vector<std::pair<size_t, size_t>> result;
     size_t first, last; // NOLINT
-    while (image && ggml_hugepages_image_run(image.get(), result.size(), &first, &last)) {
+    while (image && ggml_hugepages_image_read(image.get(), result.size(), &first, &last)) {
         result.emplace_back(first, last);
     }
     return result;

@@ -1,6 +1,6 @@
 #pragma once
 
-// Which bytes of a model file shall lie on huge pages: the tensors that the CPU reads from the mapped file.
+// Which tensors of a model shall lie on huge pages: those that the CPU reads, in the mapped file or in buffers.
 // How they get there is ggml-hugepages.h.
 
 #include "llama.h"
@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -15,20 +16,43 @@ struct llama_model_loader;
 
 using llama_hugepages_image = std::shared_ptr<struct ggml_hugepages_image>;
 
+// what CPU buffers that this thread allocates are for, and where they come from, until its end
+struct llama_hugepages_scope {
+    llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false);
+    ~llama_hugepages_scope();
+
+    llama_hugepages_scope(const llama_hugepages_scope &) = delete;
+    llama_hugepages_scope & operator=(const llama_hugepages_scope &) = delete;
+
+private:
+    ggml_hugepages_scope         scope;
+    const ggml_hugepages_scope * before = nullptr;
+};
+
 struct llama_hugepages {
     ggml_hugepages_params params = ggml_hugepages_default_params();
 
     // before the files are mapped: decides which blocks of which file, and throws if the policy cannot be kept
     void plan(const llama_model_loader & ml);
 
-    // the image of a file, nullptr if nothing of it shall lie on huge pages
+    // the image of a file that is mapped, nullptr if it has nothing to do with huge pages
     llama_hugepages_image image(size_t idx) const;
 
     // after the files are mapped: reserves the pages and puts the blocks in place
     void overlay();
 
-    // reads the blocks, returns false if cancelled by progress_callback
+    // Whether these tensors shall have a buffer though they could be mapped: they lie so far apart in the file that their
+    // blocks would take many more pages than the tensors have bytes.
+    bool is_packed(const ggml_context * ctx) const;
+
+    // what a buffer of this type is for
+    static ggml_hugepages_kind kind(ggml_backend_buffer_type_t buft);
+
+    // reads the blocks, and the tensors in CPU buffers, returns false if cancelled by progress_callback
     bool fill(const llama_model_loader & ml, llama_progress_callback progress_callback, void * progress_callback_user_data);
+
+    // fill() has put this tensor where it belongs
+    bool loaded(const ggml_tensor * tensor) const;
 
     // fill() reads tensors before load_all_data() counts them: the bytes it is ahead, for the progress
     size_t ahead() const;
@@ -37,11 +61,14 @@ struct llama_hugepages {
     void counted(const ggml_context * ctx, size_t size);
 
 private:
-    std::vector<llama_hugepages_image>  images;   // one for each file, or none
-    std::vector<const ggml_context *>   contexts; // with the wanted tensors
-    size_t                              n_bytes  = 0; // in the wanted tensors
-    size_t                              n_ahead  = 0; // of these, read and not yet counted
-    size_t                              n_repack = 0; // in CPU buffers that are not mapped
+    std::vector<llama_hugepages_image>      images;   // one for each file, or none
+    bool                                    use_mmap = false;
+    std::vector<const ggml_context *>       contexts; // whose tensors fill() reads
+    std::vector<const ggml_context *>       packed;
+    std::vector<ggml_context *>             buffered; // of these, the ones in buffers
+    std::unordered_set<const ggml_tensor *> loaded_tensors;
+    size_t                                  n_bytes  = 0; // that fill() reads
+    size_t                                  n_ahead  = 0; // of these, read and not yet counted
 
     std::vector<ggml_hugepages_image_t> handles() const;
 };
@@ -49,8 +76,8 @@ private:
 // maps the file of an image, throws on failure
 void * llama_hugepages_map(const llama_hugepages_image & image);
 
-// the blocks of an image as [first, last) byte ranges of the file, in order
-std::vector<std::pair<size_t, size_t>> llama_hugepages_runs(const llama_hugepages_image & image);
+// what fill() reads of a file as [first, last) byte ranges: upstream's prefetch leaves it out
+std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepages_image & image);
 
 // after a failed load: logs what the user can do about a file that is not what it should be
 void llama_hugepages_hint(const llama_model_params & params, const std::string & fname, const std::exception & err);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 
 use llama_hugepages::pool::HugePageSize;
-use llama_hugepages::{Error, HugePages, Model, Sampler, report};
+use llama_hugepages::{Backing, Error, HugePages, Model, Sampler, report};
 
 use super::compute::generate;
 use super::{context, load, model_file, params};
@@ -18,7 +18,7 @@ fn the_report_tells_what_the_weights_lie_on() {
     let path = model_file();
     let need = gguf::pages(&path);
     let mut pool = or_skip!(Pool::with(need));
-    assert_eq!(report().expect("this is Linux").wanted, 0);
+    assert_eq!(report().expect("this is Linux").wanted(), 0);
 
     let model = load(&path, HugePages::Require);
     let all = report().expect("this is Linux");
@@ -28,10 +28,11 @@ fn the_report_tells_what_the_weights_lie_on() {
         .map(|tensor| tensor.end - tensor.start)
         .sum();
     assert_eq!(
-        (all.wanted, all.on_huge, all.on_file, all.huge_pages),
+        (all.wanted(), all.on_huge(), all.on_file(), all.huge_pages()),
         (tensors, tensors, 0, need)
     );
-    assert_eq!(all.page_size.map(HugePageSize::bytes), Some(PAGE));
+    let size = HugePageSize::new(PAGE).expect("2 MiB");
+    assert_eq!(all.usages[0].backing, Backing::Huge(size));
     assert_eq!(model.size(), tensors);
     drop(model);
 
@@ -39,14 +40,14 @@ fn the_report_tells_what_the_weights_lie_on() {
     let model = load(&path, HugePages::Prefer);
     let some = report().expect("this is Linux");
     assert_eq!(
-        (some.wanted, some.huge_pages),
+        (some.wanted(), some.huge_pages()),
         (tensors, need / 3),
         "{some}"
     );
-    assert_eq!(some.on_huge + some.on_file, tensors, "{some}");
-    assert!(some.on_huge > 0 && some.on_file > 0, "{some}");
+    assert_eq!(some.on_huge() + some.on_file(), tensors, "{some}");
+    assert!(some.on_huge() > 0 && some.on_file() > 0, "{some}");
     drop(model);
-    assert_eq!(report().expect("this is Linux").wanted, 0);
+    assert_eq!(report().expect("this is Linux").wanted(), 0);
     pool.assert_all_back();
 }
 

@@ -1,15 +1,16 @@
 #pragma once
 
 //
-// HugeTLB pages for memory that the CPU reads
+// Huge pages for memory that the CPU reads
 //
-// This is the whole mechanism: which page sizes exist and how many pages can be had, which blocks of a file lie
-// on them, how they are mapped, read and protected, and what the kernel says of the result. It knows files and byte
-// ranges and nothing of models.
+// This is the whole mechanism: which page sizes exist and how many pages can be had, what of a file or of a buffer lies
+// on them, how they are mapped, filled and protected, and what the kernel says of the result. It knows files, buffers
+// and byte ranges, and nothing of models.
 //
-// - huge page:  a HugeTLB page of an explicit pool, never THP
+// - huge page:  a HugeTLB page of an explicit pool. THP is always called THP.
 // - file image: a file as one mapping, in which offset in the mapping = offset in the file
-// - block:      one huge page's worth of the file image
+// - buffer:     memory without a file
+// - block:      one huge page's worth of an image or a buffer
 // - overlay:    a block mapped over the file image
 //
 //   file image   |hdr|  t0  |  t1  | other |  t2  |
@@ -28,28 +29,76 @@ extern "C" {
 
 enum ggml_hugepages_policy {
     GGML_HUGEPAGES_POLICY_REQUIRE = 0, // all that is wanted, or an error before any I/O
-    GGML_HUGEPAGES_POLICY_PREFER  = 1, // as many pages as there are, the rest stays the file mapping
+    GGML_HUGEPAGES_POLICY_PREFER  = 1, // as many pages as there are, the rest lies where it does without huge pages
 };
 
+// which nodes the pages come from
+enum ggml_hugepages_placement {
+    GGML_HUGEPAGES_PLACEMENT_DEFAULT    = 0, // as the memory policy of the process says
+    GGML_HUGEPAGES_PLACEMENT_INTERLEAVE = 1, // all nodes in turn
+    GGML_HUGEPAGES_PLACEMENT_LOCAL      = 2, // the node that the process runs on
+    GGML_HUGEPAGES_PLACEMENT_BIND       = 3, // the nodes of the CPUs that the process may use
+};
+
+// what a buffer or an image is for
+enum ggml_hugepages_kind {
+    GGML_HUGEPAGES_KIND_WEIGHTS  = 0,
+    GGML_HUGEPAGES_KIND_REPACKED = 1, // weights in an order that suits this CPU
+    GGML_HUGEPAGES_KIND_KV       = 2, // KV cache, recurrent state
+    GGML_HUGEPAGES_KIND_COMPUTE  = 3,
+    GGML_HUGEPAGES_KIND_OTHER    = 4, // adapters, projectors, buffers of remote clients
+
+    GGML_HUGEPAGES_KIND_COUNT
+};
+
+// How much of it is read for each token: when pages are short, a lower rank gets them first.
+enum ggml_hugepages_rank {
+    GGML_HUGEPAGES_RANK_LAYERS     = 0,
+    GGML_HUGEPAGES_RANK_OUTPUT     = 1,
+    GGML_HUGEPAGES_RANK_KV         = 2,
+    GGML_HUGEPAGES_RANK_COMPUTE    = 3,
+    GGML_HUGEPAGES_RANK_EMBEDDINGS = 4, // a few rows of it
+};
+
+enum ggml_hugepages_backing {
+    GGML_HUGEPAGES_BACKING_HUGE = 0, // HugeTLB
+    GGML_HUGEPAGES_BACKING_THP  = 1,
+    GGML_HUGEPAGES_BACKING_BASE = 2, // ordinary anonymous memory
+    GGML_HUGEPAGES_BACKING_FILE = 3, // page cache
+
+    GGML_HUGEPAGES_BACKING_COUNT
+};
+
+// special values of ggml_hugepages_params.page_size
+#define GGML_HUGEPAGES_SIZE_AUTO 0 // the largest that fit, a smaller one for the rest
+#define GGML_HUGEPAGES_SIZE_THP  1 // no pool: anonymous memory with MADV_HUGEPAGE
+
 struct ggml_hugepages_params {
-    bool                       enabled;
-    enum ggml_hugepages_policy policy;
+    bool                          enabled;
+    enum ggml_hugepages_policy    policy;
+    enum ggml_hugepages_placement placement;
+    size_t                        page_size;     // bytes, or one of GGML_HUGEPAGES_SIZE_*
+    int32_t                       n_threads;     // to read with, 0 = from the number of cores
+    bool                          drop_cache;    // drop what the page cache holds of the files after the load
+    uint64_t                      kv_bytes;      // buffers that will be asked for after the weights: they are
+    uint64_t                      compute_bytes; // counted in the need, and pages are left for them
 };
 
 enum ggml_hugepages_status {
     GGML_HUGEPAGES_STATUS_OK          = 0,
     GGML_HUGEPAGES_STATUS_ABORTED     = 1, // the progress callback returned false
-    GGML_HUGEPAGES_STATUS_UNSUPPORTED = 2, // not Linux, no HugeTLB in the kernel, or a kernel older than 5.14
+    GGML_HUGEPAGES_STATUS_UNSUPPORTED = 2, // not Linux, no such pool in the kernel, or a kernel older than 5.14
     GGML_HUGEPAGES_STATUS_SHORT       = 3, // fewer pages than needed
     GGML_HUGEPAGES_STATUS_NO_MEMORY   = 4, // a mapping that needs no huge page was refused
     GGML_HUGEPAGES_STATUS_IO          = 5, // the file could not be read
+    GGML_HUGEPAGES_STATUS_INVALID     = 6, // the file was read, and whoever asked for its bytes refused them
 };
 
 // what went wrong: a lower-case fragment, and a line with what to do about it where the user can do something
 struct ggml_hugepages_error {
     enum ggml_hugepages_status status;
-    char message[512];
-    char hint[256]; // may be empty
+    char message[1024];
+    char hint[512]; // may be empty
 };
 
 // one pool, in pages; all zero where the kernel has no pool of that size
@@ -62,25 +111,56 @@ struct ggml_hugepages_pool {
     uint64_t overcommit; // how many surplus pages there may be
 };
 
-// What the memory that was asked for lies on, in bytes. Read from /proc/self/smaps, not from what was planned.
-struct ggml_hugepages_report {
-    uint64_t wanted;     // host tensor bytes in the images that are alive now
-    uint64_t on_huge;    // of these, in mappings whose KernelPageSize is page_size
-    uint64_t on_file;    // of these, in ordinary file mappings: page cache
-    uint64_t huge_pages; // pages populated: more than on_huge needs, since blocks are whole
-    uint64_t page_size;  // bytes
+// One kind of memory on one backing. Read from /proc/self/smaps and numa_maps, not from what was planned.
+struct ggml_hugepages_usage {
+    enum ggml_hugepages_kind    kind;
+    enum ggml_hugepages_backing backing;
+    size_t                      page_size; // bytes, of GGML_HUGEPAGES_BACKING_HUGE and _THP
+    uint64_t                    bytes;     // of tensors
+    uint64_t                    pages;     // huge pages that they lie on: blocks are whole, so this can be more than the bytes need
+    uint64_t                    node_bytes[8]; // resident memory on each node, all zero where the kernel does not tell
 };
 
-// Called while an image is read: `done` of `total` wanted bytes. Return false to stop.
+// where the time of the last load went
+struct ggml_hugepages_load {
+    uint64_t bytes_direct;   // read with O_DIRECT
+    uint64_t bytes_cached;   // copied from the page cache
+    uint64_t bytes_buffered; // read through the page cache
+    uint64_t us_total;       // wall time
+    uint64_t us_populate;    // these are sums over all threads
+    uint64_t us_read;
+    uint64_t us_place;       // copying and repacking
+    uint32_t n_threads;
+};
+
+struct ggml_hugepages_report {
+    uint32_t                    n_usages;
+    uint32_t                    n_nodes;   // how many of node_bytes are meant
+    struct ggml_hugepages_usage usages[32];
+    uint64_t                    late;      // bytes that were asked for after the start and got ordinary memory
+    struct ggml_hugepages_load  load;
+};
+
+// Called while files are read: `done` of `total` wanted bytes. Return false to stop.
 typedef bool (*ggml_hugepages_progress_callback)(uint64_t done, uint64_t total, void * user_data);
 
 GGML_API struct ggml_hugepages_params ggml_hugepages_default_params(void);
 
 GGML_API const char * ggml_hugepages_policy_name    (enum ggml_hugepages_policy policy);
 GGML_API bool         ggml_hugepages_policy_from_str(const char * str, enum ggml_hugepages_policy * policy);
+GGML_API const char * ggml_hugepages_kind_name      (enum ggml_hugepages_kind kind);
 
-// The page size that images are laid on, in bytes: the smallest pool of at least 2 MiB. 0 if there is none.
-// root: prefix of /sys, "" for this machine
+// "auto", "thp", or a size such as "2M", "2MiB", "1G" or a number of bytes. Says nothing of whether there is such a pool.
+GGML_API bool ggml_hugepages_size_from_str(const char * str, size_t * page_size);
+
+// "1G", "2M", "thp", "base" or "file"
+GGML_API int ggml_hugepages_backing_to_str(enum ggml_hugepages_backing backing, size_t page_size, char * buf, size_t size);
+
+// The sizes of the pools that the kernel has, ascending, in bytes. Returns how many there are, writes at most n of them.
+// root: prefix of /sys and /proc, "" for this machine
+GGML_API size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n);
+
+// The smallest of them that is at least 2 MiB. 0 if there is none.
 GGML_API size_t ggml_hugepages_page_size(const char * root);
 
 // root: as above. Returns false if the kernel has no such pool.
@@ -102,17 +182,29 @@ GGML_API ggml_hugepages_image_t ggml_hugepages_image_init(int fd, size_t size);
 GGML_API void ggml_hugepages_image_free(ggml_hugepages_image_t image);
 
 // bytes [first, last) of the file shall lie on huge pages
-GGML_API void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last);
+GGML_API void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last, enum ggml_hugepages_rank rank);
 
-// Decides which blocks of all n images are overlaid. Takes nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and too few
-// pages it fails with the sum of the need, and no page has been touched.
+// bytes [first, last) of the file will be read as pieces
+GGML_API void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last);
+
+// a buffer that will be asked for
+struct ggml_hugepages_demand {
+    enum ggml_hugepages_kind kind;
+    enum ggml_hugepages_rank rank;
+    uint64_t                 bytes;
+};
+
+// Decides which blocks of all images are overlaid, and with which pages. Takes nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and
+// too few pages it fails with the sum of the need, and no page has been touched.
 GGML_API bool ggml_hugepages_plan(
-        ggml_hugepages_image_t *            images,
-        size_t                              n,
+        ggml_hugepages_image_t *             images,
+        size_t                               n_images,
+        const struct ggml_hugepages_demand * demands,
+        size_t                               n_demands,
         const struct ggml_hugepages_params * params,
-        struct ggml_hugepages_error *       error);
+        struct ggml_hugepages_error *        error);
 
-// Maps the file, aligned to the page size. NULL on failure. The range is ggml_hugepages_image_length() bytes long.
+// Maps the file, aligned to its largest block. NULL on failure. The range is ggml_hugepages_image_length() bytes long.
 GGML_API void * ggml_hugepages_image_map(ggml_hugepages_image_t image, struct ggml_hugepages_error * error);
 
 // size of the file rounded up to whole blocks
@@ -121,24 +213,63 @@ GGML_API size_t ggml_hugepages_image_length(ggml_hugepages_image_t image);
 // munmap of a part of an image must begin and end on a multiple of this
 GGML_API size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image);
 
-// The i-th run of planned blocks as bytes [first, last) of the file. Returns false if there is none.
-GGML_API bool ggml_hugepages_image_run(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last);
+// The i-th of the byte ranges [first, last) of the file that ggml_hugepages_fill will read: runs of planned blocks, and what
+// pieces are expected of. Returns false if there is none.
+GGML_API bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last);
 
 // Maps the planned blocks of all n images over their file mappings, which reserves their pages.
 GGML_API bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, struct ggml_hugepages_error * error);
 
-// Populates the blocks, reads the file into them and makes them read-only.
-GGML_API bool ggml_hugepages_fill(
-        ggml_hugepages_image_t *         images,
-        size_t                           n,
-        ggml_hugepages_progress_callback callback,
-        void *                           user_data,
-        struct ggml_hugepages_error *    error);
+// A piece of a file that goes somewhere else. `place` is called once with all of it, by any thread, and returns false
+// to end the load.
+struct ggml_hugepages_piece {
+    ggml_hugepages_image_t image;
+    size_t                 first; // bytes [first, last) of the file
+    size_t                 last;
+    bool                (* place)(const void * data, size_t size, const struct ggml_hugepages_piece * piece);
+    void                 * user_data; // for place
+    size_t                 offset;    // for place
+};
 
-// Sums over all images of this process that are alive. Returns false if the kernel does not tell.
+// Populates the blocks, reads the files into them and makes them read-only, and reads the pieces.
+GGML_API bool ggml_hugepages_fill(
+        ggml_hugepages_image_t *             images,
+        size_t                               n_images,
+        const struct ggml_hugepages_piece *  pieces,
+        size_t                               n_pieces,
+        const struct ggml_hugepages_params * params,
+        ggml_hugepages_progress_callback     callback,
+        void *                               user_data,
+        struct ggml_hugepages_error *        error);
+
+//
+// buffers: whatever a CPU buffer type allocates, while the calling thread is in a scope
+//
+
+struct ggml_hugepages_scope {
+    struct ggml_hugepages_params params;
+    enum ggml_hugepages_kind     kind;
+    bool                         late; // growth after the start: falls back, and is counted
+};
+
+// Returns the scope that was set before, to be set again at the end. NULL: none.
+GGML_API const struct ggml_hugepages_scope * ggml_hugepages_scope_set(const struct ggml_hugepages_scope * scope);
+
+// for threads that are in no scope; params.enabled = false for none
+GGML_API void ggml_hugepages_scope_set_default(const struct ggml_hugepages_scope * scope);
+
+// NULL when the pages cannot be had and the scope requires them. Outside of a scope: ggml_aligned_malloc.
+GGML_API void * ggml_hugepages_buffer_alloc(size_t size);
+GGML_API void   ggml_hugepages_buffer_free (void * ptr, size_t size);
+
+//
+// what the kernel says
+//
+
+// Sums over all images and buffers of this process that are alive. Returns false if the kernel does not tell.
 GGML_API bool ggml_hugepages_get_report(struct ggml_hugepages_report * report);
 
-// One line for people, e.g. "1000.00 MiB on huge pages (501 of 2 MiB), 0.00 MiB on the file mapping". Returns what snprintf does.
+// A table for people, several lines. Returns what snprintf does.
 GGML_API int ggml_hugepages_report_to_str(const struct ggml_hugepages_report * report, char * buf, size_t size);
 
 #ifdef  __cplusplus

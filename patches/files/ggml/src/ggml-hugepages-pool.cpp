@@ -1,65 +1,24 @@
-// What the kernel offers: page sizes, pools, and the command that grows one. Only reads.
+// What the kernel offers: page sizes, pools, nodes, limits, and the command that grows a pool. Only reads.
 
 #include "ggml-hugepages-impl.h"
 
 #include <algorithm>
 #include <cinttypes>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <vector>
+#include <sstream>
 
 #ifdef __linux__
 #include <dirent.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 static const size_t KIB = 1024;
 static const size_t MIB = 1024*KIB;
 static const size_t GIB = 1024*MIB;
-
-ggml_hugepages_params ggml_hugepages_default_params(void) {
-    ggml_hugepages_params result = {
-        /*.enabled =*/ false,
-        /*.policy  =*/ GGML_HUGEPAGES_POLICY_REQUIRE,
-    };
-    return result;
-}
-
-const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) {
-    switch (policy) {
-        case GGML_HUGEPAGES_POLICY_REQUIRE: return "require";
-        case GGML_HUGEPAGES_POLICY_PREFER:  return "prefer";
-    }
-    return "unknown";
-}
-
-bool ggml_hugepages_policy_from_str(const char * str, ggml_hugepages_policy * policy) {
-    for (auto p : { GGML_HUGEPAGES_POLICY_REQUIRE, GGML_HUGEPAGES_POLICY_PREFER }) {
-        if (strcmp(str, ggml_hugepages_policy_name(p)) == 0) {
-            *policy = p;
-            return true;
-        }
-    }
-    return false;
-}
-
-bool ggml_hugepages_fail(ggml_hugepages_error * error, ggml_hugepages_status status, const char * fmt, ...) {
-    va_list args;
-    va_start(args, fmt);
-    error->status = status;
-    vsnprintf(error->message, sizeof(error->message), fmt, args);
-    va_end(args);
-    error->hint[0] = '\0';
-    return false;
-}
-
-void ggml_hugepages_hint(ggml_hugepages_error * error, const char * fmt, ...) {
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(error->hint, sizeof(error->hint), fmt, args);
-    va_end(args);
-}
 
 std::string ggml_hugepages_size_name(size_t page_size) {
     char buf[32];
@@ -73,9 +32,39 @@ std::string ggml_hugepages_size_name(size_t page_size) {
     return buf;
 }
 
-int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * buf, size_t size) {
-    return snprintf(buf, size, "%.2f MiB on huge pages (%" PRIu64 " of %s), %.2f MiB on the file mapping",
-        (double) report->on_huge/MIB, report->huge_pages, ggml_hugepages_size_name(report->page_size).c_str(), (double) report->on_file/MIB);
+bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) {
+    if (strcmp(str, "auto") == 0) {
+        *page_size = GGML_HUGEPAGES_SIZE_AUTO;
+        return true;
+    }
+    if (strcmp(str, "thp") == 0) {
+        *page_size = GGML_HUGEPAGES_SIZE_THP;
+        return true;
+    }
+    if (*str < '0' || *str > '9') {
+        return false;
+    }
+    char * end = nullptr;
+    const uint64_t value = strtoull(str, &end, 10);
+    // page sizes are powers of two, so M and MB can only mean MiB
+    uint64_t unit = 0;
+    for (const auto & [name, bytes] : std::map<std::string, uint64_t>{
+            { "", 1 }, { "k", KIB }, { "kb", KIB }, { "kib", KIB }, { "m", MIB }, { "mb", MIB }, { "mib", MIB }, { "g", GIB }, { "gb", GIB }, { "gib", GIB } }) {
+        std::string suffix = end;
+        std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return (char) tolower(c); });
+        if (suffix == name) {
+            unit = bytes;
+        }
+    }
+    if (unit == 0 || value == 0 || value > SIZE_MAX/unit) {
+        return false;
+    }
+    const uint64_t bytes = value*unit;
+    if (bytes < 64*KIB || (bytes & (bytes - 1)) != 0) {
+        return false;
+    }
+    *page_size = bytes;
+    return true;
 }
 
 static std::string pool_dir(const char * root, size_t page_size) {
@@ -90,6 +79,55 @@ static bool read_u64(const std::string & path, uint64_t * value) {
     const bool ok = fscanf(file, "%" SCNu64, value) == 1;
     fclose(file);
     return ok;
+}
+
+static std::string read_text(const std::string & path) {
+    std::string text;
+    if (FILE * file = fopen(path.c_str(), "r")) {
+        char buf[4096];
+        while (const size_t n = fread(buf, 1, sizeof(buf), file)) {
+            text.append(buf, n);
+        }
+        fclose(file);
+    }
+    return text;
+}
+
+// the numbers in the names of a folder's entries, e.g. 0 and 1 for node0 and node1, ascending
+static std::vector<size_t> numbered_entries(const std::string & path, const char * fmt) {
+    std::vector<size_t> result;
+#ifdef __linux__
+    if (DIR * dir = opendir(path.c_str())) {
+        while (const dirent * entry = readdir(dir)) {
+            size_t number = 0;
+            if (sscanf(entry->d_name, fmt, &number) == 1) {
+                result.push_back(number);
+            }
+        }
+        closedir(dir);
+    }
+#else
+    GGML_UNUSED(path);
+    GGML_UNUSED(fmt);
+#endif
+    std::sort(result.begin(), result.end());
+    return result;
+}
+
+size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n) {
+    const auto kibs = numbered_entries(std::string(root) + "/sys/kernel/mm/hugepages", "hugepages-%zukB");
+    for (size_t i = 0; i < std::min(n, kibs.size()); i++) {
+        page_sizes[i] = kibs[i]*KIB;
+    }
+    return kibs.size();
+}
+
+size_t ggml_hugepages_page_size(const char * root) {
+    size_t sizes[16];
+    const size_t n = std::min<size_t>(16, ggml_hugepages_page_sizes(root, sizes, 16));
+    // arm64 has 64 KiB pages too: they save page table entries, but not whole levels of the walk
+    const auto * it = std::find_if(sizes, sizes + n, [](size_t size) { return size >= 2*MIB; });
+    return it == sizes + n ? 0 : *it;
 }
 
 bool ggml_hugepages_pool_read(const char * root, size_t page_size, ggml_hugepages_pool * pool) {
@@ -114,51 +152,242 @@ uint64_t ggml_hugepages_pool_usable(const ggml_hugepages_pool * pool) {
     return ready + growth;
 }
 
-#ifdef __linux__
+//
+// nodes
+//
 
-size_t ggml_hugepages_page_size(const char * root) {
-    DIR * dir = opendir((std::string(root) + "/sys/kernel/mm/hugepages").c_str());
-    if (!dir) {
-        return 0;
-    }
-    size_t best = 0;
-    while (const dirent * entry = readdir(dir)) {
-        size_t kib = 0;
-        // arm64 has 64 KiB pages too: they save page table entries, but not whole levels of the walk
-        if (sscanf(entry->d_name, "hugepages-%zukB", &kib) == 1 && kib*KIB >= 2*MIB && (best == 0 || kib*KIB < best)) {
-            best = kib*KIB;
-        }
-    }
-    closedir(dir);
-    return best;
+static std::string node_dir(const char * root, int node) {
+    return std::string(root) + "/sys/devices/system/node/node" + std::to_string(node);
 }
 
-// vm.nr_hugepages speaks of the default size only
-static size_t default_page_size(const char * root) {
-    FILE * file = fopen((std::string(root) + "/proc/meminfo").c_str(), "r");
-    if (!file) {
-        return 0;
+std::vector<int> ggml_hugepages_all_nodes(const char * root) {
+    std::vector<int> result;
+    for (const size_t node : numbered_entries(std::string(root) + "/sys/devices/system/node", "node%zu")) {
+        result.push_back((int) node);
     }
-    size_t kib = 0;
-    char line[256];
-    while (fgets(line, sizeof(line), file) && sscanf(line, "Hugepagesize: %zu kB", &kib) != 1) {
+    return result;
+}
+
+// a list such as "0-3,8"
+static bool list_has(const std::string & list, int number) {
+    std::istringstream in(list);
+    std::string part;
+    while (std::getline(in, part, ',')) {
+        int first = 0;
+        int last  = 0;
+        const int n = sscanf(part.c_str(), "%d-%d", &first, &last);
+        if (n >= 1 && number >= first && number <= (n == 2 ? last : first)) {
+            return true;
+        }
     }
-    fclose(file);
-    return kib*KIB;
+    return false;
+}
+
+std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepages_placement placement) {
+    std::vector<int> result;
+#ifdef __linux__
+    const auto nodes = ggml_hugepages_all_nodes(root);
+    if (placement == GGML_HUGEPAGES_PLACEMENT_LOCAL) {
+        unsigned cpu  = 0;
+        unsigned node = 0;
+        if (syscall(SYS_getcpu, &cpu, &node, nullptr) == 0) {
+            result.push_back((int) node);
+        }
+    } else if (placement == GGML_HUGEPAGES_PLACEMENT_BIND) {
+        // a memory policy that numactl has set says more than the CPUs do
+        int mode = 0;
+        const int MPOL_DEFAULT = 0;
+        if (syscall(SYS_get_mempolicy, &mode, nullptr, 0, nullptr, 0) == 0 && mode != MPOL_DEFAULT) {
+            return {};
+        }
+        cpu_set_t cpus;
+        CPU_ZERO(&cpus);
+        if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
+            for (const int node : nodes) {
+                const std::string list = read_text(node_dir(root, node) + "/cpulist");
+                for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+                    if (CPU_ISSET(cpu, &cpus) && list_has(list, cpu)) {
+                        result.push_back(node);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    if (result.size() == nodes.size()) {
+        result.clear();
+    }
+#else
+    GGML_UNUSED(root);
+    GGML_UNUSED(placement);
+#endif
+    return result;
+}
+
+//
+// limits
+//
+
+// as the kernel writes it in the names of the cgroup's files
+static std::string cgroup_size_name(size_t page_size) {
+    if (page_size >= GIB) {
+        return std::to_string(page_size/GIB) + "GB";
+    }
+    return page_size >= MIB ? std::to_string(page_size/MIB) + "MB" : std::to_string(page_size/KIB) + "KB";
+}
+
+// Where the hierarchy with the hugetlb controller is mounted, and this process' cgroup in it. A cgroup2 hierarchy is taken
+// when no v1 hierarchy has the controller.
+struct hierarchy {
+    bool        is_v2;
+    std::string mount;  // with root
+    std::string cgroup; // relative to the mount
+};
+
+static std::vector<hierarchy> read_hierarchies(const char * root) {
+    std::vector<hierarchy> result;
+    std::istringstream mounts(read_text(std::string(root) + "/proc/self/mountinfo"));
+    const std::string cgroups = read_text(std::string(root) + "/proc/self/cgroup");
+    std::string line;
+    while (std::getline(mounts, line)) {
+        // proc_pid_mountinfo(5): id parent major:minor root mount_point options [tags] - type source super_options
+        std::istringstream fields(line);
+        std::string id, parent, device, fs_root, mount, word, type, source, super;
+        fields >> id >> parent >> device >> fs_root >> mount;
+        while (fields >> word && word != "-") {
+        }
+        fields >> type >> source >> super;
+        const bool is_v2 = type == "cgroup2";
+        if (!is_v2 && (type != "cgroup" || ("," + super + ",").find(",hugetlb,") == std::string::npos)) {
+            continue;
+        }
+        // cgroups(7): hierarchy-id:controllers:path
+        std::istringstream lines(cgroups);
+        while (std::getline(lines, line)) {
+            const size_t first  = line.find(':');
+            const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+            if (second == std::string::npos) {
+                continue;
+            }
+            const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+            if (is_v2 ? controllers != ",," : controllers.find(",hugetlb,") == std::string::npos) {
+                continue;
+            }
+            std::string cgroup = line.substr(second + 1);
+            // in a container only a part of the hierarchy may be mounted
+            if (fs_root != "/" && cgroup.compare(0, fs_root.size(), fs_root) == 0) {
+                cgroup = cgroup.substr(fs_root.size());
+            }
+            result.push_back({ is_v2, std::string(root) + mount, cgroup });
+        }
+    }
+    return result;
+}
+
+static std::vector<ggml_hugepages_limit> read_limits(const char * root, size_t page_size) {
+    struct pair { const char * limit; const char * used; };
+    static const pair v1[] = { { "limit_in_bytes", "usage_in_bytes" }, { "rsvd.limit_in_bytes", "rsvd.usage_in_bytes" } };
+    static const pair v2[] = { { "max",            "current"        }, { "rsvd.max",            "rsvd.current"        } };
+
+    std::vector<ggml_hugepages_limit> result;
+    const std::string prefix = "hugetlb." + cgroup_size_name(page_size) + ".";
+    for (const auto & h : read_hierarchies(root)) {
+        // from the process' cgroup up to the root: each of them can say no
+        for (std::string cgroup = h.cgroup; ; cgroup = cgroup.substr(0, cgroup.rfind('/'))) {
+            const std::string dir = h.mount + (cgroup == "/" ? "" : cgroup) + "/";
+            for (const auto & names : h.is_v2 ? v2 : v1) {
+                // "max" is no number, and v1 says "no limit" with one that no machine reaches
+                uint64_t limit = 0;
+                uint64_t used  = 0;
+                if (read_u64(dir + prefix + names.limit, &limit) && limit < UINT64_MAX/4 &&
+                    read_u64(dir + prefix + names.used,  &used)) {
+                    result.push_back({ cgroup.empty() ? "/" : cgroup, prefix + names.limit, limit, used });
+                }
+            }
+            if (cgroup.empty() || cgroup == "/" || cgroup.rfind('/') == std::string::npos) {
+                break;
+            }
+        }
+    }
+    return result;
+}
+
+ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_size, const std::vector<int> & nodes) {
+    ggml_hugepages_supply supply;
+    if (!ggml_hugepages_pool_read(root, page_size, &supply.pool)) {
+        return supply;
+    }
+    supply.is_bound = !nodes.empty();
+    for (const int id : nodes.empty() ? ggml_hugepages_all_nodes(root) : nodes) {
+        const std::string dir = node_dir(root, id) + "/hugepages/hugepages-" + std::to_string(page_size/KIB) + "kB";
+        ggml_hugepages_node node = { id, 0, 0 };
+        if (read_u64(dir + "/nr_hugepages", &node.total) && read_u64(dir + "/free_hugepages", &node.free)) {
+            supply.nodes.push_back(node);
+        }
+    }
+    supply.limits = read_limits(root, page_size);
+    return supply;
+}
+
+uint64_t ggml_hugepages_supply::usable_of_pool() const {
+    uint64_t result = ggml_hugepages_pool_usable(&pool);
+    // Reservations are not made per node, so what others have reserved may or may not lie on these. Surplus pages come from
+    // wherever there is memory.
+    if (is_bound && !nodes.empty()) {
+        uint64_t free = 0;
+        for (const auto & node : nodes) {
+            free += node.free;
+        }
+        result = std::min(result, free + (pool.overcommit - std::min(pool.overcommit, pool.surplus)));
+    }
+    return result;
+}
+
+const ggml_hugepages_limit * ggml_hugepages_supply::tightest() const {
+    const auto left = [](const ggml_hugepages_limit & l) { return l.limit - std::min(l.limit, l.used); };
+    const auto it = std::min_element(limits.begin(), limits.end(), [&](const auto & a, const auto & b) { return left(a) < left(b); });
+    return it == limits.end() ? nullptr : &*it;
+}
+
+uint64_t ggml_hugepages_supply::usable() const {
+    uint64_t result = usable_of_pool();
+    if (const auto * limit = tightest()) {
+        result = std::min(result, (limit->limit - std::min(limit->limit, limit->used))/pool.page_size);
+    }
+    return result;
+}
+
+//
+// without a pool
+//
+
+size_t ggml_hugepages_thp_size(const char * root, bool * enabled) {
+    const std::string dir = std::string(root) + "/sys/kernel/mm/transparent_hugepage";
+    *enabled = read_text(dir + "/enabled").find("[never]") == std::string::npos;
+    uint64_t size = 0;
+    return read_u64(dir + "/hpage_pmd_size", &size) ? size : 0;
+}
+
+// a line such as "MemAvailable:   1234 kB", in bytes
+static uint64_t read_meminfo(const char * root, const char * name) {
+    std::istringstream in(read_text(std::string(root) + "/proc/meminfo"));
+    std::string line;
+    while (std::getline(in, line)) {
+        if (line.compare(0, strlen(name), name) == 0 && line[strlen(name)] == ':') {
+            return strtoull(line.c_str() + strlen(name) + 1, nullptr, 10)*KIB;
+        }
+    }
+    return 0;
+}
+
+uint64_t ggml_hugepages_mem_available(const char * root) {
+    return read_meminfo(root, "MemAvailable");
 }
 
 std::string ggml_hugepages_pool_command(const char * root, size_t page_size, uint64_t total) {
-    if (page_size == default_page_size(root)) {
+    // vm.nr_hugepages speaks of the default size only
+    if (page_size == read_meminfo(root, "Hugepagesize")) {
         return "sysctl vm.nr_hugepages=" + std::to_string(total);
     }
     return "echo " + std::to_string(total) + " > " + pool_dir("", page_size) + "/nr_hugepages";
 }
-
-#else
-
-size_t ggml_hugepages_page_size(const char * root) {
-    GGML_UNUSED(root);
-    return 0;
-}
-
-#endif // __linux__

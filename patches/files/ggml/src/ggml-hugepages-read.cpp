@@ -1,8 +1,11 @@
-// Reading a file into its blocks: threads take chunks in file order.
+// Reading: threads take jobs in file order.
 //
-//   chunk in the page cache   copied from there, the cache is left as it was
-//   else                      O_DIRECT into place: the page cache is neither filled nor evicted
-//   O_DIRECT refused          buffered, and what the read left in the cache is dropped behind it
+//   chunk of a block   read into place
+//   piece              read into a staging buffer and handed to whoever asked for it
+//
+//   in the page cache   copied from there, the cache is left as it was
+//   else                O_DIRECT: the page cache is neither filled nor evicted
+//   O_DIRECT refused    buffered, and what the read left in the cache is dropped behind it
 //
 // The kernel zeroes a page when it is populated. Each thread populates just ahead of its own read, so that zeroing
 // overlaps the disk and the zeros are still in the CPU's cache when the data comes.
@@ -10,6 +13,7 @@
 #ifdef __linux__
 
 #include "ggml-hugepages-impl.h"
+#include "ggml-impl.h"
 
 #include <algorithm>
 #include <atomic>
@@ -17,22 +21,23 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <thread>
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 
 // large enough for the device, small enough that a cancelled load ends soon
 static const size_t CHUNK_SIZE = 8*1024*1024;
 
-// O_DIRECT wants offset, length and address on a multiple of the logical block size, which is at most this
+// all staging buffers together, unless a single piece is larger
+static const size_t STAGING_SIZE = 128*1024*1024;
+
+// O_DIRECT wants offset, length and address on a multiple of the logical block size, which is rarely more than this
 static const size_t DIRECT_ALIGNMENT = 4096;
 
 // how often the caller's progress callback is asked
@@ -40,29 +45,67 @@ static const auto PROGRESS_INTERVAL = std::chrono::milliseconds(20);
 
 namespace {
 
-struct chunk {
-    ggml_hugepages_image * image;
-    int                    direct_fd; // -1 if refused
-    size_t                 first;
-    size_t                 last; // may lie behind the end of the file
-    bool                   is_done = false; // written by the thread that took it
+uint64_t now_us() {
+    return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// adds the time until its end
+struct stopwatch {
+    std::atomic<uint64_t> & sum;
+    uint64_t                begin = now_us();
+    ~stopwatch() { sum += now_us() - begin; }
 };
 
-// madvise(2): MADV_POPULATE_WRITE reports a shortage, where touching the page would be SIGBUS
-bool populate(uint8_t * addr, size_t size) {
-    int ret;
-    do {
-        ret = madvise(addr, size, MADV_POPULATE_WRITE);
-    } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
-    return ret == 0;
-}
+// a file with descriptions of its own: O_DIRECT on a duplicate would hold for upstream's reads too
+struct source {
+    const ggml_hugepages_image * image;
+    int    direct_fd   = -1; // -1 if refused
+    int    buffered_fd = -1;
+    size_t alignment   = DIRECT_ALIGNMENT;
+
+    explicit source(const ggml_hugepages_image * image) : image(image) {
+        const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
+        direct_fd   = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+        buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+#ifdef STATX_DIOALIGN
+        struct statx st = {};
+        if (direct_fd != -1 && statx(direct_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN)) {
+            alignment = std::max<size_t>(alignment, std::max(st.stx_dio_offset_align, st.stx_dio_mem_align));
+        }
+#endif
+    }
+    source(const source &) = delete;
+    ~source() {
+        for (const int fd : { direct_fd, buffered_fd }) {
+            if (fd != -1) {
+                close(fd);
+            }
+        }
+    }
+};
+
+// a page larger than a chunk: populated by who comes first
+struct large_page {
+    std::mutex mutex;
+    enum { UNTOUCHED, POPULATED, DROPPED } state = UNTOUCHED;
+};
+
+struct job {
+    ggml_hugepages_image       * image;
+    source                     * from;      // nullptr for a buffer
+    const ggml_hugepages_piece * piece;     // nullptr for a chunk of a block
+    size_t                       first;
+    size_t                       last;      // may lie behind the end of the file
+    size_t                       page_size; // of the block
+    large_page                 * large;     // that the chunk is a part of, or nullptr
+};
 
 enum cached { CACHED_NONE, CACHED_SOME, CACHED_ALL };
 
 // what of [first, last) is in the page cache
 cached cache_state(int fd, size_t first, size_t last) {
     const size_t page    = sysconf(_SC_PAGESIZE);
-    const size_t n_pages = (last - first + page - 1)/page;
+    const size_t n_pages = (last + page - 1)/page - first/page;
     size_t n_cached = 0;
 
     struct { uint64_t off, len; } range = { first, last - first };
@@ -72,6 +115,7 @@ cached cache_state(int fd, size_t first, size_t last) {
         n_cached = stat.cache;
     } else {
         // mincore(2) asks a mapping, and the image has blocks where the file was
+        first = first/page*page;
         void * addr = mmap(nullptr, last - first, PROT_READ, MAP_SHARED, fd, first);
         if (addr == MAP_FAILED) {
             return CACHED_SOME;
@@ -85,193 +129,323 @@ cached cache_state(int fd, size_t first, size_t last) {
     return n_cached == 0 ? CACHED_NONE : n_cached >= n_pages ? CACHED_ALL : CACHED_SOME;
 }
 
-// Reads the chunk into place. Past the end of the file there stay zeros, as in a file mapping.
-bool read_chunk(const chunk & c, ggml_hugepages_error * error) {
-    const auto & image = *c.image;
-    const size_t last  = std::min(c.last, image.size);
-
-    const cached state = cache_state(image.fd, c.first, last);
-    bool direct = c.direct_fd != -1 && state != CACHED_ALL;
-
-    size_t at = c.first;
-    while (at < last) {
-        // the last read of a file asks for whole sectors and gets what there is
-        const size_t  size = direct ? (last - at + DIRECT_ALIGNMENT - 1)/DIRECT_ALIGNMENT*DIRECT_ALIGNMENT : last - at;
-        const ssize_t ret  = pread(direct ? c.direct_fd : image.fd, image.addr + at, size, at);
-        if (ret > 0) {
-            at += std::min<size_t>(ret, last - at);
-            // a short read may end between two sectors, from where only a buffered read can go on
-            direct = direct && at % DIRECT_ALIGNMENT == 0;
-        } else if (ret == -1 && errno == EINTR) {
-            continue;
-        } else if (ret == -1 && direct && (errno == EINVAL || errno == EOPNOTSUPP)) {
-            direct = false;
-        } else if (ret == -1) {
-            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot read '%s' at offset %zu: %s",
-                image.path.c_str(), at, strerror(errno));
-        } else {
-            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO,
-                "cannot read '%s' at offset %zu: the file is shorter than the %zu bytes it had", image.path.c_str(), at, image.size);
-        }
-    }
-    // of the last sector the device may have given more than the file has
-    memset(image.addr + last, 0, std::min(c.last - last, DIRECT_ALIGNMENT));
-    if (!direct && state == CACHED_NONE) {
-        posix_fadvise(image.fd, c.first, last - c.first, POSIX_FADV_DONTNEED);
-    }
-    return true;
-}
-
 struct reader {
-    std::vector<chunk>    chunks;
-    bool                  in_order; // one thread
+    std::vector<std::unique_ptr<source>>     sources;
+    std::vector<std::unique_ptr<large_page>> large_pages;
+    std::vector<job>                         jobs;
+    bool                                     prefer = false;
+
     std::atomic<size_t>   next{0};
     std::atomic<uint64_t> done{0}; // wanted bytes
+    uint64_t              total = 0;
     std::atomic<bool>     stop{false};
 
-    std::mutex              mutex; // for what follows, and short_at and short_cause of the images
-    std::condition_variable ended;
+    std::atomic<uint64_t> bytes_direct{0}, bytes_cached{0}, bytes_buffered{0};
+    std::atomic<uint64_t> us_populate{0}, us_read{0}, us_place{0};
+
+    std::mutex              mutex; // for what follows, and the runs of the images
+    std::condition_variable changed;
     size_t                  n_running = 0;
+    size_t                  n_staged  = 0; // bytes of staging buffers
+    uint64_t                n_dropped = 0; // bytes of blocks that could not be had
     bool                    failed    = false;
     ggml_hugepages_error    error     = {};
+    const job *             refused     = nullptr; // no page for it
+    int                     refused_err = 0;
 
-    bool is_behind_shortage(const chunk & c) {
-        std::lock_guard<std::mutex> lock(mutex);
-        return c.first >= c.image->short_at;
-    }
-
-    void on_shortage(const chunk & c, int cause) {
-        std::lock_guard<std::mutex> lock(mutex);
-        if (c.first < c.image->short_at) {
-            c.image->short_at    = c.first;
-            c.image->short_cause = cause;
-        }
-        if (!in_order) {
-            stop = true;
-        }
-    }
-
-    void on_failure(const ggml_hugepages_error & e) {
+    void fail(const ggml_hugepages_error & e) {
         std::lock_guard<std::mutex> lock(mutex);
         if (!failed) {
             failed = true;
             error  = e;
         }
         stop = true;
+        changed.notify_all();
+    }
+
+    // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
+    bool read(const source & from, size_t first, size_t last, uint8_t * dst) {
+        stopwatch time{us_read};
+        const auto & image = *from.image;
+
+        const cached state = cache_state(from.buffered_fd, first, last);
+        bool direct = from.direct_fd != -1 && state != CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
+
+        size_t at = first;
+        while (at < last) {
+            // the last read of a file asks for whole sectors and gets what there is
+            const size_t  size = direct ? ggml_hugepages_align_up(last - at, from.alignment) : last - at;
+            const ssize_t ret  = pread(direct ? from.direct_fd : from.buffered_fd, dst + (at - first), size, at);
+            if (ret > 0) {
+                const size_t got = std::min<size_t>(ret, last - at);
+                (direct ? bytes_direct : state == CACHED_NONE ? bytes_buffered : bytes_cached) += got;
+                at += got;
+                // a short read may end between two sectors, from where only a buffered read can go on
+                direct = direct && at % from.alignment == 0;
+            } else if (ret == -1 && errno == EINTR) {
+                continue;
+            } else if (ret == -1 && direct && (errno == EINVAL || errno == EOPNOTSUPP)) {
+                direct = false;
+            } else {
+                ggml_hugepages_error e = {};
+                if (ret == -1) {
+                    ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_IO, "cannot read %s at offset %zu: %s", image.path.c_str(), at, strerror(errno));
+                } else {
+                    ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_IO, "cannot read %s at offset %zu: the file is shorter than the %zu bytes it had",
+                        image.path.c_str(), at, image.size);
+                }
+                fail(e);
+                return false;
+            }
+        }
+        if (!direct && state == CACHED_NONE) {
+            posix_fadvise(from.buffered_fd, first, last - first, POSIX_FADV_DONTNEED);
+        }
+        return true;
+    }
+
+    // what the kernel has no page for becomes ordinary memory again, or the end
+    bool on_shortage(const job & j, size_t first, size_t last, int err) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (!prefer) {
+            if (!refused) {
+                refused     = &j;
+                refused_err = err;
+            }
+            stop = true;
+            return false;
+        }
+        if (n_dropped == 0) {
+            GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s), ordinary memory for the rest\n", __func__,
+                ggml_hugepages_size_name(j.page_size).c_str(), first, j.image->path.c_str(), err == EFAULT ? "refused at the page fault" : strerror(err));
+        }
+        n_dropped += last - first;
+        if (!ggml_hugepages_drop(*j.image, j.page_size, first, last, &error)) {
+            failed = true;
+            stop   = true;
+            return false;
+        }
+        return true;
+    }
+
+    // Returns the part of the chunk that has pages now, as its end: all of it, or what came before the first one refused.
+    size_t populate(const job & j) {
+        stopwatch time{us_populate};
+        uint8_t * addr = j.image->addr;
+        if (j.large) {
+            std::lock_guard<std::mutex> lock(j.large->mutex);
+            const size_t page = ggml_hugepages_align_down(j.first, j.page_size);
+            if (j.large->state == large_page::UNTOUCHED) {
+                const bool ok = ggml_hugepages_populate(addr + page, j.page_size);
+                j.large->state = ok ? large_page::POPULATED : large_page::DROPPED;
+                if (!ok) {
+                    on_shortage(j, page, page + j.page_size, errno);
+                }
+            }
+            return j.large->state == large_page::POPULATED ? j.last : j.first;
+        }
+        if (ggml_hugepages_populate(addr + j.first, j.last - j.first)) {
+            return j.last;
+        }
+        // page by page, to use the last ones
+        for (size_t at = j.first; at < j.last; at += j.page_size) {
+            if (!ggml_hugepages_populate(addr + at, j.page_size)) {
+                on_shortage(j, at, j.last, errno);
+                return at;
+            }
+        }
+        return j.last;
+    }
+
+    void read_chunk(const job & j) {
+        const size_t populated = populate(j);
+        const size_t last      = j.from ? std::min(populated, j.image->size) : j.first;
+        if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first)) {
+            // of the last sector the device may have given more than the file has
+            memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
+        }
+    }
+
+    void read_piece(const job & j) {
+        const size_t alignment = j.from->alignment;
+        const size_t first     = ggml_hugepages_align_down(j.first, alignment);
+        const size_t size      = ggml_hugepages_align_up(j.last, alignment) - first;
+        {
+            std::unique_lock<std::mutex> lock(mutex);
+            changed.wait(lock, [&] { return stop || n_staged == 0 || n_staged + size <= STAGING_SIZE; });
+            n_staged += size;
+        }
+        void * buf = stop ? MAP_FAILED : mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (buf == MAP_FAILED) {
+            ggml_hugepages_error e = {};
+            if (!stop) {
+                ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no memory to read %s: %s", j.image->path.c_str(), strerror(errno));
+                fail(e);
+            }
+        } else {
+            if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf)) {
+                stopwatch time{us_place};
+                if (!j.piece->place((const uint8_t *) buf + (j.first - first), j.last - j.first, j.piece)) {
+                    ggml_hugepages_error e = {};
+                    ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
+                    fail(e);
+                }
+            }
+            munmap(buf, size);
+        }
+        std::lock_guard<std::mutex> lock(mutex);
+        n_staged -= size;
+        changed.notify_all();
     }
 
     void work() {
         while (!stop) {
             const size_t i = next++;
-            if (i >= chunks.size()) {
+            if (i >= jobs.size()) {
                 break;
             }
-            auto & c = chunks[i];
-            if (!is_behind_shortage(c)) {
-                ggml_hugepages_error e = {};
-                if (!populate(c.image->addr + c.first, c.last - c.first)) {
-                    on_shortage(c, errno);
-                } else if (!read_chunk(c, &e)) {
-                    on_failure(e);
-                } else {
-                    c.is_done = true;
-                }
+            const auto & j = jobs[i];
+            if (j.piece) {
+                read_piece(j);
+                done += j.last - j.first;
+            } else {
+                read_chunk(j);
+                done += ggml_hugepages_overlap(j.image->wanted, j.first, j.last);
             }
-            done += ggml_hugepages_overlap(c.image->wanted, c.first, c.last);
         }
         std::lock_guard<std::mutex> lock(mutex);
         n_running--;
-        ended.notify_all();
+        changed.notify_all();
+    }
+
+    void add_image(ggml_hugepages_image & image, source * from) {
+        for (const auto & run : image.runs) {
+            const bool   is_large = run.page_size > CHUNK_SIZE;
+            const size_t step     = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
+            for (size_t first = run.first; first < run.last; first += step) {
+                if (is_large && first % run.page_size == 0) {
+                    large_pages.push_back(std::make_unique<large_page>());
+                }
+                const size_t last = std::min(first + step, run.last);
+                jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr });
+                total += ggml_hugepages_overlap(image.wanted, first, last);
+            }
+        }
+    }
+
+    // returns false if the callback says so
+    bool run(size_t n_threads, ggml_hugepages_progress_callback callback, void * user_data) {
+        n_threads = std::min(n_threads, jobs.size());
+        std::vector<std::thread> threads;
+        bool aborted = false;
+        {
+            std::unique_lock<std::mutex> lock(mutex);
+            try {
+                for (size_t i = 0; i < n_threads; i++) {
+                    threads.emplace_back([this] { work(); });
+                    n_running++;
+                }
+            } catch (const std::system_error & e) {
+                // those that run do it alone
+                if (threads.empty()) {
+                    ggml_hugepages_fail(&error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a thread to read with: %s", e.what());
+                    failed = true;
+                }
+            }
+            // the callback is upstream's, and is called by the thread that upstream expects
+            while (n_running > 0) {
+                lock.unlock();
+                if (!aborted && callback && !callback(done, total, user_data)) {
+                    aborted = true;
+                    stop    = true;
+                }
+                lock.lock();
+                if (stop) {
+                    changed.notify_all();
+                }
+                changed.wait_for(lock, PROGRESS_INTERVAL, [this] { return n_running == 0; });
+            }
+        }
+        for (auto & thread : threads) {
+            thread.join();
+        }
+        return !aborted;
     }
 };
 
 } // namespace
 
+size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params) {
+    // more than the cores there are, since they wait for the disk
+    return params.n_threads > 0 ? params.n_threads : std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
+}
+
 bool ggml_hugepages_read(
         ggml_hugepages_image_t *         images,
-        size_t                           n,
-        size_t                           n_threads,
+        size_t                           n_images,
+        const ggml_hugepages_piece *     pieces,
+        size_t                           n_pieces,
+        const ggml_hugepages_params    & params,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
-    reader           r;
-    std::vector<int> direct_fds;
-    uint64_t         total = 0;
+    const uint64_t begin = now_us();
+    reader r;
+    r.prefer = params.policy == GGML_HUGEPAGES_POLICY_PREFER;
 
-    for (size_t i = 0; i < n; i++) {
+    std::map<const ggml_hugepages_image *, size_t> order; // of the files
+    for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
-        if (image.runs.empty()) {
-            continue;
-        }
-        // a file description of its own: O_DIRECT on a duplicate would hold for upstream's reads too
-        direct_fds.push_back(open(("/proc/self/fd/" + std::to_string(image.fd)).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
-        const size_t step = (CHUNK_SIZE + image.page_size - 1)/image.page_size*image.page_size;
-        for (const auto & run : image.runs) {
-            for (size_t first = run.first; first < run.second; first += step) {
-                const size_t last   = std::min(first + step, run.second);
-                const size_t wanted = ggml_hugepages_overlap(image.wanted, first, last);
-                total += wanted;
-                if (first < image.fill_from) {
-                    r.done += wanted;
-                } else {
-                    r.chunks.push_back({ &image, direct_fds.back(), first, last });
-                }
+        order[&image] = i;
+        if (image.fd != -1) {
+            r.sources.push_back(std::make_unique<source>(&image));
+            if (r.sources.back()->buffered_fd == -1) {
+                return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot open %s: %s", image.path.c_str(), strerror(errno));
             }
         }
-        image.fill_from = SIZE_MAX;
-        image.short_at  = SIZE_MAX;
+        r.add_image(image, image.fd == -1 ? nullptr : r.sources.back().get());
     }
-    n_threads  = std::min(n_threads, r.chunks.size());
-    r.in_order = n_threads == 1;
+    for (size_t i = 0; i < n_pieces; i++) {
+        const auto & p = pieces[i];
+        r.jobs.push_back({ p.image, r.sources.at(order.at(p.image)).get(), &p, p.first, p.last, 0, nullptr });
+        r.total += p.last - p.first;
+    }
+    std::stable_sort(r.jobs.begin(), r.jobs.end(), [&](const job & a, const job & b) {
+        return std::make_pair(order.at(a.image), a.first) < std::make_pair(order.at(b.image), b.first);
+    });
 
-    std::vector<std::thread> threads;
-    bool aborted = false;
-    {
-        std::unique_lock<std::mutex> lock(r.mutex);
-        try {
-            for (size_t i = 0; i < n_threads; i++) {
-                threads.emplace_back([&r] { r.work(); });
-                r.n_running++;
-            }
-        } catch (const std::system_error & e) {
-            // those that run do it alone
-            if (threads.empty()) {
-                ggml_hugepages_fail(&r.error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a thread to read with: %s", e.what());
-                r.failed = true;
-            }
-        }
-        // the callback is upstream's, and is called by the thread that upstream expects
-        while (r.n_running > 0) {
-            lock.unlock();
-            if (!aborted && callback && !callback(r.done, total, user_data)) {
-                aborted = true;
-                r.stop  = true;
-            }
-            lock.lock();
-            r.ended.wait_for(lock, PROGRESS_INTERVAL, [&r] { return r.n_running == 0; });
-        }
-    }
-    for (auto & thread : threads) {
-        thread.join();
-    }
-    for (const int fd : direct_fds) {
-        if (fd != -1) {
-            close(fd);
-        }
-    }
-    for (const auto & c : r.chunks) {
-        if (!c.is_done) {
-            c.image->fill_from = std::min(c.image->fill_from, c.first);
-        }
-    }
-    if (aborted) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
-    }
+    const size_t n_threads = ggml_hugepages_n_threads(params);
+    const bool   finished  = r.run(n_threads, callback, user_data);
+
     if (r.failed) {
         *error = r.error;
         return false;
     }
+    if (r.refused) {
+        return ggml_hugepages_give_up(images, n_images, *r.refused->image, r.refused->page_size, r.refused->first, r.refused_err, error);
+    }
+    if (!finished) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
+    }
+    for (const auto & s : r.sources) {
+        if (params.drop_cache) {
+            posix_fadvise(s->buffered_fd, 0, 0, POSIX_FADV_DONTNEED);
+        }
+    }
+    if (!r.sources.empty()) {
+        ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, now_us() - begin, r.us_populate, r.us_read, r.us_place, (uint32_t) n_threads });
+    }
     return true;
+}
+
+bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    // an image without a file: blocks are populated, and there is nothing to read
+    const int fd = image.fd;
+    image.fd = -1;
+    auto * handle = &image;
+    const bool ok = ggml_hugepages_read(&handle, 1, nullptr, 0, image.params, nullptr, nullptr, error);
+    image.fd = fd;
+    return ok;
 }
 
 #endif // __linux__

@@ -1,25 +1,28 @@
-// File images: which blocks are overlaid, how they get there, and what the kernel says of them.
+// Memory: file images with their overlay, and buffers.
 //
-// The blocks of an image are ranges of one hugetlb memfd, at the same offsets as in the file. A shared mapping of such a
+// Blocks are ranges of hugetlb memfds, one for each page size, at the same offsets as in the image. A shared mapping of such a
 // file keeps its reservation in the inode, not in the mapping. So the pages are reserved by a mapping anywhere, and
 // putting the blocks in place with MAP_FIXED afterwards can no longer fail for want of pages: a failing MAP_FIXED would
-// leave a hole in the image that another thread's mmap may take. What is not needed is given back by truncating.
+// leave a hole in the image that another thread's mmap may take. What is not needed is given back by punching a hole.
+//
+// A buffer is an image without a file: where an image has the file mapping, it has ordinary anonymous memory.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
 #include <mutex>
-#include <thread>
-#include <vector>
 
 #ifdef __linux__
 #include <cerrno>
 #include <cinttypes>
 #include <cstdio>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,47 +34,89 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d61
+#define PR_SET_VMA_ANON_NAME 0
+#endif
 #endif // __linux__
 
-using ranges = ggml_hugepages_ranges;
-
-// images that are alive, for the report
-static std::mutex                          g_images_mutex;
+// images and buffers that are alive
+static std::mutex                          g_mutex;
 static std::vector<ggml_hugepages_image_t> g_images;
+static std::vector<ggml_hugepages_image_t> g_buffers;
+static std::atomic<size_t>                 g_n_buffers{0};
+static std::atomic<uint64_t>               g_late{0};
+static ggml_hugepages_load                 g_load;
 
-static size_t align_down(size_t x, size_t to) { return x/to*to; }
-static size_t align_up  (size_t x, size_t to) { return align_down(x + to - 1, to); }
-
-// sorts, and joins what overlaps or touches
-static ranges normalized(ranges in) {
-    std::sort(in.begin(), in.end());
-    ranges out;
-    for (const auto & r : in) {
-        if (!out.empty() && r.first <= out.back().second) {
-            out.back().second = std::max(out.back().second, r.second);
-        } else {
-            out.push_back(r);
+std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    std::vector<ggml_hugepages_image> result;
+    for (const auto * list : { &g_images, &g_buffers }) {
+        for (const auto * image : *list) {
+            if (image->addr) {
+                result.push_back(*image);
+            }
         }
     }
-    return out;
+    return result;
 }
 
-static size_t total_size(const ranges & rs) {
-    size_t sum = 0;
-    for (const auto & r : rs) {
-        sum += r.second - r.first;
-    }
-    return sum;
+uint64_t ggml_hugepages_late() {
+    return g_late;
 }
 
-size_t ggml_hugepages_overlap(const ranges & rs, size_t first, size_t last) {
-    size_t sum = 0;
-    for (const auto & r : rs) {
-        const size_t beg = std::max(r.first,  first);
-        const size_t end = std::min(r.second, last);
-        sum += end > beg ? end - beg : 0;
+void ggml_hugepages_set_load(const ggml_hugepages_load & load) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_load = load;
+}
+
+ggml_hugepages_load ggml_hugepages_last_load() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    return g_load;
+}
+
+ggml_hugepages_params ggml_hugepages_default_params(void) {
+    ggml_hugepages_params result = {
+        /*.enabled       =*/ false,
+        /*.policy        =*/ GGML_HUGEPAGES_POLICY_REQUIRE,
+        /*.placement     =*/ GGML_HUGEPAGES_PLACEMENT_DEFAULT,
+        /*.page_size     =*/ GGML_HUGEPAGES_SIZE_AUTO,
+        /*.n_threads     =*/ 0,
+        /*.drop_cache    =*/ false,
+        /*.kv_bytes      =*/ 0,
+        /*.compute_bytes =*/ 0,
+    };
+    return result;
+}
+
+const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) {
+    switch (policy) {
+        case GGML_HUGEPAGES_POLICY_REQUIRE: return "require";
+        case GGML_HUGEPAGES_POLICY_PREFER:  return "prefer";
     }
-    return sum;
+    return "unknown";
+}
+
+bool ggml_hugepages_policy_from_str(const char * str, ggml_hugepages_policy * policy) {
+    for (auto p : { GGML_HUGEPAGES_POLICY_REQUIRE, GGML_HUGEPAGES_POLICY_PREFER }) {
+        if (strcmp(str, ggml_hugepages_policy_name(p)) == 0) {
+            *policy = p;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char * ggml_hugepages_kind_name(ggml_hugepages_kind kind) {
+    switch (kind) {
+        case GGML_HUGEPAGES_KIND_WEIGHTS:  return "weights";
+        case GGML_HUGEPAGES_KIND_REPACKED: return "repacked";
+        case GGML_HUGEPAGES_KIND_KV:       return "kv";
+        case GGML_HUGEPAGES_KIND_COMPUTE:  return "compute";
+        case GGML_HUGEPAGES_KIND_OTHER:    return "other";
+        case GGML_HUGEPAGES_KIND_COUNT:    break;
+    }
+    return "unknown";
 }
 
 // for messages
@@ -80,7 +125,7 @@ static std::string path_of(int fd) {
     char path[4096];
     const ssize_t n = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof(path));
     if (n > 0) {
-        return std::string(path, n);
+        return "'" + std::string(path, n) + "'";
     }
 #endif
     return "fd " + std::to_string(fd);
@@ -88,13 +133,23 @@ static std::string path_of(int fd) {
 
 ggml_hugepages_image_t ggml_hugepages_image_init(int fd, size_t size) {
     auto * image = new ggml_hugepages_image();
-    image->fd   = fd;
-    image->path = path_of(fd);
-    image->size = size;
+    image->fd     = fd;
+    image->path   = path_of(fd);
+    image->size   = size;
+    image->length = size;
 
-    std::lock_guard<std::mutex> lock(g_images_mutex);
+    std::lock_guard<std::mutex> lock(g_mutex);
     g_images.push_back(image);
     return image;
+}
+
+static void close_memfds(ggml_hugepages_image & image) {
+#ifdef __linux__
+    for (const auto & [_, fd] : image.memfds) {
+        close(fd); // the mappings keep the pages
+    }
+#endif
+    image.memfds.clear();
 }
 
 void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
@@ -102,67 +157,151 @@ void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
         return;
     }
     {
-        std::lock_guard<std::mutex> lock(g_images_mutex);
+        std::lock_guard<std::mutex> lock(g_mutex);
         g_images.erase(std::find(g_images.begin(), g_images.end(), image));
     }
-#ifdef __linux__
-    if (image->memfd != -1) {
-        close(image->memfd);
-    }
-#endif
+    close_memfds(*image);
     delete image;
 }
 
-void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last) {
+void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last, ggml_hugepages_rank rank) {
     GGML_ASSERT(first <= last && last <= image->size);
-    image->wanted.emplace_back(first, last);
-}
-
-static size_t length_of(const ggml_hugepages_image & image) {
-    return align_up(image.size, image.page_size);
-}
-
-size_t ggml_hugepages_image_length(ggml_hugepages_image_t image) {
-    return length_of(*image);
+    image->wants.push_back({ first, last, rank });
 }
 
 size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image) {
-    return image->page_size;
+    size_t result = 4096;
+#ifdef __linux__
+    result = sysconf(_SC_PAGESIZE);
+#endif
+    for (const auto & r : image->runs) {
+        result = std::max(result, r.page_size);
+    }
+    return result;
 }
 
-bool ggml_hugepages_image_run(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last) {
-    if (i >= image->runs.size()) {
-        return false;
+size_t ggml_hugepages_image_length(ggml_hugepages_image_t image) {
+    return image->length;
+}
+
+void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last) {
+    GGML_ASSERT(first <= last && last <= image->size);
+    image->expected.emplace_back(first, last);
+}
+
+bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last) {
+    if (i < image->runs.size()) {
+        *first = image->runs[i].first;
+        *last  = image->runs[i].last;
+        return true;
     }
-    *first = image->runs[i].first;
-    *last  = image->runs[i].second;
-    return true;
+    i -= image->runs.size();
+    if (i < image->expected.size()) {
+        *first = image->expected[i].first;
+        *last  = image->expected[i].second;
+        return true;
+    }
+    return false;
+}
+
+static thread_local const ggml_hugepages_scope * t_scope = nullptr;
+static std::mutex                                g_scope_mutex; // for what follows
+static ggml_hugepages_scope                      g_scope = {};
+
+const ggml_hugepages_scope * ggml_hugepages_scope_set(const ggml_hugepages_scope * scope) {
+    const auto * before = t_scope;
+    t_scope = scope;
+    return before;
+}
+
+void ggml_hugepages_scope_set_default(const ggml_hugepages_scope * scope) {
+    std::lock_guard<std::mutex> lock(g_scope_mutex);
+    g_scope = *scope;
 }
 
 #ifdef __linux__
 
-static bool fail_errno(ggml_hugepages_error * error, ggml_hugepages_status status, const char * what, const char * path) {
-    return ggml_hugepages_fail(error, status, "%s for '%s': %s", what, path, strerror(errno));
+static bool fail_errno(ggml_hugepages_error * error, ggml_hugepages_status status, const char * what, const std::string & path) {
+    return ggml_hugepages_fail(error, status, "%s for %s: %s", what, path.c_str(), strerror(errno));
 }
 
-// the one message for a shortage
-static bool fail_short(ggml_hugepages_error * error, const ggml_hugepages_pool & pool, uint64_t need) {
-    const uint64_t usable = ggml_hugepages_pool_usable(&pool);
-    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
-        "the weights need %" PRIu64 " huge pages of %s (%.2f MiB), %" PRIu64 " can be had: "
-        "free %" PRIu64 ", reserved %" PRIu64 ", total %" PRIu64 ", surplus %" PRIu64 ", overcommit %" PRIu64,
-        need, ggml_hugepages_size_name(pool.page_size).c_str(), need*pool.page_size/1024.0/1024.0, usable,
-        pool.free, pool.reserved, pool.total, pool.surplus, pool.overcommit);
-    // a new total, never a number that would shrink what others use
-    const uint64_t missing = need > usable ? need - usable : 1;
-    ggml_hugepages_hint(error, "%s, or --hugepage-policy prefer to use what there is",
-        ggml_hugepages_pool_command("", pool.page_size, pool.total + missing).c_str());
-    return false;
+bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
+    int ret;
+    do {
+        ret = madvise(addr, size, MADV_POPULATE_WRITE);
+    } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
+    return ret == 0;
+}
+
+static std::string mapping_name(const ggml_hugepages_image & image) {
+    return std::string("llama-") + ggml_hugepages_kind_name(image.kind);
+}
+
+// shown in /proc/PID/maps as [anon:NAME], and keeps the kernel from merging it with its neighbours
+static void set_name(const ggml_hugepages_image & image, void * addr, size_t size) {
+    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, size, mapping_name(image).c_str());
+}
+
+// An address range of `length` bytes that begins at a multiple of `alignment`. Nothing lies in it.
+static uint8_t * reserve_range(size_t length, size_t alignment) {
+    auto * addr = (uint8_t *) mmap(nullptr, length + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (addr == MAP_FAILED) {
+        return nullptr;
+    }
+    auto * base = (uint8_t *) ggml_hugepages_align_up((size_t) addr, alignment);
+    if (base > addr) {
+        munmap(addr, base - addr);
+    }
+    munmap(base + length, addr + alignment - base);
+    return base;
+}
+
+// what lies in [first, last) without huge pages: the file, as far as it goes, or ordinary memory
+static bool map_ordinary(ggml_hugepages_image & image, size_t first, size_t last, ggml_hugepages_error * error) {
+    const bool has_file = image.fd != -1;
+    // room first, then the file: it may end inside of a block, and a huge mapping can only be cut at its page borders
+    if (mmap(image.addr + first, last - first, has_file ? PROT_NONE : PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (has_file ? MAP_NORESERVE : 0), -1, 0) == MAP_FAILED) {
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path);
+    }
+    if (has_file) {
+        last = std::min(last, image.size);
+        if (first < last && mmap(image.addr + first, last - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED) {
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path);
+        }
+    } else {
+        set_name(image, image.addr + first, last - first);
+    }
+    return true;
+}
+
+static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    const size_t alignment = ggml_hugepages_image_granularity(&image);
+    image.length = ggml_hugepages_align_up(image.size, alignment);
+    for (const auto & r : image.runs) {
+        image.length = std::max(image.length, r.last);
+    }
+    image.addr = reserve_range(image.length, alignment);
+    if (!image.addr) {
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space", image.path);
+    }
+    if (!map_ordinary(image, 0, image.length, error)) {
+        munmap(image.addr, image.length);
+        image.addr = nullptr;
+        return false;
+    }
+    return true;
+}
+
+void * ggml_hugepages_image_map(ggml_hugepages_image_t image, ggml_hugepages_error * error) {
+    return map_image(*image, error) ? image->addr : nullptr;
 }
 
 bool ggml_hugepages_plan(
         ggml_hugepages_image_t *      images,
-        size_t                        n,
+        size_t                        n_images,
+        const ggml_hugepages_demand * demands,
+        size_t                        n_demands,
         const ggml_hugepages_params * params,
         ggml_hugepages_error *        error) {
     // madvise(2): an empty range only asks whether the advice is known (since Linux 5.14)
@@ -170,89 +309,44 @@ bool ggml_hugepages_plan(
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
             "huge pages need MADV_POPULATE_WRITE, which came with Linux 5.14");
     }
-    ggml_hugepages_pool pool;
-    if (!ggml_hugepages_pool_read("", ggml_hugepages_page_size(""), &pool)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
-            "this kernel has no pool of huge pages (no size of 2 MiB or more in /sys/kernel/mm/hugepages)");
-    }
-
-    uint64_t need = 0;
-    for (size_t i = 0; i < n; i++) {
-        auto & image = *images[i];
-        image.policy    = params->policy;
-        image.page_size = pool.page_size;
-        image.wanted    = normalized(std::move(image.wanted));
-        for (const auto & r : image.wanted) {
-            image.runs.emplace_back(align_down(r.first, pool.page_size), align_up(r.second, pool.page_size));
-        }
-        image.runs = normalized(std::move(image.runs));
-        need += total_size(image.runs)/pool.page_size;
-    }
-
-    uint64_t left = ggml_hugepages_pool_usable(&pool);
-    if (need <= left) {
-        return true;
-    }
-    if (params->policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
-        return fail_short(error, pool, need);
-    }
-    GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages can be had, the rest stays the file mapping\n", __func__, left, need);
-    for (size_t i = 0; i < n; i++) {
-        ranges kept;
-        for (auto & r : images[i]->runs) {
-            const uint64_t pages = std::min<uint64_t>(left, (r.second - r.first)/pool.page_size);
-            if (pages > 0) {
-                kept.emplace_back(r.first, r.first + pages*pool.page_size);
-                left -= pages;
-            }
-        }
-        images[i]->runs = std::move(kept);
-    }
-    return true;
+    return ggml_hugepages_decide("", images, n_images, demands, n_demands, *params, error);
 }
 
-void * ggml_hugepages_image_map(ggml_hugepages_image_t image, ggml_hugepages_error * error) {
-    const size_t length  = length_of(*image);
-    const size_t reserve = length + image->page_size;
-
-    auto * addr = (uint8_t *) mmap(nullptr, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (addr == MAP_FAILED) {
-        fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space", image->path.c_str());
-        return nullptr;
-    }
-    auto * base = (uint8_t *) align_up((size_t) addr, image->page_size);
-    if (base > addr) {
-        munmap(addr, base - addr);
-    }
-    if (addr + reserve > base + length) {
-        munmap(base + length, addr + reserve - (base + length));
-    }
-    if (mmap(base, image->size, PROT_READ, MAP_SHARED | MAP_FIXED, image->fd, 0) == MAP_FAILED) {
-        fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image->path.c_str());
-        munmap(base, length);
-        return nullptr;
-    }
-    image->addr = base;
-    return base;
+static bool is_thp(const ggml_hugepages_image & image) {
+    return image.params.page_size == GGML_HUGEPAGES_SIZE_THP;
 }
 
-static int open_memfd(size_t page_size) {
+static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
+    const auto it = image.memfds.find(page_size);
+    if (it != image.memfds.end()) {
+        return it->second;
+    }
     int log2 = 0;
     while (((size_t) 1 << log2) < page_size) {
         log2++;
     }
     const unsigned flags = MFD_CLOEXEC | MFD_HUGETLB | ((unsigned) log2 << MFD_HUGE_SHIFT);
     // vm.memfd_noexec=2 refuses a memfd without the seal, and kernels before 6.3 refuse the seal
-    int fd = (int) syscall(SYS_memfd_create, "llama-weights", flags | MFD_NOEXEC_SEAL);
+    const std::string name = mapping_name(image);
+    int fd = (int) syscall(SYS_memfd_create, name.c_str(), flags | MFD_NOEXEC_SEAL);
     if (fd == -1 && errno == EINVAL) {
-        fd = (int) syscall(SYS_memfd_create, "llama-weights", flags);
+        fd = (int) syscall(SYS_memfd_create, name.c_str(), flags);
+    }
+    if (fd != -1 && ftruncate(fd, ggml_hugepages_align_up(image.size, page_size)) != 0) {
+        const int err = errno;
+        close(fd);
+        errno = err;
+        fd = -1;
+    }
+    if (fd != -1) {
+        image.memfds[page_size] = fd;
     }
     return fd;
 }
 
 // Reserves the pages of [first, last). The reservation stays with the memfd when the mapping goes.
-static bool reserve_pages(const ggml_hugepages_image & image, size_t first, size_t last) {
-    void * addr = mmap(nullptr, last - first, PROT_NONE, MAP_SHARED, image.memfd, first);
+static bool reserve_pages(int fd, size_t first, size_t last) {
+    void * addr = mmap(nullptr, last - first, PROT_NONE, MAP_SHARED, fd, first);
     if (addr == MAP_FAILED) {
         return false;
     }
@@ -260,16 +354,16 @@ static bool reserve_pages(const ggml_hugepages_image & image, size_t first, size
     return true;
 }
 
-// the longest head of [first, last) whose pages can be reserved
-static size_t reserve_head(const ggml_hugepages_image & image, size_t first, size_t last) {
-    size_t at   = first;
-    size_t step = last - first;
-    while (at < last) {
-        step = std::min(step, last - at);
-        if (reserve_pages(image, at, at + step)) {
+// The longest head of a run whose pages can be reserved. Sets errno if that is not all of it.
+static size_t reserve_head(int fd, const ggml_hugepages_run & run) {
+    size_t at   = run.first;
+    size_t step = run.last - run.first;
+    while (at < run.last) {
+        step = std::min(step, run.last - at);
+        if (reserve_pages(fd, at, at + step)) {
             at += step;
-        } else if (errno == ENOMEM && step > image.page_size) {
-            step = align_up(step/2, image.page_size);
+        } else if (errno == ENOMEM && step > run.page_size) {
+            step = ggml_hugepages_align_up(step/2, run.page_size);
         } else {
             break;
         }
@@ -277,195 +371,340 @@ static size_t reserve_head(const ggml_hugepages_image & image, size_t first, siz
     return at;
 }
 
-// From here on the file image has no blocks: they are the file mapping again, and their pages are given back.
-static bool drop_tail(ggml_hugepages_image & image, size_t from, ggml_hugepages_error * error) {
-    ranges kept;
+bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t first, size_t last, ggml_hugepages_error * error) {
+    if (!map_ordinary(image, first, last, error)) {
+        return false;
+    }
+    const auto it = image.memfds.find(page_size);
+    if (it != image.memfds.end() && fallocate(it->second, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first) != 0) {
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
+    }
+    std::vector<ggml_hugepages_run> kept;
     for (const auto & r : image.runs) {
-        const size_t first = std::max(r.first, from);
-        const size_t last  = std::min(r.second, image.size);
-        // A huge mapping can only be cut at its page borders, and the file may end inside of a page: room first, then the file.
-        if (first < last && (
-                mmap(image.addr + first, r.second - first, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ||
-                mmap(image.addr + first, last     - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED)) {
-            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path.c_str());
+        if (r.page_size != page_size || r.last <= first || r.first >= last) {
+            kept.push_back(r);
+            continue;
         }
-        if (r.first < from) {
-            kept.emplace_back(r.first, std::min(r.second, from));
+        if (r.first < first) {
+            kept.push_back({ r.first, first, page_size, r.rank });
+        }
+        if (r.last > last) {
+            kept.push_back({ last, r.last, page_size, r.rank });
         }
     }
     image.runs = std::move(kept);
-    if (ftruncate(image.memfd, from) != 0) {
-        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "ftruncate failed", image.path.c_str());
+    return true;
+}
+
+static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_t n) {
+    std::map<size_t, uint64_t> need;
+    for (size_t i = 0; i < n; i++) {
+        for (const auto & r : images[i]->runs) {
+            need[r.page_size] += (r.last - r.first)/r.page_size;
+        }
+    }
+    return need;
+}
+
+bool ggml_hugepages_give_up(
+        ggml_hugepages_image_t     * images,
+        size_t                       n_images,
+        const ggml_hugepages_image & image,
+        size_t                       page_size,
+        size_t                       at,
+        int                          err,
+        ggml_hugepages_error       * error) {
+    const auto need = need_of(images, n_images);
+    for (size_t i = 0; i < n_images; i++) {
+        for (const auto & [_, fd] : images[i]->memfds) {
+            if (ftruncate(fd, 0) != 0) {
+                GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
+            }
+        }
+    }
+    return ggml_hugepages_fail_refused(need, image, page_size, at, err, error);
+}
+
+// Reserves the pages of all runs, the lowest rank first. Under GGML_HUGEPAGES_POLICY_PREFER runs end where the pages do.
+static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
+    struct entry { ggml_hugepages_image * image; ggml_hugepages_run * run; };
+    std::vector<entry> entries;
+    for (size_t i = 0; i < n; i++) {
+        for (auto & r : images[i]->runs) {
+            if (!is_thp(*images[i])) {
+                entries.push_back({ images[i], &r });
+            }
+        }
+    }
+    std::stable_sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.run->rank < b.run->rank; });
+    for (const auto & e : entries) {
+        auto & run = *e.run;
+        const int    fd  = memfd_of(*e.image, run.page_size);
+        const size_t end = fd == -1 ? run.first : reserve_head(fd, run);
+        if (end == run.last) {
+            continue;
+        }
+        const int err = errno;
+        if (e.image->params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+            return ggml_hugepages_give_up(images, n, *e.image, run.page_size, end, err, error);
+        }
+        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s), ordinary memory from there\n", __func__,
+            ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), strerror(err));
+        run.last = end;
+    }
+    for (size_t i = 0; i < n; i++) {
+        auto & runs = images[i]->runs;
+        runs.erase(std::remove_if(runs.begin(), runs.end(), [](const auto & r) { return r.first == r.last; }), runs.end());
     }
     return true;
 }
 
-// Pages ran out at an offset of the image, after the plan said that there are enough: others took them, or a limit.
-static bool handle_shortage(
-        ggml_hugepages_image_t * images,
-        size_t                   n,
-        ggml_hugepages_image   & image,
-        size_t                   at,
-        int                      err,
-        ggml_hugepages_error   * error) {
-    // madvise(2): EFAULT is what MADV_POPULATE_WRITE says where a touch would be SIGBUS
-    const char * cause = err == EFAULT ? "refused at the page fault, as by a hugetlb limit of the cgroup" : strerror(err);
-    if (image.policy == GGML_HUGEPAGES_POLICY_PREFER) {
-        GGML_LOG_WARN("%s: no more huge pages at offset %zu of '%s' (%s), the rest stays the file mapping\n",
-            __func__, at, image.path.c_str(), cause);
-        return drop_tail(image, at, error);
+// Sets from where the pages of a range come. Before they are populated: it does not move any.
+static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size_t size) {
+    // linux/mempolicy.h, which not every libc has
+    const int MPOL_BIND       = 2;
+    const int MPOL_INTERLEAVE = 3;
+
+    std::vector<int> nodes;
+    if (image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE) {
+        nodes = ggml_hugepages_all_nodes("");
+    } else if (image.params.placement != GGML_HUGEPAGES_PLACEMENT_DEFAULT) {
+        nodes = ggml_hugepages_placement_nodes("", image.params.placement);
     }
-    // The load ends here. What it holds goes back first, so that the counts in the message are those of others.
-    uint64_t need = 0;
-    for (size_t i = 0; i < n; i++) {
-        need += total_size(images[i]->runs)/images[i]->page_size;
-        if (images[i]->memfd != -1 && ftruncate(images[i]->memfd, 0) != 0) {
-            GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
+    if (nodes.empty()) {
+        return;
+    }
+    unsigned long mask[16] = {};
+    const size_t bits = 8*sizeof(mask[0]);
+    for (const int node : nodes) {
+        if ((size_t) node < 16*bits) {
+            mask[node/bits] |= 1ul << (node % bits);
         }
     }
-    ggml_hugepages_pool pool;
-    if (!ggml_hugepages_pool_read("", image.page_size, &pool)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "no huge pages: %s", cause);
+    const int mode = image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE ? MPOL_INTERLEAVE : MPOL_BIND;
+    if (syscall(SYS_mbind, addr, size, mode, mask, 16*bits, 0) != 0) {
+        // seccomp profiles of containers forbid it
+        GGML_LOG_WARN("%s: mbind failed for %s: %s, the kernel chooses the nodes\n", __func__, image.path.c_str(), strerror(errno));
     }
-    if (ggml_hugepages_pool_usable(&pool) < need) {
-        return fail_short(error, pool, need);
+}
+
+// puts the blocks of an image in place
+static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    for (const auto & r : image.runs) {
+        void * addr = image.addr + r.first;
+        const size_t size = r.last - r.first;
+        void * ret = is_thp(image) ?
+            mmap(addr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) :
+            mmap(addr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, image.memfds.at(r.page_size), r.first);
+        if (ret == MAP_FAILED) {
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map huge pages", image.path);
+        }
+        if (is_thp(image)) {
+            madvise(addr, size, MADV_HUGEPAGE);
+            set_name(image, addr, size);
+        }
+        madvise(addr, size, MADV_DONTDUMP);
+        madvise(addr, size, MADV_DONTFORK);
+        place_on_nodes(image, addr, size);
     }
-    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
-        "the weights need %" PRIu64 " huge pages of %s and the pool has them, but the kernel refuses them at offset %zu of '%s': %s",
-        need, ggml_hugepages_size_name(image.page_size).c_str(), at, image.path.c_str(), cause);
-    ggml_hugepages_hint(error, "look at the hugetlb limits of this cgroup and its ancestors (hugetlb.*.max, hugetlb.*.rsvd.max)");
-    return false;
+    return true;
+}
+
+// The kernel gives a THP when it has one, and never says no. So all of it is populated before anything is read, and counted.
+static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
+    size_t wanted = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (is_thp(*images[i])) {
+            if (!ggml_hugepages_populate_all(*images[i], error)) {
+                return false;
+            }
+            for (const auto & r : images[i]->runs) {
+                wanted += r.last - r.first;
+            }
+        }
+    }
+    if (wanted == 0) {
+        return true;
+    }
+    size_t huge = 0;
+    FILE * file = fopen("/proc/self/smaps", "r");
+    if (!file) {
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "cannot count THP", "/proc/self/smaps");
+    }
+    char line[8192];
+    bool is_inside = false;
+    while (fgets(line, sizeof(line), file)) {
+        size_t beg, end, kib; // NOLINT
+        if (sscanf(line, "%zx-%zx ", &beg, &end) == 2) {
+            is_inside = std::any_of(images, images + n, [&](const auto * image) {
+                return is_thp(*image) && beg < (size_t) image->addr + image->length && end > (size_t) image->addr;
+            });
+        } else if (is_inside && sscanf(line, "AnonHugePages: %zu kB", &kib) == 1) {
+            huge += kib*1024;
+        }
+    }
+    fclose(file);
+    if (huge >= wanted) {
+        return true;
+    }
+    if (images[0]->params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "%.2f of %.2f MiB became THP, the rest got base pages",
+            huge/1024.0/1024.0, wanted/1024.0/1024.0);
+        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or --hugepage-policy prefer to use what there is");
+        return false;
+    }
+    GGML_LOG_WARN("%s: %.2f of %.2f MiB became THP, the rest got base pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
+    return true;
 }
 
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     // all pages of all files first: nothing has been put in place when they are not there
-    for (size_t i = 0; i < n; i++) {
-        auto & image = *images[i];
-        if (image.runs.empty()) {
-            continue;
-        }
-        image.memfd = open_memfd(image.page_size);
-        if (image.memfd == -1 || ftruncate(image.memfd, length_of(image)) != 0) {
-            fail_errno(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "cannot create a hugetlb memfd", image.path.c_str());
-            if (image.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
-                return false;
-            }
-            GGML_LOG_WARN("%s: %s, it stays the file mapping\n", __func__, error->message);
-            image.runs.clear();
-            continue;
-        }
-        for (const auto & r : ranges(image.runs)) {
-            const size_t end = reserve_head(image, r.first, r.second);
-            if (end < r.second) {
-                if (!handle_shortage(images, n, image, end, errno, error)) {
-                    return false;
-                }
-                break;
-            }
-        }
+    if (!reserve_all(images, n, error)) {
+        return false;
     }
     for (size_t i = 0; i < n; i++) {
-        auto & image = *images[i];
-        for (const auto & r : image.runs) {
-            if (mmap(image.addr + r.first, r.second - r.first, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, image.memfd, r.first) == MAP_FAILED) {
-                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map huge pages", image.path.c_str());
-            }
-            madvise(image.addr + r.first, r.second - r.first, MADV_DONTDUMP);
-            madvise(image.addr + r.first, r.second - r.first, MADV_DONTFORK);
+        if (!images[i]->runs.empty() && !map_runs(*images[i], error)) {
+            return false;
         }
     }
-    return true;
+    return populate_thp(images, n, error);
 }
 
 bool ggml_hugepages_fill(
         ggml_hugepages_image_t *         images,
-        size_t                           n,
+        size_t                           n_images,
+        const ggml_hugepages_piece *     pieces,
+        size_t                           n_pieces,
+        const ggml_hugepages_params *    params,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
-    // more than the cores there are, since they wait for the disk
-    const size_t n_threads = std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
-    if (!ggml_hugepages_read(images, n, n_threads, callback, user_data, error)) {
+    if (!ggml_hugepages_read(images, n_images, pieces, n_pieces, *params, callback, user_data, error)) {
         return false;
     }
-    const bool is_short = std::any_of(images, images + n, [](const auto * image) { return image->short_at != SIZE_MAX; });
-    if (is_short && images[0]->policy == GGML_HUGEPAGES_POLICY_PREFER) {
-        // Who came first got the last pages, and that need not be the first block. They are put back, and given out again
-        // in order of the file.
-        for (size_t i = 0; i < n; i++) {
-            const auto & image = *images[i];
-            if (image.memfd != -1 && image.fill_from < length_of(image) &&
-                    fallocate(image.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, image.fill_from, length_of(image) - image.fill_from) != 0) {
-                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path.c_str());
-            }
-        }
-        if (!ggml_hugepages_read(images, n, 1, callback, user_data, error)) {
-            return false;
-        }
-    }
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
-        if (image.short_at != SIZE_MAX && !handle_shortage(images, n, image, image.short_at, image.short_cause, error)) {
-            return false;
-        }
         for (const auto & r : image.runs) {
-            if (mprotect(image.addr + r.first, r.second - r.first, PROT_READ) != 0) {
-                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path.c_str());
+            if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
+                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
             }
         }
     }
     // not before all are filled: a shortage in a later image gives back what the earlier ones hold
-    for (size_t i = 0; i < n; i++) {
-        if (images[i]->memfd != -1) {
-            close(images[i]->memfd); // the mappings keep the pages
-            images[i]->memfd = -1;
-        }
+    for (size_t i = 0; i < n_images; i++) {
+        close_memfds(*images[i]);
     }
     return true;
 }
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
-    *report = {};
+//
+// buffers
+//
 
-    std::lock_guard<std::mutex> lock(g_images_mutex);
-    for (const auto * image : g_images) {
-        if (image->addr) {
-            report->wanted += total_size(image->wanted);
-            report->page_size = image->page_size;
-        }
+static void unmap_buffer(ggml_hugepages_image & buffer) {
+    close_memfds(buffer);
+    if (buffer.addr && !buffer.is_malloc) {
+        munmap(buffer.addr, buffer.length);
     }
-    FILE * file = fopen("/proc/self/smaps", "r");
-    if (!file) {
+    buffer.addr = nullptr;
+}
+
+// Decides, maps and populates. False with an error when pages are refused under GGML_HUGEPAGES_POLICY_REQUIRE.
+static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
+    auto * handle = &buffer;
+    if (!ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error)) {
+        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+            return false;
+        }
+        buffer.runs.clear();
+    }
+    if (!map_image(buffer, error)) {
         return false;
     }
-    size_t beg = 0, end = 0, kib = 0;
-    bool is_huge = false;
-    char line[8192]; // a path can be long, a longer one is cut into lines that match nothing
-    while (fgets(line, sizeof(line), file)) {
-        size_t b, e;
-        if (sscanf(line, "%zx-%zx ", &b, &e) == 2) {
-            beg = b;
-            end = e;
-        } else if (sscanf(line, "KernelPageSize: %zu kB", &kib) == 1) {
-            is_huge = kib*1024 == report->page_size;
-            for (const auto * image : g_images) {
-                const size_t addr = (size_t) image->addr;
-                if (addr && beg < addr + length_of(*image) && end > addr) {
-                    const size_t bytes = ggml_hugepages_overlap(image->wanted, std::max(beg, addr) - addr, end - addr);
-                    (is_huge ? report->on_huge : report->on_file) += bytes;
-                }
+    if (!reserve_all(&handle, 1, error) || !map_runs(buffer, error) || !(is_thp(buffer) ? populate_thp(&handle, 1, error) : ggml_hugepages_populate_all(buffer, error))) {
+        unmap_buffer(buffer);
+        return false;
+    }
+    close_memfds(buffer);
+    return true;
+}
+
+void * ggml_hugepages_buffer_alloc(size_t size) {
+    ggml_hugepages_scope scope = {};
+    if (t_scope) {
+        scope = *t_scope;
+    } else {
+        std::lock_guard<std::mutex> lock(g_scope_mutex);
+        scope = g_scope;
+    }
+    if (!scope.params.enabled || size == 0) {
+        return ggml_aligned_malloc(size);
+    }
+    auto params = scope.params;
+    if (scope.late) {
+        params.policy = GGML_HUGEPAGES_POLICY_PREFER;
+    }
+
+    auto buffer = std::make_unique<ggml_hugepages_image>();
+    buffer->kind   = scope.kind;
+    buffer->path   = std::string("a ") + ggml_hugepages_kind_name(scope.kind) + " buffer";
+    buffer->size   = size;
+    buffer->length = size;
+    buffer->params = params;
+    buffer->wants.push_back({ 0, size, 0 });
+
+    bool thp_enabled = false;
+    const size_t smallest = params.page_size == GGML_HUGEPAGES_SIZE_AUTO ? ggml_hugepages_page_size("") :
+                            params.page_size == GGML_HUGEPAGES_SIZE_THP  ? ggml_hugepages_thp_size("", &thp_enabled) : params.page_size;
+    if (size < smallest) {
+        buffer->is_malloc = true;
+        buffer->addr      = (uint8_t *) ggml_aligned_malloc(size);
+        buffer->wanted    = { { 0, size } };
+    } else {
+        ggml_hugepages_error error = {};
+        if (!map_buffer(*buffer, params, &error)) {
+            GGML_LOG_ERROR("%s: %.2f MiB for %s: %s\n", __func__, size/1024.0/1024.0, ggml_hugepages_kind_name(scope.kind), error.message);
+            if (error.hint[0]) {
+                GGML_LOG_ERROR("hint: %s\n", error.hint);
             }
-        } else if (is_huge && (sscanf(line, "Shared_Hugetlb: %zu kB", &kib) == 1 || sscanf(line, "Private_Hugetlb: %zu kB", &kib) == 1)) {
-            for (const auto * image : g_images) {
-                const size_t addr = (size_t) image->addr;
-                if (addr && beg >= addr && end <= addr + length_of(*image)) {
-                    report->huge_pages += kib*1024/report->page_size;
-                }
+            return nullptr;
+        }
+        if (scope.late) {
+            uint64_t on_huge = 0;
+            for (const auto & r : buffer->runs) {
+                on_huge += r.last - r.first;
             }
+            g_late += size - std::min<uint64_t>(size, on_huge);
         }
     }
-    fclose(file);
-    return true;
+    if (!buffer->addr) {
+        return nullptr;
+    }
+    void * result = buffer->addr;
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_buffers.push_back(buffer.release());
+    g_n_buffers = g_buffers.size();
+    return result;
+}
+
+void ggml_hugepages_buffer_free(void * ptr, size_t size) {
+    if (g_n_buffers > 0) {
+        std::unique_ptr<ggml_hugepages_image> buffer;
+        {
+            std::lock_guard<std::mutex> lock(g_mutex);
+            const auto it = std::find_if(g_buffers.begin(), g_buffers.end(), [&](const auto * b) { return b->addr == ptr; });
+            if (it != g_buffers.end()) {
+                buffer.reset(*it);
+                g_buffers.erase(it);
+                g_n_buffers = g_buffers.size();
+            }
+        }
+        if (buffer && !buffer->is_malloc) {
+            unmap_buffer(*buffer);
+            return;
+        }
+    }
+    ggml_aligned_free(ptr, size);
 }
 
 #else
@@ -474,7 +713,7 @@ static bool unsupported(ggml_hugepages_error * error) {
     return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
 }
 
-bool ggml_hugepages_plan(ggml_hugepages_image_t *, size_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {
+bool ggml_hugepages_plan(ggml_hugepages_image_t *, size_t, const ggml_hugepages_demand *, size_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {
     return unsupported(error);
 }
 
@@ -487,13 +726,17 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t *, size_t, ggml_hugepages_err
     return unsupported(error);
 }
 
-bool ggml_hugepages_fill(ggml_hugepages_image_t *, size_t, ggml_hugepages_progress_callback, void *, ggml_hugepages_error * error) {
+bool ggml_hugepages_fill(ggml_hugepages_image_t *, size_t, const ggml_hugepages_piece *, size_t, const ggml_hugepages_params *,
+        ggml_hugepages_progress_callback, void *, ggml_hugepages_error * error) {
     return unsupported(error);
 }
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
-    *report = {};
-    return false;
+void * ggml_hugepages_buffer_alloc(size_t size) {
+    return ggml_aligned_malloc(size);
+}
+
+void ggml_hugepages_buffer_free(void * ptr, size_t size) {
+    ggml_aligned_free(ptr, size);
 }
 
 #endif // __linux__

@@ -1,0 +1,94 @@
+#include "hugepages.h"
+
+#include "common.h"
+#include "fit.h"
+#include "log.h"
+
+#include <cinttypes>
+#include <sstream>
+#include <stdexcept>
+
+ggml_hugepages_params common_hugepages_params(const common_params & params) {
+    auto result = params.hugepages;
+    switch (params.numa) {
+        case GGML_NUMA_STRATEGY_DISTRIBUTE: result.placement = GGML_HUGEPAGES_PLACEMENT_INTERLEAVE; break;
+        case GGML_NUMA_STRATEGY_ISOLATE:    result.placement = GGML_HUGEPAGES_PLACEMENT_LOCAL;      break;
+        case GGML_NUMA_STRATEGY_NUMACTL:    result.placement = GGML_HUGEPAGES_PLACEMENT_BIND;       break;
+        default:                                                                                    break;
+    }
+    return result;
+}
+
+static bool has_other_devices() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
+    auto & hugepages = mparams->hugepages;
+    if (!hugepages.enabled || params.no_alloc) {
+        return;
+    }
+    if (model_only) {
+        hugepages.kv_bytes      = 0;
+        hugepages.compute_bytes = 0;
+        return;
+    }
+    // the fit measures before it moves layers between devices
+    if (hugepages.compute_bytes > 0 && !has_other_devices()) {
+        return;
+    }
+    try {
+        std::vector<ggml_backend_dev_t> devs;
+        uint32_t n_gpu_layers, n_ctx_train, n_expert; // NOLINT
+        const auto data = common_get_device_memory_data(params.model.path.c_str(), mparams, cparams, devs, n_gpu_layers, n_ctx_train, n_expert,
+            params.verbosity >= LOG_LEVEL_DEBUG ? GGML_LOG_LEVEL_DEBUG : GGML_LOG_LEVEL_ERROR);
+        hugepages.kv_bytes      = data.back().context;
+        hugepages.compute_bytes = data.back().compute;
+    } catch (const std::runtime_error &) {
+        // the load will fail in the same way, and say why
+    }
+}
+
+static void set_default(const common_params & params, bool late) {
+    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late };
+    ggml_hugepages_scope_set_default(&scope);
+}
+
+void common_hugepages_begin(const common_params & params) {
+    if (params.hugepages.enabled) {
+        set_default(params, false);
+    }
+}
+
+void common_hugepages_ready(const common_params & params) {
+    ggml_hugepages_report report;
+    if (!params.hugepages.enabled) {
+        return;
+    }
+    set_default(params, true);
+    if (!ggml_hugepages_get_report(&report)) {
+        LOG_WRN("hugepages: the kernel does not tell what the memory lies on\n");
+        return;
+    }
+    char text[4096];
+    ggml_hugepages_report_to_str(&report, text, sizeof(text));
+    std::istringstream lines(text);
+    std::string line;
+    while (std::getline(lines, line)) {
+        LOG_INF("hugepages: %s\n", line.c_str());
+    }
+    const auto & load = report.load;
+    if (load.us_total > 0) {
+        const uint64_t bytes = load.bytes_direct + load.bytes_cached + load.bytes_buffered;
+        LOG_INF("hugepages: read %.2f MiB in %.2f s (%.2f GB/s), %" PRIu32 " threads: populate %.2f s, read %.2f s, copy and repack %.2f s; "
+            "%.2f MiB direct, %.2f MiB from the page cache, %.2f MiB buffered\n",
+            bytes/1024.0/1024.0, load.us_total/1e6, bytes/1e3/load.us_total, load.n_threads, load.us_populate/1e6, load.us_read/1e6, load.us_place/1e6,
+            load.bytes_direct/1024.0/1024.0, load.bytes_cached/1024.0/1024.0, load.bytes_buffered/1024.0/1024.0);
+    }
+}

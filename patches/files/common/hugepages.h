@@ -1,0 +1,20 @@
+#pragma once
+
+// What programs with the common arguments do about huge pages: the need before the load, and the report after it.
+
+#include "llama.h"
+
+struct common_params;
+
+// the options, with pages from the nodes that --numa chooses
+ggml_hugepages_params common_hugepages_params(const common_params & params);
+
+// Counts KV cache and compute buffers in the need that is checked before anything is read. They are known from the fit, or
+// else from loading the model without its weights.
+void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams);
+
+// From here on buffers that belong to no model and no context come from huge pages too.
+void common_hugepages_begin(const common_params & params);
+
+// Logs the report. From here on a buffer that gets no huge page is ordinary memory, and counted.
+void common_hugepages_ready(const common_params & params);
