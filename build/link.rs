@@ -38,6 +38,7 @@ const BACKENDS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("ggml-vulkan", "ggml/src/ggml-vulkan", &["Vulkan_LIBRARY"]),
+    ("ggml-rpc", "ggml/src/ggml-rpc", &[]),
     (
         "ggml-blas",
         "ggml/src/ggml-blas",

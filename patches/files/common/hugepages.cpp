@@ -5,6 +5,7 @@
 #include "log.h"
 
 #include <cinttypes>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 
@@ -17,6 +18,15 @@ ggml_hugepages_params common_hugepages_params(const common_params & params) {
         default:                                                                                    break;
     }
     return result;
+}
+
+std::string common_hugepages_size_name(size_t page_size) {
+    if (page_size == GGML_HUGEPAGES_SIZE_AUTO) {
+        return "auto";
+    }
+    char buf[32];
+    ggml_hugepages_backing_to_str(page_size == GGML_HUGEPAGES_SIZE_THP ? GGML_HUGEPAGES_BACKING_THP : GGML_HUGEPAGES_BACKING_HUGE, page_size, buf, sizeof(buf));
+    return buf;
 }
 
 static bool has_other_devices() {
@@ -63,6 +73,9 @@ static void set_default(const common_params & params, bool late) {
 void common_hugepages_begin(const common_params & params) {
     if (params.hugepages.enabled) {
         set_default(params, false);
+        // programs that return from main() at once would take the reason along
+        static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
+        GGML_UNUSED(registered);
     }
 }
 

@@ -4,10 +4,15 @@
 
 #include "llama.h"
 
+#include <string>
+
 struct common_params;
 
 // the options, with pages from the nodes that --numa chooses
 ggml_hugepages_params common_hugepages_params(const common_params & params);
+
+// a page size as --hugepage-size takes it
+std::string common_hugepages_size_name(size_t page_size);
 
 // Counts KV cache and compute buffers in the need that is checked before anything is read. They are known from the fit, or
 // else from loading the model without its weights.

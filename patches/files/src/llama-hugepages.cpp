@@ -2,6 +2,7 @@
 
 #include "llama-impl.h"
 #include "llama-model-loader.h"
+#include "llama-model.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -24,6 +25,9 @@ llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & param
         before = ggml_hugepages_scope_set(&scope);
     }
 }
+
+llama_hugepages_scope::llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late) :
+    llama_hugepages_scope(model.hparams.no_alloc ? ggml_hugepages_default_params() : model.hugepages(), kind, late) {}
 
 llama_hugepages_scope::~llama_hugepages_scope() {
     if (scope.params.enabled) {
@@ -251,6 +255,13 @@ std::vector<ggml_hugepages_image_t> llama_hugepages::handles() const {
         result.push_back(image.get());
     }
     return result;
+}
+
+size_t llama_hugepages_output_size(const ggml_hugepages_params & params, ggml_backend_buffer_t buffer) {
+    const size_t page_size = ggml_hugepages_page_size("");
+    const size_t size      = buffer ? ggml_backend_buffer_get_size(buffer) : 0;
+    // less than a page stays ordinary memory
+    return params.enabled && page_size > 0 && size >= page_size ? (size + page_size - 1)/page_size*page_size : 0;
 }
 
 void * llama_hugepages_map(const llama_hugepages_image & image) {

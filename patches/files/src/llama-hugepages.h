@@ -19,6 +19,8 @@ using llama_hugepages_image = std::shared_ptr<struct ggml_hugepages_image>;
 // what CPU buffers that this thread allocates are for, and where they come from, until its end
 struct llama_hugepages_scope {
     llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false);
+    // as the model was loaded; what a model that is only measured allocates is not worth a page
+    llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late = false);
     ~llama_hugepages_scope();
 
     llama_hugepages_scope(const llama_hugepages_scope &) = delete;
@@ -72,6 +74,9 @@ private:
 
     std::vector<ggml_hugepages_image_t> handles() const;
 };
+
+// What the output buffer of a context that only measures memory adds to its compute buffers: upstream does not count it.
+size_t llama_hugepages_output_size(const ggml_hugepages_params & params, ggml_backend_buffer_t buffer);
 
 // maps the file of an image, throws on failure
 void * llama_hugepages_map(const llama_hugepages_image & image);

@@ -272,6 +272,9 @@ GGML_API bool ggml_hugepages_get_report(struct ggml_hugepages_report * report);
 // A table for people, several lines. Returns what snprintf does.
 GGML_API int ggml_hugepages_report_to_str(const struct ggml_hugepages_report * report, char * buf, size_t size);
 
+// Logs that table, unless the default scope has no huge pages: for programs that serve buffers and load no model.
+GGML_API void ggml_hugepages_log_report(void);
+
 #ifdef  __cplusplus
 }
 #endif

@@ -180,6 +180,9 @@ std::vector<ggml_hugepages_image> ggml_hugepages_alive(); // copies, for the rep
 uint64_t ggml_hugepages_late();
 ggml_hugepages_load ggml_hugepages_last_load();
 
+// the scope of threads that are in none
+ggml_hugepages_scope ggml_hugepages_default_scope();
+
 //
 // messages
 //

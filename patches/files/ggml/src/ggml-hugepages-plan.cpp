@@ -221,6 +221,24 @@ static std::vector<piece> pieces_of(ggml_hugepages_image & image, size_t page_si
     return result;
 }
 
+// in the order of the file; neighbours of one size are one run, whatever their rank: fewer mappings
+static void join_runs(ggml_hugepages_image_t * images, size_t n_images) {
+    for (size_t i = 0; i < n_images; i++) {
+        auto & runs = images[i]->runs;
+        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
+        std::vector<ggml_hugepages_run> joined;
+        for (const auto & r : runs) {
+            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size) {
+                joined.back().last = r.last;
+                joined.back().rank = std::min(joined.back().rank, r.rank);
+            } else {
+                joined.push_back(r);
+            }
+        }
+        runs = std::move(joined);
+    }
+}
+
 static bool decide_thp(
         const char                  * root,
         std::vector<std::vector<piece>> & owners,
@@ -311,7 +329,9 @@ bool ggml_hugepages_decide(
         }
     }
     if (supplies.empty()) {
-        return decide_thp(root, owners, smallest, thp_enabled, params, error);
+        const bool ok = decide_thp(root, owners, smallest, thp_enabled, params, error);
+        join_runs(images, n_images);
+        return ok;
     }
 
     std::map<size_t, uint64_t> need; // pages
@@ -366,8 +386,11 @@ bool ggml_hugepages_decide(
             }
             return fail_short(root, shortages, error);
         }
-        GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
-            left, need[smallest], ggml_hugepages_size_name(smallest).c_str());
+        // once for a model, not again for each of its buffers
+        if (n_images != 1 || images[0]->fd != -1) {
+            GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
+                left, need[smallest], ggml_hugepages_size_name(smallest).c_str());
+        }
     }
     for (const auto & p : rest) {
         const uint64_t pages = std::min<uint64_t>(left, (p.last - p.first)/smallest);
@@ -376,21 +399,7 @@ bool ggml_hugepages_decide(
             p.image->runs.push_back({ p.first, p.first + pages*smallest, smallest, p.rank });
         }
     }
-    for (size_t i = 0; i < n_images; i++) {
-        auto & runs = images[i]->runs;
-        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
-        // neighbours of one size are one run, whatever their rank: fewer mappings
-        std::vector<ggml_hugepages_run> joined;
-        for (const auto & r : runs) {
-            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size) {
-                joined.back().last = r.last;
-                joined.back().rank = std::min(joined.back().rank, r.rank);
-            } else {
-                joined.push_back(r);
-            }
-        }
-        runs = std::move(joined);
-    }
+    join_runs(images, n_images);
     return true;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <sstream>
 
 #ifdef __linux__
@@ -188,10 +189,14 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
 #ifdef __linux__
     const auto nodes = ggml_hugepages_all_nodes(root);
     if (placement == GGML_HUGEPAGES_PLACEMENT_LOCAL) {
-        unsigned cpu  = 0;
-        unsigned node = 0;
-        if (syscall(SYS_getcpu, &cpu, &node, nullptr) == 0) {
-            result.push_back((int) node);
+        // once: the scheduler may move the process, and its memory shall stay together
+        static const int current = [] {
+            unsigned cpu  = 0;
+            unsigned node = 0;
+            return syscall(SYS_getcpu, &cpu, &node, nullptr) == 0 ? (int) node : -1;
+        }();
+        if (current != -1) {
+            result.push_back(current);
         }
     } else if (placement == GGML_HUGEPAGES_PLACEMENT_BIND) {
         // a memory policy that numactl has set says more than the CPUs do
@@ -248,6 +253,7 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
     std::vector<hierarchy> result;
     std::istringstream mounts(read_text(std::string(root) + "/proc/self/mountinfo"));
     const std::string cgroups = read_text(std::string(root) + "/proc/self/cgroup");
+    std::set<std::string> seen;
     std::string line;
     while (std::getline(mounts, line)) {
         // proc_pid_mountinfo(5): id parent major:minor root mount_point options [tags] - type source super_options
@@ -257,6 +263,9 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
         while (fields >> word && word != "-") {
         }
         fields >> type >> source >> super;
+        if (!seen.insert(device + " " + fs_root).second) {
+            continue; // mounted twice
+        }
         const bool is_v2 = type == "cgroup2";
         if (!is_v2 && (type != "cgroup" || ("," + super + ",").find(",hugetlb,") == std::string::npos)) {
             continue;
@@ -275,7 +284,7 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
             }
             std::string cgroup = line.substr(second + 1);
             // in a container only a part of the hierarchy may be mounted
-            if (fs_root != "/" && cgroup.compare(0, fs_root.size(), fs_root) == 0) {
+            if (fs_root != "/" && (cgroup + "/").compare(0, fs_root.size() + 1, fs_root + "/") == 0) {
                 cgroup = cgroup.substr(fs_root.size());
             }
             result.push_back({ is_v2, std::string(root) + mount, cgroup });

@@ -34,6 +34,13 @@
 // large enough for the device, small enough that a cancelled load ends soon
 static const size_t CHUNK_SIZE = 8*1024*1024;
 
+// Of a chunk this much is read at once, so that a slow device can be told to stop, and its progress is seen: more while it takes
+// less than the first time, less when it takes more than the second.
+static const size_t   READ_SIZE_MIN  = 64*1024;
+static const size_t   READ_SIZE      = 1024*1024;
+static const uint64_t READ_US_SHORT  = 5*1000;
+static const uint64_t READ_US_LONG   = 20*1000;
+
 // all staging buffers together, unless a single piece is larger
 static const size_t STAGING_SIZE = 128*1024*1024;
 
@@ -98,6 +105,7 @@ struct job {
     size_t                       last;      // may lie behind the end of the file
     size_t                       page_size; // of the block
     large_page                 * large;     // that the chunk is a part of, or nullptr
+    size_t                       turn;      // jobs are taken in this order
 };
 
 enum cached { CACHED_NONE, CACHED_SOME, CACHED_ALL };
@@ -140,6 +148,7 @@ struct reader {
     uint64_t              total = 0;
     std::atomic<bool>     stop{false};
 
+    std::atomic<size_t>   read_size{READ_SIZE};
     std::atomic<uint64_t> bytes_direct{0}, bytes_cached{0}, bytes_buffered{0};
     std::atomic<uint64_t> us_populate{0}, us_read{0}, us_place{0};
 
@@ -164,7 +173,8 @@ struct reader {
     }
 
     // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
-    bool read(const source & from, size_t first, size_t last, uint8_t * dst) {
+    // Returns false when it failed or was stopped.
+    template <typename F> bool read(const source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
         stopwatch time{us_read};
         const auto & image = *from.image;
 
@@ -172,12 +182,22 @@ struct reader {
         bool direct = from.direct_fd != -1 && state != CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
 
         size_t at = first;
-        while (at < last) {
+        while (at < last && !stop) {
             // the last read of a file asks for whole sectors and gets what there is
-            const size_t  size = direct ? ggml_hugepages_align_up(last - at, from.alignment) : last - at;
-            const ssize_t ret  = pread(direct ? from.direct_fd : from.buffered_fd, dst + (at - first), size, at);
+            const uint64_t begin = now_us();
+            const size_t   step  = std::min<size_t>(last - at, read_size);
+            const size_t   size  = direct ? ggml_hugepages_align_up(step, from.alignment) : step;
+            const ssize_t  ret   = pread(direct ? from.direct_fd : from.buffered_fd, dst + (at - first), size, at);
             if (ret > 0) {
+                const uint64_t us = now_us() - begin;
+                const size_t now = read_size; // a power of two
+                if (us < READ_US_SHORT && step == now && now < CHUNK_SIZE) {
+                    read_size = 2*now;
+                } else if (us > READ_US_LONG && now > READ_SIZE_MIN) {
+                    read_size = now/2;
+                }
                 const size_t got = std::min<size_t>(ret, last - at);
+                on_read(at, at + got);
                 (direct ? bytes_direct : state == CACHED_NONE ? bytes_buffered : bytes_cached) += got;
                 at += got;
                 // a short read may end between two sectors, from where only a buffered read can go on
@@ -201,7 +221,7 @@ struct reader {
         if (!direct && state == CACHED_NONE) {
             posix_fadvise(from.buffered_fd, first, last - first, POSIX_FADV_DONTNEED);
         }
-        return true;
+        return at == last;
     }
 
     // what the kernel has no page for becomes ordinary memory again, or the end
@@ -260,7 +280,10 @@ struct reader {
     void read_chunk(const job & j) {
         const size_t populated = populate(j);
         const size_t last      = j.from ? std::min(populated, j.image->size) : j.first;
-        if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first)) {
+        // what stays the file mapping is not read, and done
+        done += ggml_hugepages_overlap(j.image->wanted, std::max(last, j.first), j.last);
+        const auto on_read = [&](size_t from, size_t to) { done += ggml_hugepages_overlap(j.image->wanted, from, to); };
+        if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
             // of the last sector the device may have given more than the file has
             memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
         }
@@ -269,7 +292,7 @@ struct reader {
     void read_piece(const job & j) {
         const size_t alignment = j.from->alignment;
         const size_t first     = ggml_hugepages_align_down(j.first, alignment);
-        const size_t size      = ggml_hugepages_align_up(j.last, alignment) - first;
+        const size_t size      = ggml_hugepages_align_up(std::max(j.last, j.first + 1), alignment) - first; // a piece may be empty
         {
             std::unique_lock<std::mutex> lock(mutex);
             changed.wait(lock, [&] { return stop || n_staged == 0 || n_staged + size <= STAGING_SIZE; });
@@ -283,7 +306,12 @@ struct reader {
                 fail(e);
             }
         } else {
-            if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf)) {
+            const auto on_read = [&](size_t from, size_t to) {
+                from = std::max(from, j.first);
+                to   = std::min(to, j.last);
+                done += to > from ? to - from : 0;
+            };
+            if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf, on_read)) {
                 stopwatch time{us_place};
                 if (!j.piece->place((const uint8_t *) buf + (j.first - first), j.last - j.first, j.piece)) {
                     ggml_hugepages_error e = {};
@@ -307,10 +335,8 @@ struct reader {
             const auto & j = jobs[i];
             if (j.piece) {
                 read_piece(j);
-                done += j.last - j.first;
             } else {
                 read_chunk(j);
-                done += ggml_hugepages_overlap(j.image->wanted, j.first, j.last);
             }
         }
         std::lock_guard<std::mutex> lock(mutex);
@@ -325,9 +351,12 @@ struct reader {
             for (size_t first = run.first; first < run.last; first += step) {
                 if (is_large && first % run.page_size == 0) {
                     large_pages.push_back(std::make_unique<large_page>());
+                    // an empty chunk populates: the next page while this one is read
+                    jobs.push_back({ &image, from, nullptr, first, first, run.page_size, large_pages.back().get(),
+                        first - std::min(first, run.page_size) });
                 }
                 const size_t last = std::min(first + step, run.last);
-                jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr });
+                jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first });
                 total += ggml_hugepages_overlap(image.wanted, first, last);
             }
         }
@@ -380,12 +409,14 @@ size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params) {
     return params.n_threads > 0 ? params.n_threads : std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
 }
 
-bool ggml_hugepages_read(
+// with_files: false populates only
+static bool read_images(
         ggml_hugepages_image_t *         images,
         size_t                           n_images,
         const ggml_hugepages_piece *     pieces,
         size_t                           n_pieces,
         const ggml_hugepages_params    & params,
+        bool                             with_files,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
@@ -397,21 +428,22 @@ bool ggml_hugepages_read(
     for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
         order[&image] = i;
-        if (image.fd != -1) {
+        const bool is_read = with_files && image.fd != -1;
+        if (is_read) {
             r.sources.push_back(std::make_unique<source>(&image));
             if (r.sources.back()->buffered_fd == -1) {
                 return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot open %s: %s", image.path.c_str(), strerror(errno));
             }
         }
-        r.add_image(image, image.fd == -1 ? nullptr : r.sources.back().get());
+        r.add_image(image, is_read ? r.sources.back().get() : nullptr);
     }
     for (size_t i = 0; i < n_pieces; i++) {
         const auto & p = pieces[i];
-        r.jobs.push_back({ p.image, r.sources.at(order.at(p.image)).get(), &p, p.first, p.last, 0, nullptr });
+        r.jobs.push_back({ p.image, r.sources.at(order.at(p.image)).get(), &p, p.first, p.last, 0, nullptr, p.first });
         r.total += p.last - p.first;
     }
     std::stable_sort(r.jobs.begin(), r.jobs.end(), [&](const job & a, const job & b) {
-        return std::make_pair(order.at(a.image), a.first) < std::make_pair(order.at(b.image), b.first);
+        return std::make_pair(order.at(a.image), a.turn) < std::make_pair(order.at(b.image), b.turn);
     });
 
     const size_t n_threads = ggml_hugepages_n_threads(params);
@@ -433,19 +465,27 @@ bool ggml_hugepages_read(
         }
     }
     if (!r.sources.empty()) {
-        ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, now_us() - begin, r.us_populate, r.us_read, r.us_place, (uint32_t) n_threads });
+        ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, now_us() - begin, r.us_populate, r.us_read, r.us_place,
+            (uint32_t) std::min(n_threads, r.jobs.size()) });
     }
     return true;
 }
 
+bool ggml_hugepages_read(
+        ggml_hugepages_image_t *         images,
+        size_t                           n_images,
+        const ggml_hugepages_piece *     pieces,
+        size_t                           n_pieces,
+        const ggml_hugepages_params    & params,
+        ggml_hugepages_progress_callback callback,
+        void *                           user_data,
+        ggml_hugepages_error *           error) {
+    return read_images(images, n_images, pieces, n_pieces, params, true, callback, user_data, error);
+}
+
 bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_error * error) {
-    // an image without a file: blocks are populated, and there is nothing to read
-    const int fd = image.fd;
-    image.fd = -1;
     auto * handle = &image;
-    const bool ok = ggml_hugepages_read(&handle, 1, nullptr, 0, image.params, nullptr, nullptr, error);
-    image.fd = fd;
-    return ok;
+    return read_images(&handle, 1, nullptr, 0, image.params, false, nullptr, nullptr, error);
 }
 
 #endif // __linux__

@@ -1,11 +1,13 @@
 // What the kernel says of the memory that is alive: smaps for the backing, numa_maps for the nodes.
 
 #include "ggml-hugepages-impl.h"
+#include "ggml-impl.h"
 
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <sstream>
 
 #ifdef __linux__
 #include <unistd.h>
@@ -62,6 +64,20 @@ int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * bu
         text += line;
     }
     return snprintf(buf, size, "%s", text.c_str());
+}
+
+void ggml_hugepages_log_report(void) {
+    ggml_hugepages_report report;
+    if (!ggml_hugepages_default_scope().params.enabled || !ggml_hugepages_get_report(&report)) {
+        return;
+    }
+    char text[4096];
+    ggml_hugepages_report_to_str(&report, text, sizeof(text));
+    std::istringstream lines(text);
+    std::string line;
+    while (std::getline(lines, line)) {
+        GGML_LOG_INFO("hugepages: %s\n", line.c_str());
+    }
 }
 
 #ifdef __linux__
@@ -174,10 +190,13 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
         auto it = std::lower_bound(vmas.begin(), vmas.end(), addr, [](const vma & v, size_t x) { return v.last <= x; });
         for (; it != vmas.end() && it->first < addr + image.length; ++it) {
             const size_t bytes = ggml_hugepages_overlap(image.wanted, std::max(it->first, addr) - addr, it->last - addr);
+            if (bytes == 0) {
+                continue; // a part that was unmapped, where something else lies now
+            }
             // a mapping of blocks is ours alone, one of ordinary memory may be shared with anybody
             const bool is_ours = it->first >= addr && it->last <= addr + image.length;
             const auto add = [&](ggml_hugepages_backing backing, size_t page_size, uint64_t n, uint64_t pages, bool with_nodes) {
-                auto * u = n > 0 || pages > 0 ? usage_of(report, image.kind, backing, page_size) : nullptr;
+                auto * u = n > 0 ? usage_of(report, image.kind, backing, page_size) : nullptr;
                 if (u) {
                     u->bytes += n;
                     u->pages += pages;

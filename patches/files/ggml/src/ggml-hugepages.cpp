@@ -219,6 +219,11 @@ void ggml_hugepages_scope_set_default(const ggml_hugepages_scope * scope) {
     g_scope = *scope;
 }
 
+ggml_hugepages_scope ggml_hugepages_default_scope() {
+    std::lock_guard<std::mutex> lock(g_scope_mutex);
+    return g_scope;
+}
+
 #ifdef __linux__
 
 static bool fail_errno(ggml_hugepages_error * error, ggml_hugepages_status status, const char * what, const std::string & path) {
@@ -393,6 +398,15 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
         }
     }
     image.runs = std::move(kept);
+    // A hole gives back pages, but not the reservation of one that was never touched: only cutting the file does. When pages run
+    // out, those behind the last block that was served are given back this way.
+    size_t end = 0;
+    for (const auto & r : image.runs) {
+        end = r.page_size == page_size ? std::max(end, r.last) : end;
+    }
+    if (it != image.memfds.end() && ftruncate(it->second, end) != 0) {
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "ftruncate failed", image.path);
+    }
     return true;
 }
 
@@ -617,6 +631,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
             return false;
         }
         buffer.runs.clear();
+        buffer.wanted = { { 0, buffer.size } };
     }
     if (!map_image(buffer, error)) {
         return false;
@@ -630,13 +645,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
 }
 
 void * ggml_hugepages_buffer_alloc(size_t size) {
-    ggml_hugepages_scope scope = {};
-    if (t_scope) {
-        scope = *t_scope;
-    } else {
-        std::lock_guard<std::mutex> lock(g_scope_mutex);
-        scope = g_scope;
-    }
+    const ggml_hugepages_scope scope = t_scope ? *t_scope : ggml_hugepages_default_scope();
     if (!scope.params.enabled || size == 0) {
         return ggml_aligned_malloc(size);
     }

@@ -1,0 +1,119 @@
+#include "rpc-hugepages.h"
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+static bool set_enabled(const std::string & value, ggml_hugepages_params & params) {
+    // NOTE: as common_arg reads the environment
+    for (const char * yes : { "on", "enabled", "true", "1" }) {
+        if (value == yes) {
+            params.enabled = true;
+            return true;
+        }
+    }
+    for (const char * no : { "off", "disabled", "false", "0" }) {
+        if (value == no) {
+            params.enabled = false;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool set_policy(const std::string & value, ggml_hugepages_params & params) {
+    return ggml_hugepages_policy_from_str(value.c_str(), &params.policy);
+}
+
+static bool set_size(const std::string & value, ggml_hugepages_params & params) {
+    return ggml_hugepages_size_from_str(value.c_str(), &params.page_size);
+}
+
+struct option {
+    const char * arg;
+    const char * env;
+    bool (* set)(const std::string & value, ggml_hugepages_params & params);
+};
+
+static const option options[] = {
+    { "--hugepages",       "LLAMA_ARG_HUGEPAGES",       set_enabled },
+    { "--hugepage-policy", "LLAMA_ARG_HUGEPAGE_POLICY", set_policy  },
+    { "--hugepage-size",   "LLAMA_ARG_HUGEPAGE_SIZE",   set_size    },
+};
+
+bool rpc_hugepages_from_env(ggml_hugepages_params & params) {
+    for (const auto & opt : options) {
+        const char * value = std::getenv(opt.env);
+        if (value && !opt.set(value, params)) {
+            fprintf(stderr, "error: invalid value of %s: %s\n", opt.env, value);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool rpc_hugepages_from_arg(int argc, char ** argv, int & i, ggml_hugepages_params & params, bool & is_valid) {
+    const std::string arg = argv[i];
+    is_valid = true;
+    if (arg == "--hugepages" || arg == "--no-hugepages") {
+        params.enabled = arg == "--hugepages";
+        return true;
+    }
+    for (const auto & opt : options) {
+        if (arg == opt.arg) {
+            is_valid = ++i < argc && opt.set(argv[i], params);
+            if (!is_valid && i < argc) {
+                fprintf(stderr, "error: invalid value of %s: %s\n", opt.arg, argv[i]);
+            }
+            return true;
+        }
+    }
+    return false;
+}
+
+static std::string size_name(ggml_hugepages_backing backing, size_t page_size) {
+    char buf[32];
+    ggml_hugepages_backing_to_str(backing, page_size, buf, sizeof(buf));
+    return buf;
+}
+
+void rpc_hugepages_print_usage(const ggml_hugepages_params & params) {
+    fprintf(stderr, "  --hugepages, --no-hugepages      whether to put what the CPU device allocates on huge pages (default: %s)\n", params.enabled ? "enabled" : "disabled");
+    fprintf(stderr, "  --hugepage-policy POLICY         require: refuse a client when there are fewer huge pages than it needs\n");
+    fprintf(stderr, "                                   prefer: use what there is (default: %s)\n", ggml_hugepages_policy_name(params.policy));
+    fprintf(stderr, "  --hugepage-size SIZE             auto, thp, or a size that this kernel has a pool of, such as 2M or 1G (default: auto)\n");
+}
+
+bool rpc_hugepages_begin(const ggml_hugepages_params & params) {
+    if (!params.enabled) {
+        return true;
+    }
+    if (params.page_size == GGML_HUGEPAGES_SIZE_THP) {
+        printf("hugepages: %s, thp\n", ggml_hugepages_policy_name(params.policy));
+    } else {
+        std::vector<size_t> sizes(16);
+        sizes.resize(ggml_hugepages_page_sizes("", sizes.data(), sizes.size()));
+        bool has_pool = false;
+        for (const size_t page_size : sizes) {
+            ggml_hugepages_pool pool;
+            if ((params.page_size != GGML_HUGEPAGES_SIZE_AUTO && params.page_size != page_size) || !ggml_hugepages_pool_read("", page_size, &pool)) {
+                continue;
+            }
+            has_pool = true;
+            const uint64_t usable = ggml_hugepages_pool_usable(&pool);
+            printf("hugepages: %s, pool of %s: %" PRIu64 " pages can be had (%.2f MiB)\n", ggml_hugepages_policy_name(params.policy),
+                size_name(GGML_HUGEPAGES_BACKING_HUGE, page_size).c_str(), usable, usable*(page_size/1024.0/1024.0));
+        }
+        if (!has_pool && params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+            fprintf(stderr, "error: this kernel has no pool of huge pages%s\n",
+                params.page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : (" of " + size_name(GGML_HUGEPAGES_BACKING_HUGE, params.page_size)).c_str());
+            return false;
+        }
+    }
+    fflush(stdout);
+
+    const ggml_hugepages_scope scope = { params, GGML_HUGEPAGES_KIND_OTHER, /*.late =*/ false };
+    ggml_hugepages_scope_set_default(&scope);
+    return true;
+}

@@ -1,0 +1,92 @@
+#include "server-hugepages.h"
+
+#include "hugepages.h"
+
+#include <sstream>
+
+static std::string backing_of(const ggml_hugepages_usage & usage) {
+    char buf[32];
+    ggml_hugepages_backing_to_str(usage.backing, usage.page_size, buf, sizeof(buf));
+    return buf;
+}
+
+json server_hugepages_props(const common_params & params) {
+    if (!params.hugepages.enabled) {
+        return nullptr;
+    }
+    ggml_hugepages_report report;
+    json usages = nullptr; // not an empty list: that would say that there is nothing
+    if (ggml_hugepages_get_report(&report)) {
+        usages = json::array();
+        for (uint32_t i = 0; i < report.n_usages; i++) {
+            const auto & usage = report.usages[i];
+            json node_bytes = json::array();
+            for (uint32_t node = 0; node < report.n_nodes; node++) {
+                node_bytes.push_back(usage.node_bytes[node]);
+            }
+            usages.push_back({
+                { "kind",       ggml_hugepages_kind_name(usage.kind) },
+                { "backing",    backing_of(usage) },
+                { "page_size",  usage.page_size },
+                { "bytes",      usage.bytes },
+                { "pages",      usage.pages },
+                { "node_bytes", node_bytes },
+            });
+        }
+    }
+    const auto & load = report.load;
+    return json {
+        { "policy",     ggml_hugepages_policy_name(params.hugepages.policy) },
+        { "page_size",  common_hugepages_size_name(params.hugepages.page_size) },
+        { "usages",     usages },
+        { "late_bytes", report.late },
+        { "load",       json {
+            { "bytes_direct",   load.bytes_direct },
+            { "bytes_cached",   load.bytes_cached },
+            { "bytes_buffered", load.bytes_buffered },
+            { "us_total",       load.us_total },
+            { "us_populate",    load.us_populate },
+            { "us_read",        load.us_read },
+            { "us_place",       load.us_place },
+            { "n_threads",      load.n_threads },
+        } },
+    };
+}
+
+std::string server_hugepages_metrics(const common_params & params) {
+    if (!params.hugepages.enabled) {
+        return "";
+    }
+    ggml_hugepages_report report;
+    if (!ggml_hugepages_get_report(&report)) {
+        report.n_usages = 0;
+    }
+    std::ostringstream prometheus;
+    auto add_head = [&](const char * name, const char * description) {
+        prometheus << "# HELP llamacpp:hugepages_" << name << " " << description << "\n"
+                   << "# TYPE llamacpp:hugepages_" << name << " gauge\n";
+    };
+    // integers: a double is written with six digits, and bytes have more
+    auto add_item = [&](const char * name, const ggml_hugepages_usage & usage, const std::string & more, uint64_t value) {
+        prometheus << "llamacpp:hugepages_" << name << "{kind=\"" << ggml_hugepages_kind_name(usage.kind)
+                   << "\",backing=\"" << backing_of(usage) << "\"" << more << "} " << value << "\n";
+    };
+
+    add_head("bytes", "Bytes of tensors that the CPU reads, by what they are for and by the memory that they lie on");
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        add_item("bytes", report.usages[i], "", report.usages[i].bytes);
+    }
+    add_head("pages", "Huge pages that they lie on");
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        add_item("pages", report.usages[i], "", report.usages[i].pages);
+    }
+    add_head("node_bytes", "Resident memory under them on each NUMA node");
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        for (uint32_t node = 0; node < report.n_nodes; node++) {
+            add_item("node_bytes", report.usages[i], ",node=\"" + std::to_string(node) + "\"", report.usages[i].node_bytes[node]);
+        }
+    }
+    add_head("late_bytes", "Bytes that were asked for after the start and got ordinary memory");
+    prometheus << "llamacpp:hugepages_late_bytes " << report.late << "\n";
+    return prometheus.str();
+}
