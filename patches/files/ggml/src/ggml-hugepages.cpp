@@ -40,7 +40,7 @@
 #endif
 #endif // __linux__
 
-// images and buffers that are alive
+// Images and buffers that are alive and done: whoever asks for a report may be another thread than the one that loads.
 static std::mutex                          g_mutex;
 static std::vector<ggml_hugepages_image_t> g_images;
 static std::vector<ggml_hugepages_image_t> g_buffers;
@@ -53,9 +53,7 @@ std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
     std::vector<ggml_hugepages_image> result;
     for (const auto * list : { &g_images, &g_buffers }) {
         for (const auto * image : *list) {
-            if (image->addr) {
-                result.push_back(*image);
-            }
+            result.push_back(*image);
         }
     }
     return result;
@@ -137,9 +135,6 @@ ggml_hugepages_image_t ggml_hugepages_image_init(int fd, size_t size) {
     image->path   = path_of(fd);
     image->size   = size;
     image->length = size;
-
-    std::lock_guard<std::mutex> lock(g_mutex);
-    g_images.push_back(image);
     return image;
 }
 
@@ -158,7 +153,7 @@ void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
     }
     {
         std::lock_guard<std::mutex> lock(g_mutex);
-        g_images.erase(std::find(g_images.begin(), g_images.end(), image));
+        g_images.erase(std::remove(g_images.begin(), g_images.end(), image), g_images.end());
     }
     close_memfds(*image);
     delete image;
@@ -604,9 +599,13 @@ bool ggml_hugepages_fill(
             }
         }
     }
+    std::lock_guard<std::mutex> lock(g_mutex);
     // not before all are filled: a shortage in a later image gives back what the earlier ones hold
     for (size_t i = 0; i < n_images; i++) {
         close_memfds(*images[i]);
+        if (images[i]->addr) {
+            g_images.push_back(images[i]);
+        }
     }
     return true;
 }
