@@ -34,6 +34,7 @@ fn run() -> Result<()> {
         dir: &out,
         commit: &commit,
         targets: &["llama-server-impl"],
+        args: &[],
     }
     .run()?;
     link::emit(&built)

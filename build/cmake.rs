@@ -18,6 +18,8 @@ pub struct Build<'a> {
     /// What `--version` shows as the commit.
     pub commit: &'a str,
     pub targets: &'a [&'a str],
+    /// For CMake, after those of the environment.
+    pub args: &'a [&'a str],
 }
 
 /// What `--version` shows as the commit: upstream's, and our version on a patched tree.
@@ -53,7 +55,8 @@ pub fn check() -> Result<()> {
 impl Build<'_> {
     /// Configures and builds; returns the build directory.
     pub fn run(&self) -> Result<PathBuf> {
-        let extra = extra_args()?;
+        let mut extra = extra_args()?;
+        extra.extend(self.args.iter().map(|&arg| arg.to_owned()));
         let (cflags, cxxflags) = (
             cargo::env("CFLAGS").unwrap_or_default(),
             cargo::env("CXXFLAGS").unwrap_or_default(),
@@ -169,7 +172,7 @@ fn extra_args() -> Result<Vec<String>> {
 }
 
 /// A program on PATH, or given by its path.
-fn find(program: &std::ffi::OsStr) -> Option<PathBuf> {
+pub fn find(program: &std::ffi::OsStr) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .map(|dir| dir.join(program))

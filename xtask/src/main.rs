@@ -1,4 +1,4 @@
-//! Chores of this repository, as `cargo xtask …`: the pin, the patch series, upstream's own programs.
+//! Chores of this repository, as `cargo xtask …`: the pin, the patch series, upstream's own programs, two nodes.
 //!
 //! It shares `build/` with `build.rs` and does not depend on the crate itself, so that it compiles in seconds
 //! and works while the build does not.
@@ -10,10 +10,11 @@ mod git;
 mod hint;
 mod patches;
 mod programs;
+mod qemu;
 mod repo;
 mod vendor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -50,7 +51,7 @@ const EXIT_CODES: &str = "Exit codes:
   2  wrong command line
   3  it could not be done: the message says why";
 
-/// Chores of this repository: the pin, the patch series, upstream's own programs.
+/// Chores of this repository: the pin, the patch series, upstream's own programs, two nodes.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
@@ -73,6 +74,15 @@ enum Command {
     Stock,
     /// Build upstream's programs with the series into target/tools/
     Tools,
+    /// Test huge pages on an emulated machine with two NUMA nodes
+    QemuTest {
+        /// Kernel to boot [default: the one that `scripts/setup --test` puts into target/qemu/kernel/]
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// Where something needed is missing, say what, and end well
+        #[arg(long)]
+        if_possible: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -147,6 +157,10 @@ fn run(cli: &Cli) -> Result<Exit> {
         Command::Patches(command) => run_patches(&repo, command),
         Command::Stock => run_build(&repo, Kind::Stock),
         Command::Tools => run_build(&repo, Kind::Tools),
+        Command::QemuTest {
+            kernel,
+            if_possible,
+        } => run_qemu_test(&repo, kernel.as_deref(), *if_possible),
     }
 }
 
@@ -290,6 +304,21 @@ fn run_build(repo: &Repo, kind: Kind) -> Result<Exit> {
         println!("{}", program.display());
     }
     Ok(Exit::Done)
+}
+
+fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, if_possible: bool) -> Result<Exit> {
+    let needs = match qemu::Needs::look(repo, kernel) {
+        Err(missing) if if_possible => {
+            eprintln!("qemu-test: skipped, {missing:#}");
+            return Ok(Exit::Done);
+        }
+        needs => needs?,
+    };
+    Ok(if qemu::run(repo, &needs)? {
+        Exit::Done
+    } else {
+        Exit::No
+    })
 }
 
 impl Place {

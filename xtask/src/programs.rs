@@ -1,4 +1,4 @@
-//! Upstream's own programs: of the pristine source (stock), and with the series (tools).
+//! Upstream's own programs: of the pristine source (stock), and with the series (tools), for any CPU (qemu).
 
 use std::path::PathBuf;
 
@@ -18,30 +18,63 @@ const PROGRAMS: &[&str] = &[
     "llama-perplexity",
     "llama-quantize",
     "llama-results",
+    "ggml-rpc-server",
 ];
 
-/// Which source the programs are made of.
+/// What the emulated machine runs.
+const QEMU_PROGRAMS: &[&str] = &["llama-server"];
+
+/// Which source the programs are made of, and for which machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Stock,
     Tools,
+    /// As tools, but not for the CPU they are built on: an emulated one has less.
+    Qemu,
 }
 
-/// Builds with the flags of our own build, in `target/stock` or `target/tools`, and names the binaries.
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Tools => "tools",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Stock | Self::Tools => PROGRAMS,
+            Self::Qemu => QEMU_PROGRAMS,
+        }
+    }
+
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            // A worker of a distributed run is one of the programs, and "another device" for tests without a GPU.
+            Self::Stock | Self::Tools => &["-DGGML_RPC=ON"],
+            // AVX2 at most, as upstream's defaults are then; QEMU emulates that since 7.2.
+            Self::Qemu => &["-DGGML_NATIVE=OFF"],
+        }
+    }
+}
+
+/// Builds with the flags of our own build, in a folder of `target/`, and names the binaries.
 pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     cmake::check()?;
     let source = repo.source()?;
-    let (dir, ours) = match kind {
-        Kind::Stock => (repo.target().join("stock"), None),
-        Kind::Tools => (repo.target().join("tools"), Some(env!("CARGO_PKG_VERSION"))),
-    };
+    let dir = repo.target().join(kind.folder());
     let tree = dir.join("llama.cpp");
-    match kind {
-        Kind::Stock => source::copy(&source.dir, &tree)?,
-        Kind::Tools => {
-            Series::read(repo.patches().root())?.apply(&source.dir, &tree)?;
+    let ours = match kind {
+        Kind::Stock => {
+            source::copy(&source.dir, &tree)?;
+            None
         }
-    }
+        Kind::Tools | Kind::Qemu => {
+            Series::read(repo.patches().root())?.apply(&source.dir, &tree)?;
+            Some(env!("CARGO_PKG_VERSION"))
+        }
+    };
     let dir = dir
         .canonicalize()
         .with_context(|| format!("cannot resolve `{}`", dir.display()))?;
@@ -49,10 +82,12 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let built = Build {
         dir: &dir,
         commit: &commit,
-        targets: PROGRAMS,
+        targets: kind.programs(),
+        args: kind.args(),
     }
     .run()?;
-    Ok(PROGRAMS
+    Ok(kind
+        .programs()
         .iter()
         .map(|name| built.join("bin").join(name))
         .collect())

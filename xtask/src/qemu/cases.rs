@@ -1,0 +1,131 @@
+//! What runs in the guest, and what is expected of it.
+
+/// What the kernel is booted with, on each node. Twelve times the model, so that only a case that wants to is short.
+pub const PAGES_PER_NODE: u64 = 256;
+/// Fewer than the model takes.
+const SHORT: u64 = 4;
+
+/// Where the guest has the model.
+pub const MODEL: &str = "/model.gguf";
+
+/// The two page sizes, in KiB.
+pub const SMALL_KB: u64 = 2 << 10;
+pub const LARGE_KB: u64 = 1 << 20;
+
+/// One start of the server.
+#[derive(Debug)]
+pub struct Case {
+    pub name: &'static str,
+    cpus: &'static str,
+    /// Pages of 2 MiB in the pool of node 1.
+    pub pages: u64,
+    arguments: &'static str,
+    pub expect: Expect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// No huge page: the answer that the others must give too.
+    Plain,
+    /// Every mapping of weights has as many pages on one node as on the other, give or take one.
+    Spread,
+    /// All weights are on huge pages.
+    Anywhere,
+    /// All huge pages are on this node, the weights on pages of this size.
+    On(u32, u64),
+    /// What this node has is used, the rest of the weights stays the file's mapping.
+    PartlyOn(u32),
+    /// An end with a message that has this node's count. No signal.
+    RefusedFor(u32),
+}
+
+/// The plain ones come first: they give the answers for their number of threads.
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    case("plain-1",          NODE_0, "", Expect::Plain),
+    case("plain-2",          BOTH,   "", Expect::Plain),
+    case("distribute",       BOTH,   "--numa distribute --hugepages", Expect::Spread),
+    case("numactl",          NODE_1, "--numa numactl --hugepages", Expect::On(1, SMALL_KB)),
+    case("isolate",          NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
+    case("short-require",    NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
+    case("short-prefer",     NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
+    // Spreading is a wish: the machine has enough, and what one node lacks the other one gives.
+    case("short-distribute", BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
+    case("size-1g",          NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
+    // A page of 1 GiB would be a waste for this model, and `auto` wastes none.
+    case("size-auto",        NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
+];
+
+/// CPUs that the process may use, one a node.
+const NODE_0: &str = "0";
+const NODE_1: &str = "1";
+const BOTH: &str = "0,1";
+
+const fn case(
+    name: &'static str,
+    cpus: &'static str,
+    arguments: &'static str,
+    expect: Expect,
+) -> Case {
+    Case {
+        name,
+        cpus,
+        pages: PAGES_PER_NODE,
+        arguments,
+        expect,
+    }
+}
+
+impl Case {
+    /// Node 1 has too few pages.
+    const fn short(mut self) -> Self {
+        self.pages = SHORT;
+        self
+    }
+
+    /// A line of the guest's script.
+    pub fn command(&self) -> String {
+        let Self {
+            name,
+            cpus,
+            pages,
+            arguments,
+            ..
+        } = self;
+        format!(
+            "run {name} {cpus} {pages} -t {} {arguments}\n",
+            self.threads()
+        )
+    }
+
+    /// One for each CPU: more would wait for each other.
+    pub fn threads(&self) -> usize {
+        self.cpus.split(',').count()
+    }
+
+    pub fn exit_code(&self) -> u32 {
+        u32::from(matches!(self.expect, Expect::RefusedFor(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_case_has_a_plain_answer_for_its_threads() {
+        for case in CASES {
+            let plain =
+                |one: &&Case| one.expect == Expect::Plain && one.threads() == case.threads();
+            assert!(CASES.iter().any(|one| plain(&one)), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_case_is_a_line_of_the_guests_script() {
+        assert_eq!(
+            CASES[2].command(),
+            "run distribute 0,1 256 -t 2 --numa distribute --hugepages\n"
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! `cargo xtask qemu-test`: huge pages and NUMA nodes, on an emulated machine that has two of each.
+//!
+//! The guest only starts servers and reports what its kernel says of them (`guest.sh`). What has to be seen is
+//! decided here, so that it can be tested without a machine.
+
+mod cases;
+mod image;
+mod judge;
+mod machine;
+mod report;
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::build::cmake;
+use crate::hint::Hint as _;
+use crate::programs::{self, Kind};
+use crate::repo::Repo;
+use cases::{CASES, Case};
+use image::Image;
+use judge::Judge;
+use machine::Machine;
+use report::{Event, Reader, Seen};
+
+const SETUP: &str = "scripts/setup --test";
+/// Lines of a server's log that are shown with a failure: where this runs, the log itself may not be kept.
+const TAIL: usize = 20;
+
+/// What a run takes of the machine.
+#[derive(Debug)]
+pub struct Needs {
+    kernel: PathBuf,
+    busybox: PathBuf,
+}
+
+impl Needs {
+    /// The kernel is the one given, or the one that the set-up put into `target/qemu/kernel`.
+    pub fn look(repo: &Repo, kernel: Option<&Path>) -> Result<Self> {
+        ensure!(
+            cfg!(target_arch = "x86_64"),
+            "the emulated machine is x86-64, and so must be the programs made here"
+        );
+        let find = |program: &str| {
+            cmake::find(program.as_ref())
+                .with_context(|| format!("there is no `{program}`"))
+                .hint(SETUP)
+        };
+        for program in [machine::QEMU, "ldd", "setpriv"] {
+            find(program)?;
+        }
+        let kernel = match kernel {
+            Some(kernel) => kernel.to_owned(),
+            None => fetched_kernel(&folder(repo).join("kernel"))
+                .context("there is no kernel for the guest")
+                .hint(SETUP)?,
+        };
+        Ok(Self {
+            kernel,
+            busybox: find("busybox")?,
+        })
+    }
+}
+
+fn folder(repo: &Repo) -> PathBuf {
+    repo.target().join("qemu")
+}
+
+fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
+    let mut kernels: Vec<_> = fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"vmlinuz-"))
+        })
+        .collect();
+    kernels.sort();
+    kernels.pop()
+}
+
+/// Builds, boots and judges; whether all of it is as it should be.
+pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
+    let programs = programs::build(repo, Kind::Qemu)?;
+    let folder = folder(repo);
+    // Before there is anything to leave behind.
+    let interrupted = machine::catch_signals()?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".run-")
+        .tempdir_in(&folder)
+        .with_context(|| format!("cannot write `{}`", folder.display()))?;
+    let model = scratch.path().join("model.gguf");
+    write_model(repo, &model)?;
+    let initramfs = scratch.path().join("initramfs");
+    write_initramfs(&initramfs, &needs.busybox, &programs, &model)?;
+
+    let (console, log) = (folder.join("console.log"), folder.join("guest.log"));
+    let machine = Machine::start(&needs.kernel, &initramfs, &console, interrupted)?;
+    let start = Instant::now();
+    let mut judge = Judge::new(fs::metadata(&model)?.len());
+    let good = watch(&machine, &log, &mut judge);
+    if !matches!(good, Ok(good) if good == CASES.len()) {
+        eprintln!("the guest's report: {}", log.display());
+        eprintln!("its kernel's messages: {}", console.display());
+    }
+    let good = good?;
+    println!(
+        "{good} of {} cases are good, {:.0} s",
+        CASES.len(),
+        start.elapsed().as_secs_f64()
+    );
+    Ok(good == CASES.len())
+}
+
+/// One line a case, as they end; returns how many are good.
+fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
+    let mut log = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
+    let mut reader = Reader::default();
+    let mut left = CASES.iter();
+    let mut good = 0;
+    while let Some(line) = machine.line()? {
+        log.write_all(line.as_bytes())?;
+        match reader.line(&line)? {
+            None => {}
+            Some(Event::Done) => break,
+            Some(Event::Case(name, seen)) => {
+                let case = left
+                    .next()
+                    .filter(|case| case.name == name)
+                    .with_context(|| format!("`{name}` is not the next case"))?;
+                good += usize::from(tell(case, &seen, &judge.findings(case, &seen)));
+            }
+        }
+    }
+    for case in left {
+        println!("FAIL {}: it did not come to an end", case.name);
+    }
+    Ok(good)
+}
+
+fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
+    if findings.is_empty() {
+        println!("ok   {}: {}", case.name, judge::summary(seen));
+        return true;
+    }
+    println!("FAIL {}: {}", case.name, judge::summary(seen));
+    for finding in findings {
+        println!("     {finding}");
+    }
+    let lines: Vec<_> = seen.log.lines().collect();
+    for line in &lines[lines.len().saturating_sub(TAIL)..] {
+        println!("     | {line}");
+    }
+    false
+}
+
+/// Made by our own tool, which `cargo build` has made. Weights that are read where they are mapped, and a mixture, of
+/// which a token computes with a small part: emulated, a token of a dense model takes seconds.
+fn write_model(repo: &Repo, model: &Path) -> Result<()> {
+    let tool = repo.target().join("release/hugepages");
+    ensure!(
+        tool.is_file(),
+        "there is no `{}`\nhint: cargo build --release",
+        tool.display()
+    );
+    let status = Command::new(&tool)
+        .arg("demo-model")
+        .arg(model)
+        .args(["--size", "40M", "--type", "Q8_0"])
+        .args(["--experts", "16", "--experts-used", "1"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run `{}`", tool.display()))?;
+    ensure!(status.success(), "`{} demo-model` failed", tool.display());
+    Ok(())
+}
+
+fn write_initramfs(path: &Path, busybox: &Path, programs: &[PathBuf], model: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+    let mut image = Image::new(BufWriter::new(file));
+    image.file("init", include_bytes!("guest.sh"))?;
+    let commands: String = CASES.iter().map(Case::command).collect();
+    image.file("cases", commands.as_bytes())?;
+    image.program("bin/busybox", busybox)?;
+    for program in programs {
+        let name = program.file_name().context("a program without a name")?;
+        image.program(Path::new("bin").join(name), program)?;
+    }
+    image.file(cases::MODEL, &fs::read(model)?)?;
+    image.finish()
+}

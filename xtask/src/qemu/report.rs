@@ -1,0 +1,336 @@
+//! What the guest reports: text of the kernel and the server, in sections that `@@` lines begin.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+
+/// Pages of one size on one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pool {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// By node and page size in KiB.
+pub type Pools = BTreeMap<(u32, u64), Pool>;
+
+/// A mapping as `numa_maps` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// File or memfd, without the path's escapes and without ` (deleted)`; empty for other memory.
+    pub file: String,
+    pub page_kb: u64,
+    /// Pages by node, of the mapping's own size.
+    pub pages: BTreeMap<u32, u64>,
+}
+
+/// A mapping as `smaps` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    pub file: String,
+    pub bytes: u64,
+    pub page_kb: u64,
+    pub flags: Vec<String>,
+}
+
+/// MiB of huge pages by kind of memory and node.
+pub type Table = BTreeMap<(String, u32), u64>;
+
+/// One case as the guest saw it. Mappings and answer are only there when the server became ready.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub before: Pools,
+    pub after: Pools,
+    pub mappings: Vec<Mapping>,
+    pub areas: Vec<Area>,
+    pub tokens: Option<String>,
+    /// As a shell has it: 128 and more is a signal.
+    pub exit: Option<u32>,
+    pub log: String,
+}
+
+/// Puts the lines of the report together.
+#[derive(Debug, Default)]
+pub struct Reader {
+    name: String,
+    sections: BTreeMap<String, String>,
+    section: String,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    Case(String, Seen),
+    /// All cases have run.
+    Done,
+}
+
+impl Reader {
+    pub fn line(&mut self, line: &str) -> Result<Option<Event>> {
+        // The serial line ends lines with both.
+        let line = line.trim_end_matches(['\r', '\n']);
+        let Some(mark) = line.strip_prefix("@@ ") else {
+            let text = self.sections.entry(self.section.clone()).or_default();
+            text.push_str(line);
+            text.push('\n');
+            return Ok(None);
+        };
+        match mark.split_once(' ').unwrap_or((mark, "")) {
+            ("case", name) => {
+                name.clone_into(&mut self.name);
+                self.sections.clear();
+            }
+            ("end", _) => {
+                let name = std::mem::take(&mut self.name);
+                let seen = self
+                    .seen()
+                    .with_context(|| format!("cannot read the report of `{name}`"))?;
+                return Ok(Some(Event::Case(name, seen)));
+            }
+            ("done", _) => return Ok(Some(Event::Done)),
+            (section, _) => section.clone_into(&mut self.section),
+        }
+        Ok(None)
+    }
+
+    fn seen(&mut self) -> Result<Seen> {
+        let mut section = |name: &str| self.sections.remove(name).unwrap_or_default();
+        Ok(Seen {
+            before: pools(&section("before"))?,
+            after: pools(&section("after"))?,
+            mappings: section("numa_maps").lines().filter_map(mapping).collect(),
+            areas: areas(&section("smaps")),
+            tokens: tokens(&section("answer")),
+            exit: section("exit").trim().parse().ok(),
+            log: section("log"),
+        })
+    }
+}
+
+/// `node0/hugepages/hugepages-2048kB/free_hugepages:256`, and so on.
+fn pools(text: &str) -> Result<Pools> {
+    let mut pools = Pools::new();
+    for line in text.lines() {
+        let read = || {
+            let (path, value) = line.split_once(':')?;
+            let mut parts = path.split('/');
+            let node = parts.next()?.strip_prefix("node")?.parse().ok()?;
+            let size = parts.nth(1)?.strip_prefix("hugepages-")?;
+            let size = size.strip_suffix("kB")?.parse().ok()?;
+            Some(((node, size), parts.next()?, value.parse().ok()?))
+        };
+        let (key, name, value) = read().with_context(|| format!("`{line}` is not a pool"))?;
+        let pool = pools.entry(key).or_default();
+        match name {
+            "nr_hugepages" => pool.total = value,
+            "free_hugepages" => pool.free = value,
+            _ => {}
+        }
+    }
+    Ok(pools)
+}
+
+/// `7f… bind:1 file=/memfd:llama-weights\040(deleted) huge dirty=2 N1=2 kernelpagesize_kB=2048`; numa(7).
+fn mapping(line: &str) -> Option<Mapping> {
+    let mut mapping = Mapping {
+        file: String::new(),
+        page_kb: 0,
+        pages: BTreeMap::new(),
+    };
+    for word in line.split(' ') {
+        let Some((key, value)) = word.split_once('=') else {
+            continue;
+        };
+        if key == "file" {
+            mapping.file = file(&value.replace("\\040", " "));
+        } else if key == "kernelpagesize_kB" {
+            mapping.page_kb = value.parse().ok()?;
+        } else if let Some(node) = key.strip_prefix('N').and_then(|node| node.parse().ok()) {
+            mapping.pages.insert(node, value.parse().ok()?);
+        }
+    }
+    // Without a page size there are no pages either.
+    (mapping.page_kb > 0).then_some(mapping)
+}
+
+/// The head of each mapping in smaps, with its page size and flags; `proc_pid_smaps(5)`.
+fn areas(text: &str) -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for line in text.lines() {
+        let (first, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        if let Some((start, end)) = first.split_once('-') {
+            let address = |text| u64::from_str_radix(text, 16).unwrap_or_default();
+            let path = rest.splitn(5, ' ').nth(4).unwrap_or_default();
+            areas.push(Area {
+                file: file(path.trim_start()),
+                bytes: address(end).saturating_sub(address(start)),
+                page_kb: 0,
+                flags: Vec::new(),
+            });
+        } else if let Some(area) = areas.last_mut() {
+            match first {
+                "KernelPageSize:" => {
+                    let size = rest.trim().trim_end_matches(" kB");
+                    area.page_kb = size.parse().unwrap_or_default();
+                }
+                "VmFlags:" => area.flags = rest.split_whitespace().map(str::to_owned).collect(),
+                _ => {}
+            }
+        }
+    }
+    areas
+}
+
+/// The file without what the kernel adds when it has no name any more, as a memfd never has.
+fn file(path: &str) -> String {
+    path.strip_suffix(" (deleted)").unwrap_or(path).to_owned()
+}
+
+/// `"tokens":[1,2,3]` of the server's answer, as text: they are only ever compared.
+fn tokens(answer: &str) -> Option<String> {
+    let (_, rest) = answer.split_once("\"tokens\":[")?;
+    let (tokens, _) = rest.split_once(']')?;
+    (!tokens.is_empty()).then(|| tokens.to_owned())
+}
+
+/// From the table in a server's log, with a column for each node:
+/// `0.00.556.715 I hugepages: weights    2M              40.20       21           0.00          42.00`.
+pub fn table(log: &str) -> Table {
+    let mut table = Table::new();
+    for line in log.lines() {
+        let Some((_, row)) = line.split_once("hugepages: ") else {
+            continue;
+        };
+        let words: Vec<_> = row.split_whitespace().collect();
+        let [kind, on, _, _, nodes @ ..] = &words[..] else {
+            continue;
+        };
+        if !matches!(*on, "2M" | "1G") {
+            continue;
+        }
+        for (node, mib) in (0..).zip(nodes) {
+            // Pages are whole, so is their number of MiB.
+            let whole = mib.split_once('.').map_or(*mib, |(whole, _)| whole);
+            let mib: u64 = whole.parse().unwrap_or_default();
+            if mib > 0 {
+                *table.entry(((*kind).to_owned(), node)).or_default() += mib;
+            }
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = "\
+a line of the boot\r
+@@ case numactl\r
+@@ before\r
+node0/hugepages/hugepages-1048576kB/free_hugepages:1\r
+node0/hugepages/hugepages-1048576kB/nr_hugepages:1\r
+node0/hugepages/hugepages-1048576kB/surplus_hugepages:0\r
+node1/hugepages/hugepages-2048kB/free_hugepages:256\r
+node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
+@@ numa_maps\r
+55d8e7200000 default file=/bin/llama-server mapped=3 N0=3 kernelpagesize_kB=4\r
+7f0000000000 bind:1 file=/memfd:llama-weights\\040(deleted) huge dirty=3 N0=1 N1=2 kernelpagesize_kB=2048\r
+7f0000600000 default\r
+@@ smaps\r
+7f0000000000-7f0000600000 r--p 00200000 00:0f 1029                       /memfd:llama-weights (deleted)\r
+KernelPageSize:     2048 kB\r
+VmFlags: rd mr mw me dc dd ht \r
+7f0000600000-7f0000601000 rw-p 00000000 00:00 0 \r
+KernelPageSize:        4 kB\r
+VmFlags: rd wr mr mw me rr \r
+@@ answer\r
+{\"index\":0,\"content\":\"x\",\"tokens\":[5,6],\"id_slot\":0}\r
+@@ exit\r
+0\r
+@@ log\r
+first\r
+second\r
+@@ after\r
+node1/hugepages/hugepages-2048kB/free_hugepages:255\r
+node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
+@@ end\r
+@@ done\r
+";
+
+    fn read(text: &str) -> (String, Seen) {
+        let mut reader = Reader::default();
+        let mut events = text
+            .lines()
+            .filter_map(|line| reader.line(line).unwrap())
+            .collect::<Vec<_>>();
+        assert!(matches!(events.pop(), Some(Event::Done)));
+        match events.pop() {
+            Some(Event::Case(name, seen)) => (name, seen),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_report_is_taken_apart() {
+        let (name, seen) = read(REPORT);
+        assert_eq!(name, "numactl");
+        assert_eq!(seen.before[&(0, 1_048_576)], Pool { total: 1, free: 1 });
+        assert_eq!(seen.before[&(1, 2048)].free, 256);
+        assert_eq!(seen.after[&(1, 2048)].free, 255);
+        assert_eq!(seen.tokens.as_deref(), Some("5,6"));
+        assert_eq!(seen.exit, Some(0));
+        assert_eq!(seen.log, "first\nsecond\n");
+    }
+
+    #[test]
+    fn pages_are_counted_by_mapping_and_node() {
+        let (_, seen) = read(REPORT);
+        assert_eq!(seen.mappings.len(), 2);
+        let weights = &seen.mappings[1];
+        assert_eq!(weights.file, "/memfd:llama-weights");
+        assert_eq!(weights.page_kb, 2048);
+        assert_eq!(weights.pages, [(0, 1), (1, 2)].into());
+    }
+
+    #[test]
+    fn areas_have_their_size_and_flags() {
+        let (_, seen) = read(REPORT);
+        let [weights, heap] = &seen.areas[..] else {
+            panic!("{:?}", seen.areas);
+        };
+        assert_eq!(weights.file, "/memfd:llama-weights");
+        assert_eq!((weights.bytes, weights.page_kb), (6 << 20, 2048));
+        assert!(weights.flags.iter().any(|flag| flag == "ht"));
+        assert_eq!((heap.file.as_str(), heap.bytes), ("", 4096));
+        assert!(heap.flags.iter().any(|flag| flag == "rr"));
+    }
+
+    #[test]
+    fn the_servers_own_table_is_read_by_kind_and_node() {
+        let log = "\
+0.556.715 I hugepages: kind       on                MiB    pages     node 0 MiB     node 1 MiB
+0.557.029 I hugepages: weights    2M              40.20       21          22.00          20.00
+0.557.029 I hugepages: weights    1G             100.00        1           0.00        1024.00
+0.557.101 I hugepages: kv         base             1.31        0           0.00           0.00
+0.557.279 I hugepages: 48.58 of 49.89 MiB on huge pages (97.3 %)
+";
+        let kind = || "weights".to_owned();
+        assert_eq!(table(log), [((kind(), 0), 22), ((kind(), 1), 1044)].into());
+    }
+
+    #[test]
+    fn a_server_that_ended_early_has_no_mappings_and_no_answer() {
+        let (_, seen) = read("@@ case short\n@@ before\n@@ exit\n1\n@@ log\nno\n@@ end\n@@ done\n");
+        assert!(seen.mappings.is_empty() && seen.areas.is_empty() && seen.tokens.is_none());
+        assert_eq!(seen.exit, Some(1));
+    }
+
+    #[test]
+    fn a_report_that_the_kernel_wrote_into_is_an_error() {
+        let mut reader = Reader::default();
+        for line in ["@@ case x", "@@ before", "node0/huge[ 1.5] oops"] {
+            assert!(reader.line(line).unwrap().is_none());
+        }
+        assert!(reader.line("@@ end").is_err());
+    }
+}
