@@ -18,7 +18,7 @@ ARGS  ?=
 # once for `make build`, `make lint` and `make test`.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
-SCRIPTS     := scripts/setup scripts/run scripts/pool-lease scripts/deny .ci/run
+SCRIPTS     := scripts/setup scripts/run scripts/pool-lease scripts/deny .ci/run xtask/src/qemu/guest.sh
 
 step = @printf '\n== %s\n' '$(1)' >&2
 
@@ -61,7 +61,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit ## everything CI runs
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit qemu-test ## everything CI runs
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
@@ -76,6 +76,12 @@ unit: ## unit and integration tests alone
 	    echo "skipped: $$(wc -l < $(SKIP_LOG)), each counted above as passed, because:"; \
 	    sed 's/^/  /' $(SKIP_LOG); \
 	else echo 'skipped: 0'; fi
+
+# Elsewhere than in CI it is skipped, and says why, where QEMU or a kernel for its guest is missing.
+.PHONY: qemu-test
+qemu-test: setup-test build ## huge pages on two NUMA nodes, in an emulated machine
+	$(call step,two NUMA nodes)
+	cargo xtask qemu-test $(if $(CI),,--if-possible)
 
 .PHONY: fmt
 fmt: ## format the Rust code
