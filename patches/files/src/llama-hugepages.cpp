@@ -258,10 +258,13 @@ std::vector<ggml_hugepages_image_t> llama_hugepages::handles() const {
 }
 
 size_t llama_hugepages_output_size(const ggml_hugepages_params & params, ggml_backend_buffer_t buffer) {
+    if (!params.enabled || !buffer) {
+        return 0;
+    }
     const size_t page_size = ggml_hugepages_page_size("");
-    const size_t size      = buffer ? ggml_backend_buffer_get_size(buffer) : 0;
+    const size_t size      = ggml_backend_buffer_get_size(buffer);
     // less than a page stays ordinary memory
-    return params.enabled && page_size > 0 && size >= page_size ? (size + page_size - 1)/page_size*page_size : 0;
+    return page_size > 0 && size >= page_size ? (size + page_size - 1)/page_size*page_size : 0;
 }
 
 void * llama_hugepages_map(const llama_hugepages_image & image) {

@@ -364,6 +364,10 @@ struct reader {
 
     // returns false if the callback says so
     bool run(size_t n_threads, ggml_hugepages_progress_callback callback, void * user_data) {
+        // before anything is read: a small file may be done before the first look at it
+        if (callback && !callback(0, total, user_data)) {
+            return false;
+        }
         n_threads = std::min(n_threads, jobs.size());
         std::vector<std::thread> threads;
         bool aborted = false;
