@@ -1,5 +1,6 @@
 //! What cannot work ends with one cause, a hint where there is one, an exit code, and no page kept.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -11,7 +12,8 @@ use crate::support::cgroup::Cgroup;
 use crate::support::gguf::{self, Gguf};
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Ended, Launch};
-use crate::support::{is_root, models, or_skip, page_cache, smaps};
+use crate::support::table::Table;
+use crate::support::{is_root, made, models, need, or_skip, page_cache, smaps};
 
 fn model() -> PathBuf {
     models::demo("100M", "Q8_0")
@@ -51,7 +53,7 @@ fn assert_tells_the_need(ended: &Ended, before: Counts, need: u64) {
         ..
     } = before;
     for part in [
-        format!("need {need} huge pages of 2 MiB"),
+        format!("needs {need} huge pages of 2 MiB"),
         format!("{} can be had", before.usable()),
         format!("free {free}"),
         format!("reserved {reserved}"),
@@ -69,17 +71,22 @@ fn assert_tells_the_need(ended: &Ended, before: Counts, need: u64) {
 #[test]
 fn require_with_an_empty_pool_says_what_it_needs() {
     let model = model();
+    let need = need::of(&require(&model));
     let pool = or_skip!(Pool::with(0));
     let ended = require(&model).run();
-    assert_tells_the_need(&ended, pool.counts, gguf::pages(&model));
+    assert_tells_the_need(&ended, pool.counts, need);
+    assert!(
+        need > gguf::pages(&model),
+        "weights are {need} pages, and there is more"
+    );
     pool.assert_all_back();
 }
 
 #[test]
 fn require_exits_before_io_when_the_pool_is_short_by_one_page() {
     let model = model();
-    let need = gguf::pages(&model);
-    let pool = or_skip!(Pool::with(need - 1));
+    let need = need::of(&require(&model));
+    let pool = or_skip!(Pool::with(need.saturating_sub(1)));
     page_cache::drop_file(&model);
     let ended = require(&model).run();
     assert_tells_the_need(&ended, pool.counts, need);
@@ -97,8 +104,8 @@ fn require_exits_before_io_when_the_pool_is_short_by_one_page() {
 #[test]
 fn the_need_of_a_split_model_is_summed_before_a_page_is_taken() {
     let model = models::demo_in_shards("100M", "Q8_0", 3);
-    let need = gguf::pages(&model);
-    let pool = or_skip!(Pool::with(need - 1));
+    let need = need::of(&require(&model));
+    let pool = or_skip!(Pool::with(need.saturating_sub(1)));
     let ended = require(&model).run();
     assert_tells_the_need(&ended, pool.counts, need);
     pool.assert_all_back();
@@ -107,7 +114,7 @@ fn the_need_of_a_split_model_is_summed_before_a_page_is_taken() {
 #[test]
 fn the_total_of_the_hint_does_not_shrink_what_others_use() {
     let model = model();
-    let need = gguf::pages(&model);
+    let need = need::of(&require(&model));
     let mut pool = or_skip!(Pool::with(need));
     let first = require(&model).start();
     // All that there is is in use.
@@ -125,7 +132,8 @@ fn the_total_of_the_hint_does_not_shrink_what_others_use() {
 #[test]
 fn of_two_servers_on_pages_for_one_the_second_fails_and_the_first_still_serves() {
     let model = model();
-    let pool = or_skip!(Pool::with(gguf::pages(&model) + 3));
+    let need = need::of(&require(&model));
+    let pool = or_skip!(Pool::with(need + 3));
     let first = require(&model).start();
     let before = first.complete("Hello", &json!({ "temperature": 0 }));
     let taken = pool.taken();
@@ -150,31 +158,62 @@ fn prefer_with_an_empty_pool_serves_without_a_page() {
 #[test]
 fn prefer_with_a_short_pool_takes_all_there_is_and_reports_the_rest() {
     let model = model();
-    let need = gguf::pages(&model);
-    let pool = or_skip!(Pool::with(need - 7));
+    let pages = need::of(&require(&model)).saturating_sub(7);
+    let pool = or_skip!(Pool::with(pages));
     let server = Launch::ours().model(&model).hugepages("prefer").start();
     server.assert_answers();
-    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need - 7);
-    assert_eq!(pool.taken(), need - 7);
-    let log = server.log();
-    let report = log
-        .lines()
-        .find(|line| line.contains("weights read by the CPU:"))
-        .expect("a report");
-    assert!(
-        report.contains(&format!("({} of 2 MiB)", need - 7)),
-        "{report}"
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, pages);
+    assert_eq!(pool.taken(), pages);
+    let table = Table::of(&server.log());
+    assert_eq!(
+        table.rows.iter().map(|row| row.pages).sum::<u64>(),
+        pages,
+        "{table:?}"
     );
+    assert!(table.huge_mib < table.total_mib, "{table:?}");
+}
+
+/// Of the token embeddings a few rows are read for each token, of all other weights all bytes.
+#[test]
+fn prefer_with_a_short_pool_leaves_out_the_token_embeddings_first() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let model = dir.path().join("gemma4.gguf");
+    made::gemma4(&model);
+    let launch = Launch::ours().model(&model).args(["--lazy-mode", "off"]);
+    let need = need::of(&launch);
+    let file = Gguf::read(&model);
+    // Blocks that they share with another tensor are read with it.
+    let others = file
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.name != made::LAZY);
+    let others: BTreeSet<u64> = others
+        .flat_map(|tensor| tensor.start / PAGE..tensor.end.div_ceil(PAGE))
+        .collect();
+    let alone = file.blocks().difference(&others).count() as u64;
+    assert!(alone > 0, "the model has embeddings of some size");
+
+    let _pool = or_skip!(Pool::with(need.saturating_sub(alone)));
+    let server = launch.hugepages("prefer").start();
+    let pages = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
+    assert_eq!(pages, others.len() as u64, "\n{}", server.log());
+    // Whatever is left is the mapping of the file, in blocks that hold nothing else.
+    let vmas = smaps::read(server.pid());
+    let mut mapped = smaps::of_file(&vmas, &model).into_iter();
     assert!(
-        !report.contains(" 0.00 MiB on the file mapping"),
-        "{report}"
+        mapped.all(|vma| {
+            let blocks = vma.offset / PAGE..(vma.offset + vma.len()).div_ceil(PAGE);
+            blocks.into_iter().all(|block| !others.contains(&block))
+        }),
+        "{vmas:?}"
     );
+    server.assert_answers();
 }
 
 #[test]
 fn a_pool_that_only_may_grow_is_enough_for_require() {
     let model = model();
-    let need = gguf::pages(&model);
+    let need = need::of(&require(&model));
     let mut pool = or_skip!(Pool::with(0));
     pool.set_overcommit(need);
     let server = require(&model).start();
@@ -186,32 +225,40 @@ fn a_pool_that_only_may_grow_is_enough_for_require() {
 }
 
 #[test]
-fn a_load_mode_that_does_not_map_is_refused_by_require_and_served_by_prefer() {
+fn a_load_mode_that_does_not_map_is_served_from_a_buffer_or_not_at_all() {
     let model = model();
-    let pool = or_skip!(Pool::with(gguf::pages(&model)));
-    let ended = require(&model).args(["--load-mode", "none"]).run();
-    let (cause, hint) = cause_and_hint(&ended);
-    assert!(cause.contains("load mode"), "{cause}");
-    assert!(hint.contains("--load-mode"), "{hint}");
+    let launch = || require(&model).args(["--load-mode", "none"]);
+    let need = need::of(&launch());
+    let mut pool = or_skip!(Pool::with(need.saturating_sub(1)));
+    assert_tells_the_need(&launch().run(), pool.counts, need);
     pool.assert_all_back();
 
-    let server = Launch::ours()
-        .model(&model)
-        .hugepages("prefer")
-        .args(["--load-mode", "none"])
-        .start();
+    pool.set(need);
+    let server = launch().start();
     server.assert_answers();
-    assert_eq!(pool.taken(), 0);
+    assert_eq!(pool.taken(), need);
+    let bytes: u64 = Gguf::read(&model)
+        .tensors
+        .iter()
+        .map(|tensor| tensor.end - tensor.start)
+        .sum();
+    // One buffer without the header: at least the bytes, and less than a page for each padding between tensors.
+    let pages = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
     assert!(
-        server.log().contains("no weights on huge pages"),
-        "{}",
-        server.log()
+        pages == bytes.div_ceil(PAGE) || pages == bytes.div_ceil(PAGE) + 1,
+        "{pages} pages for {bytes} bytes"
+    );
+    let vmas = smaps::read(server.pid());
+    assert!(
+        smaps::of_file(&vmas, &model).is_empty(),
+        "nothing is mapped"
     );
 }
 
 /// A server that cannot load its model, on a machine that has the pages; the cause must name what is wrong.
 fn fails_with(launch: Launch, cause: &str, hint: &str) {
-    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    let need = need::of(&require(&model()));
+    let pool = or_skip!(Pool::with(need));
     let ended = launch.run();
     let (_, has_hint) = cause_and_hint(&ended);
     assert!(ended.log.contains(cause), "no `{cause}` in\n{}", ended.log);
@@ -244,7 +291,8 @@ fn a_shard_that_is_missing_is_named() {
     let first = models::copy_to(dir.path(), &models::demo_in_shards("100M", "Q8_0", 3));
     let second = gguf::files(&first)[1].clone();
     fs::remove_file(&second).expect("the copy is ours");
-    let pool = or_skip!(Pool::with(gguf::pages(&model()) + 8));
+    let need = need::of(&require(&model()));
+    let pool = or_skip!(Pool::with(need + 8));
     let ended = require(&first).run();
     ended.assert_clean_failure();
     assert!(
@@ -289,7 +337,8 @@ fn a_header_with_noise_in_it_is_refused() {
         .expect("the copy is ours");
     file.write_all_at(&[0xa5; 512], 8)
         .expect("the copy is ours");
-    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    let need = need::of(&require(&model()));
+    let pool = or_skip!(Pool::with(need));
     require(&path).run().assert_clean_failure();
     pool.assert_all_back();
 }
@@ -324,7 +373,8 @@ fn a_directory_is_refused() {
 #[test]
 fn a_model_that_is_not_there_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let pool = or_skip!(Pool::with(gguf::pages(&model())));
+    let need = need::of(&require(&model()));
+    let pool = or_skip!(Pool::with(need));
     let ended = require(&dir.path().join("nothing.gguf")).run();
     ended.assert_clean_failure();
     assert!(
@@ -345,7 +395,7 @@ fn a_user_without_rights_gets_huge_pages() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
-    let need = gguf::pages(&path);
+    let need = need::of(&require(&path));
     let pool = or_skip!(Pool::with(need));
     let server = require(&path).under_uid(65534).start();
     server.assert_answers();
@@ -357,23 +407,37 @@ fn a_user_without_rights_gets_huge_pages() {
 /// A pool that has all that is needed, and a cgroup that lets a process touch half of it. The kernel refuses only at
 /// the first touch, which without care is SIGBUS.
 fn limited(model: &Path) -> Result<(Pool, Cgroup, u64), String> {
-    let need = gguf::pages(model);
+    let need = need::of(&require(model));
     let pool = Pool::with(need)?;
     let cgroup = Cgroup::with_limit(need / 2)?;
     Ok((pool, cgroup, need))
 }
 
 fn require_beyond_a_cgroup_limit_fails(model: &Path) {
-    let (pool, cgroup, _) = or_skip!(limited(model));
+    let (pool, cgroup, need) = or_skip!(limited(model));
     let ended = require(model).in_cgroup(&cgroup.dir).run();
     let (cause, hint) = cause_and_hint(&ended);
-    assert!(cause.contains("huge pages"), "{cause}");
+    let name = Path::new(cgroup.dir.file_name().expect("a folder"));
+    for part in [
+        format!("needs {need} huge pages of 2 MiB"),
+        format!("{} can be had", need / 2),
+        format!("free {need}"),
+        "hugetlb.2MB.max".to_owned(),
+        // As the process has it in /proc/self/cgroup, without the mount point.
+        format!("/{}", name.display()),
+    ] {
+        assert!(cause.contains(&part), "no `{part}` in: {cause}");
+    }
     // A larger pool would not help.
     assert!(
         hint.contains("cgroup") && !hint.contains("sysctl"),
         "{hint}"
     );
-    assert!(cgroup.refusals() > 0, "the limit was never met");
+    assert!(
+        hint.contains(&(need * PAGE).to_string()),
+        "what the limit should be: {hint}"
+    );
+    assert_eq!(cgroup.refusals(), 0, "known before the first touch");
     pool.assert_all_back();
 }
 
@@ -427,7 +491,7 @@ fn a_path_with_spaces_and_other_letters_is_served() {
     fs::create_dir(&folder).expect("there is space");
     let path = models::copy_to(&folder, &models::demo("20M", "Q8_0"));
     assert_eq!(path.extension(), Some(OsStr::new("gguf")));
-    let need = gguf::pages(&path);
+    let need = need::of(&require(&path));
     let pool = or_skip!(Pool::with(need));
     let server = require(&path).start();
     server.assert_answers();

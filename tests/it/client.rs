@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
-use crate::support::{gguf, http, models, or_skip, target_dir};
+use crate::support::{http, models, need, or_skip, target_dir};
 
 /// A Python that has the `openai` package, made once.
 fn python() -> Result<PathBuf, String> {
@@ -55,14 +55,12 @@ fn run(command: &mut Command) -> Result<(), String> {
     ))
 }
 
-fn servers_of_both(model: &Path, args: &[&str]) -> Result<[Server; 2], String> {
+/// Stock's and ours, which has all pages that it needs.
+fn servers_of_both(model: &Path, args: &[&str]) -> Result<([Server; 2], Pool), String> {
+    let ours = Launch::ours().model(model).args(args);
+    let pool = Pool::with(need::of(&ours))?;
     let stock = Launch::stock()?.model(model).args(args).start();
-    let ours = Launch::ours()
-        .model(model)
-        .hugepages("require")
-        .args(args)
-        .start();
-    Ok([stock, ours])
+    Ok(([stock, ours.hugepages("require").start()], pool))
 }
 
 fn chat(python: &Path, server: &Server) -> Value {
@@ -85,8 +83,8 @@ fn chat(python: &Path, server: &Server) -> Value {
 fn openais_python_client_streams_what_stock_streams() {
     let python = or_skip!(python());
     let model = models::demo("20M", "Q8_0");
-    let _pool = or_skip!(Pool::with(gguf::pages(&model)));
-    let [stock, ours] = or_skip!(servers_of_both(&model, &[])).map(|server| chat(&python, &server));
+    let (servers, _pool) = or_skip!(servers_of_both(&model, &[]));
+    let [stock, ours] = servers.map(|server| chat(&python, &server));
     assert!(
         ours["chunks"].as_u64() > Some(4),
         "streamed in pieces: {ours}"
@@ -133,8 +131,7 @@ fn metric_names(text: &str) -> BTreeSet<String> {
 #[test]
 fn health_props_and_metrics_are_as_with_stock() {
     let model = models::demo("20M", "Q8_0");
-    let _pool = or_skip!(Pool::with(gguf::pages(&model)));
-    let servers = or_skip!(servers_of_both(&model, &["--metrics"]));
+    let (servers, _pool) = or_skip!(servers_of_both(&model, &["--metrics"]));
     for server in &servers {
         server.complete("Hello", &json!({ "temperature": 0 }));
     }

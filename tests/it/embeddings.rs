@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
-use crate::support::{gguf, http, or_skip, smaps};
+use crate::support::{gguf, http, need, or_skip, smaps};
 
 const SENTENCES: [&str; 3] = [
     "a dog runs in the park",
@@ -62,14 +62,19 @@ fn cosine(a: &Value, b: &Value) -> f64 {
 #[test]
 fn a_dog_in_the_park_is_closer_to_a_puppy_than_to_interest_rates() {
     let model = or_skip!(mini_lm());
-    let need = gguf::pages(&model);
+    let ours = launch(Launch::ours(), &model).hugepages("require");
+    let need = need::of(&ours);
     let _pool = or_skip!(Pool::with(need));
-    let server = launch(Launch::ours(), &model).hugepages("require").start();
+    let server = ours.start();
     assert_eq!(
         smaps::hugetlb_bytes(server.pid()) / PAGE,
         need,
         "{}",
         server.log()
+    );
+    assert_eq!(
+        smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE,
+        gguf::pages(&model)
     );
     let [dog, puppy, rates] = &embeddings(&server)[..] else {
         unreachable!()
@@ -82,7 +87,7 @@ fn a_dog_in_the_park_is_closer_to_a_puppy_than_to_interest_rates() {
 fn embeddings_are_those_of_stock() {
     let model = or_skip!(mini_lm());
     let expected = embeddings(&launch(or_skip!(Launch::stock()), &model).start());
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(Launch::ours(), &model));
     let pool = or_skip!(Pool::with(need));
     assert_eq!(
         embeddings(&launch(Launch::ours(), &model).start()),

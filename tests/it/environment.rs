@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::Launch;
-use crate::support::{gguf, models, or_skip, smaps};
+use crate::support::{models, need, or_skip, smaps};
 
 fn model() -> PathBuf {
     models::demo("20M", "Q8_0")
@@ -12,7 +12,7 @@ fn model() -> PathBuf {
 
 /// The pages that a server takes from a pool that has all it needs, and those it needs.
 fn taken(environment: &[(&str, &str)], args: &[&str]) -> Result<(u64, u64), String> {
-    let need = gguf::pages(&model());
+    let need = need::of(&Launch::ours().model(&model()));
     let pool = Pool::with(need)?;
     let launch = environment
         .iter()
@@ -112,6 +112,38 @@ fn a_nonsense_value_in_a_variable_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_nonsense_size_or_number_is_an_error_that_says_what_can_be() {
+    for (option, value, can_be) in [
+        ("SIZE", "perhaps", "auto, thp or a size"),
+        ("SIZE", "", "auto, thp or a size"),
+        ("THREADS", "0", "between 1 and 256"),
+        ("THREADS", "257", "between 1 and 256"),
+    ] {
+        let name = format!("LLAMA_ARG_HUGEPAGE_{option}");
+        let by_variable = Launch::ours().model(&model()).env(&name, value);
+        let option = format!("--hugepage-{}", option.to_lowercase());
+        let by_option = Launch::ours().model(&model()).args([&option, value]);
+        for (named, launch) in [(&name, by_variable), (&option, by_option)] {
+            let ended = launch.run();
+            ended.assert_clean_failure();
+            let text = &ended.log;
+            assert!(text.contains(named.as_str()), "{named}={value}: {text}");
+            assert!(text.contains(can_be), "{named}={value}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_size_that_the_kernel_has_no_pool_of_is_an_error_with_those_that_it_has() {
+    let launch = Launch::ours().model(&model()).hugepages("require");
+    let ended = launch.args(["--hugepage-size", "512K"]).run();
+    ended.assert_clean_failure();
+    let line = ended.line_with("no pool of huge pages of");
+    assert!(line.contains("2 MiB"), "{line}");
+    ended.line_with("hint: --hugepage-size auto");
+}
+
+#[test]
 fn a_nonsense_policy_on_the_command_line_is_an_error_that_names_the_option() {
     let ended = Launch::ours()
         .model(&model())
@@ -122,7 +154,7 @@ fn a_nonsense_policy_on_the_command_line_is_an_error_that_names_the_option() {
 }
 
 #[test]
-fn help_has_both_options_with_their_variables() {
+fn help_has_all_options_with_their_variables() {
     let ended = Launch::ours().args(["--help"]).run();
     assert_eq!(ended.status.code(), Some(0));
     for text in [
@@ -131,6 +163,12 @@ fn help_has_both_options_with_their_variables() {
         "--hugepage-policy",
         "LLAMA_ARG_HUGEPAGES)",
         "LLAMA_ARG_HUGEPAGE_POLICY)",
+        "--hugepage-size",
+        "LLAMA_ARG_HUGEPAGE_SIZE)",
+        "--hugepage-threads",
+        "LLAMA_ARG_HUGEPAGE_THREADS)",
+        "--hugepage-drop-cache",
+        "LLAMA_ARG_HUGEPAGE_DROP_CACHE)",
     ] {
         assert!(ended.log.contains(text), "--help has no {text}");
     }

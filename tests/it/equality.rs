@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
 use crate::support::gguf::{self, Gguf};
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, QUIET_THREADS, Server};
-use crate::support::{full, models, or_skip, programs, skip, smaps};
+use crate::support::{full, models, need, or_skip, programs, skip, smaps};
 
 pub const PROMPT: &str = "The quick brown fox jumps over the lazy dog, and then";
 
@@ -49,7 +49,7 @@ impl Placement {
 }
 
 /// What a server answers, greedily and with a seed.
-fn answers(server: &Server) -> Value {
+pub fn answers(server: &Server) -> Value {
     let greedy = server.complete(PROMPT, &json!({ "temperature": 0 }));
     let seeded = server.complete(PROMPT, &json!({ "temperature": 0.8, "seed": 4242 }));
     for answer in [&greedy, &seeded] {
@@ -76,7 +76,7 @@ fn answers_are_those_of_stock(model: &Path) {
     let expected = answers(&stock);
     drop(stock);
 
-    let need = gguf::pages(model);
+    let need = need::of(&Launch::ours().model(model));
     let mut pool = or_skip!(Pool::with(0));
     for placement in PLACEMENTS {
         pool.set(placement.pages(need));
@@ -87,31 +87,51 @@ fn answers_are_those_of_stock(model: &Path) {
             placement.pages(need),
             "{placement:?}"
         );
+        if let Placement::Require = placement {
+            assert_eq!(
+                smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE,
+                gguf::pages(model)
+            );
+        }
         assert_eq!(answers(&server), expected, "{placement:?}");
         drop(server);
         pool.assert_all_back();
     }
 }
 
-/// The logits of every token of a prompt, as the program wrote them.
-pub fn logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
-    let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let out = dir.path().join("results.gguf");
+fn run_results(program: &Path, model: &Path, args: &[&str], out: &Path) -> (Command, Output) {
     let mut command = Command::new(program);
-    command.arg("--model").arg(model).arg("--output").arg(&out);
+    command.arg("--model").arg(model).arg("--output").arg(out);
     command
-        .args([
-            "--prompt",
-            PROMPT,
-            "--threads",
-            "2",
-            "--ctx-size",
-            "512",
-            "--no-repack",
-        ])
+        .args(["--prompt", PROMPT, "--threads", "2", "--ctx-size", "512"])
         .args(args);
     command.env(QUIET_THREADS.0, QUIET_THREADS.1);
     let output = command.output().expect("the program can be started");
+    (command, output)
+}
+
+/// Pages that `llama-results` needs under `require`. Asked before the test takes the pool.
+pub fn results_need(program: &Path, model: &Path, args: &[&str]) -> u64 {
+    let name = format!("{} {} {args:?}", program.display(), model.display());
+    need::of_program(&name, || {
+        let args = [args, Placement::Require.args()].concat();
+        let (command, output) = run_results(program, model, &args, Path::new("/dev/null"));
+        assert!(!output.status.success(), "{command:?} should have failed");
+        let streams = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&streams).into_owned()
+    })
+}
+
+/// The logits of every token of a prompt with every weight mapped, as the program wrote them.
+pub fn logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
+    repacked_logits(program, model, &[&["--no-repack"], args].concat())
+}
+
+/// The same with the weights as the program has them without further options.
+pub fn repacked_logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let out = dir.path().join("results.gguf");
+    let (command, output) = run_results(program, model, args, &out);
     assert!(
         output.status.success(),
         "{command:?}: {}",
@@ -137,7 +157,7 @@ fn logits_are_those_of_stock(model: &Path) {
     let ours = or_skip!(programs::patched("llama-results"));
     let expected = logits(&stock, model, &[]);
 
-    let need = gguf::pages(model);
+    let need = results_need(&ours, model, &["--no-repack"]);
     let mut pool = or_skip!(Pool::with(0));
     for placement in PLACEMENTS {
         pool.set(placement.pages(need));
@@ -189,13 +209,17 @@ fn answers_with_repacked_weights_are_those_of_stock(kind: &str) {
     let expected = answers(&stock);
     drop(stock);
 
-    let need = gguf::pages(&model);
-    let pool = or_skip!(Pool::with(need));
-    for placement in [Placement::Off, Placement::Require] {
-        let server = Launch::ours()
-            .repacked_model(&model)
-            .args(placement.args())
-            .start();
+    let launch = || Launch::ours().repacked_model(&model);
+    let need = need::of(&launch());
+    let mut pool = or_skip!(Pool::with(0));
+    for placement in PLACEMENTS {
+        pool.set(placement.pages(need));
+        let server = launch().args(placement.args()).start();
+        assert_eq!(
+            smaps::hugetlb_bytes(server.pid()) / PAGE,
+            placement.pages(need),
+            "{placement:?}"
+        );
         assert_eq!(answers(&server), expected, "{placement:?}");
         drop(server);
         pool.assert_all_back();

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
 use crate::support::smaps::Vma;
-use crate::support::{gguf, models, or_skip, smaps, wait_for};
+use crate::support::{gguf, models, need, or_skip, smaps, wait_for};
 
 /// The mappings of the model's files, without where they are: rights, length, offset.
 fn shape(server: &Server, model: &Path) -> Vec<(String, u64, u64)> {
@@ -39,7 +39,8 @@ fn shape(server: &Server, model: &Path) -> Vec<(String, u64, u64)> {
 fn mappings_are_those_of_stock(model: &Path) {
     let expected = shape(&or_skip!(Launch::stock()).model(model).start(), model);
     // Pages are there to be taken.
-    let pool = or_skip!(Pool::with(gguf::pages(model)));
+    let need = need::of(&Launch::ours().model(model));
+    let pool = or_skip!(Pool::with(need));
     let server = Launch::ours().model(model).start();
     assert_eq!(shape(&server, model), expected);
     assert_eq!(pool.taken(), 0);
@@ -149,7 +150,8 @@ fn no_engine_call_is_made() {
     assert!(!off.keys().any(is_engine), "{off:?}");
 
     // And with the option on the same trace shows the engine.
-    let _pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let need = need::of(&Launch::ours().model(&model));
+    let _pool = or_skip!(Pool::with(need));
     let on = calls(Launch::ours().hugepages("require"), &model);
     assert!(
         on.keys().any(|call| call.starts_with("memfd_create")),

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::serve::assert_weights_on_huge_pages;
-use crate::support::gguf::{self, Gguf};
+use crate::support::gguf::Gguf;
 use crate::support::models;
+use crate::support::need;
 use crate::support::or_skip;
 use crate::support::page_cache;
 use crate::support::pool::Pool;
@@ -14,8 +15,12 @@ use crate::support::server::{Launch, Server};
 /// What the kernel may read around the header, which is read as any file.
 const READ_AHEAD: u64 = 2 * 1024 * 1024;
 
+fn launch(model: &Path) -> Launch {
+    Launch::ours().model(model).hugepages("require")
+}
+
 fn start(model: &Path) -> Server {
-    Launch::ours().model(model).hugepages("require").start()
+    launch(model).start()
 }
 
 /// Bytes that a process had fetched from storage.
@@ -43,7 +48,8 @@ fn temp_dir_on_disk() -> tempfile::TempDir {
 fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
     let dir = temp_dir_on_disk();
     let model = own_model(dir.path());
-    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let need = need::of(&launch(&model));
+    let pool = or_skip!(Pool::with(need));
     let before = or_skip!(page_cache::cached_bytes(&model));
     let header = Gguf::read(&model).data;
     assert!(before <= header + READ_AHEAD, "{before} bytes are cached");
@@ -73,7 +79,8 @@ fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
 fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
     let dir = temp_dir_on_disk();
     let model = own_model(dir.path());
-    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let need = need::of(&launch(&model));
+    let pool = or_skip!(Pool::with(need));
     let size = fs::read(&model).expect("it is there").len() as u64;
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
@@ -91,7 +98,8 @@ fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
 fn a_half_warm_load_is_put_together_from_both() {
     let dir = temp_dir_on_disk();
     let model = own_model(dir.path());
-    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let need = need::of(&launch(&model));
+    let pool = or_skip!(Pool::with(need));
     let bytes = fs::read(&model).expect("it is there");
     page_cache::drop_file(&model);
     // The second half, in a new file cache state: read it alone.
@@ -110,7 +118,8 @@ fn a_half_warm_load_is_put_together_from_both() {
 fn a_model_in_memory_is_read_like_any_other() {
     let dir = tempfile::tempdir_in("/dev/shm").expect("/dev/shm can be written");
     let model = models::copy_to(dir.path(), &models::demo("100M", "Q8_0"));
-    let pool = or_skip!(Pool::with(gguf::pages(&model)));
+    let need = need::of(&launch(&model));
+    let pool = or_skip!(Pool::with(need));
     let server = start(&model);
     assert_weights_on_huge_pages(&server, &model);
     drop(server);

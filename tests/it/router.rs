@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
-use crate::support::{gguf, http, models, or_skip, wait_for};
+use crate::support::{http, models, need, or_skip, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,7 +33,7 @@ fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     fs::copy(&model, dir.path().join("small.gguf")).expect("there is space");
-    let need = gguf::pages(&model);
+    let need = need::of(&Launch::ours().model(&dir.path().join("small.gguf")));
     let pool = or_skip!(Pool::with(need + 2));
 
     let router = Launch::ours()

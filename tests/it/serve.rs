@@ -8,10 +8,12 @@ use rustix::process::Signal;
 
 use crate::support::gguf::{self, Gguf};
 use crate::support::models;
+use crate::support::need;
 use crate::support::or_skip;
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Ended, Launch, Server};
 use crate::support::smaps::{self, Vma};
+use crate::support::table::Table;
 use crate::support::wait_for;
 
 /// More pages than needed, so that taking too many is seen.
@@ -112,18 +114,25 @@ fn assert_takes_exactly(pool: &Pool, server: &Server, pages: u64) {
     );
 }
 
+fn launch(model: &Path) -> Launch {
+    Launch::ours().model(model).hugepages("require")
+}
+
 fn start(model: &Path) -> Server {
-    Launch::ours().model(model).hugepages("require").start()
+    launch(model).start()
 }
 
 #[test]
 fn every_weight_of_a_1_gb_model_is_on_huge_pages() {
     let model = one_gb();
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need + SPARE));
     let server = start(&model);
     assert_weights_on_huge_pages(&server, &model);
     assert_takes_exactly(&pool, &server, need);
+    // What there is beside the weights comes on top.
+    let weights = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
+    assert_eq!(weights, gguf::pages(&model));
     server.assert_answers();
     // Serving takes none.
     assert_takes_exactly(&pool, &server, need);
@@ -132,7 +141,7 @@ fn every_weight_of_a_1_gb_model_is_on_huge_pages() {
 #[test]
 fn every_weight_of_a_split_model_is_on_huge_pages() {
     let model = models::demo_in_shards("100M", "Q8_0", 3);
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     assert_eq!(gguf::files(&model).len(), 3);
     let pool = or_skip!(Pool::with(need + SPARE));
     let server = start(&model);
@@ -143,7 +152,7 @@ fn every_weight_of_a_split_model_is_on_huge_pages() {
 #[test]
 fn a_pool_with_just_enough_pages_is_enough() {
     let model = models::demo("100M", "Q8_0");
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
     let server = start(&model);
     assert_takes_exactly(&pool, &server, need);
@@ -153,7 +162,7 @@ fn a_pool_with_just_enough_pages_is_enough() {
 #[test]
 fn pages_of_others_are_not_counted_as_free() {
     let model = models::demo("100M", "Q8_0");
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let mut pool = or_skip!(Pool::with(need));
     let first = start(&model);
     // As many again, while the first ones are in use.
@@ -167,7 +176,7 @@ fn pages_of_others_are_not_counted_as_free() {
 /// Serves 1 GB, ends it, and looks for what is missing.
 fn all_back_after(signal: Signal) -> Option<Ended> {
     let model = one_gb();
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let pool = match Pool::with(need + SPARE) {
         Ok(pool) => pool,
         Err(reason) => {
@@ -214,9 +223,9 @@ fn all_pages_are_back_after_sigkill() {
 #[test]
 fn all_pages_are_back_after_sigterm_in_the_middle_of_the_load() {
     let model = one_gb();
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need + SPARE));
-    let server = Launch::ours().model(&model).hugepages("require").spawn();
+    let server = launch(&model).spawn();
     let some = wait_for(Duration::from_secs(60), || pool.taken() > 0);
     let taken = pool.taken();
     server.stop(Signal::TERM);
@@ -230,9 +239,9 @@ fn all_pages_are_back_after_sigterm_in_the_middle_of_the_load() {
 #[test]
 fn all_reservations_are_back_after_sigkill_in_the_middle_of_the_load() {
     let model = one_gb();
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need + SPARE));
-    let server = Launch::ours().model(&model).hugepages("require").spawn();
+    let server = launch(&model).spawn();
     let reserved = wait_for(Duration::from_secs(60), || {
         Counts::read().reserved > pool.counts.reserved
     });
@@ -244,23 +253,31 @@ fn all_reservations_are_back_after_sigkill_in_the_middle_of_the_load() {
 #[test]
 fn the_log_tells_what_the_kernel_tells() {
     let model = models::demo("100M", "Q8_0");
-    let need = gguf::pages(&model);
+    let need = need::of(&launch(&model));
     let _pool = or_skip!(Pool::with(need + SPARE));
     let server = start(&model);
-    let ended = server.stop(Signal::TERM);
-    let report = ended.line_with("weights read by the CPU:");
-    assert!(report.contains(&format!("({need} of 2 MiB)")), "{report}");
-    assert!(report.contains(" 0.00 MiB on the file mapping"), "{report}");
+    let table = Table::of(&server.log());
+    for row in table.rows.iter().filter(|row| row.on == "2M") {
+        assert_eq!(
+            row.pages * PAGE,
+            smaps::hugetlb_bytes_of(server.pid(), &row.kind),
+            "{row:?}"
+        );
+    }
+    assert_eq!(
+        table.rows.iter().map(|row| row.pages).sum::<u64>(),
+        need,
+        "{table:?}"
+    );
+    assert_eq!(table.pages("weights", "2M"), gguf::pages(&model));
+    assert!(!table.has("weights", "file"), "{table:?}");
     let bytes: u64 = Gguf::read_model(&model)
         .iter()
         .flat_map(|file| &file.tensors)
         .map(|tensor| tensor.end - tensor.start)
         .sum();
-    assert!(
-        report.contains(&format!(
-            "CPU: {:.2} MiB on huge pages",
-            bytes as f64 / 1024.0 / 1024.0
-        )),
-        "{report}"
+    assert_eq!(
+        format!("{:.2}", table.mib("weights", "2M")),
+        format!("{:.2}", bytes as f64 / 1024.0 / 1024.0)
     );
 }

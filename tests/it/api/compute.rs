@@ -6,7 +6,7 @@ use llama_hugepages::{
     Batch, Context, ContextParams, Error, HugePages, Model, Sampler, Specials, Token,
 };
 
-use super::{context, load, model_file, params};
+use super::{FOR_CONTEXTS, context, load, model_file, params};
 use crate::equality::{self, PROMPT};
 use crate::support::pool::Pool;
 use crate::support::{gguf, or_skip, programs};
@@ -51,14 +51,14 @@ fn logits_are_those_of_stock_wherever_the_weights_lie() {
 
     let need = gguf::pages(&path);
     let mut pool = or_skip!(Pool::with(0));
-    for (hugepages, pages) in [
-        (HugePages::Off, 0),
-        (HugePages::Require, need),
-        (HugePages::Prefer, need / 3),
+    for (hugepages, pages, taken) in [
+        (HugePages::Off, 0, 0),
+        (HugePages::Require, need + FOR_CONTEXTS, need),
+        (HugePages::Prefer, need / 3, need / 3),
     ] {
         pool.set(pages);
         let model = load(&path, hugepages);
-        assert_eq!(pool.taken(), pages, "{hugepages:?}");
+        assert_eq!(pool.taken(), taken, "{hugepages:?}");
         assert!(
             logits(&model, PROMPT) == expected,
             "{hugepages:?}: not the same logits"

@@ -3,7 +3,7 @@
 use llama_hugepages::{Batch, Context, ContextParams, Error, HugePages, Model, Specials, Token};
 use serde_json::json;
 
-use super::load;
+use super::{FOR_CONTEXTS, load};
 use crate::embeddings::mini_lm;
 use crate::support::pool::Pool;
 use crate::support::server::Launch;
@@ -59,7 +59,7 @@ fn embeddings_are_those_of_the_stock_server() {
         .map(|x| x.as_f64().expect("a number") as f32)
         .collect();
 
-    let pool = or_skip!(Pool::with(gguf::pages(&path)));
+    let pool = or_skip!(Pool::with(gguf::pages(&path) + FOR_CONTEXTS));
     for hugepages in [HugePages::Off, HugePages::Require, HugePages::Prefer] {
         let model = load(&path, hugepages);
         let mut context = embedding_context(&model);

@@ -4,8 +4,9 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::model_file;
+use super::{FOR_CONTEXTS, model_file};
 use crate::support::pool::Pool;
+use crate::support::table::Table;
 use crate::support::{gguf, or_skip};
 
 /// `examples/generate.rs`, where Cargo puts it.
@@ -30,7 +31,7 @@ fn generate_example() -> Result<PathBuf, String> {
 fn the_example_prints_the_text_to_stdout_and_the_report_to_stderr() {
     let path = model_file();
     let need = gguf::pages(&path);
-    let pool = or_skip!(Pool::with(need));
+    let pool = or_skip!(Pool::with(need + FOR_CONTEXTS));
     let example = or_skip!(generate_example());
     let run = |args: &[&str]| {
         let mut command = Command::new(&example);
@@ -50,10 +51,7 @@ fn the_example_prints_the_text_to_stdout_and_the_report_to_stderr() {
         on.status.success() && on.stdout.starts_with(b"Hello") && on.stdout.len() > 6,
         "{stderr}"
     );
-    assert!(
-        stderr.contains(&format!("{need} pages of 2 MiB")),
-        "{stderr}"
-    );
+    assert_eq!(Table::of(&stderr).pages("weights", "2M"), need, "{stderr}");
     assert_eq!(
         run(&[]).stdout,
         on.stdout,

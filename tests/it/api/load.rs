@@ -6,10 +6,12 @@ use std::path::Path;
 use std::thread;
 
 use llama_hugepages::pool::HugePageSize;
-use llama_hugepages::{Backing, Error, HugePages, Model, Sampler, report};
+use llama_hugepages::{
+    Backing, Context, ContextParams, Error, HugePages, Kind, Model, Sampler, report,
+};
 
 use super::compute::generate;
-use super::{context, load, model_file, params};
+use super::{FOR_CONTEXTS, context, load, model_file, params};
 use crate::support::pool::{PAGE, Pool};
 use crate::support::{gguf, or_skip};
 
@@ -55,13 +57,49 @@ fn the_report_tells_what_the_weights_lie_on() {
 fn a_model_lives_as_long_as_its_last_handle() {
     let path = model_file();
     let need = gguf::pages(&path);
-    let pool = or_skip!(Pool::with(need));
+    let pool = or_skip!(Pool::with(need + FOR_CONTEXTS));
     let model = load(&path, HugePages::Require);
-    let (mut context, mut sampler) = (context(&model), Sampler::greedy(&model));
-    drop(model);
     assert_eq!(pool.taken(), need);
+    let (mut context, mut sampler) = (context(&model), Sampler::greedy(&model));
+    let taken = pool.taken();
+    assert!(taken > need, "a context has buffers of its own");
+    let report = report().expect("this is Linux");
+    assert_eq!(report.huge_pages(), taken, "{report}");
+    assert!(report.bytes(Kind::Compute) > 0, "{report}");
+    drop(model);
+    assert_eq!(pool.taken(), taken);
     generate(&mut context, &mut sampler, 2);
     drop(context);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_context_without_pages_is_an_error_under_require_and_goes_on_under_prefer() {
+    let path = model_file();
+    let need = gguf::pages(&path);
+    let pool = or_skip!(Pool::with(need));
+    let make = |model: &Model| {
+        Context::new(
+            model,
+            &ContextParams::default().with_n_ctx(512).with_threads(2),
+        )
+    };
+    let model = load(&path, HugePages::Require);
+    let error = make(&model).unwrap_err();
+    let Error::Context(said) = &error else {
+        panic!("{error}")
+    };
+    assert!(
+        said.lines.iter().any(|line| line.contains("huge pages")),
+        "{said:?}"
+    );
+    assert_eq!(pool.taken(), need, "what it had is back");
+    drop(model);
+
+    let model = load(&path, HugePages::Prefer);
+    let mut context = make(&model).expect("ordinary memory will do");
+    generate(&mut context, &mut Sampler::greedy(&model), 2);
+    drop((model, context));
     pool.assert_all_back();
 }
 
@@ -76,7 +114,7 @@ fn a_pool_that_is_short_is_an_error_with_the_need_and_the_way() {
     };
     assert_eq!(named, &path);
     assert!(
-        said.message.contains(&format!("need {need} huge pages")),
+        said.message.contains(&format!("needs {need} huge pages")),
         "{error}"
     );
     let total = pool.counts.total + 1;

@@ -14,6 +14,9 @@ use llama_hugepages::{Context, ContextParams, HugePages, LogTarget, Model, Model
 
 use crate::support::models;
 
+/// Pages that are enough for the contexts of these tests: they are taken when a context is made, and not counted before.
+const FOR_CONTEXTS: u64 = 64;
+
 fn model_file() -> PathBuf {
     models::demo("20M", "Q8_0")
 }

@@ -5,12 +5,15 @@ pub mod cgroup;
 pub mod gguf;
 pub mod guardian;
 pub mod http;
+pub mod made;
 pub mod models;
+pub mod need;
 pub mod page_cache;
 pub mod pool;
 pub mod programs;
 pub mod server;
 pub mod smaps;
+pub mod table;
 
 use std::env;
 use std::fmt::Display;

@@ -10,18 +10,24 @@ use super::{gguf, programs, target_dir};
 
 /// The demo model of a size and a type: `demo("100M", "Q8_0")`.
 pub fn demo(size: &str, kind: &str) -> PathBuf {
-    make(size, kind, 1)
+    make(size, kind, 1, &[])
+}
+
+/// One with other options of `hugepages demo-model`.
+pub fn demo_with(size: &str, kind: &str, args: &[&str]) -> PathBuf {
+    make(size, kind, 1, args)
 }
 
 /// The same in shards; the first one is what a server is given.
 pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
-    make(size, kind, shards)
+    make(size, kind, shards, &[])
 }
 
-fn make(size: &str, kind: &str, shards: u32) -> PathBuf {
+fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
     let models = target_dir().join("models/test");
     fs::create_dir_all(&models).expect("target/ can be written");
-    let dir = models.join(format!("{size}-{kind}-{shards}").to_lowercase());
+    let name = format!("{size}-{kind}-{shards}{}", args.concat());
+    let dir = models.join(name.to_lowercase());
 
     // Tests ask for the same model at the same time.
     let lock = File::create(models.join("lock")).expect("target/ can be written");
@@ -31,7 +37,8 @@ fn make(size: &str, kind: &str, shards: u32) -> PathBuf {
         let mut tool = Command::new(programs::hugepages());
         tool.arg("demo-model")
             .arg(unfinished.path().join("demo.gguf"))
-            .args(["--size", size, "--type", kind]);
+            .args(["--size", size, "--type", kind])
+            .args(args);
         if shards > 1 {
             tool.args(["--split", &shards.to_string()]);
         }

@@ -1,5 +1,6 @@
-//! The machine's pool of 2 MiB pages, for one test at a time.
+//! The machine's pools of 2 MiB and of 1 GiB pages, for one test at a time.
 
+use std::cell::Cell;
 use std::fmt::{self, Display};
 use std::fs::{self, File, OpenOptions};
 use std::time::Duration;
@@ -14,12 +15,22 @@ use super::wait_for;
 pub const PAGE: u64 = 2048 * 1024;
 const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
+/// The next size, of which most machines have none until somebody asks.
+pub const LARGE_PAGE: u64 = 1024 * 1024 * 1024;
+const LARGE_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
+
 /// Gives back what was added to the pool, and no page that somebody else has added since.
 const GIVE_BACK: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     dir=/sys/kernel/mm/hugepages/hugepages-2048kB
-    added=0 overcommit=-
-    while read -r a o; do added=$a overcommit=$o; done
+    large=/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages
+    added=0 overcommit=- large_added=0
+    while read -r a o l; do added=$a overcommit=$o large_added=$l; done
+    if [ "$large_added" -gt 0 ]; then
+        target=$(($(cat $large) - large_added))
+        [ $target -ge 0 ] || target=0
+        echo $target > $large
+    fi
     [ "$overcommit" = - ] || echo "$overcommit" > $dir/nr_overcommit_hugepages
     [ "$added" = 0 ] && exit 0
     persistent() { echo $(($(cat $dir/nr_hugepages) - $(cat $dir/surplus_hugepages))); }
@@ -92,9 +103,11 @@ impl Display for Counts {
 /// When the value is dropped, or its process is killed, the pool is as it was.
 pub struct Pool {
     guardian: Guardian,
+    _held: Held,
     /// What we changed so far.
     added: i64,
     overcommit: Option<u64>,
+    large_added: u64,
     /// As the test finds it.
     pub counts: Counts,
 }
@@ -108,12 +121,15 @@ impl Pool {
             .write(true)
             .open(&nr)
             .map_err(|error| format!("no right to change the pool: {nr}: {error}"))?;
+        let held = Held::new();
         let lock = lock();
         let guardian = Guardian::start(GIVE_BACK, Some(&lock));
         let mut pool = Self {
             guardian,
+            _held: held,
             added: 0,
             overcommit: None,
+            large_added: 0,
             counts,
         };
         // From here on the guardian holds the lock.
@@ -166,11 +182,37 @@ impl Pool {
         self.counts = Counts::read();
     }
 
+    /// As many usable pages of 1 GiB, once. An error is the reason to skip the test: such a piece of memory is rarely free.
+    pub fn set_large(&mut self, pages: u64) -> Result<(), String> {
+        let Some([total, free, reserved]) = large() else {
+            return Err("this kernel has no 1 GiB pages".to_owned());
+        };
+        let added = pages
+            .checked_sub(free - reserved)
+            .ok_or("somebody else has 1 GiB pages")?;
+        // As above: told before it is done.
+        self.large_added = added;
+        self.tell(self.added);
+        let nr = format!("{LARGE_DIR}/nr_hugepages");
+        let set = |pages: u64| fs::write(&nr, pages.to_string());
+        let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+        set(total + added).map_err(|error| format!("no right to 1 GiB pages: {error}"))?;
+        let got = large().expect("as above")[0] - total;
+        if got < added {
+            set(total).expect("it was written before");
+            self.large_added = 0;
+            self.tell(self.added);
+            return Err(format!("{got} of {added} pages of 1 GiB can be had"));
+        }
+        Ok(())
+    }
+
     fn tell(&mut self, added: i64) {
         let overcommit = self
             .overcommit
             .map_or("-".to_owned(), |pages| pages.to_string());
-        self.guardian.tell(&format!("{added} {overcommit}"));
+        self.guardian
+            .tell(&format!("{added} {overcommit} {}", self.large_added));
     }
 
     /// How many pages are taken now, of those that the test found.
@@ -182,6 +224,9 @@ impl Pool {
     pub fn assert_all_back(&self) {
         let back = || {
             let now = Counts::read();
+            if self.large_added > 0 && large().is_none_or(|[_, free, _]| free < self.large_added) {
+                return false;
+            }
             (now.free, now.reserved, now.surplus)
                 == (self.counts.free, self.counts.reserved, self.counts.surplus)
         };
@@ -191,6 +236,39 @@ impl Pool {
             self.counts,
             Counts::read()
         );
+    }
+}
+
+/// Pages of 1 GiB: total, free, reserved.
+fn large() -> Option<[u64; 3]> {
+    let value = |name: &str| {
+        let text = fs::read_to_string(format!("{LARGE_DIR}/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    Some([
+        value("nr_hugepages")?,
+        value("free_hugepages")?,
+        value("resv_hugepages")?,
+    ])
+}
+
+thread_local! {
+    static HELD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// That this thread holds the pool: who waits for a lock of its own waits forever.
+struct Held;
+
+impl Held {
+    fn new() -> Self {
+        assert!(!HELD.replace(true), "this test holds the pool already");
+        Self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.set(false);
     }
 }
 

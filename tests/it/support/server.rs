@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub const QUIET_THREADS: (&str, &str) = ("OMP_WAIT_POLICY", "passive");
 
 /// How a server is started.
+#[derive(Clone, Debug)]
 pub struct Launch {
     /// In front of the server: programs that change something and then become it.
     wrapper: Vec<OsString>,
@@ -41,6 +42,11 @@ impl Launch {
     /// Upstream's, or why there is none.
     pub fn stock() -> Result<Self, String> {
         Ok(Self::of(programs::stock("llama-server")?))
+    }
+
+    /// A program of upstream with the series, which takes the arguments of a server, or why there is none.
+    pub fn tool(name: &str) -> Result<Self, String> {
+        Ok(Self::of(programs::patched(name)?))
     }
 
     fn of(program: PathBuf) -> Self {

@@ -95,6 +95,16 @@ pub fn of_file<'a>(vmas: &'a [Vma], path: &Path) -> Vec<&'a Vma> {
         .collect()
 }
 
+/// Bytes of huge pages behind the mappings of a kind of memory (`weights`, `kv`), of all sizes.
+pub fn hugetlb_bytes_of(pid: u32, kind: &str) -> u64 {
+    let name = format!("/memfd:llama-{kind} (deleted)");
+    let vmas = read(pid);
+    let of_kind = vmas.iter().filter(|vma| vma.path == name);
+    of_kind
+        .map(|vma| vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb"))
+        .sum()
+}
+
 /// `HugetlbPages:` in `/proc/PID/status`, in bytes; 0 for a process that is no more.
 pub fn hugetlb_bytes(pid: u32) -> u64 {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {

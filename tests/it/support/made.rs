@@ -1,0 +1,200 @@
+//! Small GGUF files that `hugepages demo-model` does not make: an adapter, and an architecture with a lazy tensor.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use llama_hugepages::gguf::{Gguf, TensorType};
+
+/// Writes a header with numbers for its tensors, all of which are F32. The same header gives the same bytes.
+fn write(header: &Gguf, path: &Path) {
+    let mut file = BufWriter::new(File::create(path).expect("the folder is the test's"));
+    let head = header.header_bytes();
+    file.write_all(&head).expect("there is space");
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for tensor in header.tensors() {
+        let start = head.len() as u64 + tensor.offset;
+        file.seek(SeekFrom::Start(start)).expect("a file");
+        let is_norm = tensor.name.contains("norm");
+        for _ in 0..tensor.size / 4 {
+            // xorshift64
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let random = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            let value = if is_norm { 1.0 } else { 0.05 * random };
+            file.write_all(&value.to_le_bytes())
+                .expect("there is space");
+        }
+    }
+    // Tensors are padded, the last one too.
+    let end = file.stream_position().expect("a file");
+    let padding = end.next_multiple_of(32) - end;
+    file.write_all(&vec![0; padding as usize])
+        .expect("there is space");
+    file.flush().expect("there is space");
+}
+
+/// An adapter for the attention and feed-forward weights of a model. Returns the bytes of its tensors.
+pub fn lora(model: &Path, rank: u64, path: &Path) -> u64 {
+    let model = Gguf::open(model).expect("a model");
+    let mut header = Gguf::new().expect("there is memory");
+    for (key, value) in [
+        ("general.type", "adapter"),
+        (
+            "general.architecture",
+            &model.str("general.architecture").expect("a model"),
+        ),
+        ("adapter.type", "lora"),
+    ] {
+        header.set_str(key, value).expect("a key");
+    }
+    header.set_f32("adapter.lora.alpha", 8.0).expect("a key");
+    let targets = ["attn_q.weight", "attn_output.weight", "ffn_up.weight"];
+    for tensor in model.tensors() {
+        if targets.iter().any(|target| tensor.name.ends_with(target)) {
+            let [inputs, outputs, ..] = tensor.shape;
+            let mut add = |end: &str, shape: [u64; 2]| {
+                let name = format!("{}.lora_{end}", tensor.name);
+                header
+                    .add_tensor(&name, TensorType::F32, &shape)
+                    .expect("a new name");
+            };
+            add("a", [inputs, rank]);
+            add("b", [rank, outputs]);
+        }
+    }
+    write(&header, path);
+    header.tensors().map(|tensor| tensor.size).sum()
+}
+
+/// The tensor of `gemma4` that llama.cpp can read row by row.
+pub const LAZY: &str = "per_layer_token_embd.weight";
+
+/// A Gemma 4 of about 40 MB: it has per-layer embeddings, and a second KV cache for its sliding window.
+pub fn gemma4(path: &Path) {
+    const LAYERS: u32 = 6;
+    const WIDTH: u64 = 256;
+    const PER_LAYER: u64 = 1024;
+    const INNER: u64 = 1024;
+    const HEADS: u64 = 2;
+    const HEAD: u64 = 64;
+
+    let mut header = Gguf::new().expect("there is memory");
+    header
+        .set_str("general.architecture", "gemma4")
+        .expect("a key");
+    for (key, value) in [
+        ("block_count", LAYERS),
+        ("context_length", 4096),
+        ("embedding_length", WIDTH as u32),
+        ("embedding_length_per_layer_input", PER_LAYER as u32),
+        ("feed_forward_length", INNER as u32),
+        ("attention.head_count", HEADS as u32),
+        ("attention.head_count_kv", HEADS as u32),
+        ("attention.key_length", HEAD as u32),
+        ("attention.value_length", HEAD as u32),
+        ("attention.key_length_swa", HEAD as u32),
+        ("attention.value_length_swa", HEAD as u32),
+        ("attention.sliding_window", 128),
+        ("attention.shared_kv_layers", 0),
+        ("rope.dimension_count", HEAD as u32),
+    ] {
+        header
+            .set_u32(&format!("gemma4.{key}"), value)
+            .expect("a key");
+    }
+    header
+        .set_f32("gemma4.attention.layer_norm_rms_epsilon", 1e-6)
+        .expect("a key");
+    for key in ["rope.freq_base", "rope.freq_base_swa"] {
+        header
+            .set_f32(&format!("gemma4.{key}"), 10_000.0)
+            .expect("a key");
+    }
+    // The last layer attends to everything.
+    header
+        .set_i32_array(
+            "gemma4.attention.sliding_window_pattern",
+            &[1, 1, 1, 1, 1, 0],
+        )
+        .expect("a key");
+    let vocabulary = set_vocabulary(&mut header);
+
+    let mut add = |name: &str, shape: &[u64]| {
+        header
+            .add_tensor(name, TensorType::F32, shape)
+            .expect("a new name");
+    };
+    add("token_embd.weight", &[WIDTH, vocabulary]);
+    add(LAZY, &[PER_LAYER * u64::from(LAYERS), vocabulary]);
+    add(
+        "per_layer_model_proj.weight",
+        &[WIDTH, PER_LAYER * u64::from(LAYERS)],
+    );
+    add("per_layer_proj_norm.weight", &[PER_LAYER]);
+    add("output_norm.weight", &[WIDTH]);
+    add("rope_freqs.weight", &[HEAD / 2]);
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[u64]| {
+            add(&format!("blk.{layer}.{name}.weight"), shape);
+        };
+        for norm in [
+            "attn_norm",
+            "post_attention_norm",
+            "ffn_norm",
+            "post_ffw_norm",
+            "post_norm",
+        ] {
+            add(norm, &[WIDTH]);
+        }
+        for norm in ["attn_q_norm", "attn_k_norm"] {
+            add(norm, &[HEAD]);
+        }
+        for weight in ["attn_q", "attn_k", "attn_v"] {
+            add(weight, &[WIDTH, HEADS * HEAD]);
+        }
+        add("attn_output", &[HEADS * HEAD, WIDTH]);
+        add("ffn_gate", &[WIDTH, INNER]);
+        add("ffn_up", &[WIDTH, INNER]);
+        add("ffn_down", &[INNER, WIDTH]);
+        add("inp_gate", &[WIDTH, PER_LAYER]);
+        add("proj", &[PER_LAYER, WIDTH]);
+    }
+    write(&header, path);
+}
+
+/// A token for each byte, as GPT-2 writes it, and one that ends a text. Returns their number.
+fn set_vocabulary(header: &mut Gguf) -> u64 {
+    let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 0x100..;
+    let mut tokens: Vec<String> = (0..=255)
+        .map(|byte| {
+            let code = if is_visible(byte) {
+                u32::from(byte)
+            } else {
+                others.next().expect("more than 256")
+            };
+            char::from_u32(code).expect("a letter").to_string()
+        })
+        .collect();
+    tokens.push("<|end|>".to_owned());
+    // A multiple of 32 for kernels that want one.
+    while !tokens.len().is_multiple_of(32) {
+        tokens.push(format!("<|unused{}|>", tokens.len()));
+    }
+    let types: Vec<i32> = (0..tokens.len())
+        .map(|id| if id < 256 { 1 } else { 3 })
+        .collect();
+    let count = tokens.len() as u64;
+    header
+        .set_str("tokenizer.ggml.model", "gpt2")
+        .and_then(|()| header.set_str("tokenizer.ggml.pre", "qwen2"))
+        .and_then(|()| header.set_str_array("tokenizer.ggml.tokens", &tokens))
+        .and_then(|()| header.set_i32_array("tokenizer.ggml.token_type", &types))
+        .and_then(|()| header.set_str_array::<&str>("tokenizer.ggml.merges", &[]))
+        .and_then(|()| header.set_u32("tokenizer.ggml.eos_token_id", 256))
+        .and_then(|()| header.set_bool("tokenizer.ggml.add_bos_token", false))
+        .expect("keys");
+    count
+}
