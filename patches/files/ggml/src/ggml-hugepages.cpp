@@ -23,6 +23,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -283,7 +284,13 @@ static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error
     }
     image.addr = reserve_range(image.length, alignment);
     if (!image.addr) {
-        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space", image.path);
+        fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space", image.path);
+        struct rlimit limit = {};
+        if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+            ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB, of which this alone takes %zu KiB",
+                (uintmax_t) limit.rlim_cur/1024, image.length/1024);
+        }
+        return false;
     }
     if (!map_ordinary(image, 0, image.length, error)) {
         munmap(image.addr, image.length);
@@ -305,7 +312,7 @@ bool ggml_hugepages_plan(
         const ggml_hugepages_params * params,
         ggml_hugepages_error *        error) {
     // madvise(2): an empty range only asks whether the advice is known (since Linux 5.14)
-    if (madvise(nullptr, 0, MADV_POPULATE_WRITE) != 0) {
+    if (madvise(nullptr, 0, MADV_POPULATE_WRITE) != 0 && errno == EINVAL) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
             "huge pages need MADV_POPULATE_WRITE, which came with Linux 5.14");
     }
