@@ -65,7 +65,14 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: test ## the same and the long tests
+test-full: instrumented test ## the same and the long tests
+	$(call step,tests that look into the program)
+	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented::
+
+.PHONY: instrumented
+instrumented: setup-test
+	$(call step,programs to count instructions and with sanitizers)
+	cargo xtask instrumented
 
 .PHONY: unit
 unit: ## unit and integration tests alone

@@ -74,6 +74,8 @@ enum Command {
     Stock,
     /// Build upstream's programs with the series into target/tools/
     Tools,
+    /// Build what the long tests look into: for Valgrind (target/portable-*/), with sanitizers (target/{address,thread}/)
+    Instrumented,
     /// Test huge pages on an emulated machine with two NUMA nodes
     QemuTest {
         /// Kernel to boot [default: the one that `scripts/setup --test` puts into target/qemu/kernel/]
@@ -157,6 +159,12 @@ fn run(cli: &Cli) -> Result<Exit> {
         Command::Patches(command) => run_patches(&repo, command),
         Command::Stock => run_build(&repo, Kind::Stock),
         Command::Tools => run_build(&repo, Kind::Tools),
+        Command::Instrumented => {
+            for kind in programs::INSTRUMENTED {
+                run_build(&repo, kind)?;
+            }
+            Ok(Exit::Done)
+        }
         Command::QemuTest {
             kernel,
             if_possible,

@@ -1,4 +1,5 @@
-//! Upstream's own programs: of the pristine source (stock), and with the series (tools), for any CPU (qemu).
+//! Upstream's own programs: of the pristine source (stock), and with the series (tools), for any CPU (qemu),
+//! and to be looked into (instrumented).
 
 use std::path::PathBuf;
 
@@ -24,6 +25,9 @@ const PROGRAMS: &[&str] = &[
 /// What the emulated machine runs.
 const QEMU_PROGRAMS: &[&str] = &["llama-server"];
 
+/// What is enough to load a model and to infer.
+const INSTRUMENTED_PROGRAMS: &[&str] = &["llama-completion"];
+
 /// Which source the programs are made of, and for which machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -31,7 +35,21 @@ pub enum Kind {
     Tools,
     /// As tools, but not for the CPU they are built on: an emulated one has less.
     Qemu,
+    /// As stock and as tools, to count instructions: Valgrind knows fewer of them than the CPU.
+    PortableStock,
+    PortableTools,
+    /// As tools, with sanitizers.
+    Address,
+    Thread,
 }
+
+/// What tests look into while it runs.
+pub const INSTRUMENTED: [Kind; 4] = [
+    Kind::PortableStock,
+    Kind::PortableTools,
+    Kind::Address,
+    Kind::Thread,
+];
 
 impl Kind {
     fn folder(self) -> &'static str {
@@ -39,6 +57,10 @@ impl Kind {
             Self::Stock => "stock",
             Self::Tools => "tools",
             Self::Qemu => "qemu",
+            Self::PortableStock => "portable-stock",
+            Self::PortableTools => "portable-tools",
+            Self::Address => "address",
+            Self::Thread => "thread",
         }
     }
 
@@ -46,6 +68,9 @@ impl Kind {
         match self {
             Self::Stock | Self::Tools => PROGRAMS,
             Self::Qemu => QEMU_PROGRAMS,
+            Self::PortableStock | Self::PortableTools | Self::Address | Self::Thread => {
+                INSTRUMENTED_PROGRAMS
+            }
         }
     }
 
@@ -54,7 +79,13 @@ impl Kind {
             // A worker of a distributed run is one of the programs, and "another device" for tests without a GPU.
             Self::Stock | Self::Tools => &["-DGGML_RPC=ON"],
             // AVX2 at most, as upstream's defaults are then; QEMU emulates that since 7.2.
-            Self::Qemu => &["-DGGML_NATIVE=OFF"],
+            Self::Qemu | Self::PortableStock | Self::PortableTools => &["-DGGML_NATIVE=OFF"],
+            Self::Address => &[
+                "-DLLAMA_SANITIZE_ADDRESS=ON",
+                "-DLLAMA_SANITIZE_UNDEFINED=ON",
+            ],
+            // The sanitizer does not see how OpenMP's threads wait for each other.
+            Self::Thread => &["-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"],
         }
     }
 }
@@ -66,11 +97,11 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let dir = repo.target().join(kind.folder());
     let tree = dir.join("llama.cpp");
     let ours = match kind {
-        Kind::Stock => {
+        Kind::Stock | Kind::PortableStock => {
             source::copy(&source.dir, &tree)?;
             None
         }
-        Kind::Tools | Kind::Qemu => {
+        Kind::Tools | Kind::Qemu | Kind::PortableTools | Kind::Address | Kind::Thread => {
             Series::read(repo.patches().root())?.apply(&source.dir, &tree)?;
             Some(env!("CARGO_PKG_VERSION"))
         }

@@ -17,16 +17,21 @@ pub fn hugepages() -> PathBuf {
 
 /// A program of upstream's pinned source with no patch.
 pub fn stock(name: &str) -> Result<PathBuf, String> {
-    built("stock", name)
+    built("stock", name, "stock")
 }
 
 /// The same program with the series.
 pub fn patched(name: &str) -> Result<PathBuf, String> {
-    built("tools", name)
+    built("tools", name, "tools")
 }
 
-fn built(what: &str, name: &str) -> Result<PathBuf, String> {
-    let path = target_dir().join(what).join("build/bin").join(name);
+/// llama-completion as it can be looked into: for Valgrind, or with a sanitizer.
+pub fn instrumented(how: &str) -> Result<PathBuf, String> {
+    built(how, "llama-completion", "instrumented")
+}
+
+fn built(folder: &str, name: &str, what: &str) -> Result<PathBuf, String> {
+    let path = target_dir().join(folder).join("build/bin").join(name);
     if path.is_file() {
         Ok(path)
     } else {

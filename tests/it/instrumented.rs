@@ -1,0 +1,131 @@
+//! What is seen by looking into the program while it runs: instructions, races, invalid memory. Built by
+//! `cargo xtask instrumented`, which takes minutes, so `make test-full` does it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::pool::Pool;
+use crate::support::server::QUIET_THREADS;
+use crate::support::{models, or_skip, programs, skip};
+
+/// Of one run, so that all are alike.
+const ARGS: [&str; 12] = [
+    "--prompt",
+    "hello",
+    "-no-cnv",
+    "--temp",
+    "0",
+    "--seed",
+    "1",
+    "--ctx-size",
+    "256",
+    "--ignore-eos",
+    "--threads",
+    "1",
+];
+
+fn run(wrapper: &[&str], program: &Path, model: &Path, args: &[&str]) -> Output {
+    let mut line: Vec<&str> = wrapper.to_vec();
+    let (program, model) = (program.to_string_lossy(), model.to_string_lossy());
+    line.extend([&*program, "--model", &*model]);
+    line.extend(ARGS);
+    line.extend(args);
+    Command::new(line[0])
+        .args(&line[1..])
+        .env(QUIET_THREADS.0, QUIET_THREADS.1)
+        // An exit code of its own, so that a finding is not taken for anything else. The option that remains is
+        // upstream's: what it allocates for the life of the process it leaves to the kernel.
+        .env("ASAN_OPTIONS", "exitcode=77:detect_leaks=0")
+        .env("UBSAN_OPTIONS", "halt_on_error=1:exitcode=77")
+        .env("TSAN_OPTIONS", "exitcode=77:halt_on_error=1")
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {line:?}: {error}"))
+}
+
+/// Instructions from start to end, as Valgrind counts them.
+fn instructions(program: &Path, model: &Path, tokens: u32) -> u64 {
+    let wrapper = [
+        "valgrind",
+        "--tool=callgrind",
+        "--callgrind-out-file=/dev/null",
+    ];
+    let output = run(
+        &wrapper,
+        program,
+        model,
+        &["--predict", &tokens.to_string()],
+    );
+    let talk = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{talk}");
+    talk.lines()
+        .find_map(|line| line.split("Collected :").nth(1)?.trim().parse().ok())
+        .unwrap_or_else(|| panic!("no count in\n{talk}"))
+}
+
+/// Eight tokens more or less: what loading costs is the same in both and goes.
+fn instructions_of_a_token(program: &Path, model: &Path) -> f64 {
+    let (few, many) = (
+        instructions(program, model, 2),
+        instructions(program, model, 10),
+    );
+    (many - few) as f64 / 8.0
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn a_token_costs_as_many_instructions_as_in_stock() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        return skip("there is no Valgrind");
+    }
+    let model = models::demo("20M", "Q8_0");
+    let stock =
+        instructions_of_a_token(&or_skip!(programs::instrumented("portable-stock")), &model);
+    let ours = instructions_of_a_token(&or_skip!(programs::instrumented("portable-tools")), &model);
+    let ratio = ours / stock;
+    println!(
+        "instructions of a token: stock {stock:.0}, ours with the option off {ours:.0}, ratio {ratio:.6}"
+    );
+    assert!((ratio - 1.0).abs() < 0.001, "stock {stock}, ours {ours}");
+}
+
+/// Loads under both policies, mapped and repacked, with a pool that is large enough and with one that is not.
+fn loads_without_a_finding(how: &str) {
+    let program = or_skip!(programs::instrumented(how));
+    let mut pool = or_skip!(Pool::with(0));
+    for kind in ["Q8_0", "Q4_K"] {
+        let model = models::demo("100M", kind);
+        for (pages, args) in [
+            (120, &["--hugepage-policy", "require"][..]),
+            (120, &["--load-mode", "none"]),
+            (30, &["--hugepage-policy", "prefer"]),
+            (0, &["--hugepage-size", "thp"]),
+            (30, &["--hugepage-policy", "require"]),
+        ] {
+            pool.set(pages);
+            let is_short = pages == 30 && args.contains(&"require");
+            let mut all = vec!["--hugepages", "--predict", "4"];
+            all.extend(args);
+            let output = run(&["env"], &program, &model, &all);
+            let talk = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(
+                output.status.code(),
+                Some(i32::from(is_short)),
+                "{kind} {args:?} with {pages} pages\n{talk}"
+            );
+            assert!(!talk.contains("Sanitizer"), "{talk}");
+            pool.assert_all_back();
+        }
+    }
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn loading_touches_no_memory_that_is_not_its_own() {
+    loads_without_a_finding("address");
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn loading_has_no_race() {
+    loads_without_a_finding("thread");
+}
