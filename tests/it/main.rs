@@ -7,6 +7,7 @@ mod build_errors;
 mod client;
 mod demo_model;
 mod embeddings;
+mod engine;
 mod environment;
 mod equality;
 mod off;

@@ -1,0 +1,622 @@
+// What is decided on a given machine, which is a folder with /sys and /proc in it.
+
+#include "test.h"
+
+#include <cstring>
+
+using limits = std::vector<std::string>;
+
+// e.g. "hugetlb.2MB.max of /a/b: 4194304 of 8388608"
+static limits limits_of(const ggml_hugepages_supply & supply) {
+    limits result;
+    for (const auto & l : supply.limits) {
+        result.push_back(l.file + " of " + l.path + ": " + std::to_string(l.used) + " of " + std::to_string(l.limit));
+    }
+    return result;
+}
+
+static std::string tightest_of(const ggml_hugepages_supply & supply) {
+    return supply.tightest() ? supply.tightest()->file + " of " + supply.tightest()->path : "none";
+}
+
+static std::vector<size_t> sizes_of(const machine & m) {
+    size_t sizes[16];
+    const size_t n = ggml_hugepages_page_sizes(m.root(), sizes, 16);
+    return std::vector<size_t>(sizes, sizes + n);
+}
+
+// all of an image, in one rank
+static wants all_of(size_t size) {
+    return { size, { { 0, size, GGML_HUGEPAGES_RANK_LAYERS } } };
+}
+
+//
+// no hugetlb
+//
+
+TEST(machines, without_hugetlb_there_is_nothing_to_be_had) {
+    machine m;
+    m.file("/proc/meminfo", "MemTotal: 1024 kB\n");
+    CHECK_EQ(sizes_of(m).size(), (size_t) 0);
+    CHECK_EQ(ggml_hugepages_page_size(m.root()), (size_t) 0);
+
+    ggml_hugepages_pool pool;
+    memset(&pool, 0xff, sizeof(pool));
+    CHECK(!ggml_hugepages_pool_read(m.root(), 2*MIB, &pool));
+    CHECK_EQ(pool.page_size, (size_t) 0);
+    CHECK_EQ(pool.free, (uint64_t) 0);
+
+    const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(supply.usable(), (uint64_t) 0);
+    CHECK(supply.tightest() == nullptr);
+
+    for (const auto & params : { require(), prefer() }) {
+        const auto d = decide(m, { all_of(4*MIB) }, params);
+        CHECK(!d.ok);
+        CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+        CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages (no size of 2 MiB or more in /sys/kernel/mm/hugepages)");
+        CHECK_EQ(std::string(d.error.hint), "");
+        CHECK_EQ(d.runs(), "");
+    }
+    const auto d = decide(m, { all_of(4*MIB) }, require(2*MIB));
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+    CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages of 2 MiB, it has: none");
+}
+
+TEST(machines, without_hugetlb_there_may_be_thp) {
+    machine m;
+    m.file("/proc/meminfo", "MemTotal:       16384 kB\nMemAvailable:    8192 kB\n");
+    auto d = decide(m, { all_of(4*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+    CHECK_EQ(std::string(d.error.message), "this kernel has no THP");
+    CHECK_EQ(std::string(d.error.hint), "");
+
+    m.file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "2097152\n");
+    m.file("/sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
+    d = decide(m, { all_of(4*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+    CHECK_EQ(std::string(d.error.message), "this kernel has THP switched off");
+    CHECK_EQ(std::string(d.error.hint), "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
+
+    m.file("/sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
+    d = decide(m, { all_of(4*MIB + 1) }, require(GGML_HUGEPAGES_SIZE_THP));
+    CHECK(d.ok);
+    CHECK_EQ(d.runs(), "0-6:2M");
+
+    d = decide(m, { all_of(9*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_EQ(std::string(d.error.message), "the model needs 10.00 MiB of anonymous memory for THP, 8.00 MiB are available");
+    CHECK(decide(m, { all_of(9*MIB) }, prefer(GGML_HUGEPAGES_SIZE_THP)).ok);
+}
+
+TEST(machines, thp_runs_are_in_file_order_whatever_their_ranks) {
+    machine m;
+    m.file("/proc/meminfo", "MemAvailable:    65536 kB\n");
+    m.file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "2097152\n");
+    m.file("/sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n");
+    const auto d = decide(m, { { 20*MIB, {
+        { 0,      4*MIB,  GGML_HUGEPAGES_RANK_EMBEDDINGS },
+        { 4*MIB,  8*MIB,  GGML_HUGEPAGES_RANK_LAYERS     },
+        { 12*MIB, 14*MIB, GGML_HUGEPAGES_RANK_OUTPUT     },
+    } } }, require(GGML_HUGEPAGES_SIZE_THP));
+    CHECK(d.ok);
+    CHECK_EQ(d.runs(), "0-8:2M 12-14:2M");
+}
+
+//
+// 2M
+//
+
+TEST(machines, usable_is_what_is_free_and_not_promised_and_what_may_still_grow) {
+    const struct { uint64_t total, free, reserved, surplus, overcommit, usable; } table[] = {
+        {   0,   0,  0,  0,  0,   0 },
+        { 100, 100,  0,  0,  0, 100 },
+        { 100,  60, 10,  0,  0,  50 },
+        { 100,  10, 10,  0,  0,   0 },
+        { 100,  10, 15,  0,  0,   0 }, // reservations that surplus pages will serve
+        {   0,   0,  0,  0, 40,  40 }, // overcommit alone
+        {  12,   2,  0,  5, 40,  37 },
+        {  12,   0,  0, 10,  4,   0 }, // overcommit was lowered since
+    };
+    for (const auto & t : table) {
+        machine m;
+        m.pool(2*MIB, t.total, t.free, t.reserved, t.surplus, t.overcommit);
+        const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+        CHECK_EQ(supply.pool.total, t.total);
+        CHECK_EQ(supply.usable(), t.usable);
+        CHECK_EQ(supply.usable_of_pool(), t.usable);
+    }
+}
+
+TEST(machines, blocks_that_hold_wanted_bytes_are_taken_and_no_others) {
+    machine m;
+    m.pool(2*MIB, 100, 100);
+    const auto d = decide(m, { { 64*MIB + 5, {
+        { 10,          20,          0 },
+        { 2*MIB - 1,   2*MIB + 1,   0 }, // across a border
+        { 8*MIB,       10*MIB,      0 }, // from border to border
+        { 20*MIB + 7,  20*MIB + 7,  0 }, // empty
+        { 63*MIB,      64*MIB + 5,  0 }, // to the end, in the middle of a block
+    } } }, require());
+    CHECK(d.ok);
+    CHECK_EQ(d.runs(), "0-4:2M 8-10:2M 62-66:2M");
+    CHECK_EQ(d.pages(2*MIB), (uint64_t) 5);
+}
+
+TEST(machines, one_page_short_is_an_error_with_the_numbers_and_the_new_total) {
+    machine m;
+    m.pool(2*MIB, 100, 60, 10); // others have 40 pages and were promised 10
+    CHECK(decide(m, { all_of(100*MIB) }, require()).ok);
+
+    const auto d = decide(m, { all_of(100*MIB + 1) }, require());
+    CHECK(!d.ok);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_EQ(std::string(d.error.message), "the model needs 51 huge pages of 2 MiB (102.00 MiB), 50 can be had: "
+        "free 60, reserved 10, total 100, surplus 0, overcommit 0");
+    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=101, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(d.runs(), "");
+
+    const auto p = decide(m, { all_of(100*MIB + 1), { 0, {} } }, prefer());
+    CHECK(p.ok);
+    CHECK_EQ(p.runs(), "0-100:2M");
+    CHECK(take_log().find("50 of 51 huge pages of 2 MiB can be had, the rest is ordinary memory") != std::string::npos);
+}
+
+TEST(machines, the_need_is_the_sum_over_all_images_and_buffers) {
+    machine m;
+    m.pool(2*MIB, 10, 10);
+    const std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      5*MIB     }, // 3 pages
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB     }, // 1
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB - 1 }, // less than a page: none
+        { GGML_HUGEPAGES_KIND_OTHER,   GGML_HUGEPAGES_RANK_LAYERS,  0         },
+    };
+    auto d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands); // 3 + 2 + 1
+    CHECK(d.ok);
+    CHECK_EQ(d.runs(0) + ", " + d.runs(1) + ", " + d.runs(2), "0-6:2M, 0-4:2M, 0-2:2M");
+
+    m.pool(2*MIB, 9, 9);
+    d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK(std::string(d.error.message).find("the model needs 10 huge pages of 2 MiB (20.00 MiB), 9 can be had") == 0);
+}
+
+TEST(machines, a_pool_that_only_grows_on_demand_is_used) {
+    machine m;
+    m.pool(2*MIB, 0, 0, 0, 0, 8);
+    CHECK_EQ(decide(m, { all_of(16*MIB) }, require()).runs(), "0-16:2M");
+
+    auto d = decide(m, { all_of(17*MIB) }, require());
+    CHECK_EQ(std::string(d.error.message), "the model needs 9 huge pages of 2 MiB (18.00 MiB), 8 can be had: "
+        "free 0, reserved 0, total 0, surplus 0, overcommit 8");
+    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=1, or --hugepage-policy prefer to use what there is");
+
+    // nr_hugepages reads with its surplus, so the new total is never below what others hold
+    m.pool(2*MIB, 7, 0, 0, 7, 8);
+    d = decide(m, { all_of(16*MIB) }, require());
+    CHECK(std::string(d.error.hint).find("sysctl vm.nr_hugepages=14,") == 0);
+}
+
+TEST(machines, when_pages_are_short_ranks_are_served_in_order) {
+    // in the file as llama.cpp writes it: embeddings first
+    const wants model = { 40*MIB, {
+        { 0,      8*MIB,  GGML_HUGEPAGES_RANK_EMBEDDINGS },
+        { 8*MIB,  16*MIB, GGML_HUGEPAGES_RANK_OUTPUT     },
+        { 16*MIB, 40*MIB, GGML_HUGEPAGES_RANK_LAYERS     }, // 12 pages
+    } };
+    const std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 4*MIB },
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      6*MIB },
+    };
+    const struct { uint64_t pages; const char * runs; } table[] = {
+        {  0, "" },
+        {  5, "16-26:2M" },
+        { 12, "16-40:2M" },
+        { 13, "8-10:2M 16-40:2M" },
+        { 16, "8-40:2M" },
+        { 19, "8-40:2M" },  // 3 for KV
+        { 21, "8-40:2M" },  // 2 for compute
+        { 22, "0-2:2M 8-40:2M" },
+        { 25, "0-40:2M" },
+        { 99, "0-40:2M" },
+    };
+    for (const auto & t : table) {
+        machine m;
+        m.pool(2*MIB, 100, t.pages);
+        const auto d = decide(m, { model }, prefer(), demands);
+        CHECK(d.ok);
+        CHECK_EQ(d.runs(), t.runs);
+    }
+}
+
+TEST(machines, a_block_has_the_best_rank_of_its_bytes) {
+    machine m;
+    m.pool(2*MIB, 100, 1);
+    const auto d = decide(m, { { 8*MIB, {
+        { 0,           5*MIB, GGML_HUGEPAGES_RANK_EMBEDDINGS },
+        { 5*MIB,       5*MIB + 1, GGML_HUGEPAGES_RANK_LAYERS },
+    } } }, prefer());
+    CHECK_EQ(d.runs(), "4-6:2M");
+}
+
+TEST(machines, images_that_come_first_are_served_first_within_a_rank) {
+    machine m;
+    m.pool(2*MIB, 3, 3);
+    const auto d = decide(m, { all_of(4*MIB), all_of(4*MIB) }, prefer());
+    CHECK_EQ(d.runs(0), "0-4:2M");
+    CHECK_EQ(d.runs(1), "0-2:2M");
+}
+
+TEST(machines, a_size_that_the_kernel_does_not_have_names_those_that_it_has) {
+    machine m;
+    m.pool(2*MIB, 100, 100);
+    for (const auto & params : { require(GIB), prefer(GIB) }) {
+        const auto d = decide(m, { all_of(4*MIB) }, params);
+        CHECK(!d.ok);
+        CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+        CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages of 1 GiB, it has: 2 MiB");
+        CHECK_EQ(std::string(d.error.hint), "--hugepage-size auto");
+    }
+}
+
+TEST(machines, nothing_wanted_needs_nothing) {
+    machine m;
+    m.pool(2*MIB, 0, 0);
+    CHECK(decide(m, {}, require()).ok);
+    const auto d = decide(m, { { 4*MIB, {} }, { 0, {} }, { 4*MIB, { { MIB, MIB, 0 } } } }, require());
+    CHECK(d.ok);
+    CHECK_EQ(d.pages(2*MIB), (uint64_t) 0);
+}
+
+//
+// 2M and 1G
+//
+
+TEST(machines, one_gib_pages_are_for_whole_gigabytes_and_2_mib_for_the_rest) {
+    machine m;
+    m.pool(2*MIB, 2000, 2000).pool(GIB, 4, 4);
+    CHECK_EQ(sizes_of(m).size(), (size_t) 2);
+    CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
+
+    CHECK_EQ(decide(m, { all_of(GIB - 1) }, require()).runs(), "0-1024:1G");         // its last block ends there
+    CHECK_EQ(decide(m, { all_of(GIB - 2*MIB) }, require()).runs(), "0-1022:2M");     // a gigabyte would waste a block
+    CHECK_EQ(decide(m, { all_of(2*GIB + 3*MIB) }, require()).runs(), "0-2048:1G 2048-2052:2M");
+    CHECK_EQ(decide(m, { { 3*GIB, { { 4*MIB, 3*GIB - 4*MIB, 0 } } } }, require()).runs(), "4-1024:2M 1024-2048:1G 2048-3068:2M");
+    // neighbours of different ranks make one gigabyte
+    CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB + 1, 4 }, { 100*MIB + 1, GIB, 0 } } } }, require()).runs(), "0-1024:1G");
+    // a hole of a block does not
+    CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB, 0 }, { 102*MIB, GIB, 0 } } } }, require()).runs(), "0-100:2M 102-1024:2M");
+    // a hole in a block does
+    CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB + 1, 0 }, { 102*MIB - 1, GIB, 0 } } } }, require()).runs(), "0-1024:1G");
+}
+
+TEST(machines, large_pages_go_as_far_as_they_go_and_are_never_short) {
+    machine m;
+    m.pool(2*MIB, 600, 512).pool(GIB, 1, 1);
+    CHECK_EQ(decide(m, { all_of(2*GIB) }, require()).runs(), "0-1024:1G 1024-2048:2M");
+
+    // the need in the message is what the pool that can be grown lacks
+    auto d = decide(m, { all_of(2*GIB + 2*MIB) }, require());
+    CHECK_EQ(std::string(d.error.message), "the model needs 513 huge pages of 2 MiB (1026.00 MiB), 512 can be had: "
+        "free 512, reserved 0, total 600, surplus 0, overcommit 0");
+    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=601, or --hugepage-policy prefer to use what there is");
+
+    // ranks hold for large pages too
+    d = decide(m, { { 2*GIB, { { 0, GIB, GGML_HUGEPAGES_RANK_EMBEDDINGS }, { GIB, 2*GIB, GGML_HUGEPAGES_RANK_LAYERS } } } }, require());
+    CHECK_EQ(d.runs(), "0-1024:2M 1024-2048:1G");
+
+    m.pool(GIB, 1, 0);
+    m.pool(2*MIB, 2000, 1024);
+    CHECK_EQ(decide(m, { all_of(GIB) }, require()).runs(), "0-1024:2M");
+}
+
+TEST(machines, a_buffer_may_take_the_large_page_and_leaves_the_image_the_small_ones) {
+    machine m;
+    m.pool(2*MIB, 512, 512).pool(GIB, 1, 1);
+    // the KV cache is read more than embeddings
+    const auto d = decide(m, { { GIB, { { 0, GIB, GGML_HUGEPAGES_RANK_EMBEDDINGS } } } }, prefer(),
+        { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB } });
+    CHECK(d.ok);
+    CHECK_EQ(d.runs(), "0-1024:2M");
+}
+
+TEST(machines, an_explicit_size_is_the_only_one) {
+    machine m;
+    m.pool(2*MIB, 2000, 2000).pool(GIB, 4, 4);
+    CHECK_EQ(decide(m, { all_of(GIB + 1) }, require(GIB)).runs(), "0-2048:1G");
+    CHECK_EQ(decide(m, { all_of(GIB + 1) }, require(2*MIB)).runs(), "0-1026:2M");
+
+    auto d = decide(m, { all_of(4*GIB + 1) }, require(GIB));
+    CHECK_EQ(std::string(d.error.message), "the model needs 5 huge pages of 1 GiB (5120.00 MiB), 4 can be had: "
+        "free 4, reserved 0, total 4, surplus 0, overcommit 0");
+    // sysctl speaks of the default size, which is another
+    CHECK_EQ(std::string(d.error.hint), "echo 5 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages, "
+        "or --hugepage-policy prefer to use what there is");
+    d = decide(m, { all_of(4*GIB + 1) }, prefer(GIB));
+    CHECK_EQ(d.runs(), "0-4096:1G");
+    // less than a page of a buffer stays ordinary memory
+    CHECK(decide(m, { all_of(4*GIB) }, require(GIB), { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB - 1 } }).ok);
+}
+
+//
+// two nodes
+//
+
+static machine & two_nodes(machine & m) {
+    return m.pool(2*MIB, 300, 120)
+        .node(0, 2*MIB, 200, 100, "0-4095")  // all CPUs, so that the placement can be foretold
+        .node(1, 2*MIB, 100,  20, "");
+}
+
+TEST(machines, a_process_that_may_use_all_nodes_has_all_pages) {
+    machine m;
+    two_nodes(m);
+    const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK(!supply.is_bound);
+    REQUIRE_EQ(supply.nodes.size(), (size_t) 2);
+    CHECK_EQ(supply.nodes[1].id, 1);
+    CHECK_EQ(supply.nodes[1].total, (uint64_t) 100);
+    CHECK_EQ(supply.nodes[1].free, (uint64_t) 20);
+    CHECK_EQ(supply.usable(), (uint64_t) 120);
+    CHECK_EQ(ggml_hugepages_all_nodes(m.root()).size(), (size_t) 2);
+
+    const auto d = decide(m, { all_of(242*MIB) }, require());
+    CHECK_EQ(std::string(d.error.message), "the model needs 121 huge pages of 2 MiB (242.00 MiB), 120 can be had: "
+        "free 120, reserved 0, total 300, surplus 0, overcommit 0, node 0 free 100 of 200, node 1 free 20 of 100");
+    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=301, or --hugepage-policy prefer to use what there is");
+}
+
+TEST(machines, a_process_that_is_bound_has_the_pages_of_its_nodes) {
+    machine m;
+    two_nodes(m);
+    auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, { 1 });
+    CHECK(supply.is_bound);
+    REQUIRE_EQ(supply.nodes.size(), (size_t) 1);
+    CHECK_EQ(supply.nodes[0].id, 1);
+    CHECK_EQ(supply.usable(), (uint64_t) 20);
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 0, 1 }).usable(), (uint64_t) 120);
+
+    // reservations may lie on any node
+    m.pool(2*MIB, 300, 120, 110);
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 1 }).usable(), (uint64_t) 10);
+    // surplus pages come from where there is memory
+    m.pool(2*MIB, 300, 120, 0, 0, 7);
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 1 }).usable(), (uint64_t) 27);
+    // a node that is not there
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 7 }).nodes.size(), (size_t) 0);
+}
+
+TEST(machines, a_bound_process_is_told_to_grow_its_own_node) {
+    machine m;
+    two_nodes(m);
+    const auto nodes = ggml_hugepages_placement_nodes(m.root(), GGML_HUGEPAGES_PLACEMENT_BIND);
+    if (nodes != std::vector<int>{ 0 }) {
+        SKIP("numactl has set a memory policy");
+    }
+    CHECK(ggml_hugepages_placement_nodes(m.root(), GGML_HUGEPAGES_PLACEMENT_DEFAULT).empty());
+    CHECK(ggml_hugepages_placement_nodes(m.root(), GGML_HUGEPAGES_PLACEMENT_INTERLEAVE).empty());
+
+    auto params = require();
+    params.placement = GGML_HUGEPAGES_PLACEMENT_BIND;
+    CHECK(decide(m, { all_of(200*MIB) }, params).ok);
+    const auto d = decide(m, { all_of(202*MIB) }, params);
+    CHECK_EQ(std::string(d.error.message), "the model needs 101 huge pages of 2 MiB (202.00 MiB), 100 can be had: "
+        "free 120, reserved 0, total 300, surplus 0, overcommit 0, node 0 free 100 of 200");
+    CHECK_EQ(std::string(d.error.hint), "echo 201 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages, "
+        "or --hugepage-policy prefer to use what there is");
+}
+
+TEST(machines, cpus_on_all_nodes_are_no_restriction) {
+    machine m;
+    m.pool(2*MIB, 300, 120).node(0, 2*MIB, 200, 100, "0-4095").node(1, 2*MIB, 100, 20, "0-4095");
+    CHECK(ggml_hugepages_placement_nodes(m.root(), GGML_HUGEPAGES_PLACEMENT_BIND).empty());
+    machine without_numa;
+    without_numa.pool(2*MIB, 300, 120);
+    CHECK(ggml_hugepages_placement_nodes(without_numa.root(), GGML_HUGEPAGES_PLACEMENT_BIND).empty());
+}
+
+//
+// containers
+//
+
+static const std::string V2 = "/sys/fs/cgroup";
+
+TEST(machines, a_limit_of_any_ancestor_counts_for_pages_and_for_reservations) {
+    machine m;
+    m.pool(2*MIB, 1000, 1000).cgroup2("/kube/pod/box");
+    m.file(V2 + "/kube/pod/box/hugetlb.2MB.max", "max\n").file(V2 + "/kube/pod/box/hugetlb.2MB.current", "0\n");
+    m.file(V2 + "/kube/pod/hugetlb.2MB.max", "209715200\n").file(V2 + "/kube/pod/hugetlb.2MB.current", "20971520\n");           // 90 pages left
+    m.file(V2 + "/kube/pod/hugetlb.2MB.rsvd.max", "209715200\n").file(V2 + "/kube/pod/hugetlb.2MB.rsvd.current", "41943040\n"); // 80
+    m.file(V2 + "/kube/hugetlb.2MB.max", "2097152000\n").file(V2 + "/kube/hugetlb.2MB.current", "0\n");
+    m.file(V2 + "/hugetlb.1GB.max", "0\n").file(V2 + "/hugetlb.1GB.current", "0\n");                                            // another size
+    const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(limits_of(supply), (limits {
+        "hugetlb.2MB.max of /kube/pod: 20971520 of 209715200",
+        "hugetlb.2MB.rsvd.max of /kube/pod: 41943040 of 209715200",
+        "hugetlb.2MB.max of /kube: 0 of 2097152000",
+    }));
+    CHECK_EQ(tightest_of(supply), "hugetlb.2MB.rsvd.max of /kube/pod");
+    CHECK_EQ(supply.usable(), (uint64_t) 80);
+    CHECK_EQ(supply.usable_of_pool(), (uint64_t) 1000);
+
+    CHECK(decide(m, { all_of(160*MIB) }, require()).ok);
+    auto d = decide(m, { all_of(161*MIB) }, require());
+    CHECK_EQ(std::string(d.error.message), "the model needs 81 huge pages of 2 MiB (162.00 MiB), 80 can be had: "
+        "free 1000, reserved 0, total 1000, surplus 0, overcommit 0, hugetlb.2MB.rsvd.max of cgroup /kube/pod 209715200 (used 41943040)"
+        " (the pool is large enough, the cgroup is not)");
+    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.rsvd.max of cgroup /kube/pod: 211812352, or --hugepage-policy prefer to use what there is");
+
+    // both limits are too low
+    d = decide(m, { all_of(182*MIB) }, require());
+    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.max of cgroup /kube/pod: 211812352, hugetlb.2MB.rsvd.max of cgroup /kube/pod: 232783872, "
+        "or --hugepage-policy prefer to use what there is");
+
+    // the pool and the limit are too small
+    m.pool(2*MIB, 1000, 70);
+    d = decide(m, { all_of(162*MIB) }, require());
+    CHECK(std::string(d.error.message).find("the cgroup is not") == std::string::npos);
+    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=1011, hugetlb.2MB.rsvd.max of cgroup /kube/pod: 211812352, "
+        "or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(decide(m, { all_of(162*MIB) }, prefer()).runs(), "0-140:2M");
+}
+
+TEST(machines, a_limit_below_what_is_used_leaves_nothing) {
+    machine m;
+    m.pool(2*MIB, 10, 10).cgroup2("/box");
+    m.file(V2 + "/box/hugetlb.2MB.max", "4194304\n").file(V2 + "/box/hugetlb.2MB.current", "8388608\n");
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 0);
+    // a limit that is no whole page
+    m.file(V2 + "/box/hugetlb.2MB.max", "6291455\n").file(V2 + "/box/hugetlb.2MB.current", "0\n");
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 2);
+}
+
+TEST(machines, a_limit_on_large_pages_leaves_them_to_others) {
+    machine m;
+    m.pool(2*MIB, 2000, 2000).pool(GIB, 4, 4).cgroup2("/box");
+    m.file(V2 + "/box/hugetlb.1GB.max", "1073741824\n").file(V2 + "/box/hugetlb.1GB.current", "0\n");
+    m.file(V2 + "/box/hugetlb.2MB.max", "max\n").file(V2 + "/box/hugetlb.2MB.current", "0\n");
+    CHECK_EQ(decide(m, { all_of(2*GIB) }, require()).runs(), "0-1024:1G 1024-2048:2M");
+}
+
+TEST(machines, limits_of_cgroup_v1_count) {
+    machine m;
+    m.pool(2*MIB, 1000, 1000);
+    m.file("/proc/self/cgroup", "11:hugetlb:/docker/box\n10:cpu,cpuacct:/docker/cpu\n1:name=systemd:/docker/box\n");
+    m.mounts("33 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+             "36 30 0:30 / /sys/fs/cgroup/hugetlb rw,nosuid shared:9 master:2 - cgroup cgroup rw,hugetlb\n");
+    const std::string dir = "/sys/fs/cgroup/hugetlb/docker";
+    // "no limit" is a number
+    m.file(dir + "/box/hugetlb.2MB.limit_in_bytes", "9223372036852678656\n").file(dir + "/box/hugetlb.2MB.usage_in_bytes", "0\n");
+    m.file(dir + "/box/hugetlb.2MB.rsvd.limit_in_bytes", "20971520\n").file(dir + "/box/hugetlb.2MB.rsvd.usage_in_bytes", "2097152\n");
+    m.file(dir + "/hugetlb.2MB.limit_in_bytes", "16777216\n").file(dir + "/hugetlb.2MB.usage_in_bytes", "2097152\n");
+    const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(limits_of(supply), (limits {
+        "hugetlb.2MB.rsvd.limit_in_bytes of /docker/box: 2097152 of 20971520",
+        "hugetlb.2MB.limit_in_bytes of /docker: 2097152 of 16777216",
+    }));
+    CHECK_EQ(supply.usable(), (uint64_t) 7);
+    const auto d = decide(m, { all_of(16*MIB) }, require());
+    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.limit_in_bytes of cgroup /docker: 18874368, or --hugepage-policy prefer to use what there is");
+}
+
+TEST(machines, in_a_hybrid_hierarchy_the_limits_may_be_in_cgroup2) {
+    machine m;
+    m.pool(2*MIB, 1000, 1000);
+    m.file("/proc/self/cgroup", "5:memory:/other\n1:name=systemd:/user.slice\n0::/user.slice/job\n");
+    m.mounts("32 30 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+             "33 30 0:26 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n"
+             "34 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+    const std::string dir = "/sys/fs/cgroup/unified/user.slice";
+    m.file(dir + "/job/hugetlb.2MB.max", "8388608\n").file(dir + "/job/hugetlb.2MB.current", "0\n");
+    // nobody asks these
+    m.file("/sys/fs/cgroup/memory/other/hugetlb.2MB.limit_in_bytes", "0\n").file("/sys/fs/cgroup/memory/other/hugetlb.2MB.usage_in_bytes", "0\n");
+    m.file("/sys/fs/cgroup/systemd/user.slice/hugetlb.2MB.max", "0\n").file("/sys/fs/cgroup/systemd/user.slice/hugetlb.2MB.current", "0\n");
+    const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(limits_of(supply), (limits { "hugetlb.2MB.max of /user.slice/job: 0 of 8388608" }));
+    CHECK_EQ(supply.usable(), (uint64_t) 4);
+}
+
+TEST(machines, in_a_container_the_mount_may_be_a_part_of_the_hierarchy) {
+    machine m;
+    m.pool(2*MIB, 1000, 1000).cgroup2("/docker/box/job", "/sys/fs/cgroup", "/docker/box");
+    m.file(V2 + "/job/hugetlb.2MB.max", "8388608\n").file(V2 + "/job/hugetlb.2MB.current", "2097152\n");
+    m.file(V2 + "/hugetlb.2MB.max", "6291456\n").file(V2 + "/hugetlb.2MB.current", "2097152\n");
+    auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(limits_of(supply), (limits {
+        "hugetlb.2MB.max of /job: 2097152 of 8388608",
+        "hugetlb.2MB.max of /: 2097152 of 6291456",
+    }));
+    CHECK_EQ(supply.usable(), (uint64_t) 2);
+
+    // the process is where the mount begins
+    m.file("/proc/self/cgroup", "0::/docker/box\n");
+    supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
+    CHECK_EQ(limits_of(supply), (limits { "hugetlb.2MB.max of /: 2097152 of 6291456" }));
+
+    // a cgroup whose name only begins like the one that is mounted
+    m.file("/proc/self/cgroup", "0::/docker/box/job\n").file("/proc/self/mountinfo", "29 24 0:26 /docker/bo /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+    m.file(V2 + "/x/job/hugetlb.2MB.max", "0\n").file(V2 + "/x/job/hugetlb.2MB.current", "0\n");
+    m.file(V2 + "x/job/hugetlb.2MB.max", "0\n").file(V2 + "x/job/hugetlb.2MB.current", "0\n");
+    for (const auto & text : limits_of(ggml_hugepages_supply_read(m.root(), 2*MIB, {}))) {
+        CHECK_EQ(text.find("of x/job"), std::string::npos);
+    }
+}
+
+TEST(machines, a_hierarchy_that_is_mounted_twice_is_counted_once) {
+    machine m;
+    m.pool(2*MIB, 1000, 1000).cgroup2("/box").mounts("30 24 0:26 / /mnt/cgroup rw - cgroup2 cgroup2 rw\n");
+    for (const std::string & mount : { V2, std::string("/mnt/cgroup") }) {
+        m.file(mount + "/box/hugetlb.2MB.max", "4194304\n").file(mount + "/box/hugetlb.2MB.current", "0\n");
+    }
+    const auto d = decide(m, { all_of(6*MIB) }, require());
+    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.max of cgroup /box: 6291456, or --hugepage-policy prefer to use what there is");
+}
+
+TEST(machines, files_that_cannot_be_understood_are_no_limits) {
+    machine m;
+    m.pool(2*MIB, 10, 10);
+    m.file("/proc/self/cgroup", "\n:\nnothing\n0:\n0::\n7:hugetlb\n").mounts("\n- - -\n29 24\n29 24 0:26 / /sys/fs/cgroup rw shared:4 cgroup2\n"
+        "29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+    m.file(V2 + "/hugetlb.2MB.max", "many\n").file(V2 + "/hugetlb.2MB.current", "0\n");
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 10);
+    // a limit without its use is none that could be kept to
+    m.file(V2 + "/hugetlb.2MB.max", "4194304\n").file(V2 + "/hugetlb.2MB.current", "");
+    CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 10);
+    // half a pool is none
+    machine half;
+    half.file("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "10\n");
+    CHECK_EQ(ggml_hugepages_supply_read(half.root(), 2*MIB, {}).usable(), (uint64_t) 0);
+}
+
+//
+// arm64
+//
+
+TEST(machines, arm64_with_4k_base_pages_has_four_sizes_and_begins_with_2_mib) {
+    machine m;
+    m.pool(2*MIB, 600, 600).pool(64*KIB, 100, 100).pool(32*MIB, 40, 40).pool(GIB, 2, 2);
+    CHECK_EQ(sizes_of(m), (std::vector<size_t> { 64*KIB, 2*MIB, 32*MIB, GIB }));
+    CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
+
+    CHECK_EQ(decide(m, { all_of(GIB + 70*MIB + 1) }, require()).runs(), "0-1024:1G 1024-1088:32M 1088-1096:2M");
+    // not enough large ones: the next smaller
+    m.pool(GIB, 2, 0);
+    CHECK_EQ(decide(m, { all_of(GIB + 262*MIB) }, require()).runs(), "0-1280:32M 1280-1286:2M");
+    m.pool(32*MIB, 40, 1);
+    CHECK_EQ(decide(m, { all_of(70*MIB) }, require()).runs(), "0-32:32M 32-70:2M");
+
+    // 64K has to be asked for
+    CHECK_EQ(decide(m, { { 8*MIB, { { 100*KIB, 200*KIB, 0 } } } }, require(64*KIB)).runs(), "64K-256K:64K");
+    const auto d = decide(m, { all_of(100*64*KIB + 1) }, require(64*KIB));
+    CHECK_EQ(std::string(d.error.message), "the model needs 101 huge pages of 64 KiB (6.31 MiB), 100 can be had: "
+        "free 100, reserved 0, total 100, surplus 0, overcommit 0");
+    CHECK_EQ(std::string(d.error.hint), "echo 101 > /sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages, "
+        "or --hugepage-policy prefer to use what there is");
+}
+
+TEST(machines, arm64_with_64k_base_pages_has_2_mib_512_mib_and_16_gib) {
+    machine m;
+    m.pool(512*MIB, 3, 3).pool(2*MIB, 600, 600).pool(16*GIB, 1, 1).cgroup2("/box");
+    CHECK_EQ(sizes_of(m), (std::vector<size_t> { 2*MIB, 512*MIB, 16*GIB }));
+    CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
+    CHECK_EQ(decide(m, { all_of(16*GIB + 513*MIB) }, require()).runs(), "0-16384:16G 16384-16896:512M 16896-16898:2M");
+
+    // the default size is 512 MiB there
+    CHECK_EQ(std::string(decide(m, { all_of(4*512*MIB) }, require(512*MIB)).error.hint),
+        "sysctl vm.nr_hugepages=4, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(std::string(decide(m, { all_of(17*GIB) }, require(16*GIB)).error.hint),
+        "echo 2 > /sys/kernel/mm/hugepages/hugepages-16777216kB/nr_hugepages, or --hugepage-policy prefer to use what there is");
+
+    // names as the kernel writes them
+    for (const char * name : { "512MB", "16GB", "64KB" }) {
+        m.file(V2 + "/box/hugetlb." + name + ".max", "0\n").file(V2 + "/box/hugetlb." + name + ".current", "0\n");
+    }
+    CHECK_EQ(decide(m, { all_of(513*MIB) }, require()).runs(), "0-514:2M");
+}
+
+TEST(machines, small_pages_alone_are_not_chosen_unasked) {
+    machine m;
+    m.pool(64*KIB, 100, 100);
+    CHECK_EQ(decide(m, { all_of(MIB) }, require()).error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
+    CHECK_EQ(decide(m, { all_of(MIB) }, require(64*KIB)).runs(), "0-1:64K");
+}
