@@ -14,4 +14,5 @@ mod off;
 mod reading;
 mod router;
 mod serve;
+mod shortage;
 mod support;

@@ -1,4 +1,4 @@
-//! A cgroup of its own with a limit on huge pages.
+//! A cgroup of its own with a limit on huge pages, its own or that of one above it.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -12,22 +12,45 @@ const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     while read -r what dir; do case $what in child) child=$dir ;; parent) parent=$dir ;; esac; done
     for i in 1 2 3 4 5 6 7 8 9 10; do
-        while read -r pid; do kill -9 "$pid"; done < "$child/cgroup.procs"
-        rmdir "$child" 2>/dev/null && break
+        # the inner one first
+        for dir in "$child"/inner "$child"; do
+            [ -d "$dir" ] || continue
+            while read -r pid; do kill -9 "$pid"; done < "$dir/cgroup.procs"
+            rmdir "$dir" 2>/dev/null
+        done
+        [ -d "$child" ] || break
         sleep 0.2
     done
     [ -d "$child" ] && { echo "cannot remove $child" >&2; exit 1; }
     [ -z "$parent" ] || echo -hugetlb > "$parent/cgroup.subtree_control" 2>/dev/null || true
 "#;
 
+/// Where the limit is, seen from the cgroup that a program runs in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    Here,
+    /// One level up. The cgroup of the program has the controller, and no limit of its own.
+    Above,
+    /// One level up. The cgroup of the program has no controller, as under systemd.
+    AboveWithoutController,
+}
+
 pub struct Cgroup {
+    /// What a program is put into.
     pub dir: PathBuf,
+    /// The one with the limit.
+    limited: PathBuf,
     _guardian: Guardian,
 }
 
 impl Cgroup {
     /// One in which no more than `pages` huge pages can be touched. An error is the reason to skip the test.
     pub fn with_limit(pages: u64) -> Result<Self, String> {
+        Self::with("max", pages, Limit::Here)
+    }
+
+    /// One with `hugetlb.2MB.{file}` (`max`, `rsvd.max`) set to `pages`.
+    pub fn with(file: &str, pages: u64, limit: Limit) -> Result<Self, String> {
         let root = v2_mount().ok_or("no cgroup v2 hierarchy is mounted")?;
         let controllers = fs::read_to_string(root.join("cgroup.controllers"))
             .map_err(|error| error.to_string())?;
@@ -52,18 +75,42 @@ impl Cgroup {
         }
         guardian.tell(&format!("child {}", dir.display()));
         fs::create_dir(&dir).expect("there was the right to");
-        fs::write(dir.join("hugetlb.2MB.max"), (pages * PAGE).to_string())
-            .expect("a new cgroup has its limits");
-        Ok(Self {
-            dir,
+        let inner = dir.join("inner");
+        if limit != Limit::Here {
+            fs::create_dir(&inner).expect("there was the right to");
+        }
+        if limit == Limit::Above {
+            fs::write(dir.join("cgroup.subtree_control"), "+hugetlb").expect("it is ours");
+        }
+        let cgroup = Self {
+            dir: if limit == Limit::Here {
+                dir.clone()
+            } else {
+                inner
+            },
+            limited: dir,
             _guardian: guardian,
-        })
+        };
+        cgroup.set(file, pages);
+        Ok(cgroup)
+    }
+
+    /// Another limit.
+    pub fn set(&self, file: &str, pages: u64) {
+        let path = self.limited.join(format!("hugetlb.2MB.{file}"));
+        fs::write(path, (pages * PAGE).to_string()).expect("a cgroup of ours has its limits");
+    }
+
+    /// The name of the folder with the limit.
+    pub fn name(&self) -> &str {
+        let name = self.limited.file_name().and_then(|name| name.to_str());
+        name.expect("made of letters and a number")
     }
 
     /// How often pages were refused to it.
     pub fn refusals(&self) -> u64 {
-        let events =
-            fs::read_to_string(self.dir.join("hugetlb.2MB.events")).expect("the cgroup is alive");
+        let events = fs::read_to_string(self.limited.join("hugetlb.2MB.events"))
+            .expect("the cgroup is alive");
         let max = events.lines().find_map(|line| line.strip_prefix("max "));
         max.expect("a counter").trim().parse().expect("a number")
     }

@@ -94,7 +94,7 @@ impl Launch {
         self
     }
 
-    fn wrapped<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+    pub fn wrapped<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
         self.wrapper
             .extend(wrapper.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
@@ -184,10 +184,7 @@ impl Launch {
 
     /// Run to its end, which it is expected to find by itself.
     pub fn run(self) -> Ended {
-        let mut server = self.spawn();
-        let ended = wait_for(PATIENCE, || server.has_ended());
-        assert!(ended, "the server should have ended\n{}", server.log());
-        server.ended()
+        self.spawn().wait()
     }
 }
 
@@ -275,6 +272,13 @@ impl Server {
             || "it is still alive".to_owned(),
             |status| status.to_string(),
         )
+    }
+
+    /// Waits for an end that it is expected to find by itself.
+    pub fn wait(mut self) -> Ended {
+        let ended = wait_for(PATIENCE, || self.has_ended());
+        assert!(ended, "the server should have ended\n{}", self.log());
+        self.ended()
     }
 
     /// Sends a signal and waits for the end.
