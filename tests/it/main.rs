@@ -2,14 +2,18 @@
 //! Lives here: tests that start programs. Not here: unit tests, which lie beside their code.
 
 mod api;
+mod architectures;
 mod bad_input;
 mod build_errors;
 mod client;
+mod coverage;
 mod demo_model;
+mod elsewhere;
 mod embeddings;
 mod engine;
 mod environment;
 mod equality;
+mod memory;
 mod off;
 mod reading;
 mod router;

@@ -95,6 +95,29 @@ fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
 }
 
 #[test]
+fn a_warm_load_that_shall_drop_the_cache_leaves_nothing_there() {
+    let dir = temp_dir_on_disk();
+    let model = own_model(dir.path());
+    let launch = launch(&model).args(["--hugepage-drop-cache"]);
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let size = fs::read(&model).expect("it is there").len() as u64;
+    let before = or_skip!(page_cache::cached_bytes(&model));
+    assert!(before >= size, "{before} of {size} bytes are cached");
+
+    let server = launch.start();
+    let cached = or_skip!(page_cache::cached_bytes(&model));
+    let header = Gguf::read(&model).data;
+    assert!(
+        cached <= header + READ_AHEAD,
+        "{cached} bytes of the model are in the page cache"
+    );
+    assert_weights_on_huge_pages(&server, &model);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
 fn a_half_warm_load_is_put_together_from_both() {
     let dir = temp_dir_on_disk();
     let model = own_model(dir.path());

@@ -1,0 +1,280 @@
+//! What the CPU does not read takes no huge page: tensors on another device, and tensors that are read row by row.
+//!
+//! The other device is a worker of llama.cpp's RPC backend on this machine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::equality::answers;
+use crate::support::gguf::{self, Gguf, Tensor};
+use crate::support::pool::{PAGE, Pool};
+use crate::support::server::{Launch, QUIET_THREADS, Server};
+use crate::support::table::Table;
+use crate::support::{made, models, need, or_skip, programs, smaps, wait_for};
+
+/// A worker that lends its CPU as a device.
+struct Worker {
+    child: Child,
+    address: String,
+}
+
+impl Worker {
+    fn start() -> Result<Self, String> {
+        let program = programs::patched("ggml-rpc-server")?;
+        let port = TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|listener| listener.local_addr())
+            .expect("there are ports")
+            .port();
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--threads", "2"])
+            .env(QUIET_THREADS.0, QUIET_THREADS.1)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it can be started");
+        let worker = Self {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        };
+        let listens = || TcpStream::connect(&worker.address).is_ok();
+        assert!(
+            wait_for(Duration::from_secs(30), listens),
+            "the worker does not listen on {}",
+            worker.address
+        );
+        Ok(worker)
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The server that has the RPC backend: ours alone has none.
+fn client(model: &Path, worker: &Worker) -> Result<Launch, String> {
+    let launch = Launch::tool("llama-server")?.model(model);
+    Ok(launch.args(["--rpc", &worker.address, "--fit", "off"]))
+}
+
+fn blocks_of<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> BTreeSet<u64> {
+    tensors
+        .flat_map(|tensor| tensor.start / PAGE..tensor.end.div_ceil(PAGE))
+        .collect()
+}
+
+/// That the blocks of these tensors are huge pages, and no block is that holds none of them.
+fn assert_only_these_take_pages(server: &Server, file: &Gguf, is_here: impl Fn(&Tensor) -> bool) {
+    let here = blocks_of(file.tensors.iter().filter(|tensor| is_here(tensor)));
+    assert!(
+        here.len() < file.blocks().len(),
+        "some tensors are elsewhere"
+    );
+    let vmas = smaps::read(server.pid());
+    let huge = vmas
+        .iter()
+        .filter(|vma| vma.path.starts_with("/memfd:llama-weights"));
+    let taken: BTreeSet<u64> = huge
+        .flat_map(|vma| vma.offset / PAGE..(vma.offset + vma.len()) / PAGE)
+        .collect();
+    assert_eq!(taken, here, "\n{}", server.log());
+    assert_eq!(
+        smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE,
+        here.len() as u64
+    );
+}
+
+/// The number in `blk.N.`
+fn layer_of(tensor: &Tensor) -> Option<u32> {
+    let (layer, _) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
+    layer.parse().ok()
+}
+
+#[test]
+fn tensors_that_an_override_puts_on_another_device_take_no_page() {
+    let model = models::demo("100M", "Q8_0");
+    let worker = or_skip!(Worker::start());
+    let device = format!("RPC0[{}]", worker.address);
+    let launch = or_skip!(client(&model, &worker)).args([
+        "--n-gpu-layers",
+        "0",
+        "--override-tensor",
+        &format!(r"blk\.[0-5]\..*={device}"),
+    ]);
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let expected = answers(&launch.clone().start());
+    let server = launch.hugepages("require").start();
+    let is_here = |tensor: &Tensor| layer_of(tensor).is_none_or(|layer| layer > 5);
+    assert_only_these_take_pages(&server, &Gguf::read(&model), is_here);
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
+    assert_eq!(answers(&server), expected);
+    assert_eq!(
+        smaps::hugetlb_bytes(worker.pid()),
+        0,
+        "the worker was not asked to"
+    );
+    drop(server);
+    pool.assert_all_back();
+}
+
+/// What is left lies in pieces between the others: it is put together, instead of a page for each piece.
+#[test]
+fn tensors_between_those_of_another_device_share_pages() {
+    let model = models::demo("100M", "Q8_0");
+    let worker = or_skip!(Worker::start());
+    let device = format!("RPC0[{}]", worker.address);
+    let launch = or_skip!(client(&model, &worker)).args([
+        "--n-gpu-layers",
+        "0",
+        "--override-tensor",
+        &format!(r"\.ffn_(up|down|gate).*={device}"),
+    ]);
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let expected = answers(&launch.clone().start());
+    let server = launch.hugepages("require").start();
+    let file = Gguf::read(&model);
+    let here = file
+        .tensors
+        .iter()
+        .filter(|tensor| !tensor.name.contains(".ffn_") || tensor.name.contains("ffn_norm"));
+    let bytes: u64 = here.map(|tensor| tensor.end - tensor.start).sum();
+    let pages = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
+    assert_eq!(pages, bytes.div_ceil(PAGE), "\n{}", server.log());
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn layers_on_another_device_take_no_page() {
+    let model = models::demo("100M", "Q8_0");
+    let worker = or_skip!(Worker::start());
+    let launch = or_skip!(client(&model, &worker)).args(["--n-gpu-layers", "99"]);
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let expected = answers(&launch.clone().start());
+    let server = launch.hugepages("require").start();
+    // Rows of the embeddings are looked up here, whatever is elsewhere.
+    assert_only_these_take_pages(&server, &Gguf::read(&model), |tensor| {
+        tensor.name == "token_embd.weight"
+    });
+    assert_eq!(smaps::hugetlb_bytes_of(server.pid(), "kv"), 0);
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
+    assert!(need < gguf::pages(&model) / 2, "{need} pages");
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_tensor_that_is_read_row_by_row_takes_no_page() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let model = dir.path().join("gemma4.gguf");
+    made::gemma4(&model);
+    let stock = or_skip!(Launch::stock()).model(&model);
+    let expected = answers(&stock.args(["--lazy-mode", "on"]).start());
+
+    let launch = |mode: &str| Launch::ours().model(&model).args(["--lazy-mode", mode]);
+    let needs = [need::of(&launch("on")), need::of(&launch("off"))];
+    let mut pool = or_skip!(Pool::with(needs[0]));
+    let server = launch("on").hugepages("require").start();
+    let file = Gguf::read(&model);
+    assert_only_these_take_pages(&server, &file, |tensor| tensor.name != made::LAZY);
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, needs[0]);
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    pool.assert_all_back();
+
+    // Without it the same tensor lies there.
+    pool.set(needs[1]);
+    let server = launch("off").hugepages("require").start();
+    assert_eq!(
+        smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE,
+        file.blocks().len() as u64
+    );
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, needs[1]);
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    pool.assert_all_back();
+}
+
+/// Adapters come when the model is there, and are no part of the need that is told before.
+#[test]
+fn an_adapter_is_on_huge_pages_and_answers_are_those_of_stock() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let adapter = dir.path().join("adapter.gguf");
+    let model = models::demo("100M", "Q8_0");
+    let bytes = made::lora(&model, 64, &adapter);
+    assert!(bytes > 2 * PAGE, "{bytes} bytes are too few to see");
+    let lora = ["--lora", adapter.to_str().expect("UTF-8")];
+    let expected = answers(&or_skip!(Launch::stock()).model(&model).args(lora).start());
+
+    let plain = Launch::ours().model(&model);
+    let pages = bytes.div_ceil(PAGE);
+    let need = need::of(&plain);
+    let mut pool = or_skip!(Pool::with(need + pages));
+    let server = plain.clone().args(lora).hugepages("require").start();
+    assert_eq!(
+        smaps::hugetlb_bytes_of(server.pid(), "other") / PAGE,
+        pages,
+        "\n{}",
+        server.log()
+    );
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need + pages);
+    let table = Table::of(&server.log());
+    assert_eq!(table.pages("other", "2M"), pages, "{table:?}");
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    assert_ne!(
+        answers(&plain.clone().start()),
+        expected,
+        "the adapter is not seen"
+    );
+    pool.assert_all_back();
+
+    pool.set(need + pages - 1);
+    let ended = plain.args(lora).hugepages("require").run();
+    ended.assert_clean_failure();
+    assert!(ended.log.contains("huge pages"), "{}", ended.log);
+    pool.assert_all_back();
+    fs::remove_file(&adapter).expect("nobody needs it");
+}
+
+#[test]
+fn a_worker_that_goes_away_takes_no_page_of_the_client_along() {
+    let model = models::demo("20M", "Q8_0");
+    let worker = or_skip!(Worker::start());
+    let launch = or_skip!(client(&model, &worker)).args(["--n-gpu-layers", "1"]);
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let mut server = launch.hugepages("require").start();
+    assert_eq!(pool.taken(), need);
+    drop(worker);
+    // llama.cpp ends when a worker does not answer.
+    let body = json!({ "prompt": "Hello", "n_predict": 1 });
+    let _ = ureq::post(server.url("/completion")).send_json(&body);
+    assert!(
+        wait_for(Duration::from_secs(30), || server.has_ended()),
+        "\n{}",
+        server.log()
+    );
+    pool.assert_all_back();
+}
