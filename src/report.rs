@@ -134,7 +134,7 @@ impl Report {
             .filter(|usage| matches!(usage.backing, Backing::Huge(_)))
     }
 
-    fn new(raw: ffi::ggml_hugepages_report) -> Self {
+    fn new(raw: &ffi::ggml_hugepages_report) -> Self {
         let nodes = raw.n_nodes as usize;
         let usages = raw.usages.iter().take(raw.n_usages as usize);
         let us = Duration::from_micros;
@@ -153,7 +153,7 @@ impl Report {
                 place: us(raw.load.us_place),
                 threads: raw.load.n_threads,
             },
-            raw,
+            raw: *raw,
         }
     }
 }
@@ -204,7 +204,7 @@ pub fn report() -> Result<Report, Error> {
     // SAFETY: numbers only, zeroed above, and written by the call.
     let raw = unsafe { raw.assume_init() };
     if told {
-        Ok(Report::new(raw))
+        Ok(Report::new(&raw))
     } else {
         Err(Error::NoReport)
     }
@@ -254,7 +254,7 @@ mod tests {
         raw.usages[1].backing = ffi::GGML_HUGEPAGES_BACKING_BASE;
         raw.usages[1].bytes = 1 << 20;
         raw.late = 1 << 20;
-        let report = Report::new(raw);
+        let report = Report::new(&raw);
         assert_eq!(
             (report.wanted(), report.on_huge(), report.on_file()),
             (4 << 20, 3 << 20, 0)

@@ -13,6 +13,7 @@ mod embeddings;
 mod engine;
 mod environment;
 mod equality;
+mod instrumented;
 mod memory;
 mod off;
 mod reading;
