@@ -54,13 +54,16 @@ template <typename F> static void for_each_weight(const llama_model_loader & ml,
     }
 }
 
+// the pages that a decision cuts everything into, 0 if there are none
+static size_t smallest_page(const ggml_hugepages_params & params) {
+    const bool is_any = params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == GGML_HUGEPAGES_SIZE_THP;
+    return is_any ? ggml_hugepages_page_size("") : params.page_size;
+}
+
 // Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped,
 // and each norm would have a block of its own.
 static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const ggml_hugepages_params & params) {
-    size_t page_size = params.page_size;
-    if (page_size == GGML_HUGEPAGES_SIZE_AUTO || page_size == GGML_HUGEPAGES_SIZE_THP) {
-        page_size = ggml_hugepages_page_size("");
-    }
+    const size_t page_size = smallest_page(params);
     if (page_size == 0) {
         return false;
     }
@@ -257,14 +260,12 @@ std::vector<ggml_hugepages_image_t> llama_hugepages::handles() const {
     return result;
 }
 
-size_t llama_hugepages_output_size(const ggml_hugepages_params & params, ggml_backend_buffer_t buffer) {
-    if (!params.enabled || !buffer) {
-        return 0;
+size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size) {
+    if (!params.enabled || !ggml_backend_buft_is_host(buft)) {
+        return size;
     }
-    const size_t page_size = ggml_hugepages_page_size("");
-    const size_t size      = ggml_backend_buffer_get_size(buffer);
-    // less than a page stays ordinary memory
-    return page_size > 0 && size >= page_size ? (size + page_size - 1)/page_size*page_size : 0;
+    const size_t page_size = smallest_page(params);
+    return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;
 }
 
 void * llama_hugepages_map(const llama_hugepages_image & image) {

@@ -75,8 +75,9 @@ private:
     std::vector<ggml_hugepages_image_t> handles() const;
 };
 
-// What the output buffer of a context that only measures memory adds to its compute buffers: upstream does not count it.
-size_t llama_hugepages_output_size(const ggml_hugepages_params & params, ggml_backend_buffer_t buffer);
+// What a CPU buffer counts in the need: whole pages, and nothing when it is smaller than one. The size itself when the option
+// is off, or for other devices.
+size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size);
 
 // maps the file of an image, throws on failure
 void * llama_hugepages_map(const llama_hugepages_image & image);
