@@ -22,6 +22,17 @@ const PROGRAMS: &[&str] = &[
     "ggml-rpc-server",
 ];
 
+/// The same, and what makes a tiny model of each architecture.
+const TOOLS: &[&str] = &{
+    let mut all = ["test-llama-archs"; PROGRAMS.len() + 1];
+    let mut i = 0;
+    while i < PROGRAMS.len() {
+        all[i] = PROGRAMS[i];
+        i += 1;
+    }
+    all
+};
+
 /// What the emulated machine runs.
 const QEMU_PROGRAMS: &[&str] = &["llama-server"];
 
@@ -66,7 +77,8 @@ impl Kind {
 
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Stock | Self::Tools => PROGRAMS,
+            Self::Stock => PROGRAMS,
+            Self::Tools => TOOLS,
             Self::Qemu => QEMU_PROGRAMS,
             Self::PortableStock | Self::PortableTools | Self::Address | Self::Thread => {
                 INSTRUMENTED_PROGRAMS
@@ -77,7 +89,8 @@ impl Kind {
     fn args(self) -> &'static [&'static str] {
         match self {
             // A worker of a distributed run is one of the programs, and "another device" for tests without a GPU.
-            Self::Stock | Self::Tools => &["-DGGML_RPC=ON"],
+            Self::Stock => &["-DGGML_RPC=ON"],
+            Self::Tools => &["-DGGML_RPC=ON", "-DLLAMA_BUILD_TESTS=ON"],
             // AVX2 at most, as upstream's defaults are then; QEMU emulates that since 7.2.
             Self::Qemu | Self::PortableStock | Self::PortableTools => &["-DGGML_NATIVE=OFF"],
             Self::Address => &[

@@ -2,6 +2,7 @@
 //!
 //! A test that puts weights on huge pages holds the pool, so `report()`, which is of the whole process, is its own.
 
+mod architectures;
 mod compute;
 mod embeddings;
 mod env;

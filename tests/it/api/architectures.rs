@@ -1,0 +1,96 @@
+//! Every architecture that upstream's own test can make a small model of.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use llama_hugepages::{
+    Batch, Context, ContextParams, HugePages, LogTarget, Model, ModelParams, Report, Token, log_to,
+    report,
+};
+
+use crate::support::pool::Pool;
+use crate::support::{or_skip, programs, target_dir};
+
+/// More than the largest of them takes.
+const PAGES: u64 = 200;
+
+/// Some tokens; the models have no vocabulary, so text has none.
+const TOKENS: [i32; 8] = [1, 5, 2, 9, 4, 7, 3, 8];
+
+/// The logits of every token, or what the model said instead, and what its memory lay on.
+fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<Report>) {
+    let params = ModelParams::default().with_hugepages(hugepages);
+    let model = match Model::load(path, &params) {
+        Ok(model) => model,
+        Err(error) => return (Err(format!("{error:#}")), None),
+    };
+    let params = ContextParams::default().with_n_ctx(64).with_threads(1);
+    let mut context = match Context::new(&model, &params) {
+        Ok(context) => context,
+        Err(error) => return (Err(format!("{error:#}")), None),
+    };
+    let tokens: Vec<Token> = TOKENS.iter().map(|&id| Token(id)).collect();
+    let logits = || {
+        context.decode(&Batch::all_outputs(&tokens))?;
+        let mut all = Vec::new();
+        for index in 0..tokens.len() {
+            all.extend_from_slice(context.logits(index)?);
+        }
+        Ok(all)
+    };
+    let logits: Result<_, llama_hugepages::Error> = { logits }();
+    (logits.map_err(|error| error.to_string()), report().ok())
+}
+
+#[test]
+fn every_architecture_has_the_same_logits_on_huge_pages() {
+    let tool = or_skip!(programs::patched("test-llama-archs"));
+    let pool = or_skip!(Pool::with(PAGES));
+    log_to(LogTarget::Nowhere);
+    let dir = tempfile::tempdir_in(target_dir().join("models")).expect("target/ can be written");
+    let made = Command::new(tool).arg("-o").arg(dir.path()).output();
+    let made = made.expect("the tool can be started");
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+
+    let mut models: Vec<_> = fs::read_dir(dir.path())
+        .expect("just made")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    models.sort();
+    assert!(models.len() > 100, "{}", models.len());
+
+    let mut without_logits = BTreeMap::new();
+    for path in &models {
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        let (expected, _) = run(path, HugePages::Off);
+        let (logits, report) = run(path, HugePages::Require);
+        match (&expected, &logits) {
+            (Ok(expected), Ok(logits)) => {
+                let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert!(
+                    bits(expected) == bits(logits),
+                    "{name}: not the same logits"
+                );
+                let report = report.expect("this is Linux");
+                // What is below a page is ordinary memory, and small models have much of that.
+                assert_eq!(report.on_file(), 0, "{name}: {report}");
+                let ordinary = report.wanted() - report.on_huge();
+                assert!(ordinary < 16 << 20, "{name}: {report}");
+            }
+            (Err(expected), Err(said)) => {
+                assert_eq!(said, expected, "{name}");
+                without_logits.insert(name.into_owned(), expected.clone());
+            }
+            _ => panic!("{name}: {expected:?} without huge pages, {logits:?} with"),
+        }
+        pool.assert_all_back();
+    }
+    // A few are not made to generate; if it were more, this test would show little.
+    assert!(without_logits.len() <= 8, "{without_logits:#?}");
+}
