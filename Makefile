@@ -67,7 +67,7 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
 test-full: instrumented test ## the same and the long tests
 	$(call step,tests that look into the program)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine::
 
 .PHONY: instrumented
 instrumented: setup-test

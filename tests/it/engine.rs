@@ -9,7 +9,7 @@ use std::{env, thread};
 
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
-use crate::support::{full, or_skip, skip, target_dir};
+use crate::support::{or_skip, skip, target_dir};
 
 /// Enough to be short of some, little enough to be had anywhere.
 const PAGES: u64 = 24;
@@ -254,20 +254,19 @@ fn the_engine_uses_pages_of_1_gib() {
 }
 
 fn under(build: Build) {
-    if !full() {
-        return skip("`make test-full` runs it");
-    }
     build.test(&ANYWHERE);
     in_memory(build);
     in_large_memory(build);
 }
 
 #[test]
+#[ignore = "long: make test-full"]
 fn the_engine_is_clean_under_the_address_and_undefined_behavior_sanitizers() {
     under(Build::Address);
 }
 
 #[test]
+#[ignore = "long: make test-full"]
 fn the_engine_is_clean_under_the_thread_sanitizer() {
     under(Build::Thread);
 }
