@@ -72,6 +72,12 @@ fn client(model: &Path, worker: &Worker) -> Result<Launch, String> {
     Ok(launch.args(["--rpc", &worker.address, "--fit", "off"]))
 }
 
+/// One that has the tensors of such names on the worker.
+fn client_without(model: &Path, worker: &Worker, names: &str) -> Result<Launch, String> {
+    let there = format!("{names}=RPC0[{}]", worker.address);
+    Ok(client(model, worker)?.args(["--n-gpu-layers", "0", "--override-tensor", &there]))
+}
+
 fn blocks_of<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> BTreeSet<u64> {
     tensors
         .flat_map(|tensor| tensor.start / PAGE..tensor.end.div_ceil(PAGE))
@@ -109,13 +115,7 @@ fn layer_of(tensor: &Tensor) -> Option<u32> {
 fn tensors_that_an_override_puts_on_another_device_take_no_page() {
     let model = models::demo("100M", "Q8_0");
     let worker = or_skip!(Worker::start());
-    let device = format!("RPC0[{}]", worker.address);
-    let launch = or_skip!(client(&model, &worker)).args([
-        "--n-gpu-layers",
-        "0",
-        "--override-tensor",
-        &format!(r"blk\.[0-5]\..*={device}"),
-    ]);
+    let launch = or_skip!(client_without(&model, &worker, r"blk\.[0-5]\..*"));
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
     let expected = answers(&launch.clone().start());
@@ -138,13 +138,7 @@ fn tensors_that_an_override_puts_on_another_device_take_no_page() {
 fn tensors_between_those_of_another_device_share_pages() {
     let model = models::demo("100M", "Q8_0");
     let worker = or_skip!(Worker::start());
-    let device = format!("RPC0[{}]", worker.address);
-    let launch = or_skip!(client(&model, &worker)).args([
-        "--n-gpu-layers",
-        "0",
-        "--override-tensor",
-        &format!(r"\.ffn_(up|down|gate).*={device}"),
-    ]);
+    let launch = or_skip!(client_without(&model, &worker, r"\.ffn_(up|down|gate).*"));
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
     let expected = answers(&launch.clone().start());
