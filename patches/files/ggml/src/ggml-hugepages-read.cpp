@@ -91,6 +91,33 @@ struct source {
     }
 };
 
+// memory to read a piece into, used again for the next one: its first touch costs as much as copying from it
+struct staging {
+    void * addr = MAP_FAILED;
+    size_t size = 0;
+
+    staging() = default;
+    staging(const staging &) = delete;
+    ~staging() { release(); }
+
+    bool reserve(size_t wanted) {
+        if (wanted > size) {
+            release();
+            addr = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            size = addr == MAP_FAILED ? 0 : wanted;
+        }
+        return addr != MAP_FAILED;
+    }
+
+    void release() {
+        if (addr != MAP_FAILED) {
+            munmap(addr, size);
+            addr = MAP_FAILED;
+            size = 0;
+        }
+    }
+};
+
 // a page larger than a chunk: populated by who comes first
 struct large_page {
     std::mutex mutex;
@@ -155,7 +182,8 @@ struct reader {
     std::mutex              mutex; // for what follows, and the runs of the images
     std::condition_variable changed;
     size_t                  n_running = 0;
-    size_t                  n_staged  = 0; // bytes of staging buffers
+    size_t                  n_staged  = 0; // bytes of staging buffers in use
+    std::vector<std::unique_ptr<staging>> unused; // kept for the next piece
     uint64_t                n_dropped = 0; // bytes of blocks that could not be had
     bool                    failed    = false;
     ggml_hugepages_error    error     = {};
@@ -293,13 +321,20 @@ struct reader {
         const size_t alignment = j.from->alignment;
         const size_t first     = ggml_hugepages_align_down(j.first, alignment);
         const size_t size      = ggml_hugepages_align_up(std::max(j.last, j.first + 1), alignment) - first; // a piece may be empty
+        std::unique_ptr<staging> buf;
         {
             std::unique_lock<std::mutex> lock(mutex);
             changed.wait(lock, [&] { return stop || n_staged == 0 || n_staged + size <= STAGING_SIZE; });
             n_staged += size;
+            if (!unused.empty()) {
+                buf = std::move(unused.back());
+                unused.pop_back();
+            }
         }
-        void * buf = stop ? MAP_FAILED : mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (buf == MAP_FAILED) {
+        if (!buf) {
+            buf = std::make_unique<staging>();
+        }
+        if (stop || !buf->reserve(size)) {
             ggml_hugepages_error e = {};
             if (!stop) {
                 ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no memory to read %s: %s", j.image->path.c_str(), strerror(errno));
@@ -311,18 +346,20 @@ struct reader {
                 to   = std::min(to, j.last);
                 done += to > from ? to - from : 0;
             };
-            if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf, on_read)) {
+            if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf->addr, on_read)) {
                 stopwatch time{us_place};
-                if (!j.piece->place((const uint8_t *) buf + (j.first - first), j.last - j.first, j.piece)) {
+                if (!j.piece->place((const uint8_t *) buf->addr + (j.first - first), j.last - j.first, j.piece)) {
                     ggml_hugepages_error e = {};
                     ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
                     fail(e);
                 }
             }
-            munmap(buf, size);
         }
         std::lock_guard<std::mutex> lock(mutex);
         n_staged -= size;
+        if (buf->size <= 2*CHUNK_SIZE && unused.size() < STAGING_SIZE/(2*CHUNK_SIZE)) {
+            unused.push_back(std::move(buf));
+        }
         changed.notify_all();
     }
 
