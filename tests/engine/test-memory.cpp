@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -443,6 +444,10 @@ struct placed {
 static bool place(const void * data, size_t size, const ggml_hugepages_piece * piece) {
     auto & p = *(placed *) piece->user_data;
     const bool ok = size == piece->last - piece->first && first_difference((const uint8_t *) data, p.seed, piece->first, piece->last) == SIZE_MAX;
+    if (p.fail_at != SIZE_MAX && piece->offset > p.fail_at) {
+        // lets the one that is refused come to an end, also on a machine that is busy
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     std::lock_guard<std::mutex> lock(p.mutex);
     p.times[piece->offset]++;
     p.bad += !ok;
