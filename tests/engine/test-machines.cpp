@@ -620,3 +620,54 @@ TEST(machines, small_pages_alone_are_not_chosen_unasked) {
     CHECK_EQ(decide(m, { all_of(MIB) }, require()).error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
     CHECK_EQ(decide(m, { all_of(MIB) }, require(64*KIB)).runs(), "0-1:64K");
 }
+
+//
+// plans
+//
+
+TEST(machines, a_plan_has_what_a_decision_takes_for_each_file_and_each_buffer) {
+    machine m;
+    m.pool(2*MIB, 600, 600).pool(GIB, 2, 1);
+    const std::vector<wants> files = { all_of(GIB + 5*MIB), all_of(3*MIB) };
+    const std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      7*MIB },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, MIB   },
+    };
+    auto params = require();
+    const auto taken = decide(m, files, params, demands);
+    CHECK(taken.ok);
+    params.plan_only = true;
+
+    for (const auto & p : { params, prefer() }) {
+        auto asked = p;
+        asked.plan_only = true;
+        const auto d = decide(m, files, asked, demands);
+        CHECK(!d.ok);
+        CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+        std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
+        REQUIRE(ggml_hugepages_get_needs(needs.data(), needs.size()) == 5);
+        std::map<int, std::map<size_t, uint64_t>> pages; // of files, and of all buffers together
+        uint64_t bytes = 0;
+        for (const auto & need : needs) {
+            pages[need.image][need.page_size] += need.pages;
+            bytes += need.bytes;
+        }
+        CHECK_EQ(pages[0][GIB],   (uint64_t) 1);
+        CHECK_EQ(pages[0][2*MIB], (uint64_t) 3);
+        CHECK_EQ(pages[1][2*MIB], (uint64_t) 2);
+        CHECK_EQ(pages[-1][2*MIB], (uint64_t) 4);
+        CHECK_EQ(pages[-1][0],     (uint64_t) 0); // less than a page
+        CHECK_EQ(bytes, (uint64_t) (GIB + 5*MIB + 3*MIB + 7*MIB + MIB));
+        CHECK_EQ(pages[0][2*MIB] + pages[1][2*MIB], taken.pages(2*MIB));
+    }
+
+    // what cannot be had is planned too, also where a load would go on without
+    m.pool(2*MIB, 8, 8);
+    params.policy = GGML_HUGEPAGES_POLICY_PREFER;
+    const auto d = decide(m, files, params, demands);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_EQ(ggml_hugepages_get_needs(nullptr, 0), (size_t) 5);
+    ggml_hugepages_error end;
+    CHECK(ggml_hugepages_get_plan_end(&end));
+    CHECK_EQ(std::string(end.message), std::string(d.error.message));
+}

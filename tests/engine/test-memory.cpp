@@ -325,7 +325,7 @@ struct scoped {
     ggml_hugepages_scope         scope;
     const ggml_hugepages_scope * before;
 
-    scoped(const ggml_hugepages_params & params, ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_KV, bool late = false) : scope{ params, kind, late } {
+    scoped(const ggml_hugepages_params & params, ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_KV, bool late = false, bool lazy = false) : scope{ params, kind, late, lazy } {
         before = ggml_hugepages_scope_set(&scope);
     }
     ~scoped() { CHECK(ggml_hugepages_scope_set(before) == &scope); }
@@ -748,6 +748,80 @@ TEST(pool, a_buffer_whose_pages_are_refused_when_touched_is_an_error_or_ordinary
         memset(ptr, 0xff, size);
         ggml_hugepages_buffer_free(ptr, size);
         CHECK_EQ(pool.promised(), (uint64_t) 0);
+    }
+}
+
+static void * lazy_buffer(const ggml_hugepages_params & params, size_t size) {
+    scoped on(params, GGML_HUGEPAGES_KIND_REPACKED, /*late =*/ false, /*lazy =*/ true);
+    return ggml_hugepages_buffer_alloc(size);
+}
+
+TEST(pool, a_lazy_buffer_takes_a_page_when_it_is_written_to) {
+    NEEDS_POOL();
+    const size_t size = 5*PAGE + PAGE/2;
+    auto * ptr = (uint8_t *) lazy_buffer(require(), size);
+    REQUIRE(ptr != nullptr);
+    CHECK_EQ(pool.taken(), (uint64_t) 0);
+    CHECK_EQ(pool.promised(), (uint64_t) 6);
+    // a part that begins and ends inside of pages
+    CHECK(ggml_hugepages_buffer_populate(ptr + PAGE + 1, PAGE));
+    CHECK_EQ(pool.taken(), (uint64_t) 2);
+    memset(ptr + PAGE + 1, 7, PAGE);
+    ggml_hugepages_error error = {};
+    CHECK(ggml_hugepages_buffer_settle(ptr, &error));
+    CHECK_EQ(pool.taken(), (uint64_t) 6);
+    CHECK_EQ(ptr[PAGE + 1], 7);
+    CHECK_EQ(ptr[PAGE], 0);
+    ggml_hugepages_buffer_free(ptr, size);
+    CHECK_EQ(pool.promised(), (uint64_t) 0);
+    // other memory is none of its business
+    uint8_t byte = 0;
+    CHECK(ggml_hugepages_buffer_populate(&byte, 1));
+    CHECK(ggml_hugepages_buffer_settle(&byte, &error));
+}
+
+TEST(pool, threads_that_write_to_a_lazy_buffer_at_once_find_their_bytes) {
+    NEEDS_POOL();
+    const size_t part = PAGE/3 + 17;
+    const size_t n    = 24;
+    for (const size_t bytes : { 100*PAGE, 5*PAGE }) {
+        for (const auto & params : { require(), prefer() }) {
+            allowance some(bytes);
+            auto * ptr = (uint8_t *) lazy_buffer(params, n*part);
+            REQUIRE(ptr != nullptr);
+            std::atomic<bool> refused{false};
+            std::vector<std::thread> threads;
+            for (size_t t = 0; t < 4; t++) {
+                threads.emplace_back([&, t] {
+                    for (size_t i = t; i < n && !refused; i += 4) {
+                        if (!ggml_hugepages_buffer_populate(ptr + i*part, part)) {
+                            refused = true;
+                            break;
+                        }
+                        memset(ptr + i*part, (int) i + 1, part);
+                    }
+                });
+            }
+            for (auto & thread : threads) {
+                thread.join();
+            }
+            const bool is_short = bytes < n*part && params.policy == GGML_HUGEPAGES_POLICY_REQUIRE;
+            CHECK_EQ((bool) refused, is_short);
+            ggml_hugepages_error error = {};
+            CHECK_EQ(ggml_hugepages_buffer_settle(ptr, &error), !is_short);
+            if (is_short) {
+                CHECK_EQ(error.status, GGML_HUGEPAGES_STATUS_SHORT);
+                CHECK(std::string(error.message).find("which were there a moment ago") != std::string::npos);
+                CHECK_EQ(pool.promised(), (uint64_t) 0);
+            } else {
+                for (size_t i = 0; i < n; i++) {
+                    CHECK(std::all_of(ptr + i*part, ptr + (i + 1)*part, [&](uint8_t b) { return b == i + 1; }));
+                }
+                CHECK(bytes < n*part ? pool.taken() == 5 : pool.taken() == (n*part + PAGE - 1)/PAGE);
+            }
+            ggml_hugepages_buffer_free(ptr, n*part);
+            CHECK_EQ(pool.promised(), (uint64_t) 0);
+        }
     }
 }
 

@@ -4,10 +4,14 @@
 #include "fit.h"
 #include "log.h"
 
+#include <nlohmann/json.hpp>
+
 #include <cinttypes>
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
+#include <vector>
 
 ggml_hugepages_params common_hugepages_params(const common_params & params) {
     auto result = params.hugepages;
@@ -39,11 +43,8 @@ static bool has_other_devices() {
     return false;
 }
 
-void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
+static void measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
     auto & hugepages = mparams->hugepages;
-    if (!hugepages.enabled || params.no_alloc) {
-        return;
-    }
     if (model_only) {
         hugepages.kv_bytes      = 0;
         hugepages.compute_bytes = 0;
@@ -65,8 +66,70 @@ void common_hugepages_measure(const common_params & params, bool model_only, lla
     }
 }
 
+// as JSON on stdout: who asks reads it with a program
+static void print_plan(const common_params & params, const ggml_hugepages_error & error) {
+    std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
+    ggml_hugepages_get_needs(needs.data(), needs.size());
+    auto rows = nlohmann::ordered_json::array();
+    for (const auto & need : needs) {
+        rows.push_back({
+            { "kind",      ggml_hugepages_kind_name(need.kind) },
+            { "file",      need.image == -1 ? nlohmann::ordered_json() : nlohmann::ordered_json(need.image) },
+            { "page_size", need.page_size },
+            { "pages",     need.pages },
+            { "bytes",     need.bytes },
+        });
+    }
+    const nlohmann::ordered_json plan = {
+        { "schema",  1 },
+        { "model",   params.model.path },
+        { "size",    common_hugepages_size_name(params.hugepages.page_size) },
+        { "fits",    error.status == GGML_HUGEPAGES_STATUS_PLANNED },
+        { "message", error.status == GGML_HUGEPAGES_STATUS_PLANNED ? "" : error.message },
+        { "hint",    error.hint },
+        { "needs",   rows },
+    };
+    printf("%s\n", plan.dump().c_str());
+    fflush(stdout);
+}
+
+static void plan_and_exit(const common_params & params, const llama_model_params & mparams) {
+    // that the load ends there is no failure: what it logs is of interest when it fails before
+    std::string log;
+    ggml_log_callback before; void * before_data; // NOLINT
+    llama_log_get(&before, &before_data);
+    llama_log_set([](ggml_log_level level, const char * text, void * data) {
+        if (level == GGML_LOG_LEVEL_ERROR) {
+            *(std::string *) data += text;
+        }
+    }, &log);
+    llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);
+    llama_log_set(before, before_data);
+    llama_model_free(model);
+
+    ggml_hugepages_error error;
+    if (!ggml_hugepages_get_plan_end(&error)) {
+        LOG_ERR("%s", log.c_str());
+        common_log_flush(common_log_main());
+        std::exit(1);
+    }
+    print_plan(params, error);
+    common_log_flush(common_log_main());
+    std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : 3);
+}
+
+void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
+    if (!mparams->hugepages.enabled || params.no_alloc) {
+        return;
+    }
+    measure(params, model_only, mparams, cparams);
+    if (mparams->hugepages.plan_only) {
+        plan_and_exit(params, *mparams);
+    }
+}
+
 static void set_default(const common_params & params, bool late) {
-    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late };
+    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false };
     ggml_hugepages_scope_set_default(&scope);
 }
 

@@ -5,6 +5,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -20,7 +21,8 @@
     throw std::runtime_error(error.hint[0] ? format("%s\nhint: %s", error.message, error.hint) : std::string(error.message));
 }
 
-llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) : scope{ params, kind, late } {
+llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late, bool lazy) :
+    scope{ params, kind, late, lazy } {
     if (params.enabled) {
         before = ggml_hugepages_scope_set(&scope);
     }
@@ -126,7 +128,7 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error)) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only) {
             raise(error);
         }
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);
@@ -150,13 +152,18 @@ bool llama_hugepages::is_packed(const ggml_context * ctx) const {
     return std::find(packed.begin(), packed.end(), ctx) != packed.end();
 }
 
+bool llama_hugepages::is_buffered(const ggml_context * ctx) const {
+    return std::find(buffered.begin(), buffered.end(), ctx) != buffered.end();
+}
+
 namespace {
 
 // where a piece of a file goes: rows of a tensor in a CPU buffer
 struct rows_target {
-    ggml_tensor      * tensor;
-    std::mutex       * mutex; // nullptr if rows can be placed by several threads
-    bool               check;
+    ggml_tensor          * tensor;
+    std::mutex           * mutex; // nullptr if rows can be placed by several threads
+    bool                   check;
+    std::atomic<bool>    * refused; // set when its buffer gets no page
 };
 
 bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * piece) {
@@ -175,6 +182,12 @@ bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * pie
         rows.ne[3] = 1;
         rows.nb[2] = rows.nb[3] = size;
     }
+    // what is not split by rows may take more memory than it has bytes
+    const size_t n_populate = target.mutex ? ggml_backend_buffer_get_alloc_size(target.tensor->buffer, target.tensor) : size;
+    if (!ggml_hugepages_buffer_populate(rows.data, n_populate)) {
+        *target.refused = true;
+        return false;
+    }
     std::unique_lock<std::mutex> lock;
     if (target.mutex) {
         lock = std::unique_lock<std::mutex>(*target.mutex);
@@ -191,6 +204,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
     }
 
     std::mutex                        mutex;
+    std::atomic<bool>                 refused{false};
     std::deque<rows_target>           targets; // pieces point to them
     std::vector<ggml_hugepages_piece> pieces;
     for (auto * ctx : buffered) {
@@ -201,7 +215,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
             const size_t      group    = 64*row_size;
             const size_t      step     = by_rows ? std::max<size_t>(1, 8*1024*1024/group)*group : ggml_nbytes(cur);
-            targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors });
+            targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors, &refused });
             for (size_t at = 0; at < ggml_nbytes(cur); at += step) {
                 pieces.push_back({ images.at(weight.idx).get(), weight.offs + at, weight.offs + std::min(at + step, ggml_nbytes(cur)),
                     place_rows, &targets.back(), at });
@@ -223,17 +237,31 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
         return p.callback == nullptr || p.callback((float) p.self->n_ahead/p.ml->size_data, p.user_data);
     };
 
+    const auto settle = [&] {
+        for (auto * ctx : buffered) {
+            ggml_hugepages_error error = {};
+            auto * buffer = ggml_get_first_tensor(ctx)->buffer;
+            if (buffer && !ggml_hugepages_buffer_settle(ggml_backend_buffer_get_base(buffer), &error)) {
+                raise(error);
+            }
+        }
+    };
+
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_fill(imgs.data(), imgs.size(), pieces.data(), pieces.size(), &params, on_progress, &ud, &error)) {
         if (error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
             return false;
         }
+        if (refused) {
+            settle();
+        }
         if (error.status == GGML_HUGEPAGES_STATUS_INVALID) {
             throw std::runtime_error("found tensors with invalid data");
         }
         raise(error);
     }
+    settle();
     n_ahead = n_bytes;
     return true;
 }

@@ -18,7 +18,7 @@ using llama_hugepages_image = std::shared_ptr<struct ggml_hugepages_image>;
 
 // what CPU buffers that this thread allocates are for, and where they come from, until its end
 struct llama_hugepages_scope {
-    llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false);
+    llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false, bool lazy = false);
     // as the model was loaded; what a model that is only measured allocates is not worth a page
     llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late = false);
     ~llama_hugepages_scope();
@@ -46,6 +46,9 @@ struct llama_hugepages {
     // Whether these tensors shall have a buffer though they could be mapped: they lie so far apart in the file that their
     // blocks would take many more pages than the tensors have bytes.
     bool is_packed(const ggml_context * ctx) const;
+
+    // Whether fill() writes the buffer of these tensors, all of it: its pages are then populated one after the other.
+    bool is_buffered(const ggml_context * ctx) const;
 
     // what a buffer of this type is for
     static ggml_hugepages_kind kind(ggml_backend_buffer_type_t buft);

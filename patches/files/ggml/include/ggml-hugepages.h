@@ -82,6 +82,7 @@ struct ggml_hugepages_params {
     bool                          drop_cache;    // drop what the page cache holds of the files after the load
     uint64_t                      kv_bytes;      // buffers that will be asked for after the weights: they are
     uint64_t                      compute_bytes; // counted in the need, and pages are left for them
+    bool                          plan_only;     // ggml_hugepages_plan fails with GGML_HUGEPAGES_STATUS_PLANNED where it would succeed
 };
 
 enum ggml_hugepages_status {
@@ -92,6 +93,7 @@ enum ggml_hugepages_status {
     GGML_HUGEPAGES_STATUS_NO_MEMORY   = 4, // a mapping that needs no huge page was refused
     GGML_HUGEPAGES_STATUS_IO          = 5, // the file could not be read
     GGML_HUGEPAGES_STATUS_INVALID     = 6, // the file was read, and whoever asked for its bytes refused them
+    GGML_HUGEPAGES_STATUS_PLANNED     = 7, // no failure: only the plan was asked for
 };
 
 // what went wrong: a lower-case fragment, and a line with what to do about it where the user can do something
@@ -204,6 +206,22 @@ GGML_API bool ggml_hugepages_plan(
         const struct ggml_hugepages_params * params,
         struct ggml_hugepages_error *        error);
 
+// What one image or one demand needs of one page size.
+struct ggml_hugepages_need {
+    enum ggml_hugepages_kind kind;
+    int32_t                  image;     // its index, -1 for a demand
+    size_t                   page_size; // 0: less than a page, ordinary memory
+    uint64_t                 pages;
+    uint64_t                 bytes;     // of tensors
+};
+
+// What the last ggml_hugepages_plan with plan_only came to, whether that can be had or not. Returns how many there are, writes
+// at most n of them.
+GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
+
+// How it ended: GGML_HUGEPAGES_STATUS_PLANNED, or what is missing. Returns false if there was none.
+GGML_API bool ggml_hugepages_get_plan_end(struct ggml_hugepages_error * error);
+
 // Maps the file, aligned to its largest block. NULL on failure. The range is ggml_hugepages_image_length() bytes long.
 GGML_API void * ggml_hugepages_image_map(ggml_hugepages_image_t image, struct ggml_hugepages_error * error);
 
@@ -250,6 +268,7 @@ struct ggml_hugepages_scope {
     struct ggml_hugepages_params params;
     enum ggml_hugepages_kind     kind;
     bool                         late; // growth after the start: falls back, and is counted
+    bool                         lazy; // whoever writes to the buffer calls ggml_hugepages_buffer_populate before
 };
 
 // Returns the scope that was set before, to be set again at the end. NULL: none.
@@ -261,6 +280,14 @@ GGML_API void ggml_hugepages_scope_set_default(const struct ggml_hugepages_scope
 // NULL when the pages cannot be had and the scope requires them. Outside of a scope: ggml_aligned_malloc.
 GGML_API void * ggml_hugepages_buffer_alloc(size_t size);
 GGML_API void   ggml_hugepages_buffer_free (void * ptr, size_t size);
+
+// Populates the pages of [ptr, ptr + size), a part of a buffer that was allocated in a lazy scope. Any thread may do so. Returns
+// false when pages are refused and the scope requires them. Does nothing for other memory.
+GGML_API bool ggml_hugepages_buffer_populate(void * ptr, size_t size);
+
+// To be called once nobody writes to a lazy buffer any more, with what ggml_hugepages_buffer_alloc returned: populates what nobody
+// wrote to, or says why pages were refused. Nobody may use the buffer then.
+GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_error * error);
 
 //
 // what the kernel says

@@ -44,6 +44,10 @@ struct ggml_hugepages_image {
     uint8_t             * addr   = nullptr;
     size_t                length = 0;       // of the address range
     bool                  is_malloc = false; // a buffer under one page, in ordinary memory
+    bool                  is_lazy   = false; // a buffer whose pages are populated by those who write to it
+    ggml_hugepages_ranges populated;         // of a lazy buffer, or given up
+    int                   refused    = 0;    // errno of the first page that was refused to it
+    size_t                refused_at = 0;
     std::map<size_t, int> memfds;           // one for each page size
 };
 
@@ -155,6 +159,9 @@ bool ggml_hugepages_fail_refused(
 // madvise(2): MADV_POPULATE_WRITE reports a shortage, where touching the page would be SIGBUS. Sets errno.
 bool ggml_hugepages_populate(uint8_t * addr, size_t size);
 
+// microseconds that this thread has spent in ggml_hugepages_buffer_populate
+uint64_t ggml_hugepages_us_populate();
+
 // threads to populate and to read with
 size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params);
 
@@ -171,7 +178,7 @@ bool ggml_hugepages_read(
         void                             * user_data,
         ggml_hugepages_error             * error);
 
-// the same for a buffer that has no file
+// The same for a buffer that has no file. Of a lazy one only the pages that are too large to wait for.
 bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_error * error);
 
 void ggml_hugepages_set_load(const ggml_hugepages_load & load);

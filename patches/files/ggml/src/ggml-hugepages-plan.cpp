@@ -12,6 +12,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 
 using ranges = ggml_hugepages_ranges;
 
@@ -145,13 +146,50 @@ bool fail_short(const char * root, const std::vector<shortage> & shortages, ggml
     return false;
 }
 
-// something that wants pages: blocks [first, last) of an image, or of a demand, which has no image
+// who wants pages: an image or a demand
+struct owner {
+    ggml_hugepages_kind      kind;
+    int32_t                  image;  // its index, -1 for a demand
+    ranges                   wanted; // bytes of tensors
+    std::map<size_t, ggml_hugepages_need> needs; // by page size
+};
+
+// blocks [first, last) of an image, or of a demand, which has no image
 struct piece {
     int                    rank;
     ggml_hugepages_image * image;
     size_t                 first;
     size_t                 last;
 };
+
+// what owners need, for whoever asks after a decision that was only a question
+std::mutex                       g_needs_mutex;
+std::vector<ggml_hugepages_need> g_needs;
+ggml_hugepages_error             g_plan_end = {};
+
+void note_need(owner & o, const piece & p, size_t page_size) {
+    auto & need = o.needs[page_size];
+    need.kind      = o.kind;
+    need.image     = o.image;
+    need.page_size = page_size;
+    need.pages    += page_size == 0 ? 0 : (p.last - p.first)/page_size;
+    need.bytes    += ggml_hugepages_overlap(o.wanted, p.first, p.last);
+}
+
+bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * error) {
+    std::lock_guard<std::mutex> lock(g_needs_mutex);
+    g_needs.clear();
+    for (const auto & o : who) {
+        for (const auto & [_, need] : o.needs) {
+            g_needs.push_back(need);
+        }
+    }
+    if (ok) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is made");
+    }
+    g_plan_end = *error;
+    return false;
+}
 
 // the largest blocks that lie wholly in the pieces, which are those of one image or one demand
 void cut_large(const std::vector<piece> & pieces, size_t page_size, std::vector<piece> & large) {
@@ -239,6 +277,18 @@ static void join_runs(ggml_hugepages_image_t * images, size_t n_images) {
     }
 }
 
+size_t ggml_hugepages_get_needs(ggml_hugepages_need * needs, size_t n) {
+    std::lock_guard<std::mutex> lock(g_needs_mutex);
+    std::copy_n(g_needs.begin(), std::min(n, g_needs.size()), needs);
+    return g_needs.size();
+}
+
+bool ggml_hugepages_get_plan_end(ggml_hugepages_error * error) {
+    std::lock_guard<std::mutex> lock(g_needs_mutex);
+    *error = g_plan_end;
+    return error->status != GGML_HUGEPAGES_STATUS_OK;
+}
+
 static bool decide_thp(
         const char                  * root,
         std::vector<std::vector<piece>> & owners,
@@ -314,24 +364,36 @@ bool ggml_hugepages_decide(
 
     // images first, so that pointers to demands need not be kept: a demand has no image
     std::vector<std::vector<piece>> owners;
+    std::vector<owner>              who; // the owners' names
     for (size_t i = 0; i < n_images; i++) {
         images[i]->params = params;
         images[i]->runs.clear();
         auto pieces = pieces_of(*images[i], smallest);
         if (!pieces.empty()) {
             owners.push_back(std::move(pieces));
+            who.push_back({ images[i]->kind, (int32_t) i, images[i]->wanted, {} });
         }
     }
     for (size_t i = 0; i < n_demands; i++) {
+        const piece all = { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, smallest) };
+        who.push_back({ demands[i].kind, -1, { { 0, demands[i].bytes } }, {} });
+        owners.emplace_back();
         // less than a page stays ordinary memory
         if (demands[i].bytes >= smallest) {
-            owners.push_back({ { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, smallest) } });
+            owners.back().push_back(all);
+        } else if (demands[i].bytes > 0) {
+            note_need(who.back(), all, 0);
         }
     }
     if (supplies.empty()) {
+        for (size_t o = 0; o < owners.size(); o++) {
+            for (const auto & p : owners[o]) {
+                note_need(who[o], p, smallest);
+            }
+        }
         const bool ok = decide_thp(root, owners, smallest, thp_enabled, params, error);
         join_runs(images, n_images);
-        return ok;
+        return params.plan_only ? end_plan(who, ok, error) : ok;
     }
 
     std::map<size_t, uint64_t> need; // pages
@@ -358,6 +420,7 @@ bool ggml_hugepages_decide(
             }
             left--;
             need[page_size]++;
+            note_need(who[o], p, page_size);
             cut_out(owners[o], p.first, p.last);
             if (p.image) {
                 p.image->runs.push_back({ p.first, p.last, page_size, p.rank });
@@ -366,8 +429,11 @@ bool ggml_hugepages_decide(
     }
 
     std::vector<piece> rest;
-    for (const auto & pieces : owners) {
-        rest.insert(rest.end(), pieces.begin(), pieces.end());
+    for (size_t o = 0; o < owners.size(); o++) {
+        for (const auto & p : owners[o]) {
+            note_need(who[o], p, smallest);
+        }
+        rest.insert(rest.end(), owners[o].begin(), owners[o].end());
     }
     by_rank(rest);
     const auto & supply = supplies.front();
@@ -376,7 +442,7 @@ bool ggml_hugepages_decide(
     }
     uint64_t left = supply.usable();
     if (need[smallest] > left) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only) {
             std::vector<shortage> shortages;
             for (const auto & s : supplies) {
                 // of larger pages as many are used as there are, so they are never short
@@ -384,13 +450,17 @@ bool ggml_hugepages_decide(
                     shortages.push_back({ need[smallest], s });
                 }
             }
-            return fail_short(root, shortages, error);
+            fail_short(root, shortages, error);
+            return params.plan_only ? end_plan(who, false, error) : false;
         }
         // once for a model, not again for each of its buffers
         if (n_images != 1 || images[0]->fd != -1) {
             GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
                 left, need[smallest], ggml_hugepages_size_name(smallest).c_str());
         }
+    }
+    if (params.plan_only) {
+        return end_plan(who, true, error);
     }
     for (const auto & p : rest) {
         const uint64_t pages = std::min<uint64_t>(left, (p.last - p.first)/smallest);

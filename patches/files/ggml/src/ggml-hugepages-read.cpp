@@ -347,8 +347,12 @@ struct reader {
                 done += to > from ? to - from : 0;
             };
             if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf->addr, on_read)) {
-                stopwatch time{us_place};
-                if (!j.piece->place((const uint8_t *) buf->addr + (j.first - first), j.last - j.first, j.piece)) {
+                const uint64_t begin    = now_us();
+                const uint64_t populate = ggml_hugepages_us_populate();
+                const bool     placed   = j.piece->place((const uint8_t *) buf->addr + (j.first - first), j.last - j.first, j.piece);
+                us_populate += ggml_hugepages_us_populate() - populate;
+                us_place    += now_us() - begin - (ggml_hugepages_us_populate() - populate);
+                if (!placed) {
                     ggml_hugepages_error e = {};
                     ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
                     fail(e);
@@ -384,6 +388,9 @@ struct reader {
     void add_image(ggml_hugepages_image & image, source * from) {
         for (const auto & run : image.runs) {
             const bool   is_large = run.page_size > CHUNK_SIZE;
+            if (image.is_lazy && !is_large) {
+                continue;
+            }
             const size_t step     = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
             for (size_t first = run.first; first < run.last; first += step) {
                 if (is_large && first % run.page_size == 0) {

@@ -18,6 +18,7 @@
 
 #ifdef __linux__
 #include <cerrno>
+#include <chrono>
 #include <cinttypes>
 #include <cstdio>
 #include <fcntl.h>
@@ -54,7 +55,10 @@ std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
     std::vector<ggml_hugepages_image> result;
     for (const auto * list : { &g_images, &g_buffers }) {
         for (const auto * image : *list) {
-            result.push_back(*image);
+            // what is still being written is not done
+            if (!image->is_lazy) {
+                result.push_back(*image);
+            }
         }
     }
     return result;
@@ -84,6 +88,7 @@ ggml_hugepages_params ggml_hugepages_default_params(void) {
         /*.drop_cache    =*/ false,
         /*.kv_bytes      =*/ 0,
         /*.compute_bytes =*/ 0,
+        /*.plan_only     =*/ false,
     };
     return result;
 }
@@ -232,6 +237,12 @@ bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
         ret = madvise(addr, size, MADV_POPULATE_WRITE);
     } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
     return ret == 0;
+}
+
+static thread_local uint64_t t_us_populate = 0;
+
+uint64_t ggml_hugepages_us_populate() {
+    return t_us_populate;
 }
 
 static std::string mapping_name(const ggml_hugepages_image & image) {
@@ -453,6 +464,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
         }
     }
     std::stable_sort(entries.begin(), entries.end(), [](const entry & a, const entry & b) { return a.run->rank < b.run->rank; });
+    const auto begin = std::chrono::steady_clock::now();
     for (const auto & e : entries) {
         auto & run = *e.run;
         const int    fd  = memfd_of(*e.image, run.page_size);
@@ -471,6 +483,14 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     for (size_t i = 0; i < n; i++) {
         auto & runs = images[i]->runs;
         runs.erase(std::remove_if(runs.begin(), runs.end(), [](const auto & r) { return r.first == r.last; }), runs.end());
+    }
+    if (!entries.empty()) {
+        uint64_t n_pages = 0;
+        for (const auto & [_, pages] : need_of(images, n)) {
+            n_pages += pages;
+        }
+        const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+        GGML_LOG_INFO("%s: reserved %" PRIu64 " huge pages for %s in %.2f ms\n", __func__, n_pages, ggml_hugepages_kind_name(images[0]->kind), ms);
     }
     return true;
 }
@@ -646,8 +666,96 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
         unmap_buffer(buffer);
         return false;
     }
-    close_memfds(buffer);
+    if (!buffer.is_lazy) {
+        close_memfds(buffer);
+    }
     return true;
+}
+
+// Two threads may want the page that their parts share. When it is refused to one of them and becomes ordinary memory, the other
+// must not have written to it: under GGML_HUGEPAGES_POLICY_PREFER one at a time.
+static std::mutex g_lazy_mutex;
+
+static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t last, ggml_hugepages_error * error) {
+    std::unique_lock<std::mutex> lock(g_lazy_mutex);
+    struct todo { ggml_hugepages_range range; size_t page_size; };
+    std::vector<todo> todos;
+    for (const auto & r : buffer.runs) {
+        if (r.first < last && first < r.last) {
+            const size_t begin = std::max(r.first, ggml_hugepages_align_down(first, r.page_size));
+            const size_t end   = std::min(r.last,  ggml_hugepages_align_up(last, r.page_size));
+            for (const auto & range : ggml_hugepages_minus({ { begin, end } }, buffer.populated)) {
+                todos.push_back({ range, r.page_size });
+            }
+        }
+    }
+    const bool prefer = buffer.params.policy == GGML_HUGEPAGES_POLICY_PREFER;
+    for (const auto & [range, page_size] : todos) {
+        if (!prefer) {
+            lock.unlock();
+        }
+        const bool ok  = ggml_hugepages_populate(buffer.addr + range.first, range.second - range.first);
+        const int  err = errno;
+        if (!prefer) {
+            lock.lock();
+        }
+        if (!ok && !prefer) {
+            if (buffer.refused == 0) {
+                buffer.refused    = err;
+                buffer.refused_at = range.first;
+            }
+            return false;
+        }
+        for (size_t page = range.first; !ok && page < range.second; page += page_size) {
+            if (!ggml_hugepages_populate(buffer.addr + page, page_size) && !ggml_hugepages_drop(buffer, page_size, page, page + page_size, error)) {
+                return false;
+            }
+        }
+        buffer.populated.push_back(range);
+        buffer.populated = ggml_hugepages_normalized(buffer.populated);
+    }
+    return true;
+}
+
+// the buffer that an address lies in
+static ggml_hugepages_image * find_buffer(const void * ptr) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    const auto it = std::find_if(g_buffers.begin(), g_buffers.end(), [&](const auto * b) { return b->addr <= ptr && ptr < b->addr + b->length; });
+    return it == g_buffers.end() ? nullptr : *it;
+}
+
+bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
+    auto * buffer = find_buffer(ptr);
+    if (!buffer || !buffer->is_lazy) {
+        return true;
+    }
+    const auto   begin = std::chrono::steady_clock::now();
+    const size_t first = (uint8_t *) ptr - buffer->addr;
+    ggml_hugepages_error error = {};
+    const bool ok = populate_lazy(*buffer, first, std::min(first + size, buffer->size), &error);
+    if (!ok && error.message[0]) {
+        GGML_LOG_ERROR("%s: %s\n", __func__, error.message);
+    }
+    t_us_populate += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count();
+    return ok;
+}
+
+bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
+    auto * buffer = find_buffer(ptr);
+    if (!buffer || !buffer->is_lazy) {
+        return true;
+    }
+    if (buffer->refused == 0 && populate_lazy(*buffer, 0, buffer->size, error)) {
+        close_memfds(*buffer);
+        std::lock_guard<std::mutex> lock(g_mutex);
+        buffer->is_lazy = false;
+        return true;
+    }
+    if (buffer->refused != 0) {
+        const auto run = std::find_if(buffer->runs.begin(), buffer->runs.end(), [&](const auto & r) { return buffer->refused_at < r.last; });
+        return ggml_hugepages_give_up(&buffer, 1, *buffer, run->page_size, buffer->refused_at, buffer->refused, error);
+    }
+    return false;
 }
 
 void * ggml_hugepages_buffer_alloc(size_t size) {
@@ -666,6 +774,8 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     buffer->size   = size;
     buffer->length = size;
     buffer->params = params;
+    // what becomes THP is counted before anything is written
+    buffer->is_lazy = scope.lazy && params.page_size != GGML_HUGEPAGES_SIZE_THP;
     buffer->wants.push_back({ 0, size, 0 });
 
     bool thp_enabled = false;
@@ -752,6 +862,14 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
 
 void ggml_hugepages_buffer_free(void * ptr, size_t size) {
     ggml_aligned_free(ptr, size);
+}
+
+bool ggml_hugepages_buffer_populate(void *, size_t) {
+    return true;
+}
+
+bool ggml_hugepages_buffer_settle(void *, ggml_hugepages_error *) {
+    return true;
 }
 
 #endif // __linux__
