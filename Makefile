@@ -18,7 +18,7 @@ ARGS  ?=
 # once for `make build`, `make lint` and `make test`.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
-SCRIPTS     := scripts/setup scripts/run scripts/pool-lease scripts/deny .ci/run xtask/src/qemu/guest.sh
+SCRIPTS     := scripts/setup scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh
 
 step = @printf '\n== %s\n' '$(1)' >&2
 

@@ -9,11 +9,13 @@
 
 #![expect(clippy::doc_markdown, reason = "doc comments are the help text")]
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use indicatif::ProgressBar;
 use llama_hugepages::{
     Batch, Context, ContextParams, Error, HugePages, LogTarget, Model, ModelParams, Sampler,
     Specials, log_to, report,
@@ -58,6 +60,24 @@ enum Policy {
     Prefer,
 }
 
+/// With a bar while it is loaded, where there is a terminal.
+fn load(path: &Path, params: &ModelParams) -> Result<Model, Error> {
+    const STEPS: u16 = 1000;
+    let bar = if io::stderr().is_terminal() {
+        ProgressBar::new(STEPS.into())
+    } else {
+        ProgressBar::hidden()
+    };
+    let model = Model::load_with_progress(path, params, |done| {
+        // From 0 to 1, so it fits.
+        #[expect(clippy::cast_sign_loss, reason = "progress is never negative")]
+        bar.set_position((done * f32::from(STEPS)) as u64);
+        ControlFlow::Continue(())
+    });
+    bar.finish_and_clear();
+    model
+}
+
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut params = ModelParams::from_env()?;
     if let Some(policy) = args.hugepages {
@@ -67,7 +87,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             Policy::Prefer => HugePages::Prefer,
         });
     }
-    let model = Model::load(&args.model, &params)?;
+    let model = load(&args.model, &params)?;
     eprintln!("{}: {}", model.description(), report()?);
 
     let mut params = ContextParams::from_env()?;

@@ -23,18 +23,25 @@
 
 mod backend;
 mod batch;
+pub mod compare;
 mod context;
 pub mod demo_model;
+pub mod doctor;
 mod error;
 pub mod ffi;
 pub mod gguf;
+mod kernel_files;
 mod logging;
 mod model;
 mod params;
+pub mod plan;
 pub mod pool;
 mod report;
 mod sampler;
 pub mod size;
+pub mod stats;
+pub mod status;
+pub mod tlb;
 mod vocab;
 
 pub use backend::init;

@@ -1,25 +1,22 @@
 //! `hugepages demo-model`.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     ops::ControlFlow,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{ValueEnum, builder::PossibleValue};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use llama_hugepages::{
     demo_model::{Arch, Experts, Output, Plan, Spec},
     gguf::TensorType,
     size::ByteSize,
 };
+
+use super::{output, signals};
 
 /// Write a model with random weights, for tests, benchmarks and a first try
 ///
@@ -137,8 +134,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     .plan()?;
 
-    let stop = stop_on_signals()?;
-    let bar = progress_bar();
+    let stop = signals::stop()?;
+    let bar = output::progress_bar(
+        "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+    );
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -189,29 +188,4 @@ fn summary(plan: &Plan, weights: TensorType) -> String {
         shape.kv_heads,
         shape.feed_forward,
     )
-}
-
-/// A flag that the first signal sets; the second ends the process as it would have without us.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("cannot install a signal handler")?;
-    }
-    Ok(stop)
-}
-
-fn progress_bar() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
-    );
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

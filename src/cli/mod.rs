@@ -1,16 +1,31 @@
 //! The command line of `hugepages`: what it understands, one file per command, and the exit codes.
 
+mod compare;
 mod demo_model;
+mod doctor;
+mod man;
+mod output;
+mod plan;
+mod pool;
+mod programs;
+mod signals;
+mod status;
+mod tlb;
 
 use std::{
     io,
+    path::PathBuf,
     process::{ExitCode, Termination},
 };
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use llama_hugepages::compare::CompareError;
 use llama_hugepages::demo_model::Error as DemoModelError;
+use llama_hugepages::plan::PlanError;
+use llama_hugepages::pool::ChangeError;
+use llama_hugepages::tlb::TlbError;
 
 /// Tools around llama.cpp on huge pages.
 #[derive(Debug, Parser)]
@@ -24,10 +39,27 @@ struct Cli {
 enum Command {
     /// Write a model with random weights, for tests, benchmarks and a first try
     DemoModel(demo_model::Args),
+    /// Check everything that makes huge pages fail or disappoint
+    Doctor(doctor::Args),
+    /// Show pools, who uses them, mounts, limits, and what huge pages give back
+    Status(status::Args),
+    /// Say how many huge pages a model needs, and what is missing
+    Plan(plan::Args),
+    /// Compare with stock llama.cpp: process start to first token
+    Compare(compare::Args),
+    /// Change the pools of huge pages, and undo it
+    Pool(pool::Args),
+    /// Measure what the size of pages changes on this machine
+    Tlb(tlb::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in
         shell: clap_complete::Shell,
+    },
+    /// Write the man pages of all commands
+    Man {
+        /// The folder to write them to; it is made if it is not there
+        dir: PathBuf,
     },
 }
 
@@ -37,6 +69,10 @@ pub enum Exit {
     Success = 0,
     Failure = 1,
     Usage = 2,
+    /// What was asked for does not fit, and nothing was changed.
+    Short = 3,
+    /// Two programs that should say the same did not.
+    Unequal = 5,
     /// As a shell reports a process that Ctrl-C ended.
     Interrupted = 130,
 }
@@ -47,6 +83,8 @@ Exit codes:
   0    done (or the reader of the output went away)
   1    failed, with the reason on stderr
   2    arguments that make no sense
+  3    too few huge pages, or too little memory
+  5    llama.cpp with and without huge pages did not give the same tokens
   130  interrupted by Ctrl-C, SIGTERM or SIGHUP; nothing half-done is left";
 }
 
@@ -72,12 +110,19 @@ pub fn run() -> Result<Exit> {
     };
     match cli.command {
         Command::DemoModel(args) => demo_model::run(&args)?,
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Status(args) => return status::run(&args),
+        Command::Plan(args) => return plan::run(&args),
+        Command::Compare(args) => compare::run(&args)?,
+        Command::Pool(args) => return pool::run(&args),
+        Command::Tlb(args) => tlb::run(&args, &*signals::stop()?)?,
         Command::Completions { shell } => {
             // Into memory first: clap_complete panics when it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hugepages", &mut script);
             io::Write::write_all(&mut io::stdout(), &script)?;
         }
+        Command::Man { dir } => man::write(Cli::command(), &dir)?,
     }
     Ok(Exit::Success)
 }
@@ -94,12 +139,48 @@ pub fn report(error: &anyhow::Error) -> Exit {
         return Exit::Success;
     }
     eprintln!("error: {error:#}");
-    let cause = error.downcast_ref::<DemoModelError>();
-    if let Some(hint) = cause.and_then(DemoModelError::hint) {
+    let (hint, exit) = advice(error);
+    if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
-    match cause {
-        Some(DemoModelError::Cancelled) => Exit::Interrupted,
-        _ => Exit::Failure,
+    exit
+}
+
+/// What the user can do about it, and how the process ends.
+fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
+    if let Some(cause) = error.downcast_ref::<DemoModelError>() {
+        let exit = match cause {
+            DemoModelError::Cancelled => Exit::Interrupted,
+            _ => Exit::Failure,
+        };
+        return (cause.hint(), exit);
     }
+    if let Some(cause) = error.downcast_ref::<ChangeError>() {
+        let exit = if cause.is_short() {
+            Exit::Short
+        } else {
+            Exit::Failure
+        };
+        return (pool::hint(cause), exit);
+    }
+    if let Some(cause) = error.downcast_ref::<CompareError>() {
+        let exit = match cause {
+            CompareError::Cancelled(_) => Exit::Interrupted,
+            CompareError::Unequal { .. } => Exit::Unequal,
+            _ => Exit::Failure,
+        };
+        return (cause.hint(), exit);
+    }
+    if let Some(cause) = error.downcast_ref::<TlbError>() {
+        let exit = match cause {
+            TlbError::Cancelled(_) => Exit::Interrupted,
+            TlbError::NoRoom { .. } => Exit::Short,
+            _ => Exit::Failure,
+        };
+        return (cause.hint(), exit);
+    }
+    if let Some(cause) = error.downcast_ref::<PlanError>() {
+        return (cause.hint().map(str::to_owned), Exit::Failure);
+    }
+    (None, Exit::Failure)
 }

@@ -1,12 +1,28 @@
 //! The machine's huge page pools: which page sizes there are and how many pages can be had.
 //!
-//! Reading only. The engine in ggml knows how the kernel's pool works; this puts types around it.
+//! Reading: the engine in ggml knows how the kernel's pool works, and this puts types around it. Changing: [`Changer`], with a
+//! journal so that every change can be undone.
 
+mod amount;
+mod change;
+mod change_error;
+mod counter;
+mod journal;
+pub mod persist;
 mod root;
 mod size;
+mod state;
+mod users;
 
+pub use amount::{Amount, ParseAmountError};
+pub use change::{Changer, Reserved, Undone, Wish, enough_memory};
+pub use change_error::ChangeError;
+pub use counter::{Counter, Counts};
+pub use journal::Holder;
 pub use root::Root;
 pub use size::{HugePageSize, ParseHugePageSizeError};
+pub use state::{Lock, State};
+pub use users::User;
 
 use std::mem::MaybeUninit;
 

@@ -1,8 +1,8 @@
 //! The file system as an argument.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 
@@ -33,6 +33,22 @@ impl Root {
         CString::new(bytes).map(Self).map_err(|_| Error::ZeroByte {
             what: "the root path",
         })
+    }
+
+    /// Where a path such as `/proc/meminfo` is found.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use llama_hugepages::pool::Root;
+    ///
+    /// assert_eq!(Root::system().path("/proc/meminfo"), Path::new("/proc/meminfo"));
+    /// assert_eq!(Root::at("/tmp/made-up")?.path("/proc/meminfo"), Path::new("/tmp/made-up/proc/meminfo"));
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn path(&self, absolute: impl AsRef<Path>) -> PathBuf {
+        let mut whole = OsStr::from_bytes(self.0.to_bytes()).to_owned();
+        whole.push(absolute.as_ref());
+        whole.into()
     }
 
     pub(crate) fn as_c_str(&self) -> &CStr {

@@ -1,10 +1,12 @@
 //! The size of a huge page.
 
 use std::fmt;
+use std::fs;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
 use crate::ffi;
+use crate::kernel_files;
 use crate::pool::Root;
 
 /// Size of the pages of one pool: a power of two of at least 4 KiB. Which sizes exist is the kernel's to say: 2 MiB and
@@ -49,6 +51,57 @@ impl HugePageSize {
         Self::new(bytes as u64)
     }
 
+    /// All that this kernel has, the smallest first.
+    pub fn all(root: &Root) -> Vec<Self> {
+        let of_name = |name: &str| name.strip_prefix("hugepages-")?.parse().ok();
+        let entries = fs::read_dir(root.path("/sys/kernel/mm/hugepages"));
+        let names = entries.into_iter().flatten().flatten();
+        let mut sizes: Vec<Self> = names
+            .filter_map(|entry| of_name(entry.file_name().to_str()?))
+            .collect();
+        sizes.sort();
+        sizes
+    }
+
+    /// The one that `vm.nr_hugepages` is about. Source: `Hugepagesize:` in `/proc/meminfo`.
+    pub fn default_of(root: &Root) -> Option<Self> {
+        let meminfo = kernel_files::text(root, "/proc/meminfo")?;
+        Self::new(kernel_files::kib_field(&meminfo, "Hugepagesize")?)
+    }
+
+    /// As options take it: `2M`, `1G`.
+    ///
+    /// ```
+    /// # use llama_hugepages::pool::HugePageSize;
+    /// assert_eq!(HugePageSize::new(2 << 20).unwrap().short_name(), "2M");
+    /// ```
+    pub fn short_name(self) -> String {
+        let (unit, scale) = self.unit();
+        format!("{}{unit}", self.bytes() / scale)
+    }
+
+    /// What HVO gives back of the kernel's own tables for one page: a `struct page` of 64 bytes for each 4 KiB, of which one
+    /// page of tables stays.
+    ///
+    /// Source: `Documentation/mm/vmemmap_dedup.rst`.
+    ///
+    /// ```
+    /// # use llama_hugepages::pool::HugePageSize;
+    /// assert_eq!("2M".parse::<HugePageSize>().unwrap().hvo_bytes(), 28 << 10);
+    /// assert_eq!("1G".parse::<HugePageSize>().unwrap().hvo_bytes(), (16 << 20) - (4 << 10));
+    /// assert_eq!("64K".parse::<HugePageSize>().unwrap().hvo_bytes(), 0);
+    /// ```
+    pub fn hvo_bytes(self) -> u64 {
+        let base = rustix::param::page_size() as u64;
+        (self.bytes() / base * 64).saturating_sub(base)
+    }
+
+    /// The largest that it fills.
+    fn unit(self) -> (&'static str, u64) {
+        let fits = |(_, scale): &&(&str, u64)| self.bytes() >= *scale;
+        *UNITS.iter().find(fits).unwrap_or(&UNITS[2])
+    }
+
     /// How many pages hold that many bytes.
     ///
     /// ```
@@ -62,10 +115,7 @@ impl HugePageSize {
 
 impl fmt::Display for HugePageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, scale) = UNITS
-            .iter()
-            .find(|(_, scale)| self.bytes() >= *scale)
-            .unwrap_or(&UNITS[2]);
+        let (unit, scale) = self.unit();
         write!(f, "{} {unit}iB", self.bytes() / scale)
     }
 }

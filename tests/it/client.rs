@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
-use crate::support::{http, models, need, or_skip, target_dir};
+use crate::support::{http, models, need, or_skip, programs, target_dir};
 
 /// A Python that has the `openai` package, made once.
 fn python() -> Result<PathBuf, String> {
@@ -42,17 +42,10 @@ fn python() -> Result<PathBuf, String> {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(format!(
-        "no venv with the package `openai`: {}",
-        stderr.lines().last().unwrap_or_default()
-    ))
+    programs::run(command).map_err(|said| {
+        let last = said.lines().last().unwrap_or_default();
+        format!("no venv with the package `openai`: {last}")
+    })
 }
 
 /// Stock's and ours, which has all pages that it needs.

@@ -12,7 +12,7 @@ use crate::support::gguf::Gguf;
 use crate::support::pool::{LARGE_PAGE, PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::table::Table;
-use crate::support::{full, http, models, need, or_skip, programs, smaps};
+use crate::support::{full, http, models, need, or_skip, plan, programs, smaps};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -175,6 +175,8 @@ fn covered_by(case: &Case, ask: impl Fn(&Server) -> Value) {
 
     let ours = case.launch(Launch::ours()).hugepages("require");
     let need = need::of(&ours);
+    let planned = plan::pages_by_kind(&plan::of(&ours));
+    assert_eq!(planned.values().sum::<u64>(), need, "{planned:?}");
     let mut pool = or_skip!(Pool::with(need.saturating_sub(1)));
     let short = ours.clone().run();
     short.assert_clean_failure();
@@ -189,6 +191,10 @@ fn covered_by(case: &Case, ask: impl Fn(&Server) -> Value) {
         "\n{}",
         server.log()
     );
+    for (kind, pages) in planned {
+        let bytes = smaps::hugetlb_bytes_of(server.pid(), &kind);
+        assert_eq!(bytes / PAGE, pages, "{kind} was planned otherwise");
+    }
     assert_covers(&server, &case.model, &stock_log);
     assert_eq!(ask(&server), expected);
     drop(server);

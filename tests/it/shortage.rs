@@ -25,7 +25,9 @@ use crate::support::guardian::Guardian;
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Ended, Launch, Server};
 use crate::support::table::Table;
-use crate::support::{full, is_root, models, need, or_skip, page_cache, skip, smaps, wait_for};
+use crate::support::{
+    full, is_root, models, need, or_skip, page_cache, programs, skip, smaps, wait_for,
+};
 
 /// Where the weights go: each has its own way through the engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -226,11 +228,7 @@ struct Traced {
 
 impl Traced {
     fn spawn(launch: Launch, calls: &str, what: &str) -> Result<Self, String> {
-        let strace = Command::new("strace")
-            .arg("-V")
-            .stdout(Stdio::null())
-            .status();
-        strace.map_err(|error| format!("strace cannot be run: {error}"))?;
+        programs::found("strace")?;
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let trace = dir.path().join("trace");
         // It watches from a process of its own, so the child is the server.

@@ -2,17 +2,21 @@
 //! Lives here: how to get and to look. Not here: what is claimed.
 
 pub mod cgroup;
+pub mod device;
 pub mod gguf;
 pub mod guardian;
 pub mod http;
+pub mod kernels;
 pub mod made;
 pub mod models;
 pub mod need;
 pub mod page_cache;
+pub mod plan;
 pub mod pool;
 pub mod programs;
 pub mod server;
 pub mod smaps;
+pub mod snapshot;
 pub mod table;
 
 use std::env;

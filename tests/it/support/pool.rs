@@ -3,8 +3,11 @@
 use std::cell::Cell;
 use std::fmt::{self, Display};
 use std::fs::{self, File, OpenOptions};
+use std::path::Path;
 use std::time::Duration;
 use std::{env, process};
+
+use llama_hugepages::pool::State;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -17,6 +20,9 @@ const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// The next size, of which most machines have none until somebody asks.
 pub const LARGE_PAGE: u64 = 1024 * 1024 * 1024;
+/// Of `hugepages pool`.
+const STATE: &str = "/run/llama-hugepages";
+
 const LARGE_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
 
 /// Gives back what was added to the pool, and no page that somebody else has added since.
@@ -272,8 +278,15 @@ impl Drop for Held {
     }
 }
 
+/// The one that `hugepages pool` takes for a change, so that neither it nor `make run` changes the pool under a test. Who may not
+/// change the pool has no such folder.
 fn lock() -> File {
-    let path = env::temp_dir().join("llama-hugepages-pool.lock");
+    let state = Path::new(STATE);
+    let dir = match State::at(state) {
+        Ok(_) => state.to_owned(),
+        Err(_) => env::temp_dir(),
+    };
+    let path = dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

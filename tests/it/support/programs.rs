@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use super::target_dir;
 
@@ -28,6 +29,29 @@ pub fn patched(name: &str) -> Result<PathBuf, String> {
 /// llama-completion as it can be looked into: for Valgrind, or with a sanitizer.
 pub fn instrumented(how: &str) -> Result<PathBuf, String> {
     built(how, "llama-completion", "instrumented")
+}
+
+/// A program of the system, or that it is not there.
+pub fn found(name: &str) -> Result<(), String> {
+    let run = Command::new(name)
+        .arg("-V")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    run.map(drop)
+        .map_err(|error| format!("{name} cannot be run: {error}"))
+}
+
+/// Runs a program of the system to its end. An error is what it said.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(format!("{command:?}: {said}"))
 }
 
 fn built(folder: &str, name: &str, what: &str) -> Result<PathBuf, String> {

@@ -131,6 +131,14 @@ impl Launch {
         .wrapped([output])
     }
 
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    pub fn arguments(&self) -> &[OsString] {
+        &self.args
+    }
+
     /// Started, not yet ready.
     pub fn spawn(self) -> Server {
         let port = free_port();

@@ -1,0 +1,92 @@
+//! `hugepages doctor`: what makes huge pages fail or disappoint here.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use llama_hugepages::doctor::{Diagnosis, Severity, examine};
+use llama_hugepages::plan::Plan;
+use llama_hugepages::pool::Root;
+
+use super::output::{self, Format, Screen};
+use super::{Exit, programs};
+
+const SCHEMA: u32 = 1;
+
+/// Check everything that makes huge pages fail or disappoint
+///
+/// It changes nothing. With a model it reads 64 MiB of the file. Exits with 0 when no finding is a problem, and
+/// with 3 when huge pages cannot be used as things are.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder with the `sys` and `proc` of another kernel
+    #[arg(long, hide = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    #[command(flatten)]
+    output: output::Args,
+
+    /// Arguments of llama-server, such as -m model.gguf --ctx-size 8192
+    #[arg(last = true, value_name = "LLAMA-SERVER ARGUMENTS")]
+    server: Vec<String>,
+}
+
+/// Runs all checks and prints what they found.
+pub fn run(args: &Args) -> Result<Exit> {
+    let root = args
+        .root
+        .as_ref()
+        .map_or_else(|| Ok(Root::system()), Root::at)?;
+    let server = programs::beside("llama-server")?;
+    let plan = (!args.server.is_empty()).then(|| Plan::ask(&server, &args.server));
+    let diagnosis = examine(&root, &args.server, plan);
+    match args.output.format {
+        Format::Json => output::json(SCHEMA, &diagnosis)?,
+        Format::Human => io::stdout().write_all(human(&diagnosis, Screen::stdout()).as_bytes())?,
+    }
+    Ok(if diagnosis.usable {
+        Exit::Success
+    } else {
+        Exit::Short
+    })
+}
+
+fn human(diagnosis: &Diagnosis, screen: Screen) -> String {
+    let mut findings: Vec<_> = diagnosis.findings.iter().collect();
+    // The worst last, beside the verdict, where it is seen.
+    findings.sort_by_key(|finding| finding.severity);
+    let rows = findings.iter().map(|finding| {
+        let severity = match finding.severity {
+            Severity::Ok => "ok",
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Problem => "problem",
+        };
+        vec![
+            severity.to_owned(),
+            finding.id.to_owned(),
+            finding.found.clone(),
+            finding.meaning.clone(),
+        ]
+    });
+    let mut text = output::table(screen, &["how bad", "check", "found", "means"], rows);
+    let commands = findings
+        .iter()
+        .filter_map(|finding| Some((finding.id, finding.command.as_ref()?)));
+    text.push('\n');
+    let mut title = Some("\nWhat to do\n");
+    for (id, command) in commands {
+        // Not in a table: a command that is broken into lines cannot be copied.
+        text.extend(title.take());
+        text.extend([id, ":\n    ", command.as_str(), "\n"]);
+    }
+    text += "\nWhat to expect\n";
+    let rows = diagnosis
+        .verdict
+        .iter()
+        .map(|line| vec![line.of.to_owned(), line.expect.clone()]);
+    text += &output::table(screen, &["of", "expect"], rows);
+    text.push('\n');
+    let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
+    text.chars().map(letter).collect()
+}

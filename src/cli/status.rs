@@ -1,0 +1,353 @@
+//! `hugepages status`: what the huge pages of this machine are doing now.
+
+mod watch;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use llama_hugepages::pool::{HugePageSize, Root};
+use llama_hugepages::size::ByteSize;
+use llama_hugepages::status::{Asking, HvoState, Status, User};
+
+use super::Exit;
+use super::output::{self, Format, Screen};
+
+const SCHEMA: u32 = 1;
+
+/// Show pools, who uses them, mounts, limits, and what huge pages give back
+///
+/// Needs no rights. Without those of root, page sizes of other users' processes are not told, and it says so.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show it again every SECONDS until q or Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    watch: Option<Duration>,
+
+    /// Do not ask servers for their own report
+    #[arg(long)]
+    no_ask: bool,
+
+    /// A folder with the `sys` and `proc` of another kernel
+    #[arg(long, hide = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    #[command(flatten)]
+    output: output::Args,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| (0.1..=86400.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "between 0.1 and 86400 seconds".to_owned())
+}
+
+/// Prints it, once or again and again.
+pub fn run(args: &Args) -> Result<Exit> {
+    let root = args
+        .root
+        .as_ref()
+        .map_or_else(|| Ok(Root::system()), Root::at)?;
+    // The servers of a recorded kernel are not here.
+    let asking = if args.no_ask || args.root.is_some() {
+        Asking::Never
+    } else {
+        Asking::Allowed
+    };
+    let read = || Status::read(&root, asking);
+    if let Some(pause) = args.watch {
+        return watch::run(pause, args.output.format, read);
+    }
+    match args.output.format {
+        Format::Json => output::json(SCHEMA, &read())?,
+        Format::Human => io::stdout().write_all(human(&read(), Screen::stdout()).as_bytes())?,
+    }
+    Ok(Exit::Success)
+}
+
+/// All tables.
+fn human(status: &Status, screen: Screen) -> String {
+    let mut text = String::new();
+    let mut part = |title: &str, body: String| {
+        let (bold, plain) = if screen.colour {
+            ("\x1b[1m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let lines = [bold, title, plain, "\n", &printable(&body), "\n"];
+        text.extend(lines);
+    };
+    part("Pools", pools(status, screen));
+    part("Used by", users(status, screen));
+    part("hugetlbfs", mounts(status, screen));
+    part("cgroup limits", limits(status, screen));
+    part("Memory", memory(status, screen));
+    if !status.unread.is_empty() {
+        let rows = status
+            .unread
+            .iter()
+            .map(|it| vec![it.what.clone(), it.why.clone()]);
+        let mut body = output::table(screen, &["what", "why"], rows);
+        body += "\nrun it as root to see these";
+        part("Not readable", body);
+    }
+    text
+}
+
+/// Names come from others: nothing in them may steer a terminal.
+fn printable(text: &str) -> String {
+    let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
+    text.chars().map(letter).collect()
+}
+
+fn bytes(bytes: u64) -> String {
+    ByteSize::new(bytes).to_string()
+}
+
+fn pools(status: &Status, screen: Screen) -> String {
+    if status.pools.is_empty() {
+        return "none: this kernel has no HugeTLB".to_owned();
+    }
+    let mut rows = Vec::new();
+    for pool in &status.pools {
+        let counts = [
+            pool.total,
+            pool.free,
+            pool.reserved,
+            pool.surplus,
+            pool.overcommit,
+            pool.usable,
+        ];
+        let mut row = vec![pool.page_size.to_string(), "all".to_owned()];
+        row.extend(counts.map(|count| count.to_string()));
+        row.push(bytes(pool.usable * pool.page_size.bytes()));
+        rows.push(row);
+        // One node is the machine.
+        for node in pool.nodes.iter().filter(|_| pool.nodes.len() > 1) {
+            let no = || "-".to_owned();
+            rows.push(vec![
+                pool.page_size.to_string(),
+                node.node.to_string(),
+                node.total.to_string(),
+                node.free.to_string(),
+                no(),
+                node.surplus.to_string(),
+                no(),
+                no(),
+                no(),
+            ]);
+        }
+    }
+    let head = [
+        "pages of",
+        "node",
+        "total",
+        "free",
+        "reserved",
+        "surplus",
+        "overcommit",
+        "usable",
+        "that is",
+    ];
+    output::table(screen, &head, rows)
+}
+
+fn users(status: &Status, screen: Screen) -> String {
+    if status.users.is_empty() {
+        return "nobody".to_owned();
+    }
+    let rows = status.users.iter().map(|user| {
+        vec![
+            user.pid.to_string(),
+            user.name.clone(),
+            bytes(user.bytes),
+            sizes(user),
+            serves(user),
+        ]
+    });
+    output::table(
+        screen,
+        &["pid", "name", "huge pages", "of which", "serves"],
+        rows,
+    )
+}
+
+fn sizes(user: &User) -> String {
+    let Some(shares) = &user.shares else {
+        return "not readable".to_owned();
+    };
+    let share = |share: &llama_hugepages::status::Share| {
+        let total = bytes(share.private_bytes + share.shared_bytes);
+        format!("on {}: {total}", share.page_size)
+    };
+    shares.iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
+fn serves(user: &User) -> String {
+    let Some(server) = &user.server else {
+        return String::new();
+    };
+    let model = server.model.as_deref().unwrap_or("no model named");
+    let usages = server
+        .report
+        .as_ref()
+        .and_then(|report| report["usages"].as_array());
+    let said = match (usages, &server.no_report) {
+        (Some(usages), _) => {
+            let sum = |is: &dyn Fn(&serde_json::Value) -> bool| -> u64 {
+                let of = usages.iter().filter(|usage| is(usage));
+                of.filter_map(|usage| usage["bytes"].as_u64()).sum()
+            };
+            let on_huge = sum(&|usage| usage["pages"].as_u64() > Some(0));
+            format!(
+                "says {} of {} on huge pages",
+                bytes(on_huge),
+                bytes(sum(&|_| true))
+            )
+        }
+        (None, Some(reason)) => format!("no report: {reason}"),
+        (None, None) => "no report".to_owned(),
+    };
+    format!("{model} at {}; {said}", server.address)
+}
+
+fn mounts(status: &Status, screen: Screen) -> String {
+    if status.mounts.is_empty() {
+        return "not mounted".to_owned();
+    }
+    let mut rows = Vec::new();
+    for mount in &status.mounts {
+        let size = mount.page_size.and_then(HugePageSize::new);
+        let size = size.map_or("?".to_owned(), |size| size.to_string());
+        rows.push(vec![
+            mount.path.clone(),
+            size.clone(),
+            bytes(mount.bytes),
+            mount.options.clone(),
+        ]);
+        for file in &mount.files {
+            rows.push(vec![
+                file.path.clone(),
+                size.clone(),
+                bytes(file.bytes),
+                String::new(),
+            ]);
+        }
+    }
+    output::table(screen, &["path", "pages of", "holds", "options"], rows)
+}
+
+fn limits(status: &Status, screen: Screen) -> String {
+    if status.limits.is_empty() {
+        return "none on huge pages".to_owned();
+    }
+    let rows = status.limits.iter().map(|limit| {
+        vec![
+            limit.page_size.to_string(),
+            limit.cgroup.clone(),
+            limit.file.clone(),
+            bytes(limit.limit_bytes),
+            bytes(limit.used_bytes),
+            bytes(limit.left_bytes()),
+            if limit.tightest { "tightest" } else { "" }.to_owned(),
+        ]
+    });
+    output::table(
+        screen,
+        &["pages of", "cgroup", "file", "limit", "used", "left", ""],
+        rows,
+    )
+}
+
+fn memory(status: &Status, screen: Screen) -> String {
+    let or_unknown = |value: Option<u64>| value.map_or("not told".to_owned(), bytes);
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "not there".to_owned());
+    let (hvo, thp, memory) = (&status.hvo, &status.thp, &status.memory);
+    let mut rows = vec![
+        (
+            "available",
+            format!(
+                "{} of {}",
+                or_unknown(memory.available_bytes),
+                or_unknown(memory.total_bytes)
+            ),
+        ),
+        (
+            "swap used",
+            format!(
+                "{} of {}",
+                or_unknown(memory.swap_used_bytes),
+                or_unknown(memory.swap_bytes)
+            ),
+        ),
+        (
+            "stalls",
+            memory.stalls.map_or("not told".to_owned(), |stalls| {
+                format!(
+                    "some {:.2} %, full {:.2} % of the last 10 s; {:.2} %, {:.2} % of 60 s",
+                    stalls.some.avg10, stalls.full.avg10, stalls.some.avg60, stalls.full.avg60
+                )
+            }),
+        ),
+        (
+            "THP",
+            format!(
+                "{}, defrag {}, shmem {}",
+                word(&thp.enabled),
+                word(&thp.defrag),
+                word(&thp.shmem_enabled)
+            ),
+        ),
+        (
+            "on THP",
+            format!(
+                "{} anonymous, {} page cache, {} of it mapped whole",
+                or_unknown(thp.anon_bytes),
+                or_unknown(thp.file_bytes),
+                or_unknown(thp.file_mapped_bytes)
+            ),
+        ),
+        (
+            "HVO",
+            match hvo.state {
+                HvoState::On => "on, for pages that are added from now on",
+                HvoState::Off => "off, for pages that are added from now on",
+                HvoState::Unsupported => "not in this kernel",
+            }
+            .to_owned(),
+        ),
+    ];
+    if hvo.state != HvoState::Unsupported {
+        rows.push((
+            "given back",
+            match (hvo.given_back_bytes, hvo.memmap_bytes, hvo.full_bytes) {
+                (Some(back), Some(now), Some(full)) => format!(
+                    "{} now (struct page: {} measured, {} computed for all memory)",
+                    bytes(back),
+                    bytes(now),
+                    bytes(full)
+                ),
+                _ => "the kernel does not tell".to_owned(),
+            },
+        ));
+        rows.push((
+            "could be",
+            format!(
+                "{} with all of the pool (computed)",
+                bytes(hvo.possible_bytes)
+            ),
+        ));
+    }
+    let rows = rows
+        .into_iter()
+        .map(|(name, value)| vec![name.to_owned(), value]);
+    output::table(screen, &["what", "now"], rows)
+}

@@ -1,0 +1,130 @@
+//! Whether the kernel and the CPU have huge pages at all.
+
+use crate::kernel_files;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use super::{Finding, Host};
+
+/// 5.14 has `MADV_POPULATE_WRITE`, the only call that reports a shortage instead of raising a signal later.
+const OLDEST: (u32, u32) = (5, 14);
+
+pub fn version(host: &Host) -> Vec<Finding> {
+    let Some(release) = kernel_files::text(&host.root, "/proc/sys/kernel/osrelease") else {
+        return Vec::new();
+    };
+    let release = release.trim();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let found = format!("Linux {release}");
+    vec![if version >= OLDEST {
+        Finding::ok(found)
+    } else {
+        Finding::problem(
+            found,
+            "before 5.14 no call reports a shortage of huge pages without a signal: a newer kernel is needed",
+        )
+    }]
+}
+
+pub fn hugetlbfs(host: &Host) -> Vec<Finding> {
+    let known = kernel_files::text(&host.root, "/proc/filesystems").unwrap_or_default();
+    let has_it = known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("hugetlbfs"));
+    if !has_it || host.status.pools.is_empty() {
+        return vec![Finding::problem(
+            "the kernel has no HugeTLB",
+            "there are no huge pages to be had; a kernel with CONFIG_HUGETLBFS is needed, in a container one that shows /sys",
+        )];
+    }
+    let sizes: Vec<String> = host
+        .status
+        .pools
+        .iter()
+        .map(|pool| pool.page_size.to_string())
+        .collect();
+    vec![Finding::ok(format!(
+        "HugeTLB with pages of {}",
+        sizes.join(", ")
+    ))]
+}
+
+pub fn config(host: &Host) -> Vec<Finding> {
+    let Some(config) = build_config(host) else {
+        return Vec::new();
+    };
+    let has = |name: &str| {
+        config
+            .lines()
+            .any(|line| line == format!("CONFIG_{name}=y"))
+    };
+    let useful = [
+        (
+            "HUGETLB_PAGE_OPTIMIZE_VMEMMAP",
+            "the pool gives no memory back (HVO)",
+        ),
+        ("CGROUP_HUGETLB", "cgroups cannot limit huge pages"),
+        (
+            "TRANSPARENT_HUGEPAGE",
+            "`--hugepage-size thp` has no effect",
+        ),
+        (
+            "COMPACTION",
+            "a pool rarely grows once the machine has been used",
+        ),
+    ];
+    let missing = useful.iter().filter(|(name, _)| !has(name));
+    let findings: Vec<Finding> = missing
+        .map(|(name, means)| Finding::note(format!("built without CONFIG_{name}"), *means))
+        .collect();
+    if findings.is_empty() {
+        vec![Finding::ok(
+            "built with HVO, hugetlb cgroups, THP and compaction",
+        )]
+    } else {
+        findings
+    }
+}
+
+/// `/proc/config.gz`, or what distributions put into `/boot`.
+fn build_config(host: &Host) -> Option<String> {
+    let release = kernel_files::text(&host.root, "/proc/sys/kernel/osrelease")?;
+    if let Some(text) = kernel_files::text(&host.root, &format!("/boot/config-{}", release.trim()))
+    {
+        return Some(text);
+    }
+    let path = host.root.path("/proc/config.gz");
+    if !path.is_file() {
+        return None;
+    }
+    // Every system has it, and nothing else here needs to unpack.
+    let gzip = Command::new("gzip")
+        .arg("-dc")
+        .arg(path)
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let mut text = String::new();
+    gzip.stdout.as_slice().read_to_string(&mut text).ok()?;
+    gzip.status.success().then_some(text)
+}
+
+pub fn cpu(host: &Host) -> Vec<Finding> {
+    let info = kernel_files::text(&host.root, "/proc/cpuinfo").unwrap_or_default();
+    let Some(flags) = info.lines().find_map(|line| line.strip_prefix("flags")) else {
+        // arm64 and others have no such flags: sysfs is what counts.
+        return Vec::new();
+    };
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    vec![match (has("pse"), has("pdpe1gb")) {
+        (false, _) => Finding::problem("the CPU has no pse flag", "it cannot map pages of 2 MiB"),
+        (true, false) => Finding::note(
+            "the CPU has no pdpe1gb flag",
+            "pages of 2 MiB only; a virtual machine gets the flag from its host",
+        ),
+        (true, true) => Finding::ok("the CPU maps pages of 2 MiB and 1 GiB"),
+    }]
+}

@@ -1,0 +1,112 @@
+//! Limits of cgroups, containers and processes.
+
+use super::{Finding, Host};
+use crate::kernel_files;
+use crate::size::ByteSize;
+use crate::status::{Limit, PoolState, cgroups};
+
+pub fn cgroup(host: &Host) -> Vec<Finding> {
+    // One size may be closed where another is open: what counts is what they leave together.
+    let left_of = |pool: &PoolState| {
+        let limits = host.status.limits.iter();
+        let of_size = limits.filter(|limit| limit.page_size == pool.page_size);
+        let left = of_size.map(Limit::left_bytes).min().unwrap_or(u64::MAX);
+        left.min(pool.usable * pool.page_size.bytes())
+    };
+    let together: u64 = host.status.pools.iter().map(left_of).sum();
+    let tightest = host.status.limits.iter().filter(|limit| limit.tightest);
+    let findings: Vec<Finding> = tightest
+        .map(|limit| {
+            let left = ByteSize::new(limit.left_bytes());
+            let found = format!("{} of cgroup {} leaves {left} of pages of {}", limit.file, limit.cgroup, limit.page_size);
+            let binds = limit.left_bytes() < host.need.unwrap_or(limit.page_size.bytes());
+            let short = binds && together < host.need.unwrap_or(1);
+            if short {
+                Finding::problem(found, "pages beyond it are refused, whatever the pool has; Kubernetes sets 0 for pods that did not ask (`hugepages-2Mi` in resources.limits), Docker and systemd leave it to the host")
+            } else {
+                Finding::note(found, "pages beyond it are refused, whatever the pool has")
+            }
+        })
+        .collect();
+    if findings.is_empty() {
+        vec![Finding::ok("no cgroup limits huge pages")]
+    } else {
+        findings
+    }
+}
+
+/// Memory cgroups count huge pages only where the hierarchy is mounted so.
+pub fn memory(host: &Host) -> Vec<Finding> {
+    let Some((limit, cgroup)) = cgroups::memory_limit(&host.root) else {
+        return Vec::new();
+    };
+    let mounts = kernel_files::text(&host.root, "/proc/self/mountinfo").unwrap_or_default();
+    let counted = mounts.contains("memory_hugetlb_accounting");
+    let found = format!(
+        "cgroup {} may have {} of memory",
+        if cgroup.is_empty() { "/" } else { &cgroup },
+        ByteSize::new(limit)
+    );
+    vec![if !counted {
+        Finding::note(
+            found,
+            "huge pages are not counted in it: a model on huge pages does not have to fit, one in the page cache does",
+        )
+    } else if host.need.is_some_and(|need| need > limit) {
+        Finding::problem(
+            found,
+            "huge pages are counted in it (memory_hugetlb_accounting), and the model is larger",
+        )
+    } else {
+        Finding::note(
+            found,
+            "huge pages are counted in it (memory_hugetlb_accounting)",
+        )
+    }]
+}
+
+pub fn rlimits(host: &Host) -> Vec<Finding> {
+    let text = kernel_files::text(&host.root, "/proc/self/limits").unwrap_or_default();
+    let soft = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let mut findings = Vec::new();
+    if let Some(bytes) = soft("Max address space") {
+        let found = format!("RLIMIT_AS is {}", ByteSize::new(bytes));
+        let meaning = "a model is mapped as a whole, and then needs its size twice in addresses";
+        let short = host.need.is_some_and(|need| need.saturating_mul(2) > bytes);
+        let finding = if short {
+            Finding::problem(found, meaning)
+        } else {
+            Finding::warning(found, meaning)
+        };
+        findings.push(finding.command("ulimit -v unlimited"));
+    }
+    if let Some(bytes) = soft("Max locked memory") {
+        findings.push(Finding::note(
+            format!("RLIMIT_MEMLOCK is {}", ByteSize::new(bytes)),
+            "it stops --mlock; huge pages stay in memory without it",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("no limit on addresses or locked memory"));
+    }
+    findings
+}
+
+pub fn max_map_count(host: &Host) -> Vec<Finding> {
+    let Some(count) = kernel_files::number::<u64>(&host.root, "/proc/sys/vm/max_map_count") else {
+        return Vec::new();
+    };
+    let found = format!("vm.max_map_count is {count}");
+    vec![if count < 65530 {
+        Finding::warning(
+            found,
+            "below the kernel's default: a model in many pieces may run out of mappings",
+        )
+        .command("sudo sysctl vm.max_map_count=65530")
+    } else {
+        Finding::ok(found)
+    }]
+}

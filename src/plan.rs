@@ -1,0 +1,238 @@
+//! How many huge pages a model needs with given arguments, before anything is loaded.
+//!
+//! The server answers itself, on the way that a load takes: it reads the headers, decides which tensor goes where, and ends
+//! where the first page would be taken. So the plan is what a load does, and not what somebody computed beside it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pool::HugePageSize;
+
+/// What a load would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The model, its first file.
+    pub model: PathBuf,
+    /// `--hugepage-size`: `auto`, `thp`, `2M`, …
+    pub size: String,
+    /// Whether the machine has it now: pool, nodes and cgroups.
+    pub fits: bool,
+    /// What is missing, in the words of the server; empty if nothing is.
+    pub message: String,
+    /// How to get there.
+    pub hint: String,
+    /// One for each kind, file and page size.
+    pub needs: Vec<Need>,
+}
+
+/// What is needed for one thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Need {
+    /// `weights`, `repacked`, `kv`, `compute`.
+    pub kind: String,
+    /// Of a mapped file, counted from 0; `None` for a buffer.
+    pub file: Option<usize>,
+    /// Bytes of a page; 0 for what is smaller than one and stays ordinary memory.
+    pub page_size: u64,
+    /// How many of them.
+    pub pages: u64,
+    /// Bytes of tensors.
+    pub bytes: u64,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// There is no such program, or no right to run it.
+    #[error("cannot run `{}`", program.display())]
+    Start {
+        /// The server that was asked.
+        program: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// It refused the arguments or the model.
+    #[error("llama-server cannot plan this: {said}")]
+    Refused {
+        /// The lines that say why.
+        said: String,
+        /// What it says can be done.
+        hint: Option<String>,
+    },
+    /// It is not a server of this version.
+    #[error("`{}` gave no plan: is it of another version?", program.display())]
+    NoPlan {
+        /// The server that was asked.
+        program: PathBuf,
+    },
+}
+
+impl PlanError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Refused { hint, .. } => hint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+impl Plan {
+    /// Asks a `llama-server`. Takes no page and needs no right but to read the model.
+    ///
+    /// # Errors
+    /// [`PlanError`], with what the server says.
+    pub fn ask<A: AsRef<OsStr>>(
+        server: &Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<Self, PlanError> {
+        let output = Command::new(server)
+            .args(args)
+            // Last, so that they win: a server that serves may have the port.
+            .args(["--hugepage-plan", "--host", "127.0.0.1", "--port", "0"])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| PlanError::Start {
+                program: server.to_owned(),
+                source,
+            })?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let plan = stdout
+            .lines()
+            .rev()
+            .find_map(|line| serde_json::from_str(line).ok());
+        plan.ok_or_else(|| {
+            let log = String::from_utf8_lossy(&output.stderr);
+            match cause_and_hint(&log) {
+                Some((said, hint)) => PlanError::Refused { said, hint },
+                None => PlanError::NoPlan {
+                    program: server.to_owned(),
+                },
+            }
+        })
+    }
+
+    /// Pages of each size.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use llama_hugepages::plan::Plan;
+    ///
+    /// let plan = Plan::ask(Path::new("target/release/llama-server"), ["-m", "model.gguf", "-c", "8192"])?;
+    /// for (size, pages) in plan.pages() {
+    ///     println!("{pages} pages of {size}");
+    /// }
+    /// # Ok::<(), llama_hugepages::plan::PlanError>(())
+    /// ```
+    pub fn pages(&self) -> BTreeMap<HugePageSize, u64> {
+        let mut pages = BTreeMap::new();
+        for need in &self.needs {
+            if let Some(size) = HugePageSize::new(need.page_size).filter(|_| self.size != "thp") {
+                *pages.entry(size).or_default() += need.pages;
+            }
+        }
+        pages
+    }
+
+    /// Bytes of all these pages.
+    pub fn page_bytes(&self) -> u64 {
+        let bytes = |(size, pages): (HugePageSize, u64)| size.bytes() * pages;
+        self.pages().into_iter().map(bytes).sum()
+    }
+
+    /// Bytes of all tensors that the CPU reads.
+    pub fn bytes(&self) -> u64 {
+        self.needs.iter().map(|need| need.bytes).sum()
+    }
+}
+
+/// The cause and the hint in a server's log. That a load failed is no cause of its own.
+pub(crate) fn cause_and_hint(log: &str) -> Option<(String, Option<String>)> {
+    const MARKS: [&str; 4] = [
+        "error while handling argument ",
+        "error loading model: ",
+        "error: ",
+        " E ",
+    ];
+    let after = |mark: &str| {
+        log.lines()
+            .find_map(|line| Some(line.split_once(mark)?.1.trim().to_owned()))
+    };
+    let cause = MARKS.iter().find_map(|mark| after(mark))?;
+    Some((cause, after("hint: ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(needs: &[(&str, u64, u64)]) -> Plan {
+        Plan {
+            model: "m.gguf".into(),
+            size: "auto".into(),
+            fits: true,
+            message: String::new(),
+            hint: String::new(),
+            needs: needs
+                .iter()
+                .map(|(kind, page_size, pages)| Need {
+                    kind: (*kind).to_owned(),
+                    file: None,
+                    page_size: *page_size,
+                    pages: *pages,
+                    bytes: 1,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn pages_are_summed_by_size_and_what_takes_none_is_left_out() {
+        let plan = plan(&[
+            ("weights", 2 << 20, 3),
+            ("kv", 2 << 20, 4),
+            ("kv", 1 << 30, 1),
+            ("weights", 0, 0),
+        ]);
+        let sizes: Vec<_> = plan
+            .pages()
+            .into_iter()
+            .map(|(size, pages)| (size.to_string(), pages))
+            .collect();
+        assert_eq!(sizes, [("2 MiB".to_owned(), 7), ("1 GiB".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn thp_takes_no_page_of_a_pool() {
+        let plan = Plan {
+            size: "thp".into(),
+            ..plan(&[("weights", 2 << 20, 3)])
+        };
+        assert!(plan.pages().is_empty());
+    }
+
+    #[test]
+    fn the_cause_of_a_refusal_is_told_without_what_surrounds_it() {
+        let log = "0.00.002 I srv  llama_server: initializing ...\n\
+            0.00.004 E llama_model_load: error loading model: llama_model_loader: failed to load model from nope.gguf\n\
+            hint: cannot open 'nope.gguf': No such file or directory\n\
+            0.00.005 E llama_model_load_from_file_impl: failed to load model\n";
+        let (said, hint) = cause_and_hint(log).unwrap();
+        assert_eq!(
+            said,
+            "llama_model_loader: failed to load model from nope.gguf"
+        );
+        assert_eq!(
+            hint.as_deref(),
+            Some("cannot open 'nope.gguf': No such file or directory")
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! Who uses huge pages, from `/proc/*/status`.
+
+use std::fs;
+
+use super::Root;
+use crate::kernel_files;
+use crate::size::ByteSize;
+
+/// A process with huge pages. Files on hugetlbfs that no process maps are not seen here.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct User {
+    /// Its number.
+    pub pid: u32,
+    /// Its name, as the kernel cuts it.
+    pub name: String,
+    /// `HugetlbPages:`, all page sizes together.
+    pub bytes: u64,
+}
+
+impl User {
+    /// All of them, the largest first. Other users' processes count too: their `status` can be read by everybody.
+    pub fn all(root: &Root) -> Vec<Self> {
+        let entries = fs::read_dir(root.path("/proc"));
+        let mut users: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                Self::of(root, pid)
+            })
+            .collect();
+        users.sort_by_key(|user| (std::cmp::Reverse(user.bytes), user.pid));
+        users
+    }
+
+    /// One process. `None` where it has no huge pages, or has ended.
+    pub fn of(root: &Root, pid: u32) -> Option<Self> {
+        let status = kernel_files::text(root, &format!("/proc/{pid}/status"))?;
+        Self::parse(pid, &status)
+    }
+
+    fn parse(pid: u32, status: &str) -> Option<Self> {
+        let bytes = kernel_files::kib_field(status, "HugetlbPages").filter(|bytes| *bytes > 0)?;
+        let name = status.lines().find_map(|line| line.strip_prefix("Name:"));
+        Some(Self {
+            pid,
+            name: name.unwrap_or("?").trim().to_owned(),
+            bytes,
+        })
+    }
+
+    /// `; in use by a (pid 1, 2 MiB), b (pid 2, 4 MiB)`
+    pub(super) fn list(users: &[Self]) -> String {
+        if users.is_empty() {
+            return String::new();
+        }
+        let one = |user: &Self| {
+            let bytes = ByteSize::new(user.bytes);
+            format!("{} (pid {}, {bytes})", user.name, user.pid)
+        };
+        let names: Vec<_> = users.iter().map(one).collect();
+        format!("; in use by {}", names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_huge_pages_is_named() {
+        let status = "Name:\tllama-server\nVmRSS:\t 12 kB\nHugetlbPages:\t    4096 kB\n";
+        let user = User::parse(7, status).unwrap();
+        assert_eq!(
+            User::list(&[user]),
+            "; in use by llama-server (pid 7, 4 MiB)"
+        );
+        assert_eq!(User::parse(7, "Name:\tx\nHugetlbPages:\t 0 kB\n"), None);
+    }
+}

@@ -1,0 +1,175 @@
+//! cgroup limits on huge pages, version 2 and 1: each ancestor can say no.
+
+use serde::Serialize;
+
+use super::mounts::unescape;
+use super::pools;
+use crate::kernel_files;
+use crate::pool::{HugePageSize, Root};
+
+/// A limit that applies to this process and to what it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Limit {
+    /// Of which pages.
+    #[serde(serialize_with = "super::bytes_of_page")]
+    pub page_size: HugePageSize,
+    /// The cgroup that has it.
+    pub cgroup: String,
+    /// Its file: `hugetlb.2MB.max`, `hugetlb.2MB.rsvd.limit_in_bytes`.
+    pub file: String,
+    /// What may be used.
+    pub limit_bytes: u64,
+    /// What is.
+    pub used_bytes: u64,
+    /// Whether it leaves the least of all limits on pages of that size.
+    pub tightest: bool,
+}
+
+impl Limit {
+    /// What is left.
+    pub fn left_bytes(&self) -> u64 {
+        self.limit_bytes.saturating_sub(self.used_bytes)
+    }
+}
+
+/// A cgroup hierarchy with a controller, and the place of this process in it.
+pub struct Hierarchy {
+    is_v2: bool,
+    mount: String,
+    cgroup: String,
+}
+
+/// All limits of all page sizes, from the cgroup of this process upwards.
+pub fn read(root: &Root) -> Vec<Limit> {
+    let hierarchies = hierarchies(root, "hugetlb");
+    let mut limits = Vec::new();
+    for pool in pools::read(root) {
+        let size = pool.page_size;
+        let start = limits.len();
+        for hierarchy in &hierarchies {
+            for cgroup in hierarchy.upwards() {
+                limits.extend(hierarchy.limits(root, cgroup, size));
+            }
+        }
+        let of_size = &mut limits[start..];
+        if let Some(tightest) = of_size.iter_mut().min_by_key(|limit| limit.left_bytes()) {
+            tightest.tightest = true;
+        }
+    }
+    limits
+}
+
+/// The least that `memory.max` (or `memory.limit_in_bytes`) of this process' cgroups allows, with its cgroup.
+pub fn memory_limit(root: &Root) -> Option<(u64, String)> {
+    let mut limits = Vec::new();
+    for hierarchy in hierarchies(root, "memory") {
+        for cgroup in hierarchy.upwards() {
+            let file = if hierarchy.is_v2 {
+                "memory.max"
+            } else {
+                "memory.limit_in_bytes"
+            };
+            let limit = hierarchy.value(root, cgroup, file).filter(is_limit);
+            limits.extend(limit.map(|limit| (limit, cgroup.to_owned())));
+        }
+    }
+    limits.into_iter().min()
+}
+
+fn hierarchies(root: &Root, controller: &str) -> Vec<Hierarchy> {
+    let mounts = kernel_files::text(root, "/proc/self/mountinfo").unwrap_or_default();
+    let cgroups = kernel_files::text(root, "/proc/self/cgroup").unwrap_or_default();
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let Some((ours, theirs)) = line.split_once(" - ") else {
+            continue;
+        };
+        let theirs: Vec<&str> = theirs.split(' ').collect();
+        let [kind, _, options] = theirs[..] else {
+            continue;
+        };
+        let is_v2 = kind == "cgroup2";
+        let has_it = || options.split(',').any(|option| option == controller);
+        if !(is_v2 || kind == "cgroup" && has_it()) {
+            continue;
+        }
+        let ours: Vec<&str> = ours.split(' ').collect();
+        let (Some(top), Some(mount)) = (ours.get(3), ours.get(4)) else {
+            continue;
+        };
+        // cgroups(7): hierarchy-id:controllers:path
+        let mine = cgroups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let is_it = if is_v2 {
+                id == "0" && controllers.is_empty()
+            } else {
+                controllers.split(',').any(|has| has == controller)
+            };
+            is_it.then_some(path)
+        });
+        let Some(mine) = mine else { continue };
+        // In a container the mount begins below the top of the hierarchy.
+        let below = mine
+            .strip_prefix(*top)
+            .filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let cgroup = if *top == "/" {
+            mine
+        } else {
+            below.unwrap_or(mine)
+        };
+        found.push(Hierarchy {
+            is_v2,
+            mount: unescape(mount),
+            cgroup: cgroup.trim_end_matches('/').to_owned(),
+        });
+    }
+    found
+}
+
+impl Hierarchy {
+    /// `/a/b`, `/a` and the empty path of the top.
+    fn upwards(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(Some(self.cgroup.as_str()), |path| {
+            path.rfind('/').map(|end| &path[..end])
+        })
+    }
+
+    fn value(&self, root: &Root, cgroup: &str, file: &str) -> Option<u64> {
+        kernel_files::number(root, &format!("{}{cgroup}/{file}", self.mount))
+    }
+
+    fn limits(&self, root: &Root, cgroup: &str, size: HugePageSize) -> Vec<Limit> {
+        let names = if self.is_v2 {
+            [("max", "current"), ("rsvd.max", "rsvd.current")]
+        } else {
+            [
+                ("limit_in_bytes", "usage_in_bytes"),
+                ("rsvd.limit_in_bytes", "rsvd.usage_in_bytes"),
+            ]
+        };
+        let prefix = format!("hugetlb.{}", size.to_string().replace([' ', 'i'], ""));
+        let limit = |(limit, used): (&str, &str)| {
+            let file = format!("{prefix}.{limit}");
+            let limit_bytes = self.value(root, cgroup, &file).filter(is_limit)?;
+            Some(Limit {
+                page_size: size,
+                cgroup: if cgroup.is_empty() { "/" } else { cgroup }.to_owned(),
+                limit_bytes,
+                used_bytes: self
+                    .value(root, cgroup, &format!("{prefix}.{used}"))
+                    .unwrap_or(0),
+                file,
+                tightest: false,
+            })
+        };
+        names.into_iter().filter_map(limit).collect()
+    }
+}
+
+/// Version 1 writes the largest number that it has, rounded down to whole pages, where there is no limit.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for `Option::filter`")]
+fn is_limit(bytes: &u64) -> bool {
+    *bytes < 1 << 62
+}

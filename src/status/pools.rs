@@ -1,0 +1,97 @@
+//! The pools of all page sizes, as a whole and on each node.
+
+use std::fs;
+
+use serde::Serialize;
+
+use crate::pool::{Counter, HugePageSize, Pool, Root};
+
+/// One pool, counted in pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PoolState {
+    /// Size of its pages.
+    #[serde(serialize_with = "super::bytes_of_page")]
+    pub page_size: HugePageSize,
+    /// All pages, surplus included.
+    pub total: u64,
+    /// Not in use, reserved ones included.
+    pub free: u64,
+    /// Promised to a mapping and not yet touched.
+    pub reserved: u64,
+    /// Taken from ordinary memory on top of the persistent pool.
+    pub surplus: u64,
+    /// How many surplus pages there may be.
+    pub overcommit: u64,
+    /// Free, not reserved, and what overcommit may still add.
+    pub usable: u64,
+    /// Where its pages are. The kernel counts reservations and overcommit for the machine, not for nodes.
+    pub nodes: Vec<NodePool>,
+}
+
+/// The part of a pool on one NUMA node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NodePool {
+    /// Number of the node.
+    pub node: u32,
+    /// All pages, surplus included.
+    pub total: u64,
+    /// Not in use.
+    pub free: u64,
+    /// Taken from ordinary memory on top of the persistent pool.
+    pub surplus: u64,
+}
+
+/// All pools, smallest pages first. None on a kernel without HugeTLB.
+pub fn read(root: &Root) -> Vec<PoolState> {
+    let nodes = nodes(root);
+    let pools = HugePageSize::all(root)
+        .into_iter()
+        .filter_map(|size| Pool::read(root, size));
+    pools
+        .map(|pool| PoolState {
+            page_size: pool.size,
+            total: pool.total,
+            free: pool.free,
+            reserved: pool.reserved,
+            surplus: pool.surplus,
+            overcommit: pool.overcommit,
+            usable: pool.usable(),
+            nodes: nodes
+                .iter()
+                .filter_map(|node| on_node(root, *node, pool.size))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Numbers of the nodes that have a folder of their own.
+pub fn nodes(root: &Root) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(root.path("/sys/devices/system/node")) else {
+        return Vec::new();
+    };
+    let mut nodes: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("node")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    nodes.sort_unstable();
+    nodes
+}
+
+fn on_node(root: &Root, node: u32, size: HugePageSize) -> Option<NodePool> {
+    let counts = Counter::new(root, size, Some(node)).ok()?.read().ok()?;
+    Some(NodePool {
+        node,
+        total: counts.total,
+        free: counts.free,
+        surplus: counts.surplus,
+    })
+}

@@ -1,0 +1,42 @@
+//! Transparent huge pages: what the kernel does by itself, without a pool.
+
+use serde::Serialize;
+
+use crate::kernel_files;
+use crate::pool::Root;
+
+/// How THP is set, and how much of it there is. Absent where the kernel has none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Thp {
+    /// `always`, `madvise` or `never`.
+    pub enabled: Option<String>,
+    /// What a page fault may do to get one.
+    pub defrag: Option<String>,
+    /// The same for shared memory.
+    pub shmem_enabled: Option<String>,
+    /// Anonymous memory on THP.
+    pub anon_bytes: Option<u64>,
+    /// Page cache in pieces of this size: `FileHugePages`.
+    pub file_bytes: Option<u64>,
+    /// Page cache that is mapped with one entry for each: `FilePmdMapped`.
+    pub file_mapped_bytes: Option<u64>,
+}
+
+/// Reads it.
+pub fn read(root: &Root) -> Thp {
+    let setting = |name: &str| {
+        let text =
+            kernel_files::text(root, &format!("/sys/kernel/mm/transparent_hugepage/{name}"))?;
+        kernel_files::chosen(&text).map(str::to_owned)
+    };
+    let meminfo = kernel_files::text(root, "/proc/meminfo").unwrap_or_default();
+    Thp {
+        enabled: setting("enabled"),
+        defrag: setting("defrag"),
+        shmem_enabled: setting("shmem_enabled"),
+        anon_bytes: kernel_files::kib_field(&meminfo, "AnonHugePages"),
+        file_bytes: kernel_files::kib_field(&meminfo, "FileHugePages"),
+        file_mapped_bytes: kernel_files::kib_field(&meminfo, "FilePmdMapped"),
+    }
+}

@@ -1,0 +1,385 @@
+//! `hugepages pool` against this machine's pool.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::{contains, starts_with};
+use tempfile::TempDir;
+
+use crate::support::pool::{Counts, Pool};
+use crate::support::{is_root, or_skip, skip, wait_for};
+
+const TOOL: &str = env!("CARGO_BIN_EXE_hugepages");
+
+/// The tool with a journal of its own.
+struct Tool {
+    state: TempDir,
+}
+
+impl Tool {
+    fn new() -> Self {
+        Self {
+            state: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(TOOL);
+        command
+            .arg("pool")
+            .args(args)
+            .args(["--size", "2M"].iter().filter(|_| args[0] != "restore"))
+            .env("LLAMA_HUGEPAGES_STATE", self.state.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> assert_cmd::assert::Assert {
+        assert_cmd::Command::from_std(self.command(args)).assert()
+    }
+
+    fn lease(&self, pages: &str) -> (Child, String) {
+        let mut child = self
+            .command(&["reserve", pages, "--lease"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        (child, line)
+    }
+}
+
+fn kill(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", signal, &pid]).status();
+    assert!(killed.unwrap().success());
+}
+
+/// Whoever fails in the middle leaves no page behind.
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = self.command(&["restore"]).output();
+    }
+}
+
+#[test]
+fn what_is_reserved_is_there_and_restore_gives_it_back() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    let total = pool.counts.total;
+    tool.run(&["reserve", "9M"])
+        .success()
+        .stdout(contains("added 5 pages of 2 MiB (10 MiB)"))
+        .stderr(contains("1 MiB more than asked for"));
+    assert_eq!(Counts::read().total, total + 5);
+    tool.run(&["reserve", "7", "--usable"]).success();
+    assert_eq!(Counts::read().usable(), 7);
+    tool.run(&["restore"]).success().stdout(contains(
+        "gave back 2 pages of 2 MiB\ngave back 5 pages of 2 MiB\n",
+    ));
+    pool.assert_all_back();
+    assert_eq!(Counts::read().total, total);
+    tool.run(&["restore"]).success().stdout("nothing to undo\n");
+}
+
+#[test]
+fn pages_of_others_stay_when_ours_go() {
+    let mut pool = or_skip!(Pool::with(3));
+    let tool = Tool::new();
+    tool.run(&["reserve", "4"]).success();
+    // Somebody adds two more.
+    pool.set(9);
+    tool.run(&["release"])
+        .success()
+        .stdout(contains("gave back 4 pages"));
+    assert_eq!(Counts::read().usable(), 5);
+    tool.run(&["release", "1"])
+        .code(3)
+        .stderr(contains("0 were added with this tool").and(contains("hint: --force")));
+    assert_eq!(Counts::read().usable(), 5);
+}
+
+#[test]
+fn pages_in_use_are_refused_with_who_uses_them() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    tool.run(&["reserve", "3"]).success();
+    let mut user = or_skip!(user_of_two_pages());
+    let before = Counts::read();
+    tool.run(&["release", "all"]).code(3).stderr(
+        contains("1 are idle; in use by python3")
+            .and(contains(format!("pid {}, 4 MiB", user.id())))
+            .and(contains("hint: end what uses them, or release 1 pages")),
+    );
+    assert_eq!(Counts::read(), before);
+    tool.run(&["release", "1"]).success();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(wait_for(Duration::from_secs(5), || Counts::read().usable() == 2));
+    tool.run(&["release"]).success();
+    assert_eq!(Counts::read().total, pool.counts.total);
+}
+
+/// A process with two pages of 2 MiB.
+fn user_of_two_pages() -> Result<Child, String> {
+    const SCRIPT: &str = "import mmap,sys
+m = mmap.mmap(-1, 4 << 20, flags=0x02 | 0x20 | 0x40000 | 21 << 26)
+m[0] = 1
+m[2 << 20] = 1
+print('there', flush=True)
+sys.stdin.read()";
+    let child = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut child = child.map_err(|error| format!("python3: {error}"))?;
+    let mut line = String::new();
+    let out = child.stdout.as_mut().expect("piped");
+    BufReader::new(out).read_line(&mut line).expect("it speaks");
+    assert_eq!(line, "there\n");
+    Ok(child)
+}
+
+#[test]
+fn a_lease_ends_with_its_input() {
+    let pool = or_skip!(Pool::with(1));
+    let tool = Tool::new();
+    let mut child = tool.command(&["reserve", "6", "--usable", "--lease"]);
+    let mut child = child
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ok 5\n");
+    assert_eq!(Counts::read().usable(), 6);
+    drop(child.stdin.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let total = pool.counts.total;
+    let expected = format!(
+        "pool: 6 pages of 2048 kB are needed, 1 are free: nr_hugepages {total} -> {}\n\
+         pool: nr_hugepages is {}, 6 pages can be used\n\
+         pool: gave back 5 pages: nr_hugepages is {total}\n",
+        total + 5,
+        total + 5
+    );
+    assert_eq!(said, expected);
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn signals_end_a_lease_and_what_was_ignored_does_not() {
+    let pool = or_skip!(Pool::with(0));
+    for signal in ["INT", "TERM", "HUP"] {
+        let tool = Tool::new();
+        let (mut child, line) = tool.lease("2");
+        assert_eq!(line, "ok 2\n");
+        // `wait` closes it, which would be another end.
+        let input = child.stdin.take();
+        kill(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        drop(input);
+        assert_eq!(Counts::read(), pool.counts, "after SIG{signal}");
+    }
+    let tool = Tool::new();
+    let script = format!("trap '' INT; exec {TOOL} pool reserve 2 --size 2M --lease");
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .env("LLAMA_HUGEPAGES_STATE", tool.state.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 5];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .unwrap();
+    kill(&child, "INT");
+    sleep(Duration::from_millis(200));
+    assert_eq!(Counts::read().usable(), 2);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn two_leases_give_back_in_any_order() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    let (mut first, _) = tool.lease("2");
+    let (mut second, _) = tool.lease("3");
+    assert_eq!(Counts::read().usable(), 5);
+    tool.run(&["restore"])
+        .success()
+        .stdout(contains("2 leases are in use"));
+    tool.run(&["release"]).success();
+    assert_eq!(Counts::read().usable(), 5);
+    drop(first.stdin.take());
+    first.wait().unwrap();
+    assert_eq!(Counts::read().usable(), 3);
+    drop(second.stdin.take());
+    second.wait().unwrap();
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn the_pages_of_a_killed_lease_are_given_back_by_the_next_command() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    for next in [&["restore"][..], &["reserve", "1"]] {
+        let (mut child, _) = tool.lease("4");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(Counts::read().usable(), 4);
+        tool.run(next).success();
+        let left = u64::from(next[0] == "reserve");
+        assert_eq!(Counts::read().usable(), left, "{next:?}");
+    }
+    tool.run(&["restore"]).success();
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn two_reserves_at_once_both_get_theirs() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    let start = || {
+        tool.command(&["reserve", "3"])
+            .stdout(Stdio::null())
+            .spawn()
+    };
+    let children: Vec<_> = (0..4).map(|_| start().unwrap()).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(Counts::read().usable(), 12);
+    tool.run(&["restore"]).success();
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn restore_mends_what_sigkill_left_at_any_moment() {
+    let pool = or_skip!(Pool::with(2));
+    for (round, command) in ["reserve", "release", "restore"]
+        .iter()
+        .cycle()
+        .take(45)
+        .enumerate()
+    {
+        let tool = Tool::new();
+        if *command != "reserve" {
+            tool.run(&["reserve", "16"]).success();
+        }
+        let args: &[&str] = if *command == "reserve" {
+            &["reserve", "64", "--try-hard"]
+        } else {
+            &[command]
+        };
+        let mut child = tool.command(args).stdout(Stdio::null()).spawn().unwrap();
+        sleep(Duration::from_micros(400 * (round as u64 / 3)));
+        let _ = child.kill();
+        child.wait().unwrap();
+        tool.run(&["restore"]).success();
+        assert_eq!(Counts::read(), pool.counts, "round {round}: {command}");
+    }
+}
+
+#[test]
+fn a_reservation_that_leaves_too_little_memory_is_refused() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    tool.run(&["reserve", "900T"])
+        .code(3)
+        .stdout("")
+        .stderr(contains("471859200 pages would need 900 TiB").and(contains("hint: --force")));
+    tool.run(&["reserve", "900T", "--lease"])
+        .code(3)
+        .stdout(starts_with("memory "));
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn without_rights_it_says_what_to_run() {
+    if !is_root() {
+        return skip("root is needed to be somebody else");
+    }
+    let tool = Tool::new();
+    let dir = tempfile::tempdir().unwrap();
+    // Where somebody else can run it from.
+    let copy = dir.path().join("hugepages");
+    fs::copy(TOOL, &copy).unwrap();
+    let open = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    open(dir.path());
+    open(&copy);
+    assert_cmd::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["pool", "reserve", "3", "--size", "2M"])
+        .env("LLAMA_HUGEPAGES_STATE", tool.state.path())
+        .assert()
+        .code(1)
+        .stdout("")
+        .stderr(contains(
+            "Permission denied (os error 13)\nhint: sudo hugepages pool reserve 3 --size 2M\n",
+        ));
+}
+
+/// Runs a script in a mount namespace of its own.
+fn unshared(tool: &Tool, script: &str) -> assert_cmd::assert::Assert {
+    assert_cmd::Command::new("unshare")
+        .args(["--mount", "sh", "-ec", script])
+        .env("TOOL", TOOL)
+        .env("LLAMA_HUGEPAGES_STATE", tool.state.path())
+        .assert()
+}
+
+#[test]
+fn a_read_only_sysfs_is_named() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    unshared(
+        &tool,
+        "mount --bind /sys /sys; mount -o remount,ro,bind /sys; exec \"$TOOL\" pool reserve 3 --size 2M",
+    )
+    .code(1)
+    .stderr(contains("Read-only file system").and(contains("hint: in a container")));
+    assert_eq!(Counts::read(), pool.counts);
+}
+
+#[test]
+fn a_full_disk_changes_nothing() {
+    let pool = or_skip!(Pool::with(0));
+    let tool = Tool::new();
+    unshared(
+        &tool,
+        r#"mount -t tmpfs -o size=4k,mode=0755 none "$LLAMA_HUGEPAGES_STATE"
+           : > "$LLAMA_HUGEPAGES_STATE/lock"
+           head -c 4096 /dev/zero > "$LLAMA_HUGEPAGES_STATE/full"
+           exec "$TOOL" pool reserve 3 --size 2M"#,
+    )
+    .code(1)
+    .stderr(contains("cannot write `").and(contains("No space left on device")));
+    assert_eq!(Counts::read(), pool.counts);
+}

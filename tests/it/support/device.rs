@@ -1,0 +1,131 @@
+//! A file system on a device of its own: slow, or with holes in it.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+
+use tempfile::TempDir;
+
+use super::guardian::Guardian;
+use super::programs::run;
+
+/// The kernel detaches the loop device with the last mount. Folders go with their test.
+const REMOVE: &str = r#"
+    trap '' INT TERM HUP QUIT PIPE
+    while read -r what path; do case $what in mount) mount=$path ;; cgroup) cgroup=$path ;; esac; done
+    for i in 1 2 3 4 5 6 7 8 9 10; do
+        umount "$mount" 2>/dev/null
+        mountpoint -q "$mount" || break
+        sleep 0.2
+    done
+    [ -z "$cgroup" ] || while read -r pid; do echo "$pid" > "$cgroup/../cgroup.procs"; done < "$cgroup/cgroup.procs"
+    [ -z "$cgroup" ] || rmdir "$cgroup"
+    ! mountpoint -q "$mount"
+"#;
+
+/// ext4 in a file, mounted through a loop device.
+pub struct Device {
+    // In the order of their drop: unmounted, and then removed.
+    guardian: Guardian,
+    dir: TempDir,
+    /// `7:0`
+    number: String,
+}
+
+impl Device {
+    /// One with room for so many bytes. An error is the reason to skip the test.
+    pub fn with(bytes: u64) -> Result<Self, String> {
+        let dir =
+            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+        let (backing, mount) = (dir.path().join("backing"), dir.path().join("mount"));
+        fs::create_dir(&mount).expect("just made");
+        let file = fs::File::create(&backing).expect("just made");
+        // Room for the tables of the file system.
+        file.set_len(bytes + bytes / 16 + (16 << 20))
+            .expect("a sparse file");
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-O", "^has_journal"])
+            .arg(&backing))?;
+        let mut guardian = Guardian::start(REMOVE, None);
+        guardian.tell(&format!("mount {}", mount.display()));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&backing)
+            .arg(&mount))?;
+        let id = fs::metadata(&mount).expect("mounted").dev();
+        let number = format!("{}:{}", rustix::fs::major(id), rustix::fs::minor(id));
+        Ok(Self {
+            guardian,
+            dir,
+            number,
+        })
+    }
+
+    /// Where its files are.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+
+    /// Limits what processes read from it, this one and those that it starts. An error is the reason to skip the test.
+    pub fn throttle(&mut self, bytes_per_second: u64) -> Result<(), String> {
+        // The controller is on version 1 or on version 2 of the hierarchy, or not there.
+        let v1 = Path::new("/sys/fs/cgroup/blkio");
+        let (root, file, line) = if v1.join("cgroup.procs").exists() {
+            let line = format!("{} {bytes_per_second}", self.number);
+            (v1, "blkio.throttle.read_bps_device", line)
+        } else {
+            let line = format!("{} rbps={bytes_per_second}", self.number);
+            (Path::new("/sys/fs/cgroup"), "io.max", line)
+        };
+        let dir = root.join(format!(
+            "llama-hugepages-device-{}-{}",
+            process::id(),
+            self.number.replace(':', "-")
+        ));
+        fs::create_dir(&dir).map_err(|error| format!("no right to make a cgroup: {error}"))?;
+        self.guardian.tell(&format!("cgroup {}", dir.display()));
+        fs::write(dir.join(file), line)
+            .map_err(|error| format!("no {file} in the cgroup: {error}"))?;
+        fs::write(dir.join("cgroup.procs"), process::id().to_string())
+            .map_err(|error| format!("cannot enter a cgroup: {error}"))
+    }
+
+    /// Takes away the end of the device: reads there are `EIO` from now on.
+    pub fn cut(&self, bytes: u64) {
+        let backing = self.dir.path().join("backing");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(backing)
+            .expect("it is ours");
+        file.set_len(bytes).expect("it can be cut");
+    }
+
+    /// Blocks of a file on it, as the device counts bytes: the first one, and where the last one ends.
+    pub fn extent(path: &Path) -> Result<(u64, u64), String> {
+        let output = Command::new("filefrag")
+            .args(["-v", "-b1"])
+            .arg(path)
+            .output();
+        let output =
+            output.map_err(|error| format!("filefrag (of e2fsprogs) cannot be run: {error}"))?;
+        // ext: logical_offset: physical_offset: length: …
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let ranges: Vec<(u64, u64)> = text
+            .lines()
+            .filter_map(|line| {
+                let (first, last) = line.split(':').nth(2)?.split_once("..")?;
+                Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+            })
+            .collect();
+        let first = ranges
+            .iter()
+            .map(|range| range.0)
+            .min()
+            .ok_or(format!("filefrag says: {text}"))?;
+        Ok((
+            first,
+            ranges.iter().map(|range| range.1).max().unwrap_or(first),
+        ))
+    }
+}

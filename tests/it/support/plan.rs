@@ -1,0 +1,37 @@
+//! What `hugepages plan` says of a server.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::programs;
+use super::server::Launch;
+
+/// The tool, about to be asked for the need of a server.
+pub fn command(launch: &Launch) -> Command {
+    let mut command = Command::new(programs::hugepages());
+    command
+        .args(["plan", "--format", "json", "--server"])
+        .arg(launch.program())
+        .arg("--")
+        .args(launch.arguments());
+    command
+}
+
+/// Its answer, whether it fits or not.
+pub fn of(launch: &Launch) -> Value {
+    let output = command(launch).output().expect("the tool can be started");
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Pages of all sizes, by what they are for.
+pub fn pages_by_kind(plan: &Value) -> BTreeMap<String, u64> {
+    let mut pages = BTreeMap::new();
+    for need in plan["needs"].as_array().expect("a list") {
+        let kind = need["kind"].as_str().expect("a name").to_owned();
+        *pages.entry(kind).or_default() += need["pages"].as_u64().expect("a number");
+    }
+    pages
+}
