@@ -45,7 +45,7 @@ static bool has_other_devices() {
 
 static void measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
     auto & hugepages = mparams->hugepages;
-    if (model_only) {
+    if (model_only || hugepages.load_only) {
         hugepages.kv_bytes      = 0;
         hugepages.compute_bytes = 0;
         return;
@@ -118,6 +118,35 @@ static void plan_and_exit(const common_params & params, const llama_model_params
     std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : 3);
 }
 
+// one object a line: how far it is
+static bool print_progress(float progress, void * user_data) {
+    auto & last = *(int *) user_data;
+    const int permille = (int) (1000*progress);
+    if (permille != last) {
+        last = permille;
+        printf("{\"done\": %d, \"total\": 1000}\n", permille);
+        fflush(stdout);
+    }
+    return true;
+}
+
+static void load_and_exit(const common_params & params, llama_model_params mparams) {
+    if (!params.hugepages.store[0]) {
+        LOG_ERR("--hugepage-load needs --hugepage-store\n");
+        common_log_flush(common_log_main());
+        std::exit(1);
+    }
+    int last = -1;
+    mparams.progress_callback           = print_progress;
+    mparams.progress_callback_user_data = &last;
+    llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);
+    llama_model_free(model);
+    ggml_hugepages_error error;
+    const bool is_short = !model && ggml_hugepages_get_plan_end(&error) && error.status == GGML_HUGEPAGES_STATUS_SHORT;
+    common_log_flush(common_log_main());
+    std::exit(model ? 0 : is_short ? 3 : 1);
+}
+
 void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
     if (!mparams->hugepages.enabled || params.no_alloc) {
         return;
@@ -126,10 +155,13 @@ void common_hugepages_measure(const common_params & params, bool model_only, lla
     if (mparams->hugepages.plan_only) {
         plan_and_exit(params, *mparams);
     }
+    if (mparams->hugepages.load_only) {
+        load_and_exit(params, *mparams);
+    }
 }
 
 static void set_default(const common_params & params, bool late) {
-    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false };
+    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false, /*.resident =*/ nullptr };
     ggml_hugepages_scope_set_default(&scope);
 }
 
@@ -166,5 +198,8 @@ void common_hugepages_ready(const common_params & params) {
             "%.2f MiB direct, %.2f MiB from the page cache, %.2f MiB buffered\n",
             bytes/1024.0/1024.0, load.us_total/1e6, bytes/1e3/load.us_total, load.n_threads, load.us_populate/1e6, load.us_read/1e6, load.us_place/1e6,
             load.bytes_direct/1024.0/1024.0, load.bytes_cached/1024.0/1024.0, load.bytes_buffered/1024.0/1024.0);
+        if (params.hugepages.store[0]) {
+            LOG_INF("hugepages: %.2f MiB were resident in the store already\n", load.bytes_attached/1024.0/1024.0);
+        }
     }
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cinttypes>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -21,8 +22,8 @@
     throw std::runtime_error(error.hint[0] ? format("%s\nhint: %s", error.message, error.hint) : std::string(error.message));
 }
 
-llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late, bool lazy) :
-    scope{ params, kind, late, lazy } {
+llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) :
+    scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr } {
     if (params.enabled) {
         before = ggml_hugepages_scope_set(&scope);
     }
@@ -30,6 +31,12 @@ llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & param
 
 llama_hugepages_scope::llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late) :
     llama_hugepages_scope(model.hparams.no_alloc ? ggml_hugepages_default_params() : model.hugepages(), kind, late) {}
+
+llama_hugepages_scope::llama_hugepages_scope(const llama_hugepages & hugepages, const ggml_context * ctx, ggml_backend_buffer_type_t buft) :
+    llama_hugepages_scope(hugepages.params, llama_hugepages::kind(buft)) {
+    scope.lazy     = hugepages.is_buffered(ctx);
+    scope.resident = hugepages.resident(ctx);
+}
 
 llama_hugepages_scope::~llama_hugepages_scope() {
     if (scope.params.enabled) {
@@ -86,6 +93,112 @@ ggml_hugepages_kind llama_hugepages::kind(ggml_backend_buffer_type_t buft) {
     return buft == ggml_backend_dev_buffer_type(cpu_dev) ? GGML_HUGEPAGES_KIND_WEIGHTS : GGML_HUGEPAGES_KIND_REPACKED;
 }
 
+void llama_hugepages::begin(const llama_model_params & model_params) {
+    params                      = model_params.hugepages;
+    progress_callback           = model_params.progress_callback;
+    progress_callback_user_data = model_params.progress_callback_user_data;
+}
+
+// Other kinds of buffers may keep in memory what is not the same in another process.
+static bool is_plain(ggml_backend_buffer_type_t buft) {
+    const std::string name = ggml_backend_buft_name(buft);
+    return name == "CPU" || name == "CPU_REPACK";
+}
+
+// what the CPU can do decides how its buffers are laid out
+static std::string cpu_features() {
+    auto * reg = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    auto * get = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features");
+    std::string text;
+    for (auto * feature = get ? get(reg) : nullptr; feature && feature->name; feature++) {
+        text += std::string(" ") + feature->name + "=" + feature->value;
+    }
+    return text;
+}
+
+// of each file, its header is what lies before the first tensor
+static std::vector<std::string> identities_of(const llama_model_loader & ml) {
+    std::vector<size_t> headers(ml.files.size(), SIZE_MAX);
+    for (const auto & [_, weight] : ml.weights_map) {
+        headers[weight.idx] = std::min(headers[weight.idx], weight.offs);
+    }
+    std::vector<std::string> result;
+    for (size_t i = 0; i < ml.files.size(); i++) {
+        char text[256];
+        const size_t header = headers[i] == SIZE_MAX ? ml.files[i]->size() : headers[i];
+        if (!ggml_hugepages_file_identity(ml.files[i]->file_id(), header, text, sizeof(text))) {
+            throw std::runtime_error(format("cannot read the header of file %zu: %s", i, strerror(errno)));
+        }
+        result.emplace_back(text);
+    }
+    return result;
+}
+
+// all that a buffer's bytes depend on
+static std::string identity_of(const std::vector<std::string> & files, ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    std::string text;
+    for (const auto & file : files) {
+        text += file + "\n";
+    }
+    text += format("buffer %s\ncpu%s\n", ggml_backend_buft_name(buft), cpu_features().c_str());
+    for (auto * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
+        text += format("tensor %s %s %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64 " %zu\n", ggml_get_name(cur), ggml_type_name(cur->type),
+            cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3], ggml_backend_buft_get_alloc_size(buft, cur));
+    }
+    return text;
+}
+
+void llama_hugepages::open_residents(const llama_model_loader & ml) {
+    const auto files = identities_of(ml);
+    std::vector<llama_hugepages_resident> all; // images share what they lie in
+    const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
+        all.emplace_back(ggml_hugepages_resident_init(kind, fd, identity.c_str(), size), ggml_hugepages_resident_free);
+        return all.back();
+    };
+    for (size_t i = 0; i < images.size(); i++) {
+        // a file that is on hugetlbfs itself stays there anyway
+        if (ggml_hugepages_image_is_wanted(images[i].get()) && !ggml_hugepages_image_is_huge(images[i].get())) {
+            const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, ml.files[i]->file_id(), files[i], ml.files[i]->size());
+            ggml_hugepages_image_reside(images[i].get(), resident.get());
+        }
+    }
+    for (const auto & [key, ctx] : ml.ctx_map) {
+        if (is_buffered(ctx.get()) && is_plain(key.buft)) {
+            const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft);
+            resident_buffers[ctx.get()] = add(kind(key.buft), ml.files[0]->file_id(), identity_of(files, ctx.get(), key.buft), size);
+        }
+    }
+
+    struct progress {
+        llama_progress_callback callback;
+        void                  * user_data;
+    } ud = { progress_callback, progress_callback_user_data };
+    const auto on_progress = [](uint64_t done, uint64_t total, void * user_data) {
+        const auto & p = *(const progress *) user_data;
+        return p.callback == nullptr || p.callback((float) ((double) done/total), p.user_data);
+    };
+    std::vector<ggml_hugepages_resident_t> residents;
+    for (const auto & resident : all) {
+        residents.push_back(resident.get());
+    }
+    ggml_hugepages_error error = {};
+    if (!residents.empty() && !ggml_hugepages_residents_open(residents.data(), residents.size(), &params, on_progress, &ud, &error)) {
+        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only || params.load_only || error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
+            raise(error);
+        }
+        LLAMA_LOG_WARN("%s: nothing stays resident: %s\n", __func__, error.message);
+        for (const auto & image : images) {
+            ggml_hugepages_image_reside(image.get(), nullptr);
+        }
+        resident_buffers.clear();
+    }
+}
+
+ggml_hugepages_resident_t llama_hugepages::resident(const ggml_context * ctx) const {
+    const auto it = resident_buffers.find(ctx);
+    return it == resident_buffers.end() ? nullptr : it->second.get();
+}
+
 void llama_hugepages::plan(const llama_model_loader & ml) {
     if (!params.enabled || ml.no_alloc || ml.files.empty()) {
         return;
@@ -96,10 +209,11 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     }
 
     std::vector<ggml_hugepages_demand> demands = {
-        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes      },
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes },
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes,      nullptr },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes, nullptr },
     };
     auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    std::vector<std::pair<ggml_context *, ggml_backend_buffer_type_t>> in_buffers;
     for (const auto & [key, ctx] : ml.ctx_map) {
         auto * dev = ggml_backend_buft_get_device(key.buft);
         if (key.lazy || (dev && dev != cpu_dev) || !ggml_get_first_tensor(ctx.get())) {
@@ -118,11 +232,22 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
             });
         } else {
             buffered.push_back(ctx.get());
-            for_each_weight(ml, ctx.get(), [&](const ggml_tensor * cur, const auto & weight) {
-                ggml_hugepages_image_expect(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur));
-            });
-            demands.push_back({ kind(key.buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft) });
+            in_buffers.emplace_back(ctx.get(), key.buft);
         }
+    }
+    if (params.store[0]) {
+        open_residents(ml);
+    }
+    for (const auto & [ctx, buft] : in_buffers) {
+        auto * there = resident(ctx);
+        demands.push_back({ kind(buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft), there });
+        if (there && ggml_hugepages_resident_is_complete(there)) {
+            attached.push_back(ctx);
+            continue;
+        }
+        for_each_weight(ml, ctx, [&](const ggml_tensor * cur, const auto & weight) {
+            ggml_hugepages_image_expect(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur));
+        });
     }
 
     ggml_hugepages_error error = {};
@@ -150,6 +275,10 @@ void llama_hugepages::overlay() {
 
 bool llama_hugepages::is_packed(const ggml_context * ctx) const {
     return std::find(packed.begin(), packed.end(), ctx) != packed.end();
+}
+
+bool llama_hugepages::is_attached(const ggml_context * ctx) const {
+    return std::find(attached.begin(), attached.end(), ctx) != attached.end();
 }
 
 bool llama_hugepages::is_buffered(const ggml_context * ctx) const {
@@ -215,12 +344,15 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
             const size_t      group    = 64*row_size;
             const size_t      step     = by_rows ? std::max<size_t>(1, 8*1024*1024/group)*group : ggml_nbytes(cur);
+            loaded_tensors.insert(cur);
+            if (is_attached(ctx)) {
+                return;
+            }
             targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors, &refused });
             for (size_t at = 0; at < ggml_nbytes(cur); at += step) {
                 pieces.push_back({ images.at(weight.idx).get(), weight.offs + at, weight.offs + std::min(at + step, ggml_nbytes(cur)),
                     place_rows, &targets.back(), at });
             }
-            loaded_tensors.insert(cur);
         });
     }
 

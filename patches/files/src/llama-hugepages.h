@@ -6,6 +6,7 @@
 #include "llama.h"
 
 #include <exception>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -14,11 +15,14 @@
 
 struct llama_model_loader;
 
-using llama_hugepages_image = std::shared_ptr<struct ggml_hugepages_image>;
+using llama_hugepages_image    = std::shared_ptr<struct ggml_hugepages_image>;
+using llama_hugepages_resident = std::shared_ptr<struct ggml_hugepages_resident>;
 
 // what CPU buffers that this thread allocates are for, and where they come from, until its end
 struct llama_hugepages_scope {
-    llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false, bool lazy = false);
+    llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late = false);
+    // for the weights of a context
+    llama_hugepages_scope(const struct llama_hugepages & hugepages, const ggml_context * ctx, ggml_backend_buffer_type_t buft);
     // as the model was loaded; what a model that is only measured allocates is not worth a page
     llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late = false);
     ~llama_hugepages_scope();
@@ -34,7 +38,9 @@ private:
 struct llama_hugepages {
     ggml_hugepages_params params = ggml_hugepages_default_params();
 
-    // before the files are mapped: decides which blocks of which file, and throws if the policy cannot be kept
+    void begin(const llama_model_params & model_params);
+
+    // before the files are mapped: opens resident images, decides which blocks of which file, and throws if the policy cannot be kept
     void plan(const llama_model_loader & ml);
 
     // the image of a file that is mapped, nullptr if it has nothing to do with huge pages
@@ -49,6 +55,9 @@ struct llama_hugepages {
 
     // Whether fill() writes the buffer of these tensors, all of it: its pages are then populated one after the other.
     bool is_buffered(const ggml_context * ctx) const;
+
+    // where the buffer of these tensors stays when the process ends, nullptr: nowhere
+    ggml_hugepages_resident_t resident(const ggml_context * ctx) const;
 
     // what a buffer of this type is for
     static ggml_hugepages_kind kind(ggml_backend_buffer_type_t buft);
@@ -66,16 +75,22 @@ struct llama_hugepages {
     void counted(const ggml_context * ctx, size_t size);
 
 private:
+    llama_progress_callback                 progress_callback           = nullptr; // while another process fills what is waited for
+    void                                  * progress_callback_user_data = nullptr;
     std::vector<llama_hugepages_image>      images;   // one for each file, or none
     bool                                    use_mmap = false;
     std::vector<const ggml_context *>       contexts; // whose tensors fill() reads
     std::vector<const ggml_context *>       packed;
     std::vector<ggml_context *>             buffered; // of these, the ones in buffers
+    std::vector<const ggml_context *>       attached; // of these, the ones that are resident already
+    std::map<const ggml_context *, llama_hugepages_resident> resident_buffers;
     std::unordered_set<const ggml_tensor *> loaded_tensors;
     size_t                                  n_bytes  = 0; // that fill() reads
     size_t                                  n_ahead  = 0; // of these, read and not yet counted
 
     std::vector<ggml_hugepages_image_t> handles() const;
+    void open_residents(const llama_model_loader & ml);
+    bool is_attached(const ggml_context * ctx) const;
 };
 
 // What a CPU buffer counts in the need: whole pages, and nothing when it is smaller than one. The size itself when the option

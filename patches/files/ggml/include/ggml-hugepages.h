@@ -83,6 +83,9 @@ struct ggml_hugepages_params {
     uint64_t                      kv_bytes;      // buffers that will be asked for after the weights: they are
     uint64_t                      compute_bytes; // counted in the need, and pages are left for them
     bool                          plan_only;     // ggml_hugepages_plan fails with GGML_HUGEPAGES_STATUS_PLANNED where it would succeed
+    bool                          load_only;     // nothing follows the weights: for programs that fill resident images and end
+    bool                          verify;        // compare resident images with their checksums before they are used
+    char                          store[512];    // hugetlbfs directory for resident images, "auto" for one that is mounted, "" for none
 };
 
 enum ggml_hugepages_status {
@@ -132,6 +135,7 @@ struct ggml_hugepages_load {
     uint64_t us_populate;    // these are sums over all threads
     uint64_t us_read;
     uint64_t us_place;       // copying and repacking
+    uint64_t bytes_attached; // were there already, in resident images
     uint32_t n_threads;
 };
 
@@ -175,7 +179,8 @@ GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * 
 // file images: init, want, plan, map, overlay, fill
 //
 
-typedef struct ggml_hugepages_image * ggml_hugepages_image_t;
+typedef struct ggml_hugepages_image    * ggml_hugepages_image_t;
+typedef struct ggml_hugepages_resident * ggml_hugepages_resident_t;
 
 // fd stays the caller's and must be open until the image has been filled
 GGML_API ggml_hugepages_image_t ggml_hugepages_image_init(int fd, size_t size);
@@ -186,6 +191,12 @@ GGML_API void ggml_hugepages_image_free(ggml_hugepages_image_t image);
 // bytes [first, last) of the file shall lie on huge pages
 GGML_API void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last, enum ggml_hugepages_rank rank);
 
+// whether anything shall
+GGML_API bool ggml_hugepages_image_is_wanted(ggml_hugepages_image_t image);
+
+// whether the file itself is on hugetlbfs: its mapping is on huge pages, and no block is laid over it
+GGML_API bool ggml_hugepages_image_is_huge(ggml_hugepages_image_t image);
+
 // bytes [first, last) of the file will be read as pieces
 GGML_API void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last);
 
@@ -194,6 +205,7 @@ struct ggml_hugepages_demand {
     enum ggml_hugepages_kind kind;
     enum ggml_hugepages_rank rank;
     uint64_t                 bytes;
+    ggml_hugepages_resident_t resident; // that it will lie in, or NULL
 };
 
 // Decides which blocks of all images are overlaid, and with which pages. Takes nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and
@@ -219,7 +231,7 @@ struct ggml_hugepages_need {
 // at most n of them.
 GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
 
-// How it ended: GGML_HUGEPAGES_STATUS_PLANNED, or what is missing. Returns false if there was none.
+// How the last plan ended that took nothing: GGML_HUGEPAGES_STATUS_PLANNED, or what is missing. Returns false if there was none.
 GGML_API bool ggml_hugepages_get_plan_end(struct ggml_hugepages_error * error);
 
 // Maps the file, aligned to its largest block. NULL on failure. The range is ggml_hugepages_image_length() bytes long.
@@ -269,6 +281,7 @@ struct ggml_hugepages_scope {
     enum ggml_hugepages_kind     kind;
     bool                         late; // growth after the start: falls back, and is counted
     bool                         lazy; // whoever writes to the buffer calls ggml_hugepages_buffer_populate before
+    ggml_hugepages_resident_t    resident; // that the buffer shall lie in, or NULL
 };
 
 // Returns the scope that was set before, to be set again at the end. NULL: none.
@@ -288,6 +301,99 @@ GGML_API bool ggml_hugepages_buffer_populate(void * ptr, size_t size);
 // To be called once nobody writes to a lazy buffer any more, with what ggml_hugepages_buffer_alloc returned: populates what nobody
 // wrote to, or says why pages were refused. Nobody may use the buffer then.
 GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_error * error);
+
+//
+// resident images: an image or a buffer in a file on hugetlbfs, where it stays when the process ends
+//
+//   resident   |segment|segment| ... |segment|  |checksums|header|     the same offsets as in the image or the buffer
+//                                               [  manifest      ]     ends with the file
+//
+// A segment has a checksum once all of it is there, and never before. Whoever finds all segments that it wants attaches: it maps them
+// read-only. Whoever misses some fills them, one process at a time: the others wait, and go on when it dies. Locks are open file
+// description locks, so none outlives its process.
+//
+
+// What makes a file this file: device, inode, size, modification time, and a hash of its first header_size bytes; as a line of
+// text. Returns false if it cannot be read.
+GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size);
+
+// Nothing is opened yet.
+// fd:       the file that it is made of: its path goes into the manifest, to be shown, and to see whether it is still the same
+// identity: all that has to be the same for two processes to share it, in lines; the first one is a ggml_hugepages_file_identity of fd.
+//           The engine's own version and ggml's build come along by themselves.
+// size:     of the image or the buffer, in bytes
+GGML_API ggml_hugepages_resident_t ggml_hugepages_resident_init(
+        enum ggml_hugepages_kind kind,
+        int                      fd,
+        const char *             identity,
+        size_t                   size);
+
+// What lies in it stays. Gives back what was not completed.
+GGML_API void ggml_hugepages_resident_free(ggml_hugepages_resident_t resident);
+
+// The blocks of the image shall lie in it, or in none again if it is NULL: before ggml_hugepages_residents_open, after all
+// ggml_hugepages_image_want.
+GGML_API void ggml_hugepages_image_reside(ggml_hugepages_image_t image, ggml_hugepages_resident_t resident);
+
+// Opens or makes them all in params->store, and waits for who fills them now. With params->plan_only it only looks.
+GGML_API bool ggml_hugepages_residents_open(
+        ggml_hugepages_resident_t *          residents,
+        size_t                               n,
+        const struct ggml_hugepages_params * params,
+        ggml_hugepages_progress_callback     callback,
+        void *                               user_data,
+        struct ggml_hugepages_error *        error);
+
+// whether nothing is missing
+GGML_API bool ggml_hugepages_resident_is_complete(ggml_hugepages_resident_t resident);
+
+// Bytes that a program shows of a file with that name in a store.
+struct ggml_hugepages_resident_info {
+    enum ggml_hugepages_kind kind;
+    uint64_t                 page_size;
+    uint64_t                 size;        // bytes of the image or the buffer
+    uint64_t                 file_bytes;  // length of the file
+    uint64_t                 used_bytes;  // of huge pages that it holds
+    uint64_t                 n_segments;
+    uint64_t                 n_complete;
+    int64_t                  created;     // seconds since 1970
+    int64_t                  used;        // attached or filled last
+    uint32_t                 filler;      // process that fills it or did so last, 0 if unknown
+    bool                     is_filling;  // by a process that is alive
+    bool                     is_attached; // by at least one process
+    bool                     is_stale;    // its source is gone or not the same any more
+    char                     source[1024];
+    char                     identity[2048];
+};
+
+// whether a file of that name can be a resident image
+GGML_API bool ggml_hugepages_resident_is_name(const char * name);
+
+// dir_fd: a directory on hugetlbfs. Fails with GGML_HUGEPAGES_STATUS_INVALID and the reason when nobody would attach to it; what is known
+// of it is in info then. Takes no page.
+GGML_API bool ggml_hugepages_resident_read(int dir_fd, const char * name, struct ggml_hugepages_resident_info * info, struct ggml_hugepages_error * error);
+
+// Compares all complete segments with their checksums. Takes no page.
+GGML_API bool ggml_hugepages_resident_verify(
+        int                              dir_fd,
+        const char *                     name,
+        ggml_hugepages_progress_callback callback,
+        void *                           user_data,
+        struct ggml_hugepages_error *    error);
+
+// Removes it, also one that cannot be trusted. While a process is attached to it or fills it: fails with
+// GGML_HUGEPAGES_STATUS_INVALID, or with force takes the name away, and the pages go with the last process.
+GGML_API bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, struct ggml_hugepages_error * error);
+
+// The directory that `store` of the parameters means, and its page size. `store` may be "auto". Fails when it is not on hugetlbfs, when others
+// may write to it, or when there is none.
+GGML_API bool ggml_hugepages_store_find(
+        const char *                  store,
+        size_t                        page_size, // that it shall have, or GGML_HUGEPAGES_SIZE_AUTO
+        char *                        path,
+        size_t                        path_size,
+        size_t *                      found,
+        struct ggml_hugepages_error * error);
 
 //
 // what the kernel says

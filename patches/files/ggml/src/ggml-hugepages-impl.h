@@ -4,8 +4,10 @@
 
 #include "ggml-hugepages.h"
 
+#include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,9 +29,12 @@ struct ggml_hugepages_run {
     int    rank;
 };
 
+struct ggml_hugepages_store_file;
+
 // An image, or a buffer: an image without a file, whose rest is ordinary memory.
 struct ggml_hugepages_image {
     int                 fd   = -1;
+    size_t              fd_page = 0; // bytes of a huge page, if the file itself is on hugetlbfs: it needs no blocks
     std::string         path; // for messages
     size_t              size = 0;
     ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_WEIGHTS;
@@ -49,6 +54,12 @@ struct ggml_hugepages_image {
     int                   refused    = 0;    // errno of the first page that was refused to it
     size_t                refused_at = 0;
     std::map<size_t, int> memfds;           // one for each page size
+    std::shared_ptr<ggml_hugepages_store_file> resident; // that all runs lie in, or none
+};
+
+// the handle of a resident image: images and buffers that lie in it share it
+struct ggml_hugepages_resident {
+    std::shared_ptr<ggml_hugepages_store_file> file;
 };
 
 //
@@ -130,6 +141,111 @@ bool ggml_hugepages_decide(
         ggml_hugepages_error *        error);
 
 //
+// resident images
+//
+
+// what is read at once, and gets one checksum
+static const size_t GGML_HUGEPAGES_CHUNK_SIZE = 8*1024*1024;
+
+// The last sector of a file may be read with whatever the device has behind it: the manifest begins after that.
+static const size_t GGML_HUGEPAGES_GUARD_SIZE = 64*1024;
+
+#define GGML_HUGEPAGES_STORE_MAGIC { 'l', 'l', 'a', 'm', 'a', 'h', 'p', '\n' }
+
+struct ggml_hugepages_store_header {
+    char     magic[8]; // written last
+    uint32_t version;
+    uint32_t kind;
+    uint64_t size;
+    uint64_t page_size;
+    uint64_t segment;
+    uint64_t n_segments;
+    int64_t  created;
+    char     source[1024];
+    char     identity[2048];
+    uint64_t checksum; // of what is above, but the magic
+    uint32_t filler;   // process
+    uint32_t unused;
+};
+
+// Eight lanes, so that it keeps up with the memory; neither libc nor ggml has a fast one. Against bits that flip, not against people.
+uint64_t ggml_hugepages_checksum(const void * data, size_t size);
+uint64_t ggml_hugepages_header_checksum(const ggml_hugepages_store_header & h);
+
+struct ggml_hugepages_store_file {
+    ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_WEIGHTS;
+    std::string         source;
+    std::string         identity;
+    size_t              size = 0;
+    bool                is_buffer = true;  // complete as a whole or not at all
+    ggml_hugepages_ranges wants;           // of an image
+
+    // once opened
+    std::shared_ptr<int>  dir;             // closes itself
+    std::string           name;
+    std::string           path;            // for messages
+    int                   fd          = -1;
+    bool                  is_writable = false;
+    bool                  is_filling  = false; // by this process
+    bool                  is_new      = false; // made by this process
+    bool                  has_header  = false;
+    size_t                page_size   = 0;
+    size_t                segment     = 0; // bytes
+    size_t                length      = 0; // of the file
+    size_t                sums_at     = 0; // offset of the checksums
+    std::vector<uint64_t> sums;            // of the segments, 0 while one is missing
+
+    ~ggml_hugepages_store_file();
+
+    // whether [first, last) is all there; of a buffer: all of it
+    bool has(size_t first, size_t last) const;
+    bool is_complete() const;
+
+    // whether the block at this offset takes no page any more
+    bool has_page(size_t first) const;
+
+    // the manifest's own, unless it has it or it shares one with data
+    size_t pages_of_manifest() const;
+
+    // the segments of [first, last) are in memory at addr + first
+    void complete(const uint8_t * addr, size_t first, size_t last);
+
+    // nothing more comes
+    void finish();
+
+    // Gives back what is not complete, and the file if this process made it and is alone with it.
+    void give_up();
+
+    // Takes the name away: whoever has it keeps it, nobody else gets it.
+    void unlink();
+
+private:
+    friend struct ggml_hugepages_store;
+    void   * manifest      = nullptr; // mapped by who fills
+    size_t   manifest_size = 0;
+
+    std::atomic<uint64_t> * shared_sums() const;
+    void punch_missing();
+    void close_manifest();
+};
+
+// Free bytes of the mount that a store lies on, UINT64_MAX if it has no limit.
+uint64_t ggml_hugepages_store_free(const ggml_hugepages_store_file & file);
+
+// whether these bytes end a resident image of that name, length and page size. Fills in what is known.
+bool ggml_hugepages_manifest_check(
+        const void                   * header,
+        size_t                         size,
+        uint64_t                       length,
+        uint64_t                       page_size,
+        const char                   * name,
+        ggml_hugepages_resident_info * info,
+        ggml_hugepages_error         * error);
+
+// bytes of the header, the last of the file
+static const size_t GGML_HUGEPAGES_HEADER_SIZE = 4096;
+
+//
 // memory
 //
 
@@ -155,6 +271,12 @@ bool ggml_hugepages_fail_refused(
         size_t                             at,
         int                                err,
         ggml_hugepages_error             * error);
+
+// of an open file, empty if the system does not tell
+std::string ggml_hugepages_path_of(int fd);
+
+// bytes of a page of the hugetlbfs that a file is on, 0 if it is on another file system
+size_t ggml_hugepages_page_of(int fd);
 
 // madvise(2): MADV_POPULATE_WRITE reports a shortage, where touching the page would be SIGBUS. Sets errno.
 bool ggml_hugepages_populate(uint8_t * addr, size_t size);

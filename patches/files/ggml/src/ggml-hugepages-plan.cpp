@@ -154,6 +154,8 @@ struct owner {
     std::map<size_t, ggml_hugepages_need> needs; // by page size
 };
 
+using file = ggml_hugepages_store_file;
+
 // blocks [first, last) of an image, or of a demand, which has no image
 struct piece {
     int                    rank;
@@ -176,7 +178,16 @@ void note_need(owner & o, const piece & p, size_t page_size) {
     need.bytes    += ggml_hugepages_overlap(o.wanted, p.first, p.last);
 }
 
+void note_end(const ggml_hugepages_error & error) {
+    std::lock_guard<std::mutex> lock(g_needs_mutex);
+    g_plan_end = error;
+}
+
 bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * error) {
+    if (ok) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is made");
+    }
+    note_end(*error);
     std::lock_guard<std::mutex> lock(g_needs_mutex);
     g_needs.clear();
     for (const auto & o : who) {
@@ -184,10 +195,6 @@ bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * er
             g_needs.push_back(need);
         }
     }
-    if (ok) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is made");
-    }
-    g_plan_end = *error;
     return false;
 }
 
@@ -231,6 +238,62 @@ void cut_out(std::vector<piece> & pieces, size_t first, size_t last) {
 void by_rank(std::vector<piece> & pieces) {
     std::stable_sort(pieces.begin(), pieces.end(), [](const piece & a, const piece & b) { return a.rank < b.rank; });
 }
+
+// Those who have a place in a store: their page size is its own, and what is there already needs no page.
+struct residents {
+    std::map<size_t, std::vector<piece>> pieces; // that are missing, by page size
+    std::map<size_t, uint64_t>           extra;  // pages of manifests
+    uint64_t                             free = UINT64_MAX; // bytes of the mount
+
+    void add(const file & f, const std::vector<piece> & all, owner & o) {
+        for (const auto & p : all) {
+            for (size_t at = p.first; at < p.last; at += f.page_size) {
+                const piece block = { p.rank, p.image, at, at + f.page_size };
+                if (!f.has_page(at)) {
+                    pieces[f.page_size].push_back(block);
+                    note_need(o, block, f.page_size);
+                } else if (p.image) {
+                    p.image->runs.push_back({ at, at + f.page_size, f.page_size, p.rank });
+                }
+            }
+        }
+        const uint64_t n = f.pages_of_manifest();
+        extra[f.page_size] += n;
+        if (n > 0) {
+            auto & need = o.needs[f.page_size];
+            need.kind = o.kind; need.image = o.image; need.page_size = f.page_size;
+            need.pages += n;
+        }
+        free = std::min(free, f.fd == -1 ? UINT64_MAX : ggml_hugepages_store_free(f));
+    }
+
+    std::vector<piece> missing(size_t page_size) const {
+        const auto it = pieces.find(page_size);
+        return it == pieces.end() ? std::vector<piece>() : it->second;
+    }
+
+    uint64_t need(size_t page_size) const {
+        const auto it = extra.find(page_size);
+        return missing(page_size).size() + (it == extra.end() ? 0 : it->second);
+    }
+
+    uint64_t bytes() const {
+        uint64_t sum = 0;
+        for (const auto & [page_size, _] : extra) {
+            sum += need(page_size)*page_size;
+        }
+        return sum;
+    }
+
+    bool is_full() const { return bytes() > free; }
+
+    bool fail_full(ggml_hugepages_error * error) const {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, %.2f MiB are left of the size of the mount",
+            bytes()/1024.0/1024.0, free/1024.0/1024.0);
+        ggml_hugepages_hint(error, "mount -o remount,size=… with more, hugepages store gc, or --hugepage-policy prefer to use what there is");
+        return false;
+    }
+};
 
 } // namespace
 
@@ -365,19 +428,30 @@ bool ggml_hugepages_decide(
     // images first, so that pointers to demands need not be kept: a demand has no image
     std::vector<std::vector<piece>> owners;
     std::vector<owner>              who; // the owners' names
+    residents                       of_store;
     for (size_t i = 0; i < n_images; i++) {
         images[i]->params = params;
         images[i]->runs.clear();
-        auto pieces = pieces_of(*images[i], smallest);
-        if (!pieces.empty()) {
-            owners.push_back(std::move(pieces));
+        const auto & resident = images[i]->resident;
+        auto pieces = pieces_of(*images[i], resident ? resident->page_size : smallest);
+        if (!pieces.empty() && images[i]->fd_page == 0) {
             who.push_back({ images[i]->kind, (int32_t) i, images[i]->wanted, {} });
+            if (resident) {
+                of_store.add(*resident, pieces, who.back());
+                pieces.clear();
+            }
+            owners.push_back(std::move(pieces));
         }
     }
     for (size_t i = 0; i < n_demands; i++) {
         const piece all = { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, smallest) };
         who.push_back({ demands[i].kind, -1, { { 0, demands[i].bytes } }, {} });
         owners.emplace_back();
+        const auto * resident = demands[i].resident ? demands[i].resident->file.get() : nullptr;
+        if (resident && demands[i].bytes >= resident->page_size) {
+            of_store.add(*resident, { { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, resident->page_size) } }, who.back());
+            continue;
+        }
         // less than a page stays ordinary memory
         if (demands[i].bytes >= smallest) {
             owners.back().push_back(all);
@@ -399,7 +473,8 @@ bool ggml_hugepages_decide(
     std::map<size_t, uint64_t> need; // pages
     for (size_t s = supplies.size(); s-- > 1; ) {
         const size_t page_size = supplies[s].pool.page_size;
-        uint64_t left = supplies[s].usable();
+        const uint64_t kept = of_store.need(page_size);
+        uint64_t left = supplies[s].usable() - std::min(supplies[s].usable(), kept);
         if (left == 0) {
             continue;
         }
@@ -435,38 +510,53 @@ bool ggml_hugepages_decide(
         }
         rest.insert(rest.end(), owners[o].begin(), owners[o].end());
     }
-    by_rank(rest);
-    const auto & supply = supplies.front();
     for (const auto & p : rest) {
         need[smallest] += (p.last - p.first)/smallest;
     }
-    uint64_t left = supply.usable();
-    if (need[smallest] > left) {
+    std::vector<shortage> shortages;
+    for (const auto & s : supplies) {
+        // of larger pages as many are used as there are, so only a store of theirs can be short
+        const size_t   page_size = s.pool.page_size;
+        const uint64_t wanted    = of_store.need(page_size) + (page_size == smallest ? need[smallest] : 0);
+        if (wanted > s.usable()) {
+            shortages.push_back({ wanted, s });
+        }
+    }
+    if (!shortages.empty()) {
         if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only) {
-            std::vector<shortage> shortages;
-            for (const auto & s : supplies) {
-                // of larger pages as many are used as there are, so they are never short
-                if (s.pool.page_size == smallest) {
-                    shortages.push_back({ need[smallest], s });
-                }
-            }
             fail_short(root, shortages, error);
+            note_end(*error);
             return params.plan_only ? end_plan(who, false, error) : false;
         }
         // once for a model, not again for each of its buffers
         if (n_images != 1 || images[0]->fd != -1) {
-            GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
-                left, need[smallest], ggml_hugepages_size_name(smallest).c_str());
+            for (const auto & s : shortages) {
+                GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
+                    s.supply.usable(), s.need, ggml_hugepages_size_name(s.supply.pool.page_size).c_str());
+            }
         }
+    } else if (of_store.is_full() && (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only)) {
+        of_store.fail_full(error);
+        note_end(*error);
+        return params.plan_only ? end_plan(who, false, error) : false;
     }
     if (params.plan_only) {
         return end_plan(who, true, error);
     }
-    for (const auto & p : rest) {
-        const uint64_t pages = std::min<uint64_t>(left, (p.last - p.first)/smallest);
-        left -= pages;
-        if (p.image && pages > 0) {
-            p.image->runs.push_back({ p.first, p.first + pages*smallest, smallest, p.rank });
+    for (const auto & s : supplies) {
+        const size_t page_size = s.pool.page_size;
+        auto pieces = of_store.missing(page_size);
+        if (page_size == smallest) {
+            pieces.insert(pieces.end(), rest.begin(), rest.end());
+        }
+        by_rank(pieces);
+        uint64_t left = s.usable();
+        for (const auto & p : pieces) {
+            const uint64_t pages = std::min<uint64_t>(left, (p.last - p.first)/page_size);
+            left -= pages;
+            if (p.image && pages > 0) {
+                p.image->runs.push_back({ p.first, p.first + pages*page_size, page_size, p.rank });
+            }
         }
     }
     join_runs(images, n_images);

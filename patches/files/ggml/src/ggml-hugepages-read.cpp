@@ -32,7 +32,7 @@
 #include <unistd.h>
 
 // large enough for the device, small enough that a cancelled load ends soon
-static const size_t CHUNK_SIZE = 8*1024*1024;
+static const size_t CHUNK_SIZE = GGML_HUGEPAGES_CHUNK_SIZE;
 
 // Of a chunk this much is read at once, so that a slow device can be told to stop, and its progress is seen: more while it takes
 // less than the first time, less when it takes more than the second.
@@ -78,6 +78,10 @@ struct source {
         struct statx st = {};
         if (direct_fd != -1 && statx(direct_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN)) {
             alignment = std::max<size_t>(alignment, std::max(st.stx_dio_offset_align, st.stx_dio_mem_align));
+        }
+        if (direct_fd != -1 && alignment > GGML_HUGEPAGES_GUARD_SIZE) {
+            close(direct_fd);
+            direct_fd = -1;
         }
 #endif
     }
@@ -178,6 +182,7 @@ struct reader {
     std::atomic<size_t>   read_size{READ_SIZE};
     std::atomic<uint64_t> bytes_direct{0}, bytes_cached{0}, bytes_buffered{0};
     std::atomic<uint64_t> us_populate{0}, us_read{0}, us_place{0};
+    uint64_t              bytes_attached = 0;
 
     std::mutex              mutex; // for what follows, and the runs of the images
     std::condition_variable changed;
@@ -314,6 +319,10 @@ struct reader {
         if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
             // of the last sector the device may have given more than the file has
             memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
+            if (j.image->resident && populated == j.last) {
+                stopwatch time{us_place};
+                j.image->resident->complete(j.image->addr, j.first, j.last);
+            }
         }
     }
 
@@ -385,23 +394,45 @@ struct reader {
         changed.notify_all();
     }
 
+    // what of [first, last) is to be read: of a resident image what nobody has read yet
+    static ggml_hugepages_ranges missing(const ggml_hugepages_image & image, size_t first, size_t last) {
+        if (!image.resident) {
+            return { { first, last } };
+        }
+        ggml_hugepages_ranges result;
+        const size_t step = image.resident->segment;
+        for (size_t at = first; at < last; at += step) {
+            if (!image.resident->has(at, at + 1)) {
+                result.emplace_back(at, std::min(at + step, last));
+            }
+        }
+        return ggml_hugepages_normalized(result);
+    }
+
     void add_image(ggml_hugepages_image & image, source * from) {
         for (const auto & run : image.runs) {
-            const bool   is_large = run.page_size > CHUNK_SIZE;
+            const bool is_large = run.page_size > CHUNK_SIZE;
             if (image.is_lazy && !is_large) {
                 continue;
             }
-            const size_t step     = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
-            for (size_t first = run.first; first < run.last; first += step) {
-                if (is_large && first % run.page_size == 0) {
-                    large_pages.push_back(std::make_unique<large_page>());
-                    // an empty chunk populates: the next page while this one is read
-                    jobs.push_back({ &image, from, nullptr, first, first, run.page_size, large_pages.back().get(),
-                        first - std::min(first, run.page_size) });
+            const size_t step = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
+            size_t       page_at = SIZE_MAX; // of the last of large_pages
+            for (size_t at = run.first; at < run.last; at += step) {
+                const size_t end = std::min(at + step, run.last);
+                size_t       left = end - at;
+                for (const auto & [first, last] : missing(image, at, end)) {
+                    left -= last - first;
+                    if (is_large && page_at != ggml_hugepages_align_down(first, run.page_size)) {
+                        large_pages.push_back(std::make_unique<large_page>());
+                        page_at = ggml_hugepages_align_down(first, run.page_size);
+                        // an empty chunk populates: the next page while this one is read
+                        jobs.push_back({ &image, from, nullptr, first, first, run.page_size, large_pages.back().get(),
+                            page_at - std::min(page_at, run.page_size) });
+                    }
+                    jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first });
+                    total += ggml_hugepages_overlap(image.wanted, first, last);
                 }
-                const size_t last = std::min(first + step, run.last);
-                jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first });
-                total += ggml_hugepages_overlap(image.wanted, first, last);
+                bytes_attached += left;
             }
         }
     }
@@ -514,7 +545,7 @@ static bool read_images(
     }
     if (!r.sources.empty()) {
         ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, now_us() - begin, r.us_populate, r.us_read, r.us_place,
-            (uint32_t) std::min(n_threads, r.jobs.size()) });
+            r.bytes_attached, (uint32_t) std::min(n_threads, r.jobs.size()) });
     }
     return true;
 }

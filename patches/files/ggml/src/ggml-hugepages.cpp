@@ -15,6 +15,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #ifdef __linux__
 #include <cerrno>
@@ -48,6 +49,7 @@ static std::vector<ggml_hugepages_image_t> g_images;
 static std::vector<ggml_hugepages_image_t> g_buffers;
 static std::atomic<size_t>                 g_n_buffers{0};
 static std::atomic<uint64_t>               g_late{0};
+static std::atomic<uint64_t>               g_attached{0}; // bytes of buffers, since the last load
 static ggml_hugepages_load                 g_load;
 
 std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
@@ -71,6 +73,7 @@ uint64_t ggml_hugepages_late() {
 void ggml_hugepages_set_load(const ggml_hugepages_load & load) {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_load = load;
+    g_load.bytes_attached += g_attached.exchange(0);
 }
 
 ggml_hugepages_load ggml_hugepages_last_load() {
@@ -89,6 +92,9 @@ ggml_hugepages_params ggml_hugepages_default_params(void) {
         /*.kv_bytes      =*/ 0,
         /*.compute_bytes =*/ 0,
         /*.plan_only     =*/ false,
+        /*.load_only     =*/ false,
+        /*.verify        =*/ false,
+        /*.store         =*/ "",
     };
     return result;
 }
@@ -123,22 +129,26 @@ const char * ggml_hugepages_kind_name(ggml_hugepages_kind kind) {
     return "unknown";
 }
 
-// for messages
-static std::string path_of(int fd) {
+std::string ggml_hugepages_path_of(int fd) {
 #ifdef __linux__
     char path[4096];
     const ssize_t n = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof(path));
     if (n > 0) {
-        return "'" + std::string(path, n) + "'";
+        return std::string(path, n);
     }
 #endif
-    return "fd " + std::to_string(fd);
+    GGML_UNUSED(fd);
+    return "";
 }
 
 ggml_hugepages_image_t ggml_hugepages_image_init(int fd, size_t size) {
     auto * image = new ggml_hugepages_image();
     image->fd     = fd;
-    image->path   = path_of(fd);
+    const std::string path = ggml_hugepages_path_of(fd);
+    image->path   = path.empty() ? "fd " + std::to_string(fd) : "'" + path + "'";
+#ifdef __linux__
+    image->fd_page = ggml_hugepages_page_of(fd);
+#endif
     image->size   = size;
     image->length = size;
     return image;
@@ -170,10 +180,18 @@ void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_
     image->wants.push_back({ first, last, rank });
 }
 
+bool ggml_hugepages_image_is_wanted(ggml_hugepages_image_t image) {
+    return !image->wants.empty();
+}
+
+bool ggml_hugepages_image_is_huge(ggml_hugepages_image_t image) {
+    return image->fd_page != 0;
+}
+
 size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image) {
-    size_t result = 4096;
+    size_t result = std::max<size_t>(4096, image->fd_page);
 #ifdef __linux__
-    result = sysconf(_SC_PAGESIZE);
+    result = std::max<size_t>(result, sysconf(_SC_PAGESIZE));
 #endif
     for (const auto & r : image->runs) {
         result = std::max(result, r.page_size);
@@ -191,6 +209,12 @@ void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, siz
 }
 
 bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last) {
+    if (image->fd_page != 0) {
+        // there already
+        *first = 0;
+        *last  = image->size;
+        return i == 0;
+    }
     if (i < image->runs.size()) {
         *first = image->runs[i].first;
         *last  = image->runs[i].last;
@@ -335,6 +359,9 @@ static bool is_thp(const ggml_hugepages_image & image) {
 }
 
 static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
+    if (image.resident) {
+        return image.resident->fd;
+    }
     const auto it = image.memfds.find(page_size);
     if (it != image.memfds.end()) {
         return it->second;
@@ -394,7 +421,8 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
         return false;
     }
     const auto it = image.memfds.find(page_size);
-    if (it != image.memfds.end() && fallocate(it->second, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first) != 0) {
+    const int  fd = image.resident ? image.resident->fd : it != image.memfds.end() ? it->second : -1;
+    if (fd != -1 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first) != 0) {
         return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
     }
     std::vector<ggml_hugepages_run> kept;
@@ -427,7 +455,9 @@ static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_
     std::map<size_t, uint64_t> need;
     for (size_t i = 0; i < n; i++) {
         for (const auto & r : images[i]->runs) {
-            need[r.page_size] += (r.last - r.first)/r.page_size;
+            for (size_t at = r.first; at < r.last; at += r.page_size) {
+                need[r.page_size] += !images[i]->resident || !images[i]->resident->has_page(at);
+            }
         }
     }
     return need;
@@ -443,6 +473,9 @@ bool ggml_hugepages_give_up(
         ggml_hugepages_error       * error) {
     const auto need = need_of(images, n_images);
     for (size_t i = 0; i < n_images; i++) {
+        if (images[i]->resident) {
+            images[i]->resident->give_up();
+        }
         for (const auto & [_, fd] : images[i]->memfds) {
             if (ftruncate(fd, 0) != 0) {
                 GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
@@ -458,7 +491,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     std::vector<entry> entries;
     for (size_t i = 0; i < n; i++) {
         for (auto & r : images[i]->runs) {
-            if (!is_thp(*images[i])) {
+            if (!is_thp(*images[i]) && !images[i]->resident) {
                 entries.push_back({ images[i], &r });
             }
         }
@@ -526,12 +559,15 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
 
 // puts the blocks of an image in place
 static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    const bool is_attached = image.resident && !image.resident->is_filling;
+    const int  prot        = is_attached ? PROT_READ : PROT_READ | PROT_WRITE;
+    const int  noreserve   = image.resident ? MAP_NORESERVE : 0;
     for (const auto & r : image.runs) {
         void * addr = image.addr + r.first;
         const size_t size = r.last - r.first;
         void * ret = is_thp(image) ?
-            mmap(addr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) :
-            mmap(addr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, image.memfds.at(r.page_size), r.first);
+            mmap(addr, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) :
+            mmap(addr, size, prot, MAP_SHARED | MAP_FIXED | noreserve, memfd_of(image, r.page_size), r.first);
         if (ret == MAP_FAILED) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map huge pages", image.path);
         }
@@ -541,7 +577,9 @@ static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error)
         }
         madvise(addr, size, MADV_DONTDUMP);
         madvise(addr, size, MADV_DONTFORK);
-        place_on_nodes(image, addr, size);
+        if (!is_attached) {
+            place_on_nodes(image, addr, size);
+        }
     }
     return true;
 }
@@ -606,6 +644,15 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
     return populate_thp(images, n, error);
 }
 
+static bool protect(const ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    for (const auto & r : image.runs) {
+        if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
+        }
+    }
+    return true;
+}
+
 bool ggml_hugepages_fill(
         ggml_hugepages_image_t *         images,
         size_t                           n_images,
@@ -620,10 +667,11 @@ bool ggml_hugepages_fill(
     }
     for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
-        for (const auto & r : image.runs) {
-            if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
-                return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
-            }
+        if (!protect(image, error)) {
+            return false;
+        }
+        if (image.resident) {
+            image.resident->finish();
         }
     }
     std::lock_guard<std::mutex> lock(g_mutex);
@@ -649,10 +697,25 @@ static void unmap_buffer(ggml_hugepages_image & buffer) {
     buffer.addr = nullptr;
 }
 
+static bool is_covered(const ggml_hugepages_image & buffer) {
+    size_t covered = 0;
+    for (const auto & r : buffer.runs) {
+        covered += r.last - r.first;
+    }
+    return covered >= buffer.size;
+}
+
 // Decides, maps and populates. False with an error when pages are refused under GGML_HUGEPAGES_POLICY_REQUIRE.
 static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto * handle = &buffer;
-    if (!ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error)) {
+    bool planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
+    if (buffer.resident && params.policy == GGML_HUGEPAGES_POLICY_PREFER && (!planned || !is_covered(buffer))) {
+        // such a buffer is shared as a whole or not at all
+        buffer.resident->give_up();
+        buffer.resident.reset();
+        planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
+    }
+    if (!planned) {
         if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
             return false;
         }
@@ -661,6 +724,12 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     }
     if (!map_image(buffer, error)) {
         return false;
+    }
+    const bool is_attached = buffer.resident && !buffer.resident->is_filling;
+    if (is_attached) {
+        buffer.is_lazy = false;
+        g_attached    += buffer.size;
+        return map_runs(buffer, error);
     }
     if (!reserve_all(&handle, 1, error) || !map_runs(buffer, error) || !(is_thp(buffer) ? populate_thp(&handle, 1, error) : ggml_hugepages_populate_all(buffer, error))) {
         unmap_buffer(buffer);
@@ -740,6 +809,32 @@ bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
     return ok;
 }
 
+// all of it is written: others may have it
+static bool ggml_hugepages_make_resident(ggml_hugepages_image & buffer, ggml_hugepages_error * error) {
+    auto & file = *buffer.resident;
+    if (!is_covered(buffer)) {
+        // a page was refused on the way: what there is stays with this process alone
+        GGML_LOG_WARN("%s: '%s' did not get all its pages: it is not kept\n", __func__, file.path.c_str());
+        file.unlink();
+        file.finish();
+        return true;
+    }
+    std::atomic<size_t> next{0};
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < ggml_hugepages_n_threads(buffer.params); i++) {
+        threads.emplace_back([&] {
+            for (size_t at = next.fetch_add(file.segment); at < file.size; at = next.fetch_add(file.segment)) {
+                file.complete(buffer.addr, at, at + file.segment);
+            }
+        });
+    }
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    file.finish();
+    return protect(buffer, error);
+}
+
 bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
     auto * buffer = find_buffer(ptr);
     if (!buffer || !buffer->is_lazy) {
@@ -747,6 +842,9 @@ bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
     }
     if (buffer->refused == 0 && populate_lazy(*buffer, 0, buffer->size, error)) {
         close_memfds(*buffer);
+        if (buffer->resident && !ggml_hugepages_make_resident(*buffer, error)) {
+            return false;
+        }
         std::lock_guard<std::mutex> lock(g_mutex);
         buffer->is_lazy = false;
         return true;
@@ -777,6 +875,9 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     // what becomes THP is counted before anything is written
     buffer->is_lazy = scope.lazy && params.page_size != GGML_HUGEPAGES_SIZE_THP;
     buffer->wants.push_back({ 0, size, 0 });
+    if (scope.resident && scope.resident->file->fd != -1 && scope.resident->file->size == size) {
+        buffer->resident = scope.resident->file;
+    }
 
     bool thp_enabled = false;
     const size_t smallest = params.page_size == GGML_HUGEPAGES_SIZE_AUTO ? ggml_hugepages_page_size("") :

@@ -113,7 +113,7 @@ bool rpc_hugepages_begin(const ggml_hugepages_params & params) {
     }
     fflush(stdout);
 
-    const ggml_hugepages_scope scope = { params, GGML_HUGEPAGES_KIND_OTHER, /*.late =*/ false };
+    const ggml_hugepages_scope scope = { params, GGML_HUGEPAGES_KIND_OTHER, /*.late =*/ false, /*.lazy =*/ false, /*.resident =*/ nullptr };
     ggml_hugepages_scope_set_default(&scope);
     return true;
 }

@@ -48,6 +48,7 @@ json server_hugepages_props(const common_params & params) {
             { "us_populate",    load.us_populate },
             { "us_read",        load.us_read },
             { "us_place",       load.us_place },
+            { "bytes_attached", load.bytes_attached },
             { "n_threads",      load.n_threads },
         } },
     };
