@@ -41,6 +41,7 @@ mod sampler;
 pub mod size;
 pub mod stats;
 pub mod status;
+pub mod store;
 pub mod tlb;
 mod vocab;
 
