@@ -26,5 +26,6 @@ mod router;
 mod serve;
 mod shortage;
 mod status;
+mod store;
 mod support;
 mod tlb;
