@@ -17,6 +17,7 @@ pub mod programs;
 pub mod server;
 pub mod smaps;
 pub mod snapshot;
+pub mod store;
 pub mod table;
 
 use std::env;
