@@ -223,7 +223,7 @@ impl Large {
 fn in_memory(build: Build) {
     or_skip!(build.program());
     let pool = or_skip!(Pool::with(PAGES));
-    build.test(&["pool"]);
+    build.test(&["pool", "store"]);
     pool.assert_all_back();
 }
 
@@ -236,7 +236,7 @@ fn in_large_memory(build: Build) {
 }
 
 /// What needs no pool.
-const ANYWHERE: [&str; 4] = ["names", "machines", "ranges", "anywhere"];
+const ANYWHERE: [&str; 5] = ["names", "machines", "ranges", "anywhere", "manifest"];
 
 #[test]
 fn the_engine_decides_as_foretold_on_made_up_machines() {

@@ -37,6 +37,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d61
 #define PR_SET_VMA_ANON_NAME 0
@@ -644,10 +647,14 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
     return populate_thp(images, n, error);
 }
 
+// Read-only from now on. What was there already gets its place in the page table now, not at the first token.
 static bool protect(const ggml_hugepages_image & image, ggml_hugepages_error * error) {
     for (const auto & r : image.runs) {
         if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
+        }
+        if (image.resident && madvise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0) {
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_IO, "cannot attach to resident pages", image.path);
         }
     }
     return true;
@@ -729,7 +736,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     if (is_attached) {
         buffer.is_lazy = false;
         g_attached    += buffer.size;
-        return map_runs(buffer, error);
+        return map_runs(buffer, error) && protect(buffer, error);
     }
     if (!reserve_all(&handle, 1, error) || !map_runs(buffer, error) || !(is_thp(buffer) ? populate_thp(&handle, 1, error) : ggml_hugepages_populate_all(buffer, error))) {
         unmap_buffer(buffer);

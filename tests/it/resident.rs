@@ -1,0 +1,535 @@
+//! Weights that stay when the server ends, and that the next one attaches to.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::equality::answers;
+use crate::support::pool::PAGE;
+use crate::support::server::{Launch, Server};
+use crate::support::store::{self, Store};
+use crate::support::{full, http, models, or_skip, plan, smaps, wait_for};
+
+/// More than any model here needs: what is counted is what is taken.
+const PAGES: u64 = 260;
+
+/// As a server without further options has it: mapped, or repacked for this CPU.
+const TYPES: [&str; 2] = ["Q8_0", "Q4_K"];
+
+fn model(kind: &str) -> PathBuf {
+    models::demo("100M", kind)
+}
+
+fn launch(model: &Path, store: &Store) -> Launch {
+    let launch = match model.to_string_lossy().contains("q8_0") {
+        true => Launch::ours().model(model),
+        false => Launch::ours().repacked_model(model),
+    };
+    launch
+        .hugepages("require")
+        .args(["--hugepage-store", store.arg()])
+}
+
+fn stock(model: &Path) -> Result<Value, String> {
+    let stock = match model.to_string_lossy().contains("q8_0") {
+        true => Launch::stock()?.model(model),
+        false => Launch::stock()?.repacked_model(model),
+    };
+    Ok(answers(&stock.start()))
+}
+
+/// Bytes that the server says it found in the store.
+fn attached(server: &Server) -> u64 {
+    let props = http::get_json(&server.url("/props"));
+    props["hugepages"]["load"]["bytes_attached"]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no such figure: {props}"))
+}
+
+/// Beside what is smaller than a page and stays ordinary memory.
+fn is_read(server: &Server) -> bool {
+    let load = &http::get_json(&server.url("/props"))["hugepages"]["load"];
+    ["bytes_direct", "bytes_cached", "bytes_buffered"]
+        .iter()
+        .any(|name| load[name].as_u64().expect("a number") > 1 << 20)
+}
+
+#[test]
+fn the_next_server_attaches_and_says_what_stock_says() {
+    for kind in TYPES {
+        let model = model(kind);
+        let expected = or_skip!(stock(&model));
+        let store = or_skip!(Store::with(PAGES));
+        let first = launch(&model, &store).start();
+        assert_eq!(attached(&first), 0, "{kind}");
+        assert_eq!(answers(&first), expected, "{kind}, filled");
+        drop(first);
+        let kept = store.pages();
+        assert!(kept > 40, "{kind}: {kept} pages are kept");
+        store.assert_only_files_hold_pages();
+
+        let second = launch(&model, &store).start();
+        assert!(
+            !is_read(&second),
+            "{kind}: nothing is read\n{}",
+            second.log()
+        );
+        assert!(attached(&second) > 80_000_000, "{kind}");
+        assert_eq!(answers(&second), expected, "{kind}, attached");
+        assert_eq!(store.pages(), kept, "{kind}: nothing more is kept");
+
+        // One copy: a third server takes what is its own, which is as much as the second one's.
+        let own = store.pool.taken() - kept;
+        let third = launch(&model, &store).start();
+        assert_eq!(store.pool.taken(), kept + 2 * own, "{kind}");
+        assert_eq!(answers(&third), expected, "{kind}, attached together");
+        for vma in smaps::read(third.pid()) {
+            let is_image = vma.path.contains(".resident");
+            assert!(!is_image || !vma.has_flag("wr"), "read-only: {vma:?}");
+        }
+        drop((second, third));
+        store.assert_only_files_hold_pages();
+        store.empty();
+        store.pool.assert_all_back();
+    }
+}
+
+#[test]
+fn a_plan_counts_what_is_missing_only() {
+    for kind in TYPES {
+        let model = model(kind);
+        let store = or_skip!(Store::with(PAGES));
+        let pages =
+            |launch: &Launch| -> u64 { plan::pages_by_kind(&plan::of(launch)).values().sum() };
+        let launch = launch(&model, &store);
+        let before = pages(&launch);
+        assert_eq!(store.names().len(), 0, "a plan makes nothing");
+        let server = launch.clone().start();
+        assert_eq!(
+            store.pool.taken(),
+            before,
+            "{kind}: it takes what was planned"
+        );
+        let own = before - store.pages();
+        drop(server);
+        assert_eq!(pages(&launch), own, "{kind}: the weights are there");
+    }
+}
+
+#[test]
+fn of_two_at_once_one_fills_and_the_other_waits() {
+    for kind in TYPES {
+        let model = model(kind);
+        let expected = or_skip!(stock(&model));
+        let store = or_skip!(Store::with(PAGES));
+        let mut servers = [(); 2].map(|()| launch(&model, &store).spawn());
+        for server in &mut servers {
+            server.wait_until_ready();
+            assert_eq!(answers(server), expected, "{kind}\n{}", server.log());
+        }
+        let filled = servers.iter().filter(|server| is_read(server)).count();
+        assert_eq!(filled, 1, "{kind}: the bytes are read once");
+        drop(servers);
+        store.assert_only_files_hold_pages();
+    }
+}
+
+/// SIGKILL at moments over the whole load, with another server that waits for it.
+fn killed_while_filling(kind: &str) {
+    let model = model(kind);
+    let expected = or_skip!(stock(&model));
+    let store = or_skip!(Store::with(PAGES));
+    let moments = if full() { 20 } else { 4 };
+    for moment in 0..moments {
+        let first = launch(&model, &store)
+            .args(["--hugepage-threads", "1"])
+            .spawn();
+        // Until its image is there; then a part of what the load takes here.
+        assert!(wait_for(Duration::from_secs(60), || !store
+            .images()
+            .is_empty()));
+        std::thread::sleep(Duration::from_millis(moment * 160 / moments));
+        let mut second = launch(&model, &store).spawn();
+        if moment % 2 == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let pid = Pid::from_raw(first.pid() as i32).expect("a process");
+        kill_process(pid, Signal::KILL).expect("it is ours");
+        second.wait_until_ready();
+        assert_eq!(
+            answers(&second),
+            expected,
+            "{kind}, moment {moment}\n{}",
+            second.log()
+        );
+        drop((first, second));
+        // What was filled is whole.
+        let third = launch(&model, &store).args(["--hugepage-verify"]).start();
+        assert!(!is_read(&third), "{kind}, moment {moment}");
+        drop(third);
+        store.assert_only_files_hold_pages();
+        store.empty();
+        store.pool.assert_all_back();
+    }
+}
+
+#[test]
+fn who_waits_takes_over_when_the_filler_is_killed() {
+    killed_while_filling("Q8_0");
+}
+
+#[test]
+fn who_waits_takes_over_when_the_filler_of_a_repacked_buffer_is_killed() {
+    killed_while_filling("Q4_K");
+}
+
+#[test]
+fn a_removed_image_stays_with_those_who_have_it() {
+    for kind in TYPES {
+        let model = model(kind);
+        let expected = or_skip!(stock(&model));
+        let store = or_skip!(Store::with(PAGES));
+        let first = launch(&model, &store).start();
+        let kept = store.pages();
+        store.empty();
+        assert_eq!(answers(&first), expected, "{kind}");
+        // A second one makes a new image beside it.
+        let second = launch(&model, &store).start();
+        assert_eq!(
+            (answers(&first), answers(&second)),
+            (expected.clone(), expected),
+            "{kind}"
+        );
+        assert_eq!(store.pages(), kept, "{kind}");
+        drop((first, second));
+        store.assert_only_files_hold_pages();
+    }
+}
+
+#[test]
+fn a_changed_model_gets_an_image_of_its_own() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = or_skip!(Store::with(PAGES));
+    for kind in TYPES {
+        let copy = models::copy_to(dir.path(), &model(kind));
+        let named = dir.path().join(format!("m.{}.gguf", kind.to_lowercase()));
+        fs::rename(copy, &named).expect("the same folder");
+        drop(launch(&named, &store).start());
+        let before = store.images();
+        // The same bytes, written again: nobody can know that they are the same.
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&named)
+            .expect("it is ours");
+        file.set_modified(std::time::SystemTime::now())
+            .expect("it is ours");
+        let second = launch(&named, &store).start();
+        assert!(is_read(&second), "{kind}");
+        assert_eq!(store.images().len(), 2 * before.len(), "{kind}");
+        drop(second);
+        store.empty();
+    }
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn shards_and_pages_of_1_gib_stay_too() {
+    let model = models::demo_in_shards("100M", "Q8_0", 3);
+    let store = or_skip!(Store::with(PAGES));
+    let first = launch(&model, &store).start();
+    let expected = answers(&first);
+    drop(first);
+    assert_eq!(store.images().len(), 3);
+    let second = launch(&model, &store).start();
+    assert!(!is_read(&second));
+    assert_eq!(answers(&second), expected);
+    drop(second);
+    store.empty();
+    drop(store);
+
+    let mut pool = or_skip!(crate::support::pool::Pool::with(PAGES));
+    or_skip!(pool.set_large(1));
+    let mounted = or_skip!(store::Mounted::with("pagesize=1G"));
+    let large = || {
+        Launch::ours()
+            .model(&model_of_one_file())
+            .hugepages("require")
+            .args(["--hugepage-store", mounted.path().to_str().expect("plain")])
+    };
+    let first = large().start();
+    let expected = answers(&first);
+    drop(first);
+    let second = large().args(["--hugepage-verify"]).start();
+    assert!(!is_read(&second));
+    assert_eq!(answers(&second), expected);
+    let image = smaps::read(second.pid())
+        .into_iter()
+        .find(|vma| vma.path.contains(".resident"))
+        .expect("it is mapped");
+    assert_eq!(image.size("KernelPageSize"), 1 << 30);
+}
+
+fn model_of_one_file() -> PathBuf {
+    model("Q8_0")
+}
+
+#[test]
+fn missing_blocks_are_added_by_who_has_the_pages() {
+    let model = model("Q8_0");
+    let expected = or_skip!(stock(&model));
+    let mut store = or_skip!(Store::with(20));
+    let prefer = Launch::ours()
+        .model(&model)
+        .hugepages("prefer")
+        .args(["--hugepage-store", store.arg()]);
+    let first = prefer.start();
+    assert_eq!(answers(&first), expected, "with a part of it");
+    let part = store.pages();
+    assert!((5..=20).contains(&part), "{part} pages");
+    drop(first);
+    store.pool.set(PAGES);
+    let second = launch(&model, &store).start();
+    assert_eq!(answers(&second), expected, "with the rest");
+    assert!(
+        attached(&second) > 0 && is_read(&second),
+        "{}",
+        second.log()
+    );
+    assert!(store.pages() > part);
+    drop(second);
+    let third = launch(&model, &store).start();
+    assert!(!is_read(&third));
+}
+
+#[test]
+fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
+    for kind in TYPES {
+        let model = model(kind);
+        let store = or_skip!(Store::with(30));
+        let ended = launch(&model, &store).run();
+        ended.assert_clean_failure();
+        ended.line_with("the model needs");
+        assert_eq!(store.names(), Vec::<String>::new(), "{kind}\n{}", ended.log);
+        store.pool.assert_all_back();
+        drop(store);
+
+        let store = or_skip!(Store::with_options(PAGES, "size=20M"));
+        let ended = launch(&model, &store).run();
+        ended.assert_clean_failure();
+        ended.line_with("are left of the size of the mount");
+        assert_eq!(store.names(), Vec::<String>::new(), "{kind}");
+        store.pool.assert_all_back();
+
+        // `prefer` serves without a word that is wrong.
+        let expected = or_skip!(stock(&model));
+        let launch = match kind {
+            "Q8_0" => Launch::ours().model(&model),
+            _ => Launch::ours().repacked_model(&model),
+        };
+        let server = launch
+            .hugepages("prefer")
+            .args(["--hugepage-store", store.arg()])
+            .start();
+        assert_eq!(answers(&server), expected, "{kind}");
+    }
+}
+
+#[test]
+fn load_fills_and_ends() {
+    for kind in TYPES {
+        let model = model(kind);
+        let store = or_skip!(Store::with(PAGES));
+        let ended = launch(&model, &store).args(["--hugepage-load"]).run();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+        let last = ended.log.lines().rfind(|line| line.starts_with('{'));
+        assert_eq!(
+            last,
+            Some(r#"{"done": 1000, "total": 1000}"#),
+            "{}",
+            ended.log
+        );
+        store.assert_only_files_hold_pages();
+        let server = launch(&model, &store).start();
+        assert!(!is_read(&server), "{kind}");
+        drop(server);
+        store.empty();
+        store.pool.assert_all_back();
+    }
+    let store = or_skip!(Store::with(10));
+    let ended = launch(&model("Q8_0"), &store)
+        .args(["--hugepage-load"])
+        .run();
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+}
+
+#[test]
+fn what_was_changed_in_memory_is_found_by_verify() {
+    for kind in TYPES {
+        let model = model(kind);
+        let store = or_skip!(Store::with(PAGES));
+        drop(launch(&model, &store).start());
+        let image = store.images().pop().expect("there is one");
+        store::patch(&image, 5 * PAGE + 123, |bytes| bytes[0] ^= 1, 1);
+        let ended = launch(&model, &store).args(["--hugepage-verify"]).run();
+        ended.assert_clean_failure();
+        ended.line_with("are not those that were put there");
+        ended.line_with("hint: hugepages store drop");
+    }
+}
+
+/// What somebody may have put where the image belongs.
+#[test]
+fn what_cannot_be_trusted_is_refused_with_the_reason() {
+    let model = model("Q8_0");
+    let expected = or_skip!(stock(&model));
+    let store = or_skip!(Store::with(PAGES));
+    drop(launch(&model, &store).start());
+    let image = store.image();
+    let whole = fs::metadata(&image).expect("it is there").len();
+    let header = whole - 4096;
+    // hugetlbfs has no symbolic links.
+    let cases: [(&str, &dyn Fn()); 8] = [
+        ("its manifest is damaged", &|| {
+            store::patch(&image, header + 100, |bytes| bytes[0] ^= 1, 1);
+        }),
+        ("does not end with a manifest", &|| {
+            store::patch(&image, header, |bytes| bytes[0] ^= 1, 1);
+        }),
+        ("its size is not that of its manifest", &|| {
+            let file = OpenOptions::new().write(true).open(&image).expect("ours");
+            file.set_len(whole + PAGE).expect("a sparse file");
+            drop(file);
+            let copy = copy_of(&image, header);
+            store::patch(
+                &image,
+                whole + PAGE - 4096,
+                |bytes| bytes.copy_from_slice(&copy),
+                4096,
+            );
+        }),
+        ("does not end with a manifest", &|| {
+            OpenOptions::new()
+                .write(true)
+                .open(&image)
+                .expect("ours")
+                .set_len(PAGE)
+                .expect("a page");
+        }),
+        ("it is no ordinary file", &|| {
+            fs::remove_file(&image).expect("ours");
+            let made = std::process::Command::new("mkfifo").arg(&image).status();
+            assert!(made.expect("coreutils").success());
+        }),
+        ("others may write to it", &|| {
+            fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).expect("ours");
+        }),
+        ("it belongs to user 65534", &|| {
+            std::os::unix::fs::chown(&image, Some(65534), None).expect("root may");
+        }),
+        ("cannot open resident image", &|| {
+            fs::remove_file(&image).expect("ours");
+            fs::create_dir(&image).expect("ours");
+        }),
+    ];
+    for (reason, spoil) in cases {
+        store.empty();
+        drop(launch(&model, &store).start());
+        spoil();
+        let ended = launch(&model, &store).run();
+        ended.assert_clean_failure();
+        assert!(ended.log.contains(reason), "{reason}\n{}", ended.log);
+        // `prefer` goes on without.
+        let server = Launch::ours()
+            .model(&model)
+            .hugepages("prefer")
+            .args(["--hugepage-store", store.arg()])
+            .start();
+        assert_eq!(answers(&server), expected, "{reason}");
+    }
+}
+
+fn copy_of(path: &Path, offset: u64) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; 4096];
+    let file = fs::File::open(path).expect("it is there");
+    file.read_exact_at(&mut bytes, offset)
+        .expect("it is so long");
+    bytes
+}
+
+#[test]
+fn a_store_that_is_none_is_told_with_a_hint() {
+    let model = model("Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let start = |store: &str, more: &[&str]| {
+        let ended = Launch::ours()
+            .model(&model)
+            .hugepages("require")
+            .args(["--hugepage-store", store])
+            .args(more)
+            .run();
+        ended.assert_clean_failure();
+        ended.line_with("hint: ");
+        ended.log
+    };
+    let plain = dir.path().to_str().expect("a plain name");
+    assert!(start(plain, &[]).contains("is not a directory on hugetlbfs"));
+    assert!(start("/nowhere", &[]).contains("cannot open the store"));
+    let store = or_skip!(Store::with_options(0, "mode=0777"));
+    assert!(start(store.arg(), &[]).contains("others may write to the store"));
+    assert!(
+        start(store.arg(), &["--hugepage-size", "1G"]).contains("has pages of 2 MiB, not of 1 GiB")
+    );
+    assert!(start(store.arg(), &["--hugepage-size", "thp"]).contains("a store has no THP"));
+}
+
+#[test]
+fn a_model_on_hugetlbfs_is_served_from_there() {
+    let model = model("Q8_0");
+    let expected = or_skip!(stock(&model));
+    let store = or_skip!(Store::with(PAGES));
+    let bytes = fs::read(&model).expect("it is there");
+    let file = store.path().join("model.gguf");
+    let length = (bytes.len() as u64).next_multiple_of(PAGE);
+    fs::File::create(&file)
+        .expect("ours")
+        .set_len(length)
+        .expect("a sparse file");
+    store::patch(&file, 0, |to| to.copy_from_slice(&bytes), bytes.len());
+    let held = store.pages();
+    let server = Launch::ours().model(&file).hugepages("require").start();
+    assert_eq!(answers(&server), expected);
+    assert!(!is_read(&server));
+    let own = store.pool.taken() - held;
+    assert!(own < held / 2, "no second copy: {own} pages beside {held}");
+    let ended = server.stop(Signal::TERM);
+    assert!(!ended.log.contains("munmap failed"), "{}", ended.log);
+}
+
+#[test]
+fn attaching_and_switching_again_and_again_leaves_nothing() {
+    let (cycles, switches) = if full() { (100, 20) } else { (6, 3) };
+    let store = or_skip!(Store::with(PAGES));
+    let first = model("Q8_0");
+    drop(launch(&first, &store).start());
+    let kept = store.pages();
+    for _ in 0..cycles {
+        let server = launch(&first, &store).start();
+        assert!(!is_read(&server));
+        drop(server);
+        store.assert_only_files_hold_pages();
+        assert_eq!(store.pages(), kept);
+    }
+    for switch in 0..switches {
+        store.empty();
+        store.pool.assert_all_back();
+        let server = launch(&model(TYPES[switch % 2]), &store).start();
+        server.assert_answers();
+        drop(server);
+        store.assert_only_files_hold_pages();
+    }
+}
