@@ -33,6 +33,7 @@ pub mod gguf;
 mod kernel_files;
 mod logging;
 mod model;
+pub mod notify;
 mod params;
 pub mod plan;
 pub mod pool;
