@@ -29,4 +29,5 @@ mod shortage;
 mod status;
 mod store;
 mod support;
+mod systemd;
 mod tlb;
