@@ -79,7 +79,7 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
     rows.extend(entries.files.iter().map(file_row));
     if !rows.is_empty() {
         let columns = [
-            "model", "kind", "holds", "whole", "made", "used", "attached", "state", "name",
+            "model", "kind", "holds", "whole", "used", "attached", "state", "name",
         ];
         parts.push(output::table(screen, &columns, rows));
     }
@@ -97,8 +97,13 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
         ));
     }
     if entries.unread > 0 {
+        let advice = if rustix::process::geteuid().is_root() {
+            ""
+        } else {
+            "; root sees all"
+        };
         notes.push(format!(
-            "{} may not be looked into: run it as root to see all that is attached",
+            "the memory map of {} may not be read{advice}",
             count(entries.unread, "program")
         ));
     }
@@ -125,7 +130,6 @@ fn image_row(model: &Model, image: &Image) -> Vec<String> {
         .to_owned(),
         ByteSize::new(image.bytes).to_string(),
         whole,
-        ago(info.created),
         ago(info.used),
         processes(&image.attached, info.is_attached),
         state(image),
@@ -139,7 +143,6 @@ fn file_row(file: &PlainFile) -> Vec<String> {
         "file".to_owned(),
         ByteSize::new(file.bytes).to_string(),
         "all".to_owned(),
-        ago(file.created),
         "-".to_owned(),
         processes(&file.attached, false),
         of_user(file.uid).unwrap_or_default(),
