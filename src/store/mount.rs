@@ -2,9 +2,9 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -183,7 +183,12 @@ fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     missing.reverse();
     let mut made = Vec::new();
     for dir in missing {
-        if let Err(error) = DirBuilder::new().mode(0o755).create(dir) {
+        let result = DirBuilder::new()
+            .mode(0o755)
+            .create(dir)
+            // Whatever the umask is: others have to come to the store.
+            .and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755)));
+        if let Err(error) = result {
             for dir in made.iter().rev() {
                 let _ = fs::remove_dir(dir);
             }

@@ -1,5 +1,5 @@
-//! The units in `deploy/systemd/`, and what a service manager hears of a server. Run under a real systemd they are not: that takes a
-//! machine of its own.
+//! The units in `deploy/systemd/`, and what a service manager hears of a server. They are not run here: that takes a systemd on a
+//! machine of its own, see `deploy/systemd/README.md`.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;

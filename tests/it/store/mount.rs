@@ -120,6 +120,24 @@ fn unmount_refuses_what_holds_models_and_never_drops_files_of_others() {
 }
 
 #[test]
+fn others_come_to_a_store_whatever_the_umask_was() {
+    let _pool = or_skip!(Pool::with(0));
+    let place = Place::new();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"umask 077; exec "$@""#, "sh"]);
+    let mount = place.mount(&[]);
+    shell.arg(mount.get_program()).args(mount.get_args());
+    run(shell, 0);
+    let parent = place.path().parent().expect("it has one").to_owned();
+    let mode = fs::metadata(parent)
+        .expect("just made")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o755);
+    run(place.unmount(&[]), 0);
+}
+
+#[test]
 fn who_may_not_mount_is_told_what_to_run() {
     if !is_root() {
         return skip("root is needed to be somebody else");
