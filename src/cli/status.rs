@@ -232,7 +232,9 @@ fn mounts(status: &Status, screen: Screen) -> String {
                 file.path.clone(),
                 size.clone(),
                 bytes(file.bytes),
-                String::new(),
+                file.model
+                    .as_ref()
+                    .map_or(String::new(), |model| format!("of {model}")),
             ]);
         }
     }

@@ -92,6 +92,23 @@ pub(super) fn is_plain_name(name: &OsStr) -> bool {
 }
 
 impl Store {
+    /// Looks at one image, and not at who has it mapped. `None` where there is nothing of that name, or it is no image's.
+    pub fn image(&self, name: &str) -> Option<Image> {
+        let data = sys::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        if !engine::is_name(name.as_ref()) {
+            return None;
+        }
+        let (info, problem) = engine::read(self.fd(), name.as_ref());
+        Some(Image {
+            name: name.to_owned(),
+            problem,
+            bytes: u64::try_from(data.st_blocks).unwrap_or(0) * 512,
+            uid: data.st_uid,
+            info,
+            attached: Vec::new(),
+        })
+    }
+
     /// Looks at everything in it. Follows no link, opens nothing that is not an image, and takes no page.
     ///
     /// # Errors

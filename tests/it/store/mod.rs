@@ -114,6 +114,15 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
         "{table}"
     );
 
+    let status = Command::new(programs::hugepages())
+        .args(["status", "--no-ask"])
+        .output();
+    let status = String::from_utf8(status.expect("it can be started").stdout).expect("text");
+    assert!(
+        status.contains("of /") && status.contains("demo.gguf"),
+        "{status}"
+    );
+
     let verified = json(&store, &["verify"], 0);
     assert_eq!(verified["images"][0]["result"], "equal");
     // Again: there is nothing to do, and no page is taken.
