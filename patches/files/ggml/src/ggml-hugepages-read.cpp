@@ -234,6 +234,12 @@ struct reader {
         changed.notify_all();
     }
 
+    void fail_invalid(const job & j) {
+        ggml_hugepages_error e = {};
+        ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
+        fail(e);
+    }
+
     // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
     // Returns false when it failed or was stopped.
     template <typename F> bool read(const source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
@@ -348,8 +354,10 @@ struct reader {
         if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
             // of the last sector the device may have given more than the file has
             memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
-            if (j.image->resident && populated == j.last) {
-                stopwatch time{us_place};
+            stopwatch time{us_place};
+            if (j.image->arrived && !j.image->arrived(j.image->addr + j.first, j.first, last, j.image->arrived_data)) {
+                fail_invalid(j);
+            } else if (j.image->resident && populated == j.last) {
                 j.image->resident->complete(j.image->addr, j.first, j.last);
             }
         }
@@ -391,9 +399,7 @@ struct reader {
                 us_populate += ggml_hugepages_us_populate() - populate;
                 us_place    += now_us() - begin - (ggml_hugepages_us_populate() - populate);
                 if (!placed) {
-                    ggml_hugepages_error e = {};
-                    ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
-                    fail(e);
+                    fail_invalid(j);
                 }
             }
         }
