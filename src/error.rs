@@ -45,6 +45,14 @@ pub enum Error {
         /// Which text.
         what: &'static str,
     },
+    /// The path of a store of resident images does not fit.
+    #[error("the path of a store may have {max} bytes, not {len}")]
+    LongStorePath {
+        /// Of what was passed.
+        len: usize,
+        /// The longest that fits.
+        max: usize,
+    },
     /// The model was loaded without weights: it can tokenize and nothing else.
     #[error("the model was loaded without weights")]
     NoWeights,

@@ -64,6 +64,8 @@ pub struct Load {
     pub bytes_cached: u64,
     /// Bytes read through the page cache.
     pub bytes_buffered: u64,
+    /// Bytes that were there already, in resident images.
+    pub bytes_attached: u64,
     /// Wall time.
     pub total: Duration,
     /// Populating pages, summed over the threads.
@@ -147,6 +149,7 @@ impl Report {
                 bytes_direct: raw.load.bytes_direct,
                 bytes_cached: raw.load.bytes_cached,
                 bytes_buffered: raw.load.bytes_buffered,
+                bytes_attached: raw.load.bytes_attached,
                 total: us(raw.load.us_total),
                 populate: us(raw.load.us_populate),
                 read: us(raw.load.us_read),

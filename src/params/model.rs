@@ -1,6 +1,9 @@
 //! How a model is loaded.
 
+use std::ffi::c_char;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::env::Env;
@@ -139,6 +142,39 @@ impl ModelParams {
         self
     }
 
+    /// Keeps the weights in this directory on hugetlbfs when the process ends, and attaches to what is there already. `auto` is the
+    /// first store that this user may use.
+    ///
+    /// # Errors
+    /// [`Error::ZeroByte`] and [`Error::LongStorePath`].
+    ///
+    /// ```
+    /// use llama_hugepages::{HugePages, ModelParams};
+    ///
+    /// let params = ModelParams::default().with_hugepages(HugePages::Require).with_resident_store("/run/llama-hugepages/store/2M")?;
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn with_resident_store(mut self, dir: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = dir.as_ref().as_os_str().as_bytes();
+        let store = &mut self.raw.hugepages.store;
+        if path.contains(&0) {
+            return Err(Error::ZeroByte {
+                what: "the path of a store",
+            });
+        }
+        if path.len() >= store.len() {
+            return Err(Error::LongStorePath {
+                len: path.len(),
+                max: store.len() - 1,
+            });
+        }
+        store.fill(0);
+        for (to, from) in store.iter_mut().zip(path) {
+            *to = c_char::from_ne_bytes([*from]);
+        }
+        Ok(self)
+    }
+
     /// As set by [`with_hugepages`](Self::with_hugepages) or the environment.
     pub fn hugepages(&self) -> HugePages {
         match self.raw.hugepages {
@@ -246,6 +282,16 @@ mod tests {
                 mode
             );
         }
+    }
+
+    #[test]
+    fn a_path_of_a_store_that_does_not_fit_is_an_error() {
+        let with = |path: &str| ModelParams::default().with_resident_store(path).map(|_| ());
+        assert!(matches!(with("a\0b"), Err(Error::ZeroByte { .. })));
+        let limit = ModelParams::default().raw.hugepages.store.len();
+        assert!(with(&"a".repeat(limit - 1)).is_ok());
+        let long = with(&"a".repeat(limit));
+        assert!(matches!(long, Err(Error::LongStorePath { max, .. }) if max == limit - 1));
     }
 
     #[test]

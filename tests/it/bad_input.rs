@@ -497,3 +497,46 @@ fn a_path_with_spaces_and_other_letters_is_served() {
     server.assert_answers();
     assert_eq!(pool.taken(), need);
 }
+
+/// `--check-tensors`: the bytes are looked at as they arrive, wherever they lie.
+#[test]
+fn invalid_numbers_are_found_by_check_tensors_as_stock_finds_them() {
+    const NAN: [u8; 2] = 0x7e00_u16.to_le_bytes();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let pool = or_skip!(Pool::with(200));
+    for (kind, tensor, repacked) in [
+        ("Q8_0", "blk.2.ffn_down.weight", false),
+        ("Q8_0", "output.weight", false),
+        ("Q4_K", "blk.2.ffn_down.weight", true),
+    ] {
+        let good = models::demo("100M", kind);
+        let bad = models::copy_to(dir.path(), &good);
+        let weight = Gguf::read(&bad);
+        let weight = weight.tensor(tensor);
+        // The scale of its last block: 34 bytes of 32 numbers, or 144 of 256, which begin with it.
+        let block = if repacked { 144 } else { 34 };
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(&bad)
+            .expect("a copy");
+        file.write_all_at(&NAN, weight.end - block).expect("a copy");
+        let with = |launch: Launch, model: &Path| {
+            let launch = match repacked {
+                true => launch.repacked_model(model),
+                false => launch.model(model),
+            };
+            launch.args(["--check-tensors"])
+        };
+        let stock = with(or_skip!(Launch::stock()), &bad).run();
+        stock.assert_clean_failure();
+        for policy in ["require", "prefer"] {
+            let ours = with(Launch::ours(), &bad).hugepages(policy).run();
+            ours.assert_clean_failure();
+            ours.line_with("error loading model: found tensors with invalid data");
+            ours.line_with(&format!("tensor '{tensor}' has invalid data"));
+            pool.assert_all_back();
+            let server = with(Launch::ours(), &good).hugepages(policy).start();
+            server.assert_answers();
+        }
+    }
+}

@@ -325,6 +325,55 @@ bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * pie
     return true;
 }
 
+// A tensor that is mapped: its data is looked at by the thread that brings the last of it, while the others read on.
+struct arriving {
+    const ggml_tensor * tensor;
+    size_t              first; // bytes [first, last) of the file
+    size_t              last;
+    std::atomic<size_t> missing;
+
+    arriving(const ggml_tensor * tensor, size_t first) : tensor(tensor), first(first), last(first + ggml_nbytes(tensor)), missing(last - first) {}
+};
+
+using arrivals = std::deque<arriving>; // of one file, in its order
+
+bool check_arrivals(const void * data, size_t first, size_t last, void * user_data) {
+    auto & tensors = *(arrivals *) user_data;
+    auto it = std::lower_bound(tensors.begin(), tensors.end(), first, [](const arriving & a, size_t x) { return a.last <= x; });
+    for (; it != tensors.end() && it->first < last; ++it) {
+        const size_t n = std::min(last, it->last) - std::max(first, it->first);
+        if (it->missing.fetch_sub(n) != n) {
+            continue;
+        }
+        const auto * begin = (const uint8_t *) data - first + it->first;
+        if (!ggml_validate_row_data(it->tensor->type, begin, it->last - it->first)) {
+            LLAMA_LOG_ERROR("%s: tensor '%s' has invalid data\n", __func__, ggml_get_name(it->tensor));
+            return false;
+        }
+    }
+    return true;
+}
+
+// what of each file arrives in place
+std::vector<arrivals> arrivals_of(const llama_model_loader & ml, const std::vector<const ggml_context *> & contexts, const std::vector<ggml_context *> & buffered) {
+    std::vector<std::vector<std::pair<size_t, const ggml_tensor *>>> sorted(ml.files.size());
+    for (const auto & [_, ctx] : ml.ctx_map) {
+        const bool is_mapped = std::find(contexts.begin(), contexts.end(), ctx.get()) != contexts.end() &&
+            std::find(buffered.begin(), buffered.end(), ctx.get()) == buffered.end();
+        if (is_mapped) {
+            for_each_weight(ml, ctx.get(), [&](const ggml_tensor * cur, const auto & weight) { sorted[weight.idx].emplace_back(weight.offs, cur); });
+        }
+    }
+    std::vector<arrivals> result(ml.files.size());
+    for (size_t i = 0; i < sorted.size(); i++) {
+        std::sort(sorted[i].begin(), sorted[i].end());
+        for (const auto & [offs, tensor] : sorted[i]) {
+            result[i].emplace_back(tensor, offs);
+        }
+    }
+    return result;
+}
+
 } // namespace
 
 bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callback progress_callback, void * progress_callback_user_data) {
@@ -379,6 +428,14 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
         }
     };
 
+    std::vector<arrivals> arriving;
+    if (ml.check_tensors && use_mmap) {
+        arriving = arrivals_of(ml, contexts, buffered);
+        for (size_t i = 0; i < images.size(); i++) {
+            ggml_hugepages_image_on_arrival(images[i].get(), check_arrivals, &arriving[i]);
+        }
+    }
+
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_fill(imgs.data(), imgs.size(), pieces.data(), pieces.size(), &params, on_progress, &ud, &error)) {
@@ -394,12 +451,24 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
         raise(error);
     }
     settle();
+    for (const auto & tensors : arriving) {
+        for (const auto & t : tensors) {
+            // what stayed the file mapping, or was resident, did not arrive
+            if (t.missing == 0) {
+                checked_tensors.insert(t.tensor);
+            }
+        }
+    }
     n_ahead = n_bytes;
     return true;
 }
 
 bool llama_hugepages::loaded(const ggml_tensor * tensor) const {
     return loaded_tensors.count(tensor) > 0;
+}
+
+bool llama_hugepages::checked(const ggml_tensor * tensor) const {
+    return checked_tensors.count(tensor) > 0;
 }
 
 size_t llama_hugepages::ahead() const {

@@ -68,6 +68,9 @@ struct llama_hugepages {
     // fill() has put this tensor where it belongs
     bool loaded(const ggml_tensor * tensor) const;
 
+    // fill() has looked at all bytes of this tensor, which is mapped
+    bool checked(const ggml_tensor * tensor) const;
+
     // fill() reads tensors before load_all_data() counts them: the bytes it is ahead, for the progress
     size_t ahead() const;
 
@@ -85,6 +88,7 @@ private:
     std::vector<const ggml_context *>       attached; // of these, the ones that are resident already
     std::map<const ggml_context *, llama_hugepages_resident> resident_buffers;
     std::unordered_set<const ggml_tensor *> loaded_tensors;
+    std::unordered_set<const ggml_tensor *> checked_tensors;
     size_t                                  n_bytes  = 0; // that fill() reads
     size_t                                  n_ahead  = 0; // of these, read and not yet counted
 

@@ -247,6 +247,11 @@ GGML_API size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image);
 // pieces are expected of. Returns false if there is none.
 GGML_API bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last);
 
+// Called by any thread once [first, last) of the file is in place, at data. Returns false to end the load.
+typedef bool (*ggml_hugepages_arrived_callback)(const void * data, size_t first, size_t last, void * user_data);
+
+GGML_API void ggml_hugepages_image_on_arrival(ggml_hugepages_image_t image, ggml_hugepages_arrived_callback callback, void * user_data);
+
 // Maps the planned blocks of all n images over their file mappings, which reserves their pages.
 GGML_API bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, struct ggml_hugepages_error * error);
 

@@ -45,6 +45,8 @@ struct ggml_hugepages_image {
     ggml_hugepages_ranges            wanted; // sorted and disjoint once planned
     std::vector<ggml_hugepages_run>  runs;   // sorted by offset and disjoint
     ggml_hugepages_ranges            expected; // will be read as pieces
+    ggml_hugepages_arrived_callback  arrived = nullptr;
+    void                           * arrived_data = nullptr;
 
     uint8_t             * addr   = nullptr;
     size_t                length = 0;       // of the address range

@@ -50,6 +50,10 @@ static const size_t DIRECT_ALIGNMENT = 4096;
 // how often the caller's progress callback is asked
 static const auto PROGRESS_INTERVAL = std::chrono::milliseconds(20);
 
+// how long a number of threads is tried, and how many there are at most
+static const uint64_t PROBE_US    = 200*1000;
+static const size_t   MAX_THREADS = 32;
+
 namespace {
 
 uint64_t now_us() {
@@ -168,6 +172,30 @@ cached cache_state(int fd, size_t first, size_t last) {
     return n_cached == 0 ? CACHED_NONE : n_cached >= n_pages ? CACHED_ALL : CACHED_SOME;
 }
 
+// Each thread is one request in flight. How many a device wants can only be tried: one disk is busy with four, an array of them is
+// not with sixteen.
+struct queue_depth {
+    uint64_t begin;              // of the time that is looked at, microseconds
+    uint64_t bytes      = 0;     // that had been read then
+    double   rate       = 0.0;   // before the threads were doubled last
+    bool     is_settled = false; // the last doubling brought nothing
+
+    // at most every PROBE_US: whether twice as many are worth a try, which they are as long as the last doubling brought a fifth
+    bool wants_more(uint64_t direct, uint64_t cached) {
+        const uint64_t now = now_us();
+        if (is_settled || now - begin < PROBE_US || direct <= bytes) {
+            return false;
+        }
+        const double before = rate;
+        rate  = (double) (direct - bytes)/(now - begin);
+        begin = now;
+        bytes = direct;
+        // copies wait for the CPU, not for a device
+        is_settled = cached >= direct || rate <= 1.2*before;
+        return !is_settled;
+    }
+};
+
 struct reader {
     std::vector<std::unique_ptr<source>>     sources;
     std::vector<std::unique_ptr<large_page>> large_pages;
@@ -187,6 +215,7 @@ struct reader {
     std::mutex              mutex; // for what follows, and the runs of the images
     std::condition_variable changed;
     size_t                  n_running = 0;
+    size_t                  n_started = 0; // once it has run
     size_t                  n_staged  = 0; // bytes of staging buffers in use
     std::vector<std::unique_ptr<staging>> unused; // kept for the next piece
     uint64_t                n_dropped = 0; // bytes of blocks that could not be had
@@ -203,6 +232,12 @@ struct reader {
         }
         stop = true;
         changed.notify_all();
+    }
+
+    void fail_invalid(const job & j) {
+        ggml_hugepages_error e = {};
+        ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
+        fail(e);
     }
 
     // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
@@ -319,8 +354,10 @@ struct reader {
         if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
             // of the last sector the device may have given more than the file has
             memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
-            if (j.image->resident && populated == j.last) {
-                stopwatch time{us_place};
+            stopwatch time{us_place};
+            if (j.image->arrived && !j.image->arrived(j.image->addr + j.first, j.first, last, j.image->arrived_data)) {
+                fail_invalid(j);
+            } else if (j.image->resident && populated == j.last) {
                 j.image->resident->complete(j.image->addr, j.first, j.last);
             }
         }
@@ -362,9 +399,7 @@ struct reader {
                 us_populate += ggml_hugepages_us_populate() - populate;
                 us_place    += now_us() - begin - (ggml_hugepages_us_populate() - populate);
                 if (!placed) {
-                    ggml_hugepages_error e = {};
-                    ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_INVALID, "invalid data in %s at offset %zu", j.image->path.c_str(), j.first);
-                    fail(e);
+                    fail_invalid(j);
                 }
             }
         }
@@ -437,29 +472,18 @@ struct reader {
         }
     }
 
-    // returns false if the callback says so
-    bool run(size_t n_threads, ggml_hugepages_progress_callback callback, void * user_data) {
+    // Returns false if the callback says so. Starts n_threads, and more up to max_threads while the device is the faster for it.
+    bool run(size_t n_threads, size_t max_threads, ggml_hugepages_progress_callback callback, void * user_data) {
         // before anything is read: a small file may be done before the first look at it
         if (callback && !callback(0, total, user_data)) {
             return false;
         }
-        n_threads = std::min(n_threads, jobs.size());
         std::vector<std::thread> threads;
         bool aborted = false;
         {
             std::unique_lock<std::mutex> lock(mutex);
-            try {
-                for (size_t i = 0; i < n_threads; i++) {
-                    threads.emplace_back([this] { work(); });
-                    n_running++;
-                }
-            } catch (const std::system_error & e) {
-                // those that run do it alone
-                if (threads.empty()) {
-                    ggml_hugepages_fail(&error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a thread to read with: %s", e.what());
-                    failed = true;
-                }
-            }
+            start(threads, std::min(n_threads, jobs.size()));
+            queue_depth depth = { now_us() };
             // the callback is upstream's, and is called by the thread that upstream expects
             while (n_running > 0) {
                 lock.unlock();
@@ -470,14 +494,33 @@ struct reader {
                 lock.lock();
                 if (stop) {
                     changed.notify_all();
+                } else if (2*threads.size() <= max_threads && next + 2*threads.size() < jobs.size() && depth.wants_more(bytes_direct, bytes_cached)) {
+                    start(threads, 2*threads.size());
                 }
                 changed.wait_for(lock, PROGRESS_INTERVAL, [this] { return n_running == 0; });
             }
         }
+        n_started = threads.size();
         for (auto & thread : threads) {
             thread.join();
         }
         return !aborted;
+    }
+
+    // up to n of them
+    void start(std::vector<std::thread> & threads, size_t n) {
+        try {
+            while (threads.size() < n) {
+                threads.emplace_back([this] { work(); });
+                n_running++;
+            }
+        } catch (const std::system_error & e) {
+            // those that run do it alone
+            if (threads.empty()) {
+                ggml_hugepages_fail(&error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a thread to read with: %s", e.what());
+                failed = true;
+            }
+        }
     }
 };
 
@@ -526,7 +569,8 @@ static bool read_images(
     });
 
     const size_t n_threads = ggml_hugepages_n_threads(params);
-    const bool   finished  = r.run(n_threads, callback, user_data);
+    const bool   is_fixed  = params.n_threads > 0 || r.sources.empty() || n_pieces > 0;
+    const bool   finished  = r.run(n_threads, is_fixed ? n_threads : MAX_THREADS, callback, user_data);
 
     if (r.failed) {
         *error = r.error;
@@ -545,7 +589,7 @@ static bool read_images(
     }
     if (!r.sources.empty()) {
         ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, now_us() - begin, r.us_populate, r.us_read, r.us_place,
-            r.bytes_attached, (uint32_t) std::min(n_threads, r.jobs.size()) });
+            r.bytes_attached, (uint32_t) r.n_started });
     }
     return true;
 }

@@ -211,6 +211,11 @@ void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, siz
     image->expected.emplace_back(first, last);
 }
 
+void ggml_hugepages_image_on_arrival(ggml_hugepages_image_t image, ggml_hugepages_arrived_callback callback, void * user_data) {
+    image->arrived      = callback;
+    image->arrived_data = user_data;
+}
+
 bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last) {
     if (image->fd_page != 0) {
         // there already
