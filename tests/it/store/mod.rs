@@ -37,7 +37,6 @@ fn on<A: AsRef<OsStr>>(store: &Store, args: impl IntoIterator<Item = A>) -> Comm
 }
 
 #[track_caller]
-
 fn run(mut command: Command, code: i32) -> (String, String) {
     let output = command.output().expect("the tool can be started");
     assert_eq!(output.status.code(), Some(code), "{command:?}: {output:?}");
@@ -46,7 +45,6 @@ fn run(mut command: Command, code: i32) -> (String, String) {
 }
 
 #[track_caller]
-
 fn json(store: &Store, args: &[&str], code: i32) -> Value {
     let mut command = on(store, args);
     command.args(["--format", "json"]);
