@@ -1,15 +1,17 @@
-//! The units in `deploy/systemd/`, and what a service manager hears of a server. They are not run here: that takes a systemd on a
-//! machine of its own, see `deploy/systemd/README.md`.
+//! The units in `deploy/systemd/`, and what a service manager hears of a server.
 
-use std::fs;
+use std::fs::{self, File};
+use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
-use std::process::{self, Command};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::guardian::Guardian;
+use crate::support::pool::Pool;
 use crate::support::server::Launch;
-use crate::support::{models, or_skip, programs};
+use crate::support::{full, http, is_root, models, or_skip, programs, skip, wait_for};
 
 /// What systemd says of our units; nothing is what it should be.
 fn verify(dir: &Path, names: &[String]) -> String {
@@ -96,4 +98,181 @@ fn a_service_manager_is_told_when_the_model_answers_and_not_before() {
     let address = SocketAddr::from_abstract_name(&name).expect("it is short");
     let socket = UnixDatagram::bind_addr(&address).expect("nobody has it");
     tells(&socket, &format!("@{name}"));
+}
+
+/// Removes the cgroups that systemd made.
+const REMOVE: &str = r#"
+    trap '' INT TERM HUP QUIT PIPE
+    read -r dir || exit 0
+    while read -r _; do :; done
+    for i in 1 2 3 4 5 6 7 8 9 10; do
+        find "$dir" -depth -type d -exec rmdir {} ';' 2>/dev/null
+        [ -d "$dir" ] || exit 0
+        sleep 0.3
+    done
+    exit 1
+"#;
+
+/// systemd as process 1 of namespaces of its own, with our units.
+struct Machine {
+    // In the order of their drop.
+    unshare: Child,
+    _guardian: Guardian,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Machine {
+    fn boot(pages: u64) -> Result<Self, String> {
+        if !Path::new("/lib/systemd/systemd").exists() {
+            return Err("systemd is not installed".to_owned());
+        }
+        let mut unshare = Command::new("unshare");
+        programs::run(unshare.args(["--mount", "--pid", "--cgroup", "--fork", "true"]))?;
+        let table = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
+        let unified = table.lines().find(|line| line.contains(" - cgroup2 "));
+        let unified = unified.and_then(|line| line.split(' ').nth(4));
+        let unified = unified.ok_or("no cgroup v2 hierarchy is mounted")?;
+        let cgroup = PathBuf::from(unified).join(format!("llama-hugepages-test-{}", process::id()));
+        let mut guardian = Guardian::start(REMOVE, None);
+        guardian.tell(&cgroup.display().to_string());
+        fs::create_dir(&cgroup).map_err(|error| format!("no right to make a cgroup: {error}"))?;
+
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let scratch = dir.path().join("scratch");
+        fs::create_dir(&scratch).expect("just made");
+        let log = File::create(dir.path().join("log")).expect("just made");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+        let port = listener.local_addr().expect("bound").port();
+        drop(listener);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let programs = programs::hugepages();
+        let unshare = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "sh", "-c"])
+            .arg(r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#)
+            .arg("sh")
+            .arg(&cgroup)
+            .args([
+                "unshare", "--mount", "--pid", "--cgroup", "--ipc", "--uts", "--fork",
+            ])
+            .args(["--kill-child", "sh"])
+            .arg(source.join("tests/it/systemd_boot.sh"))
+            .arg(&scratch)
+            .arg(source.join("deploy/systemd"))
+            .arg(programs.parent().expect("it lies in a folder"))
+            .arg(models::demo("100M", "Q8_0"))
+            .args([port.to_string(), pages.to_string()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file"))
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("setpriv: {error}"))?;
+        Ok(Self {
+            unshare,
+            _guardian: guardian,
+            dir,
+            port,
+        })
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    fn is_ready(&self) -> bool {
+        let health = http::try_get(&format!("http://127.0.0.1:{}/health", self.port));
+        health.is_some_and(|(status, _)| status == 200)
+    }
+
+    /// Runs something in it, and returns what it prints.
+    fn run(&self, args: &[&str]) -> String {
+        let pid = self.unshare.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let init = children.expect("it lives").trim().to_owned();
+        let output = Command::new("nsenter")
+            .args(["-t", &init, "--mount", "--pid", "--cgroup", "--"])
+            .args(args)
+            .output()
+            .expect("nsenter is there");
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Its children go with it.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
+}
+
+#[test]
+fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
+    if !full() {
+        return skip("it boots a systemd: `make test-full` does that");
+    }
+    if !is_root() {
+        return skip("root is needed for namespaces");
+    }
+    let pool = or_skip!(Pool::with(120));
+    let mut machine = or_skip!(Machine::boot(120));
+    let ready = wait_for(Duration::from_secs(60), || machine.is_ready());
+    assert!(
+        ready,
+        "{}\n{}",
+        machine.log(),
+        machine.run(&["systemctl", "status", "llama*"])
+    );
+    let active = [
+        "systemctl",
+        "is-active",
+        "llama-hugepages-store",
+        "llama-server@a",
+    ];
+    let is_active = || machine.run(&active) == "active\nactive\n";
+    assert!(
+        wait_for(Duration::from_secs(10), is_active),
+        "{}",
+        machine.run(&active)
+    );
+    let show = ["systemctl", "show", "-P", "StatusText", "llama-server@a"];
+    assert_eq!(machine.run(&show), "ready to answer\n");
+    let list = machine.run(&[
+        "hugepages",
+        "store",
+        "list",
+        "--store",
+        "/run/llama-hugepages/store/2M",
+    ]);
+    assert!(
+        list.contains("/srv/models/a") && list.contains("llama-server"),
+        "{list}"
+    );
+
+    machine.run(&["systemctl", "restart", "llama-server@a"]);
+    assert!(
+        machine.is_ready(),
+        "a restart returns when the model answers"
+    );
+    // The server goes on without the store.
+    machine.run(&["systemctl", "stop", "llama-hugepages-store"]);
+    assert!(machine.is_ready());
+    assert_eq!(
+        machine
+            .run(&["ls", "/run/llama-hugepages/store"])
+            .matches("No such file")
+            .count(),
+        1
+    );
+    machine.run(&["systemctl", "poweroff"]);
+    let ended = wait_for(Duration::from_secs(60), || {
+        machine.unshare.try_wait().expect("it is ours").is_some()
+    });
+    assert!(ended, "{}", machine.log());
+    pool.assert_all_back();
 }

@@ -1,0 +1,41 @@
+# Boots systemd as process 1 of namespaces of its own, on a copy of this machine's root that is thrown away.
+# $1: an empty folder  $2: the folder of the units  $3: that of the programs  $4: a model  $5: a port  $6: the pages to see to
+set -eu
+scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6
+mount --make-rprivate /
+mount -t tmpfs none "$scratch"
+mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
+mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" none "$scratch/root"
+root=$scratch/root
+
+# Nothing of the machine's own is started.
+rm -rf "$root"/etc/systemd/system/*.wants "$root"/lib/systemd/system/*.wants
+cp "$programs/llama-server" "$programs/hugepages" "$root/usr/bin/"
+cp "$units"/*.service "$root/etc/systemd/system/"
+mkdir -p "$root/usr/lib/sysusers.d" "$root/etc/llama-hugepages" "$root/srv/models"
+cp "$units/llama-hugepages.sysusers.conf" "$root/usr/lib/sysusers.d/llama-hugepages.conf"
+systemd-sysusers --root="$root" llama-hugepages.conf
+cp "$model" "$root/srv/models/a.gguf"
+chmod 644 "$root/srv/models/a.gguf"
+
+echo "HUGEPAGES=$pages" > "$root/etc/llama-hugepages/pool.env"
+printf '%s\n' MODELS=/srv/models/a.gguf SERVER_ARGS=--no-repack > "$root/etc/llama-hugepages/store.env"
+printf 'LLAMA_ARG_%s\n' MODEL=/srv/models/a.gguf PORT="$port" CTX_SIZE=512 NO_REPACK=1 N_PARALLEL=1 THREADS=2 \
+    > "$root/etc/llama-hugepages/a.env"
+printf '%s\n' '[Unit]' 'Wants=llama-hugepages-pool.service llama-hugepages-store.service llama-server@a.service' \
+    > "$root/etc/systemd/system/test.target"
+
+mount -t proc none "$root/proc"
+mount --bind "$root/proc/sys" "$root/proc/sys"
+mount -o remount,ro,bind "$root/proc/sys"
+mount --rbind /dev "$root/dev"
+mount --bind /sys "$root/sys"
+mount -t cgroup2 none "$root/sys/fs/cgroup"
+mount -t tmpfs none "$root/run"
+mount -t tmpfs none "$root/tmp"
+mkdir "$root/run/old"
+cd "$root"
+pivot_root . run/old
+umount -l /run/old
+export container=test
+exec /lib/systemd/systemd --system --unit=test.target --log-target=console < /dev/null
