@@ -33,6 +33,7 @@ pub mod gguf;
 mod kernel_files;
 mod logging;
 mod model;
+pub mod notify;
 mod params;
 pub mod plan;
 pub mod pool;
@@ -41,6 +42,7 @@ mod sampler;
 pub mod size;
 pub mod stats;
 pub mod status;
+pub mod store;
 pub mod tlb;
 mod vocab;
 

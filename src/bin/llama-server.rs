@@ -9,8 +9,11 @@ use std::ptr;
 use llama_hugepages::ffi;
 
 fn main() {
+    let args: Vec<_> = env::args_os().collect();
+    llama_hugepages::notify::when_ready(&args);
     // The kernel hands over C strings, so none holds a zero byte.
-    let args: Vec<CString> = env::args_os()
+    let args: Vec<CString> = args
+        .into_iter()
         .filter_map(|arg| CString::new(arg.into_vec()).ok())
         .collect();
     let mut pointers: Vec<*mut c_char> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();

@@ -10,6 +10,7 @@ mod pool;
 mod programs;
 mod signals;
 mod status;
+mod store;
 mod tlb;
 
 use std::{
@@ -25,6 +26,7 @@ use llama_hugepages::compare::CompareError;
 use llama_hugepages::demo_model::Error as DemoModelError;
 use llama_hugepages::plan::PlanError;
 use llama_hugepages::pool::ChangeError;
+use llama_hugepages::store::StoreError;
 use llama_hugepages::tlb::TlbError;
 
 /// Tools around llama.cpp on huge pages.
@@ -49,6 +51,8 @@ enum Command {
     Compare(compare::Args),
     /// Change the pools of huge pages, and undo it
     Pool(pool::Args),
+    /// Keep models on huge pages when no process has them
+    Store(store::Args),
     /// Measure what the size of pages changes on this machine
     Tlb(tlb::Args),
     /// Print a completion script for a shell
@@ -71,7 +75,7 @@ pub enum Exit {
     Usage = 2,
     /// What was asked for does not fit, and nothing was changed.
     Short = 3,
-    /// Two programs that should say the same did not.
+    /// What should be the same was not: tokens of two programs, or an image and its checksums.
     Unequal = 5,
     /// As a shell reports a process that Ctrl-C ended.
     Interrupted = 130,
@@ -84,7 +88,7 @@ Exit codes:
   1    failed, with the reason on stderr
   2    arguments that make no sense
   3    too few huge pages, or too little memory
-  5    llama.cpp with and without huge pages did not give the same tokens
+  5    what should be the same is not: tokens with and without huge pages, or a resident image and its checksums
   130  interrupted by Ctrl-C, SIGTERM or SIGHUP; nothing half-done is left";
 }
 
@@ -115,6 +119,7 @@ pub fn run() -> Result<Exit> {
         Command::Plan(args) => return plan::run(&args),
         Command::Compare(args) => compare::run(&args)?,
         Command::Pool(args) => return pool::run(&args),
+        Command::Store(args) => return store::run(&args),
         Command::Tlb(args) => tlb::run(&args, &*signals::stop()?)?,
         Command::Completions { shell } => {
             // Into memory first: clap_complete panics when it cannot write.
@@ -162,6 +167,15 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
             Exit::Failure
         };
         return (pool::hint(cause), exit);
+    }
+    if let Some(cause) = error.downcast_ref::<StoreError>() {
+        let exit = match cause {
+            StoreError::Cancelled => Exit::Interrupted,
+            StoreError::Differs { .. } => Exit::Unequal,
+            cause if cause.is_short() => Exit::Short,
+            _ => Exit::Failure,
+        };
+        return (cause.hint(&programs::own_command()), exit);
     }
     if let Some(cause) = error.downcast_ref::<CompareError>() {
         let exit = match cause {

@@ -86,6 +86,12 @@ pub fn table(screen: Screen, head: &[&str], rows: impl IntoIterator<Item = Vec<S
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Names come from others: nothing in them may steer a terminal.
+pub fn printable(text: &str) -> String {
+    let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
+    text.chars().map(letter).collect()
+}
+
 /// On stderr, where that is a terminal.
 pub fn progress_bar(template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {

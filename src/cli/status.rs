@@ -12,7 +12,7 @@ use llama_hugepages::size::ByteSize;
 use llama_hugepages::status::{Asking, HvoState, Status, User};
 
 use super::Exit;
-use super::output::{self, Format, Screen};
+use super::output::{self, Format, Screen, printable};
 
 const SCHEMA: u32 = 1;
 
@@ -100,12 +100,6 @@ fn human(status: &Status, screen: Screen) -> String {
         part("Not readable", body);
     }
     text
-}
-
-/// Names come from others: nothing in them may steer a terminal.
-fn printable(text: &str) -> String {
-    let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
-    text.chars().map(letter).collect()
 }
 
 fn bytes(bytes: u64) -> String {
@@ -238,7 +232,9 @@ fn mounts(status: &Status, screen: Screen) -> String {
                 file.path.clone(),
                 size.clone(),
                 bytes(file.bytes),
-                String::new(),
+                file.model
+                    .as_ref()
+                    .map_or(String::new(), |model| format!("of {model}")),
             ]);
         }
     }

@@ -1,7 +1,9 @@
 //! One HTTP request to a server on this machine, which gets little time to answer.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,8 +13,49 @@ const TO_ANSWER: Duration = Duration::from_secs(1);
 /// `/props` has the chat template in it, and that may be long.
 const MAX_BYTES: usize = 4 << 20;
 
+/// What a server says of itself at `/health`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It answers requests.
+    Ready,
+    /// It does not answer yet, or says that it loads.
+    Loading,
+    /// It cannot be asked: its port is not known, or it has no local address.
+    Unknown,
+}
+
+/// `GET /health` of a server on this machine.
+pub fn health(host: &str, port: &str, prefix: &str) -> Health {
+    let answer = if Path::new(host).extension().is_some_and(|it| it == "sock") {
+        UnixStream::connect(host)
+            .map_err(|error| error.to_string())
+            .and_then(|stream| {
+                get(
+                    stream,
+                    UnixStream::set_read_timeout,
+                    "localhost",
+                    prefix,
+                    "/health",
+                )
+            })
+    } else {
+        match address_of(host, port) {
+            Err(_) => return Health::Unknown,
+            Ok(address) => get_tcp(address, prefix, "/health"),
+        }
+    };
+    match answer.as_deref().map(code) {
+        Ok("200") => Health::Ready,
+        _ => Health::Loading,
+    }
+}
+
 /// `GET /props`. An error is the reason, for people.
 pub fn props(host: &str, port: &str, prefix: &str) -> Result<Value, String> {
+    body(&get_tcp(address_of(host, port)?, prefix, "/props")?)
+}
+
+fn address_of(host: &str, port: &str) -> Result<SocketAddr, String> {
     // What listens everywhere listens here too.
     let host = match host {
         "0.0.0.0" | "localhost" => "127.0.0.1",
@@ -24,14 +67,30 @@ pub fn props(host: &str, port: &str, prefix: &str) -> Result<Value, String> {
         .ok()
         .filter(|port| *port > 0)
         .ok_or("its port is not known")?;
-    let address = local_address(host, port).ok_or("it does not listen on a local address")?;
-    let error = |error: std::io::Error| format!("no answer: {error}");
-    let deadline = Instant::now() + TO_ANSWER;
-    let mut stream = TcpStream::connect_timeout(&address, TO_CONNECT).map_err(error)?;
+    local_address(host, port).ok_or_else(|| "it does not listen on a local address".to_owned())
+}
+
+fn get_tcp(address: SocketAddr, prefix: &str, path: &str) -> Result<String, String> {
+    let error = |error: io::Error| format!("no answer: {error}");
+    let stream = TcpStream::connect_timeout(&address, TO_CONNECT).map_err(error)?;
     stream.set_write_timeout(Some(TO_ANSWER)).map_err(error)?;
+    let host = address.to_string();
+    get(stream, TcpStream::set_read_timeout, &host, prefix, path)
+}
+
+/// The whole answer, head and body.
+fn get<S: Read + Write>(
+    mut stream: S,
+    set_timeout: impl Fn(&S, Option<Duration>) -> io::Result<()>,
+    host: &str,
+    prefix: &str,
+    path: &str,
+) -> Result<String, String> {
+    let error = |error: io::Error| format!("no answer: {error}");
+    let deadline = Instant::now() + TO_ANSWER;
     write!(
         stream,
-        "GET {prefix}/props HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "GET {prefix}{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     )
     .map_err(error)?;
     let mut answer = Vec::new();
@@ -41,9 +100,9 @@ pub fn props(host: &str, port: &str, prefix: &str) -> Result<Value, String> {
         if left.is_zero() || answer.len() > MAX_BYTES {
             return Err("no answer in time".to_owned());
         }
-        stream.set_read_timeout(Some(left)).map_err(error)?;
+        set_timeout(&stream, Some(left)).map_err(error)?;
         match stream.read(&mut piece).map_err(error)? {
-            0 => return body(&answer),
+            0 => return Ok(String::from_utf8_lossy(&answer).into_owned()),
             n => answer.extend_from_slice(&piece[..n]),
         }
     }
@@ -55,11 +114,14 @@ fn local_address(host: &str, port: u16) -> Option<SocketAddr> {
     (ip, port).to_socket_addrs().ok()?.next()
 }
 
-fn body(answer: &[u8]) -> Result<Value, String> {
-    let text = String::from_utf8_lossy(answer);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
-    let code = head.split(' ').nth(1).unwrap_or_default();
-    match code {
+/// Of an answer.
+fn code(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or_default()
+}
+
+fn body(answer: &str) -> Result<Value, String> {
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
+    match code(head) {
         "200" => serde_json::from_str(body).map_err(|_| "its answer is no JSON".to_owned()),
         "401" => Err("it wants an API key".to_owned()),
         "503" => Err("it is loading".to_owned()),

@@ -17,6 +17,7 @@ use serde::{Serialize, Serializer};
 
 use crate::pool::{HugePageSize, Root};
 
+pub use ask::{Health, health};
 pub use cgroups::Limit;
 pub use hvo::{Hvo, HvoState};
 pub use mounts::{HeldFile, Mount};

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Unread;
 use crate::kernel_files;
 use crate::pool::{HugePageSize, Root};
+use crate::store::Store;
 
 /// A hugetlbfs mount that this process sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +37,9 @@ pub struct HeldFile {
     pub bytes: u64,
     /// Its length.
     pub length: u64,
+    /// The file that it is a resident image of, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// All of them, in the order of `/proc/self/mountinfo`.
@@ -63,6 +67,10 @@ fn mount(root: &Root, line: &str, unread: &mut Vec<Unread>) -> Option<Mount> {
     let mut files = Vec::new();
     walk(root, Path::new(&path), &mut files, unread);
     files.sort_by(|a, b| a.path.cmp(&b.path));
+    // What another kernel has was recorded and cannot be opened.
+    if *root == Root::system() {
+        name_models(Path::new(&path), &mut files);
+    }
     Some(Mount {
         path,
         page_size: page_size.map(HugePageSize::bytes),
@@ -70,6 +78,22 @@ fn mount(root: &Root, line: &str, unread: &mut Vec<Unread>) -> Option<Mount> {
         bytes: files.iter().map(|file| file.bytes).sum(),
         files,
     })
+}
+
+/// Says of resident images what they are of. Only of those that can be trusted: anybody may write a name.
+fn name_models(dir: &Path, files: &mut [HeldFile]) {
+    let is_image = |file: &&mut HeldFile| {
+        file.path.ends_with(".resident") && Path::new(&file.path).parent() == Some(dir)
+    };
+    for file in files.iter_mut().filter(is_image) {
+        let image = Store::open(dir).ok().and_then(|store| {
+            let name = Path::new(&file.path).file_name()?;
+            store.image(name.to_str()?)
+        });
+        file.model = image
+            .filter(|it| it.problem.is_none())
+            .map(|it| it.info.source);
+    }
 }
 
 fn walk(root: &Root, dir: &Path, files: &mut Vec<HeldFile>, unread: &mut Vec<Unread>) {
@@ -96,6 +120,7 @@ fn walk(root: &Root, dir: &Path, files: &mut Vec<HeldFile>, unread: &mut Vec<Unr
                 path: path.to_string_lossy().into_owned(),
                 bytes: metadata.blocks() * 512,
                 length: metadata.len(),
+                model: None,
             });
         }
     }

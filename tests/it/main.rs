@@ -27,5 +27,7 @@ mod router;
 mod serve;
 mod shortage;
 mod status;
+mod store;
 mod support;
+mod systemd;
 mod tlb;

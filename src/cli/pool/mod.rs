@@ -165,15 +165,7 @@ pub fn run(args: &Args) -> Result<Exit> {
 
 /// What the user can do about an error, with the command that was run.
 pub fn hint(error: &ChangeError) -> Option<String> {
-    let quoted = |arg: String| {
-        if arg.contains(' ') {
-            format!("'{arg}'")
-        } else {
-            arg
-        }
-    };
-    let arguments: Vec<_> = std::env::args().skip(1).map(quoted).collect();
-    error.hint(&format!("hugepages {}", arguments.join(" ")))
+    error.hint(&programs::own_command())
 }
 
 impl Which {
@@ -222,7 +214,7 @@ impl Reserve {
 }
 
 /// The journal and the lock. Says so when somebody else holds it.
-fn changer(root: &Root) -> Result<Changer, ChangeError> {
+pub fn changer(root: &Root) -> Result<Changer, ChangeError> {
     let waiting = || eprintln!("waiting for another command that changes the pool");
     Changer::open(root, &State::open(root)?, waiting)
 }

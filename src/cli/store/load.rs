@@ -1,0 +1,213 @@
+//! `hugepages store load`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use llama_hugepages::plan::{Need, Plan};
+use llama_hugepages::pool::{ChangeError, Counter, HugePageSize, Root, Wish};
+use llama_hugepages::size::ByteSize;
+use llama_hugepages::store::{Copied, Loader, Store};
+
+use super::{SCHEMA, Which};
+use crate::cli::output::{self, Format, printable};
+use crate::cli::{pool, programs, signals};
+
+const BAR: &str = "{prefix} {wide_bar} {percent} %, {eta} left";
+
+/// Load models into a store, and serve nothing
+///
+/// A llama-server loads each of them in turn, as a start with the same arguments would: what decides how weights lie in memory
+/// (--no-repack, --n-gpu-layers, --override-tensor, --hugepage-size, --load-mode) has to be the same for a server to find them.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes:\n  0    all of it is in the store\n  1    llama-server refuses the model, the arguments or the store\n  3    too few huge pages; --pool adds them\n  130  interrupted; what was not complete is gone"
+)]
+pub struct Load {
+    /// Models; of one in shards the first file
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    /// Copy the files as they are, to DIR/NAME.gguf, which any llama.cpp can map
+    #[arg(long, conflicts_with_all = ["server", "server_arguments"])]
+    as_file: bool,
+    /// First add to the pool what is missing, as `hugepages pool reserve --for` does
+    #[arg(long)]
+    pool: bool,
+    /// The llama-server that loads [default: the one beside this program]
+    #[arg(long, value_name = "PROGRAM")]
+    server: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
+    /// More arguments of llama-server
+    #[arg(last = true, value_name = "SERVER ARGS")]
+    server_arguments: Vec<OsString>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    store: PathBuf,
+    loaded: Vec<Loaded>,
+}
+
+#[derive(Serialize)]
+struct Loaded {
+    model: PathBuf,
+    /// Of the huge pages that it has in the store.
+    bytes: u64,
+    /// Its resident images.
+    images: Vec<String>,
+    /// Where it was copied as a plain file.
+    files: Vec<Copied>,
+}
+
+pub fn run(args: &Load, format: Format) -> Result<()> {
+    // Before anything is taken.
+    let stop = signals::stop()?;
+    let store = args.which.open()?;
+    let loader = Loader {
+        server: args
+            .server
+            .clone()
+            .map_or_else(|| programs::beside("llama-server"), Ok)?,
+        store: store.path().into(),
+        arguments: args.server_arguments.clone(),
+    };
+    let mut answer = Answer {
+        store: store.path().to_owned(),
+        loaded: Vec::new(),
+    };
+    for model in &args.models {
+        let bar = output::progress_bar(BAR);
+        let name = model.file_name().unwrap_or_default().to_string_lossy();
+        bar.set_prefix(printable(&name));
+        let result = load(args, &store, &loader, model, &stop, &bar);
+        bar.finish_and_clear();
+        let done = result?;
+        if format == Format::Human {
+            let bytes = ByteSize::new(done.bytes);
+            let line = format!(
+                "{}: {bytes} are in {}",
+                model.display(),
+                store.path().display()
+            );
+            writeln!(io::stdout(), "{}", printable(&line))?;
+        }
+        answer.loaded.push(done);
+    }
+    if format == Format::Json {
+        output::json(SCHEMA, &answer)?;
+    }
+    Ok(())
+}
+
+fn load(
+    args: &Load,
+    store: &Store,
+    loader: &Loader,
+    model: &Path,
+    stop: &AtomicBool,
+    bar: &ProgressBar,
+) -> Result<Loaded> {
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let mut added = Added::default();
+    if args.pool {
+        added.reserve(&need(args, store, loader, model)?)?;
+    }
+    let mut done = Loaded {
+        model: model.to_owned(),
+        bytes: 0,
+        images: Vec::new(),
+        files: Vec::new(),
+    };
+    if args.as_file {
+        done.files = store.copy(model, stop, progress)?;
+        let pages: u64 = done.files.iter().map(|file| file.pages).sum();
+        done.bytes = pages * store.page_size().bytes();
+    } else {
+        loader.load(model, stop, progress)?;
+        let entries = store.entries()?;
+        // One that is so small that it takes no page leaves nothing.
+        if let Ok(found) = entries.find(store, &model.to_string_lossy()) {
+            let of_model = entries.images.iter();
+            let of_model = of_model.filter(|image| found.images.contains(&image.name));
+            done.bytes = of_model.map(|image| image.bytes).sum();
+            done.images = found.images;
+        }
+    }
+    added.keep();
+    Ok(done)
+}
+
+/// Pages of each size that the store does not have yet.
+fn need(
+    args: &Load,
+    store: &Store,
+    loader: &Loader,
+    model: &Path,
+) -> Result<BTreeMap<HugePageSize, u64>> {
+    if args.as_file {
+        return Ok([(store.page_size(), store.pages_to_copy(model)?)].into());
+    }
+    let mut plan = Plan::ask(&loader.server, loader.arguments_for(model))?;
+    // What a server that serves takes besides stays out of a store.
+    let stays = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
+    plan.needs.retain(stays);
+    Ok(plan.pages())
+}
+
+/// Pages that the pool has grown by: given back unless the load came to its end.
+#[derive(Default)]
+struct Added {
+    changes: Vec<u64>,
+}
+
+impl Added {
+    fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), ChangeError> {
+        let root = Root::system();
+        for (size, pages) in need {
+            let counter = Counter::new(&root, *size, None)?;
+            let missing = pages.saturating_sub(counter.read()?.idle());
+            if missing == 0 {
+                continue;
+            }
+            counter.writable()?;
+            let mut changer = pool::changer(&root)?;
+            changer.reap()?;
+            let wish = Wish {
+                pages: missing,
+                try_hard: true,
+                ..Wish::default()
+            };
+            let reserved = changer.reserve(&counter, &wish)?;
+            self.changes.extend(reserved.id);
+            eprintln!("added {} pages of {size} to the pool", reserved.added);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self) {
+        self.changes.clear();
+    }
+}
+
+impl Drop for Added {
+    fn drop(&mut self) {
+        let root = Root::system();
+        for id in self.changes.drain(..) {
+            let given = pool::changer(&root).and_then(|mut changer| changer.give_back(id));
+            match given {
+                Ok(undone) => eprintln!("gave {} pages back", undone.pages),
+                Err(error) => eprintln!("cannot give the pages back: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Filling a store with a model, without serving it.
+//!
+//! A `llama-server` does it, on the way that a start with the same arguments takes: what it leaves in the store is what that
+//! start attaches to.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
+use serde::Deserialize;
+
+use super::{Reason, StoreError};
+use crate::plan::cause_and_hint;
+
+/// How often somebody who wants to stop is heard.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a server may take to end by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Exit code of a server that has too few pages.
+const SHORT: i32 = 3;
+/// Of a log, from its start: the cause is among the first errors.
+const LOG_BYTES: u64 = 8 << 20;
+
+/// How models are loaded.
+#[derive(Debug, Clone)]
+pub struct Loader {
+    /// The `llama-server` that does it.
+    pub server: PathBuf,
+    /// The store's directory, or `auto`.
+    pub store: OsString,
+    /// More arguments of the server, as those of the start that shall find the model there.
+    pub arguments: Vec<OsString>,
+}
+
+/// How far the server is, in whatever it counts.
+#[derive(Deserialize)]
+struct Line {
+    done: u64,
+    total: u64,
+}
+
+impl Loader {
+    /// The server's arguments for a model.
+    pub fn arguments_for(&self, model: &Path) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["--model".into(), model.into()];
+        arguments.extend(self.arguments.iter().cloned());
+        // Last, so that they win.
+        arguments.extend(["--hugepages", "--hugepage-store"].map(OsString::from));
+        arguments.push(self.store.clone());
+        arguments
+    }
+
+    /// Loads one. `progress` gets how much is done, and of how much.
+    ///
+    /// The server ends with this process, however that ends. What was not completed is given back.
+    ///
+    /// # Errors
+    /// [`StoreError::LoadShort`], [`StoreError::Load`], [`StoreError::Start`], and [`StoreError::Cancelled`] once `stop` is set.
+    pub fn load(
+        &self,
+        model: &Path,
+        stop: &AtomicBool,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
+        let mut server = Server(self.spawn(model)?);
+        let log = server.0.stderr.take().map(|stderr| {
+            thread::spawn(move || {
+                let mut log = Vec::new();
+                let mut stderr = BufReader::new(stderr);
+                let _ = stderr.by_ref().take(LOG_BYTES).read_to_end(&mut log);
+                // Whoever fills a pipe that nobody reads stands still.
+                let _ = io::copy(&mut stderr, &mut io::sink());
+                String::from_utf8_lossy(&log).into_owned()
+            })
+        });
+        let (sender, lines) = mpsc::channel();
+        let stdout = server.0.stdout.take();
+        thread::spawn(move || {
+            let lines = stdout.into_iter().flat_map(|it| BufReader::new(it).lines());
+            for line in lines.map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str::<Line>(&line)
+                    && sender.send(line).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        loop {
+            match lines.recv_timeout(TICK) {
+                Ok(line) => progress(line.done, line.total),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if stop.load(Ordering::Relaxed) {
+                server.end();
+                return Err(StoreError::Cancelled);
+            }
+        }
+        let status = server.wait(stop).map_err(|source| StoreError::Start {
+            program: self.server.clone(),
+            source,
+        })?;
+        let log = log.and_then(|log| log.join().ok()).unwrap_or_default();
+        if stop.load(Ordering::Relaxed) && !status.success() {
+            return Err(StoreError::Cancelled);
+        }
+        if status.success() {
+            return Ok(());
+        }
+        let said = match cause_and_hint(&log) {
+            Some((message, hint)) => Reason { message, hint },
+            None => Reason {
+                message: format!("it ended with {status} and gave no reason"),
+                hint: None,
+            },
+        };
+        Err(if status.code() == Some(SHORT) {
+            StoreError::LoadShort { said }
+        } else {
+            StoreError::Load { said }
+        })
+    }
+
+    fn spawn(&self, model: &Path) -> Result<Child, StoreError> {
+        let mut command = Command::new(&self.server);
+        command
+            .args(self.arguments_for(model))
+            // A server that serves may have the port.
+            .args(["--hugepage-load", "--host", "127.0.0.1", "--port", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A Ctrl-C at the terminal is ours to pass on, once.
+            .process_group(0);
+        let parent = getpid();
+        // SAFETY: between fork and exec this makes two system calls, and allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // It may have died before the call.
+                if getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::Interrupted.into())
+                }
+            });
+        }
+        command.spawn().map_err(|source| StoreError::Start {
+            program: self.server.clone(),
+            source,
+        })
+    }
+}
+
+/// One that does not outlive the value.
+struct Server(Child);
+
+impl Server {
+    /// Asks it to end, and sees to it.
+    fn end(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(TICK / 10);
+        }
+    }
+
+    /// It has closed its output, so there is little left to do.
+    fn wait(&mut self, stop: &AtomicBool) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            if stop.load(Ordering::Relaxed) {
+                self.end();
+                let _ = self.0.kill();
+                return self.0.wait();
+            }
+            thread::sleep(TICK / 10);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

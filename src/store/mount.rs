@@ -1,0 +1,330 @@
+//! Mounting hugetlbfs for a store, and unmounting it.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::{Store, StoreError};
+use crate::kernel_files;
+use crate::pool::{HugePageSize, Root};
+use crate::status::mounts::unescape;
+
+/// Where `auto` looks first.
+const DEFAULT: &str = "/run/llama-hugepages/store";
+
+/// What a hugetlbfs mount is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Of its pages.
+    pub page_size: HugePageSize,
+    /// Bytes that its files may take, whole pages. `None` is as much as the pool has.
+    pub limit: Option<u64>,
+    /// Bytes that are taken from the pool at once, for its files alone.
+    pub min: Option<u64>,
+    /// Of its directory.
+    pub mode: u32,
+    /// Whose its directory is.
+    pub uid: u32,
+    /// The group of its directory.
+    pub gid: u32,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// It is mounted now.
+    New,
+    /// It was mounted like that already.
+    Already,
+}
+
+impl Options {
+    /// No limit, and a directory that only root writes to.
+    pub fn new(page_size: HugePageSize) -> Self {
+        Self {
+            page_size,
+            limit: None,
+            min: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    /// As the kernel prints them: what is not there has its default.
+    fn parse(text: &str) -> Option<Self> {
+        let value = |name: &str| {
+            text.split(',')
+                .find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+        };
+        let mut options = Self::new(value("pagesize")?.parse().ok()?);
+        options.limit = value("size").and_then(|size| size.parse().ok());
+        options.min = value("min_size").and_then(|size| size.parse().ok());
+        options.mode =
+            value("mode").map_or(Some(0o755), |mode| u32::from_str_radix(mode, 8).ok())?;
+        options.uid = value("uid").map_or(Some(0), |uid| uid.parse().ok())?;
+        options.gid = value("gid").map_or(Some(0), |gid| gid.parse().ok())?;
+        Some(options)
+    }
+
+    /// With sizes of whole pages, as the kernel has them.
+    #[must_use]
+    pub fn rounded(self) -> Self {
+        let whole = |bytes: u64| {
+            self.page_size
+                .pages_for(bytes)
+                .saturating_mul(self.page_size.bytes())
+        };
+        Self {
+            limit: self.limit.map(whole),
+            min: self.min.map(whole),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pagesize={}", self.page_size.short_name())?;
+        if let Some(limit) = self.limit {
+            write!(f, ",size={limit}")?;
+        }
+        if let Some(min) = self.min {
+            write!(f, ",min_size={min}")?;
+        }
+        write!(
+            f,
+            ",mode={:04o},uid={},gid={}",
+            self.mode, self.uid, self.gid
+        )
+    }
+}
+
+/// Where a store of that page size is mounted when no other place is named.
+///
+/// ```
+/// use std::path::Path;
+/// use llama_hugepages::store::mount;
+///
+/// assert_eq!(mount::default_path("2M".parse()?), Path::new("/run/llama-hugepages/store/2M"));
+/// # Ok::<(), llama_hugepages::pool::ParseHugePageSizeError>(())
+/// ```
+pub fn default_path(size: HugePageSize) -> PathBuf {
+    Path::new(DEFAULT).join(size.short_name())
+}
+
+/// Makes the directory and mounts it. The mount outlives the process.
+///
+/// # Errors
+/// [`StoreError::MountedOtherwise`], [`StoreError::OtherMount`], [`StoreError::MountPoint`], [`StoreError::Mount`], [`StoreError::Io`]
+pub fn make(path: &Path, options: &Options) -> Result<Made, StoreError> {
+    let options = options.rounded();
+    if let Some(there) = mounted(path) {
+        return match there {
+            There::Hugetlbfs(theirs) if theirs == options => Ok(Made::Already),
+            There::Hugetlbfs(theirs) => Err(StoreError::MountedOtherwise {
+                path: path.to_owned(),
+                theirs: theirs.to_string(),
+                ours: options.to_string(),
+            }),
+            There::Other(what) => Err(StoreError::OtherMount {
+                path: path.to_owned(),
+                what,
+            }),
+        };
+    }
+    let made = make_dirs(path)?;
+    let result = mount_at(path, &options);
+    if result.is_err() {
+        for dir in made.iter().rev() {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+    result.map(|()| Made::New)
+}
+
+fn mount_at(path: &Path, options: &Options) -> Result<(), StoreError> {
+    let refuse = |why| StoreError::MountPoint {
+        path: path.to_owned(),
+        why,
+    };
+    // Not what a link leads to: whoever may place the link would choose it.
+    let data = fs::symlink_metadata(path).map_err(|e| StoreError::io("look at", path, e))?;
+    if !data.is_dir() {
+        return Err(refuse("is no folder"));
+    }
+    let mut entries = fs::read_dir(path).map_err(|e| StoreError::io("read", path, e))?;
+    if entries.next().is_some() {
+        return Err(refuse("holds files, which a mount would hide"));
+    }
+    let failed = |source: io::Error| StoreError::Mount {
+        path: path.to_owned(),
+        size: options.page_size,
+        source,
+    };
+    let data = CString::new(options.to_string()).map_err(|error| failed(error.into()))?;
+    // Nothing on it is ever a program or a device.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("llama-hugepages", path, "hugetlbfs", flags, data.as_c_str())
+        .map_err(|errno| failed(errno.into()))
+}
+
+/// Makes what is missing, and says what that was, the outermost first.
+fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && fs::symlink_metadata(dir).is_err())
+        .collect();
+    missing.reverse();
+    let mut made = Vec::new();
+    for dir in missing {
+        let result = DirBuilder::new()
+            .mode(0o755)
+            .create(dir)
+            // Whatever the umask is: others have to come to the store.
+            .and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755)));
+        if let Err(error) = result {
+            for dir in made.iter().rev() {
+                let _ = fs::remove_dir(dir);
+            }
+            return Err(StoreError::io("make", dir, error));
+        }
+        made.push(dir.to_owned());
+    }
+    Ok(made)
+}
+
+/// Unmounts a store and removes its directory. While it holds models that is refused, or with `force` they are dropped first;
+/// whoever uses one keeps its memory until it ends. What is not of this tool is never dropped.
+///
+/// # Errors
+/// [`StoreError::NotMounted`], [`StoreError::OtherMount`], [`StoreError::Holds`], [`StoreError::Io`] and what [`Store::drop`] gives.
+pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
+    match mounted(path) {
+        Some(There::Hugetlbfs(_)) => {}
+        Some(There::Other(what)) => {
+            return Err(StoreError::OtherMount {
+                path: path.to_owned(),
+                what,
+            });
+        }
+        None => {
+            return Err(StoreError::NotMounted {
+                path: path.to_owned(),
+            });
+        }
+    }
+    let store = Store::open(path)?;
+    let (ours, others) = store.sorted()?;
+    if !others.is_empty() || (!ours.is_empty() && !force) {
+        let ours_only = others.is_empty();
+        return Err(StoreError::Holds {
+            path: path.to_owned(),
+            names: if ours_only { ours } else { others },
+            ours: ours_only,
+        });
+    }
+    for name in &ours {
+        store.drop_any(name)?;
+    }
+    drop(store);
+    let unmounted = unmount(path, UnmountFlags::empty());
+    // Somebody still has a file of it: the mount goes with the last of them, and nobody can come to it any more.
+    if force && unmounted == Err(rustix::io::Errno::BUSY) {
+        unmount(path, UnmountFlags::DETACH)
+    } else {
+        unmounted
+    }
+    .map_err(|source| StoreError::io("unmount", path, source))?;
+    fs::remove_dir(path).map_err(|source| StoreError::io("remove", path, source))?;
+    if path.parent() == Some(Path::new(DEFAULT)) {
+        // The other size may be there.
+        let _ = fs::remove_dir(DEFAULT);
+    }
+    Ok(())
+}
+
+enum There {
+    Hugetlbfs(Options),
+    Other(String),
+}
+
+/// What is mounted just there, the last of them if there are several.
+fn mounted(path: &Path) -> Option<There> {
+    let path = fs::canonicalize(path).ok()?;
+    let table = kernel_files::text(&Root::system(), "/proc/self/mountinfo")?;
+    table
+        .lines()
+        .filter_map(|line| parse(line, &path))
+        .next_back()
+}
+
+/// id parent dev root mount-point options … - type source super-options
+fn parse(line: &str, path: &Path) -> Option<There> {
+    let (ours, theirs) = line.split_once(" - ")?;
+    if Path::new(&unescape(ours.split(' ').nth(4)?)) != path {
+        return None;
+    }
+    let mut theirs = theirs.split(' ');
+    let kind = theirs.next()?;
+    let options = theirs.nth(1).and_then(Options::parse);
+    Some(match options {
+        Some(options) if kind == "hugetlbfs" => There::Hugetlbfs(options),
+        _ => There::Other(kind.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_those_that_the_kernel_prints() {
+        let size = "1G".parse().unwrap();
+        let all = "rw,pagesize=1024M,size=2147483648,min_size=1073741824,mode=700,uid=7,gid=8";
+        let options = Options::parse(all).unwrap();
+        assert_eq!(
+            options,
+            Options {
+                page_size: size,
+                limit: Some(2 << 30),
+                min: Some(1 << 30),
+                mode: 0o700,
+                uid: 7,
+                gid: 8
+            }
+        );
+        assert_eq!(
+            options.to_string(),
+            "pagesize=1G,size=2147483648,min_size=1073741824,mode=0700,uid=7,gid=8"
+        );
+        assert_eq!(
+            Options::parse("rw,pagesize=1024M"),
+            Some(Options::new(size))
+        );
+        assert_eq!(Options::parse("rw,size=1024"), None);
+    }
+
+    #[test]
+    fn a_limit_is_whole_pages() {
+        let options = Options {
+            limit: Some(3_000_000),
+            ..Options::new("2M".parse().unwrap())
+        };
+        assert_eq!(options.rounded().limit, Some(4 << 20));
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_place() {
+        let line =
+            "40 29 0:35 / /a\\040b rw,nosuid shared:1 - hugetlbfs none rw,seclabel,pagesize=2M";
+        let there = parse(line, Path::new("/a b"));
+        assert!(matches!(there, Some(There::Hugetlbfs(o)) if o.page_size.bytes() == 2 << 20));
+        assert!(parse(line, Path::new("/a")).is_none());
+    }
+}

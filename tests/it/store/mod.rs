@@ -1,0 +1,359 @@
+//! `hugepages store` against this machine's pool, its kernel and real servers. What a server makes of a store is in `resident.rs`.
+
+mod copy;
+mod hostile;
+mod mount;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::pool::{Counts, PAGE};
+use crate::support::server::Launch;
+use crate::support::store::Store;
+use crate::support::{is_root, models, or_skip, programs, skip, wait_for};
+
+/// Enough for the small demo model as images, whatever its manifests take.
+const PAGES: u64 = 80;
+
+/// `hugepages store ARGS`
+fn tool<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(programs::hugepages());
+    command.arg("store").args(args).stdin(Stdio::null());
+    command.env_remove("LLAMA_ARG_HUGEPAGE_STORE");
+    command
+}
+
+/// The same of one store.
+fn on<A: AsRef<OsStr>>(store: &Store, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = tool(args);
+    command.env("LLAMA_ARG_HUGEPAGE_STORE", store.path());
+    command
+}
+
+#[track_caller]
+fn run(mut command: Command, code: i32) -> (String, String) {
+    let output = command.output().expect("the tool can be started");
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {output:?}");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (text(output.stdout), text(output.stderr))
+}
+
+#[track_caller]
+fn json(store: &Store, args: &[&str], code: i32) -> Value {
+    let mut command = on(store, args);
+    command.args(["--format", "json"]);
+    let (text, _) = run(command, code);
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!(value["schema"], 1);
+    value
+}
+
+/// The images of a listing, of all models.
+fn images(list: &Value) -> Vec<Value> {
+    let models = list["models"].as_array().expect("a list").iter();
+    models
+        .flat_map(|model| model["images"].as_array().expect("a list").clone())
+        .collect()
+}
+
+fn small() -> PathBuf {
+    models::demo("100M", "Q8_0")
+}
+
+fn load(store: &Store, model: &Path) -> Command {
+    let mut command = on(store, ["load"]);
+    command.arg(model).args(["--", "--no-repack"]);
+    command
+}
+
+#[test]
+fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
+    let store = or_skip!(Store::with(PAGES));
+    let model = small();
+    let (said, _) = run(load(&store, &model), 0);
+    assert!(said.contains("MiB are in "), "{said}");
+    store.assert_only_files_hold_pages();
+    let held = store.pages();
+    assert!(held > 40, "{held} pages");
+
+    let list = json(&store, &["list"], 0);
+    assert_eq!(list["store"], store.arg());
+    assert_eq!(
+        (&list["page_bytes"], &list["others"]),
+        (&PAGE.into(), &0.into())
+    );
+    let image = &images(&list)[0];
+    assert_eq!(
+        image["source"],
+        model
+            .canonicalize()
+            .expect("it is there")
+            .to_str()
+            .expect("a plain path")
+    );
+    assert_eq!(
+        (&image["problem"], &image["is_stale"]),
+        (&Value::Null, &false.into())
+    );
+    assert_eq!(
+        (&image["kind"], &image["bytes"]),
+        (&"weights".into(), &(held * PAGE).into())
+    );
+    assert_eq!(image["attached"], serde_json::json!([]));
+    let (table, _) = run(on(&store, ["list"]), 0);
+    assert!(
+        table.contains("live") && table.contains("weights"),
+        "{table}"
+    );
+
+    let status = Command::new(programs::hugepages())
+        .args(["status", "--no-ask"])
+        .output();
+    let status = String::from_utf8(status.expect("it can be started").stdout).expect("text");
+    assert!(
+        status.contains("of /") && status.contains("demo.gguf"),
+        "{status}"
+    );
+
+    let verified = json(&store, &["verify"], 0);
+    assert_eq!(verified["images"][0]["result"], "equal");
+    // Again: there is nothing to do, and no page is taken.
+    run(load(&store, &model), 0);
+    assert_eq!(store.pages(), held);
+
+    let dropped = json(&store, &["drop", model.to_str().expect("a plain path")], 0);
+    assert_eq!(dropped["bytes"], held * PAGE);
+    assert_eq!(store.names(), [""; 0]);
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_load_that_does_not_fit_is_3_with_a_hint_and_leaves_nothing() {
+    let store = or_skip!(Store::with(20));
+    let (_, said) = run(load(&store, &small()), 3);
+    assert!(
+        said.contains("too few huge pages: ") && said.contains("hint: "),
+        "{said}"
+    );
+    assert_eq!(store.pages(), 0);
+    store.pool.assert_all_back();
+    let (_, said) = run(load(&store, Path::new("/no/such/model.gguf")), 1);
+    assert!(said.contains("/no/such/model.gguf"), "{said}");
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn load_adds_the_pages_that_are_missing_and_gives_them_back_when_it_fails() {
+    let store = or_skip!(Store::with(3));
+    let state = tempfile::tempdir().expect("a temporary folder can be made");
+    let with_pool = |model: &Path| {
+        let mut command = load(&store, model);
+        // In front of the server's arguments.
+        let args: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
+        command = on(&store, ["load", "--pool"]);
+        command.args(&args[2..]);
+        command.env("LLAMA_HUGEPAGES_STATE", state.path());
+        command
+    };
+    let before = Counts::read();
+    run(with_pool(Path::new("/no/such/model.gguf")), 1);
+    assert_eq!(Counts::read(), before);
+    let (_, said) = run(with_pool(&small()), 0);
+    assert!(said.contains("added "), "{said}");
+    assert!(Counts::read().total > before.total);
+    run(on(&store, ["drop", "--all"]), 0);
+    let restored = Command::new(programs::hugepages())
+        .args(["pool", "restore"])
+        .env("LLAMA_HUGEPAGES_STATE", state.path())
+        .output()
+        .expect("the tool can be started");
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(Counts::read(), before);
+}
+
+/// Processes of a program whose arguments name a store.
+fn servers_of(store: &Store) -> usize {
+    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    entries
+        .filter(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("llama-server") && line.contains(store.arg())
+        })
+        .count()
+}
+
+#[test]
+fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
+    let store = or_skip!(Store::with(PAGES));
+    let model = small();
+    for (signal, code) in [("INT", Some(130)), ("TERM", Some(130)), ("KILL", None)] {
+        for delay in [0, 30, 120] {
+            let mut child = load(&store, &model)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("the tool can be started");
+            wait_for(Duration::from_secs(5), || servers_of(&store) > 0);
+            std::thread::sleep(Duration::from_millis(delay));
+            let pid = child.id().to_string();
+            let killed = Command::new("kill").args(["-s", signal, &pid]).status();
+            let killed = killed.expect("kill is there").success();
+            let status = child.wait().expect("it is ours");
+            // It may have been done by then.
+            assert!(
+                !killed || status.success() || status.code() == code,
+                "{signal}: {status}"
+            );
+            let gone = || servers_of(&store) == 0;
+            assert!(
+                wait_for(Duration::from_secs(10), gone),
+                "a server is left after SIG{signal}"
+            );
+            run(on(&store, ["gc", "--older-than", "0s"]), 0);
+            run(on(&store, ["gc"]), 0);
+            run(on(&store, ["drop", "--all"]), 0);
+            store.pool.assert_all_back();
+        }
+    }
+}
+
+/// The tool and a server where anybody can run them.
+fn copies_of_the_programs() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let anybody = || fs::Permissions::from_mode(0o755);
+    fs::set_permissions(dir.path(), anybody()).expect("it is ours");
+    for program in [programs::hugepages(), programs::server()] {
+        let copy = dir.path().join(program.file_name().expect("a file"));
+        fs::copy(program, &copy).expect("there is space");
+        fs::set_permissions(&copy, anybody()).expect("it is ours");
+    }
+    dir
+}
+
+#[test]
+fn a_user_without_rights_has_a_store_of_its_own() {
+    if !is_root() {
+        return skip("root is needed to be somebody else");
+    }
+    let store = or_skip!(Store::with_options(PAGES, "uid=65534,mode=0755"));
+    let dir = copies_of_the_programs();
+    let model = models::copy_to(dir.path(), &small());
+    let as_nobody = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(dir.path().join("hugepages"))
+            .arg("store")
+            .args(args)
+            .env("LLAMA_ARG_HUGEPAGE_STORE", store.path())
+            .stdin(Stdio::null());
+        command
+    };
+    run(
+        as_nobody(&["load", model.to_str().expect("a plain path")]),
+        0,
+    );
+    let (list, _) = run(as_nobody(&["list", "--format", "json"]), 0);
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let image = &images(&list)[0];
+    assert_eq!(
+        (&image["problem"], &image["uid"]),
+        (&Value::Null, &65534.into())
+    );
+    assert!(
+        list["unread"].as_u64() > Some(0),
+        "the maps of others: {list}"
+    );
+    run(as_nobody(&["verify"]), 0);
+    // Root sees whose it is, and leaves the judgement to that one.
+    let (table, _) = run(on(&store, ["list"]), 0);
+    assert!(table.contains("live, of user 65534"), "{table}");
+    run(as_nobody(&["gc"]), 0);
+    assert_eq!(store.images().len(), 1);
+    run(as_nobody(&["drop", "demo"]), 0);
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_store_that_is_none_is_1_and_says_how_to_get_one() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    for args in [&["list"][..], &["verify"], &["gc"], &["drop", "--all"]] {
+        let mut command = tool(args);
+        command.arg("--store").arg(dir.path());
+        let (out, said) = run(command, 1);
+        assert!(
+            out.is_empty() && said.contains("hugetlbfs") && said.contains("hint: "),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_model_in_use_is_dropped_by_force_alone_and_goes_on() {
+    let store = or_skip!(Store::with(PAGES * 2));
+    let launch = Launch::ours()
+        .model(&small())
+        .hugepages("require")
+        .args(["--hugepage-store", store.arg()]);
+    let server = launch.start();
+    let list = json(&store, &["list"], 0);
+    let image = &images(&list)[0];
+    assert_eq!(
+        (&image["is_attached"], &image["attached"][0]["name"]),
+        (&true.into(), &"llama-server".into())
+    );
+    let before = store.names();
+    let (_, said) = run(on(&store, ["drop", "--all"]), 1);
+    assert!(
+        said.contains("by llama-server (pid ") && said.contains("hint: --force"),
+        "{said}"
+    );
+    let kept = json(&store, &["gc", "--older-than", "0s"], 0);
+    assert_eq!(kept["dropped"], serde_json::json!([]));
+    assert_eq!(store.names(), before);
+    run(on(&store, ["drop", "--all", "--force"]), 0);
+    assert_eq!(store.names(), [""; 0]);
+    server.assert_answers();
+    drop(server);
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_model_that_has_changed_is_stale_and_collected() {
+    let store = or_skip!(Store::with(PAGES));
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let model = models::copy_to(dir.path(), &small());
+    run(load(&store, &model), 0);
+    assert_eq!(json(&store, &["gc"], 0)["dropped"], serde_json::json!([]));
+    fs::remove_file(&model).expect("it is ours");
+    assert_eq!(images(&json(&store, &["list"], 0))[0]["is_stale"], true);
+    let would = json(&store, &["gc", "--dry-run"], 0);
+    assert_eq!((&would["dry_run"], store.images().len()), (&true.into(), 1));
+    let (said, _) = run(on(&store, ["gc", "--stale"]), 0);
+    assert!(said.contains("its model is gone or has changed"), "{said}");
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_need_is_met_with_what_was_not_used_for_longest_or_is_3() {
+    let store = or_skip!(Store::with(PAGES));
+    run(load(&store, &small()), 0);
+    let free = PAGES - store.pages();
+    let nothing = json(&store, &["gc", "--need", &free.to_string()], 0);
+    assert_eq!(nothing["dropped"], serde_json::json!([]));
+    let (_, said) = run(on(&store, ["gc", "--need", "100T"]), 3);
+    assert!(
+        said.contains("hint: ") && store.images().len() == 1,
+        "{said}"
+    );
+    let some = json(&store, &["gc", "--need", &(free + 1).to_string()], 0);
+    assert_eq!(some["dropped"].as_array().map(Vec::len), Some(1));
+    store.pool.assert_all_back();
+}
