@@ -34,6 +34,7 @@ mod kernel_files;
 mod logging;
 mod model;
 mod params;
+mod picture;
 pub mod plan;
 pub mod pool;
 mod report;
