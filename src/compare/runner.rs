@@ -1,12 +1,15 @@
 //! The order of the runs.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::server::{Host, Server};
-use super::{Cache, Cancelled, CompareError, DirectRead, ModelFile, Ratio, Sample, Side, speech};
+use super::{
+    Cache, Cancelled, CompareError, DirectRead, MEASURES, ModelFile, Ratio, Sample, Side, speech,
+};
 use crate::stats::Summary;
 
 /// Two sides, and what the page cache holds when they start.
@@ -35,6 +38,8 @@ pub struct CaseResult {
     pub case: Case,
     /// Tokens that both sides had in common, bit for bit, before anything was timed.
     pub equal_tokens: usize,
+    /// B over A of each measure that is above zero in all runs, by its id.
+    pub ratios: BTreeMap<&'static str, Ratio>,
     /// One of A and one of B each, whichever came first.
     pub pairs: Vec<(Sample, Sample)>,
     /// What the disk gave at that time.
@@ -96,6 +101,7 @@ impl<'a> Runner<'a> {
         let mut result = CaseResult {
             case: case.clone(),
             equal_tokens: self.equal(&case.a, &case.b)?,
+            ratios: BTreeMap::new(),
             pairs: Vec::new(),
             direct_reads: Vec::new(),
         };
@@ -124,6 +130,10 @@ impl<'a> Runner<'a> {
                     .extend(DirectRead::measure(&files_b.paths()[0]));
             }
         }
+        result.ratios = MEASURES
+            .iter()
+            .filter_map(|measure| Some((measure.id, result.ratio(measure.of)?)))
+            .collect();
         Ok(result)
     }
 

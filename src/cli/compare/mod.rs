@@ -45,10 +45,6 @@ const ALL: &str = "all";
 /// cannot be run here, without root or without memory, is left out with the reason.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = cases_help())]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a switch of the command line"
-)]
 pub struct Args {
     /// The model; the first file of a split one
     #[arg(short, long, required_unless_present = "demo")]
