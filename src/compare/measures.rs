@@ -96,3 +96,17 @@ impl Measure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guide_names_the_source_of_each() {
+        let guide = include_str!("../../docs/comparing.md");
+        for measure in &MEASURES {
+            let row = format!("| {} | {} |", measure.title().trim_start(), measure.source);
+            assert!(guide.contains(&row), "docs/comparing.md lacks `{row}`");
+        }
+    }
+}
