@@ -175,7 +175,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
             number(sample, "/minor_faults") > 1000.0 && number(sample, "/user_seconds") > 0.0,
             "{sample}"
         );
-        assert_eq!(number(sample, "/footprint/hugetlb"), 0.0, "{sample}");
+        assert!(number(sample, "/footprint/hugetlb") < 1.0, "{sample}");
     }
     let bounds = report["bounds"].as_array().expect("a list");
     assert!(bounds.len() >= 7, "{bounds:?}");
