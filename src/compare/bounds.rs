@@ -126,3 +126,80 @@ fn title(result: &CaseResult, measure: &Measure) -> String {
     let case = &result.case;
     format!("{}, {}: {}", case.model, case.name, measure.title())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::{Cache, Case, Footprint, Side};
+
+    fn case(
+        name: &str,
+        cache: Cache,
+        planned_bytes: u64,
+        pairs: Vec<(Sample, Sample)>,
+    ) -> CaseResult {
+        let side = Side {
+            name: "stock".into(),
+            program: "server".into(),
+            model: "m.gguf".into(),
+            args: vec!["require".into()],
+        };
+        CaseResult {
+            case: Case {
+                name: name.into(),
+                model: "m".into(),
+                cache,
+                a: side.clone(),
+                b: side,
+                direct_read: false,
+                planned_bytes,
+            },
+            equal_tokens: 12,
+            ratios: std::collections::BTreeMap::new(),
+            pairs,
+            direct_reads: Vec::new(),
+        }
+    }
+
+    fn sample(minor_faults: u64, own: u64, residue_bytes: u64) -> Sample {
+        Sample {
+            minor_faults,
+            peak_own_bytes: own << 20,
+            residue_bytes: residue_bytes << 20,
+            ..Sample::default()
+        }
+    }
+
+    fn broken(bounds: &[Bound]) -> Vec<&str> {
+        let broken = bounds.iter().filter(|bound| !bound.holds());
+        broken.map(|bound| bound.what.as_str()).collect()
+    }
+
+    #[test]
+    fn one_more_fault_in_ten_is_an_overhead_and_chance_is_not() {
+        let of = |faults| {
+            let pair = (sample(20_000, 70, 300), sample(faults, 70, 300));
+            without_overhead(&case("off", Cache::Warm, 0, vec![pair.clone(), pair]))
+        };
+        assert_eq!(broken(&of(20_300)), Vec::<&str>::new());
+        assert_eq!(broken(&of(22_000)), ["m, off: minor faults"]);
+    }
+
+    #[test]
+    fn a_page_that_is_not_planned_and_a_file_that_stays_cached_are_out_of_bounds() {
+        let of = |hugetlb: u64, residue| {
+            let ours = Sample {
+                footprint: Footprint {
+                    hugetlb: hugetlb << 20,
+                    ..Footprint::default()
+                },
+                ..sample(2000, 430, residue)
+            };
+            let pairs = vec![(sample(20_000, 70, 300), ours)];
+            on_pages(&case("cold", Cache::Cold, 408 << 20, pairs), 300.0)
+        };
+        assert_eq!(broken(&of(408, 1)), Vec::<&str>::new());
+        assert_eq!(broken(&of(410, 1)), ["m, cold: HugetlbPages, MiB"]);
+        assert_eq!(broken(&of(408, 9)), ["m, cold: in the page cache, MiB"]);
+    }
+}

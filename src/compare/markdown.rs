@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 use super::{CaseResult, MEASURES, Machine, Measure, Pressure, Ratio, Report};
 use crate::size::ByteSize;
 use crate::stats::Summary;
+use crate::status::HvoState;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -12,6 +13,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub fn markdown(report: &Report) -> String {
     let mut text = String::from("# llama-server with and without huge pages\n");
     machine(&mut text, &report.machine);
+    hvo(&mut text, report);
     programs(&mut text, report);
     for result in &report.cases {
         case(&mut text, result);
@@ -50,6 +52,29 @@ fn head<const N: usize>(text: &mut String, cells: [&str; N]) {
 
 fn machine(text: &mut String, machine: &Machine) {
     line(text, format!("\n{machine}."));
+}
+
+/// What the kernel gets back of its own tables.
+fn hvo(text: &mut String, report: &Report) {
+    let Some(hvo) = &report.hvo else {
+        return;
+    };
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB);
+    let measured = hvo.given_back_bytes.map_or_else(String::new, |bytes| {
+        format!(", {} are given back now, of all pools", mib(bytes))
+    });
+    let possible = mib(hvo.possible_bytes);
+    let state = match hvo.state {
+        HvoState::On => "on",
+        HvoState::Off => "off",
+        HvoState::Unsupported => "not in this kernel",
+    };
+    line(
+        text,
+        format!(
+            "\nHVO is {state}: with it, the pool of the largest case gives back {possible} of `struct page`{measured}."
+        ),
+    );
 }
 
 fn programs(text: &mut String, report: &Report) {
@@ -129,7 +154,9 @@ fn spread(measure: &Measure, spread: Summary) -> String {
 pub fn said(ratio: Ratio) -> String {
     let Ratio { mean, low, high, n } = ratio;
     if ratio.is_different() {
-        format!("{mean:.3} ({low:.3} to {high:.3}, n={n})")
+        // What is nearly nothing is not nothing.
+        let digits = if mean < 0.01 { 5 } else { 3 };
+        format!("{mean:.digits$} ({low:.digits$} to {high:.digits$}, n={n})")
     } else if high < 10.0 * low {
         format!("{mean:.3} ({low:.3} to {high:.3}, n={n}, no difference measured)")
     } else {

@@ -73,9 +73,9 @@ fn panel(report: &Report, measure: &Measure) -> Panel {
         let case = &result.case;
         let against = result.ratio(measure.of).map_or(String::new(), |ratio| {
             if ratio.is_different() {
-                format!("  {}x", figure(ratio.mean))
+                format!(", {}x", figure(ratio.mean))
             } else {
-                "  no difference".to_owned()
+                ", no difference".to_owned()
             }
         });
         let name = |side: &str| plain(&format!("{}, {}: {side}", case.model, case.name));

@@ -16,6 +16,7 @@ use crate::support::{is_root, models, or_skip, programs};
 /// The tool, with a folder of its own for what it writes down of the pool: the test has the machine's.
 struct Tool {
     command: Command,
+    server_args: &'static [&'static str],
     dir: TempDir,
 }
 
@@ -28,7 +29,11 @@ impl Tool {
             .args(["--cases", cases, "--baseline"])
             .arg(baseline)
             .env("LLAMA_HUGEPAGES_STATE", dir.path().join("state"));
-        Self { command, dir }
+        Self {
+            command,
+            server_args: &[],
+            dir,
+        }
     }
 
     fn with(mut self, args: &[&str]) -> Self {
@@ -46,6 +51,7 @@ impl Tool {
             self.command.args(["--pairs", "2"]);
         }
         self.command.args(["--", "--threads", "2"]);
+        self.command.args(self.server_args);
         let output = self.command.output().expect("the tool can be started");
         Ended {
             output,
@@ -257,6 +263,28 @@ fn a_baseline_that_is_slower_is_found_to_be() {
     let ratio = &case(&report, "off")["ratios"]["to_token"];
     assert!(number(ratio, "/high") < 1.0, "{ratio}");
     assert!(number(ratio, "/n") >= 4.0, "{ratio}");
+}
+
+#[test]
+fn with_a_gate_more_memory_than_stock_is_a_failure_and_without_it_a_line() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let server = programs::server();
+    // A small context is said last, and wins.
+    let small = format!("exec '{}' \"$@\" --ctx-size 512", server.display());
+    let baseline = script(dir.path(), &small);
+    for (gate, code) in [(&["--gate"][..], 1), (&[], 0)] {
+        let mut tool = Tool::new(&baseline, "off").with(gate);
+        tool.server_args = &["--ctx-size", "65536"];
+        let ended = tool.model(&model).with(&["--speed-tokens", "0"]).output();
+        ended.assert_code(code);
+        let report = ended.report();
+        let bounds = report["bounds"].as_array().expect("a list").iter();
+        let is_broken = |bound: &&Value| number(bound, "/value") > number(bound, "/limit");
+        let broken: Vec<_> = bounds.filter(is_broken).collect();
+        let what = |bound: &&Value| bound["what"].to_string().contains("peak of own memory");
+        assert!(broken.iter().any(what), "{broken:?}");
+    }
 }
 
 #[test]
