@@ -89,7 +89,7 @@ unit: ## unit and integration tests alone
 compare: stock tools build ## compare with stock llama.cpp, on two models of 300 MB
 	$(call step,comparison with stock)
 	target/release/hugepages compare --demo 300M,Q8_0 --demo 300M,Q4_K --pairs 3 --speed-tokens 8 \
-	    --cases cold,warm,off,half,perplexity,servers,pressure --patience 120 --gate --out target/compare
+	    --cases cold,warm,off,half,store,perplexity,servers,pressure --patience 120 --gate --out target/compare
 
 .PHONY: compare-full
 compare-full: stock tools build ## all cases on models of 7 GB and 3.5 GB, for hours

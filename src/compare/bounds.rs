@@ -74,6 +74,7 @@ fn without_overhead(result: &CaseResult) -> Vec<Bound> {
 /// On huge pages, memory is what was planned, and the page cache stays as it was.
 fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
     let planned = result.case.planned_bytes as f64 / MIB;
+    let ordinary = result.case.planned_ordinary_bytes as f64 / MIB;
     let worst = |of: fn(&Sample) -> f64| {
         let values = result.pairs.iter().map(|(_, b)| of(b));
         values.fold(0.0, f64::max)
@@ -89,8 +90,10 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
     };
     add(
         "peak_own",
-        planned * 1.02 + 256.0,
-        format!("{planned:.0} MiB of pages are planned; 2 % and 256 MiB are for all else"),
+        (planned + ordinary) * 1.02 + 256.0,
+        format!(
+            "{planned:.0} MiB of pages and {ordinary:.0} MiB besides are planned; 2 % and 256 MiB are for all else"
+        ),
     );
     add(
         "hugetlb",
@@ -153,6 +156,7 @@ mod tests {
                 b: side,
                 direct_read: false,
                 planned_bytes,
+                planned_ordinary_bytes: 0,
             },
             equal_tokens: 12,
             ratios: std::collections::BTreeMap::new(),

@@ -265,20 +265,24 @@ impl Row {
             b: programs.side(&self.b, model),
             direct_read: self.cache == Cold && self.b.pages == Pages::All && !self.uses_store(),
             planned_bytes: 0,
+            planned_ordinary_bytes: 0,
         }
     }
 
-    /// Pages of each size that have to be there, as the server plans them.
+    /// Pages of each size that have to be there, as the server plans them. The case has what they come to afterwards.
     ///
     /// # Errors
     /// [`PlanError`]
-    pub fn pages(&self, case: &Case) -> Result<BTreeMap<HugePageSize, u64>, PlanError> {
+    pub fn pages(&self, case: &mut Case) -> Result<BTreeMap<HugePageSize, u64>, PlanError> {
         let mut pages = BTreeMap::new();
-        for (recipe, side) in [(self.a, &case.a), (self.b, &case.b)] {
+        for (recipe, side) in [(self.a, case.a.clone()), (self.b, case.b.clone())] {
             if recipe.pages == Pages::None {
                 continue;
             }
-            for (size, mut count) in side.plan()?.pages() {
+            let plan = side.plan()?;
+            let ordinary = plan.needs.iter().filter(|need| need.page_size == 0);
+            case.planned_ordinary_bytes = ordinary.map(|need| need.bytes).sum();
+            for (size, mut count) in plan.pages() {
                 if recipe.pages == Pages::Half {
                     count /= 2;
                 }
@@ -286,6 +290,8 @@ impl Row {
                 *most = count.max(*most);
             }
         }
+        let bytes = pages.iter().map(|(size, count)| size.bytes() * count);
+        case.planned_bytes = bytes.sum();
         Ok(pages)
     }
 }

@@ -29,6 +29,8 @@ pub struct Case {
     pub direct_read: bool,
     /// Bytes of huge pages that B was planned to take; 0 where it takes none of a pool.
     pub planned_bytes: u64,
+    /// Bytes of what B was planned to have on ordinary memory: less than a page each.
+    pub planned_ordinary_bytes: u64,
 }
 
 /// All runs of a case, none left out but the first of each side.

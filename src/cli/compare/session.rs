@@ -75,7 +75,7 @@ impl Session<'_> {
                 return Ok(());
             }
         }
-        let Some(wanted) = self.planned(name, row.pages(&case))? else {
+        let Some(wanted) = self.planned(name, row.pages(&mut case))? else {
             return Ok(());
         };
         if !self.has_pages(name, &wanted)? {
@@ -87,10 +87,6 @@ impl Session<'_> {
             self.leave_out(name, reason, None);
             return Ok(());
         }
-        case.planned_bytes = wanted
-            .iter()
-            .map(|(size, pages)| size.bytes() * pages)
-            .sum();
         let ran = self.runner.run(&case, tell);
         if let Err(CompareError::Hung { name, .. }) = &ran {
             let sides = [&case.a, &case.b].into_iter();
@@ -221,8 +217,8 @@ impl Session<'_> {
             self.leave_out(name, reason, None);
             return Ok(());
         }
-        let case = row.case(&programs, &model.name, &model.path);
-        let Some(wanted) = self.planned(name, row.pages(&case))? else {
+        let mut case = row.case(&programs, &model.name, &model.path);
+        let Some(wanted) = self.planned(name, row.pages(&mut case))? else {
             return Ok(());
         };
         if !self.has_pages(name, &wanted)? {
