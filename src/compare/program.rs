@@ -1,14 +1,20 @@
 //! A program that is compared: what it can do, and which it is.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::CompareError;
+use super::server::spawn;
+
+/// What a program says of itself comes at once.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A `llama-server` and what it says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,12 +80,27 @@ fn sha256(path: &Path) -> io::Result<String> {
 }
 
 fn said(path: &Path, option: &str) -> io::Result<String> {
-    let output = Command::new(path)
+    let mut log = tempfile::tempfile()?;
+    let mut command = Command::new(path);
+    command
         .arg(option)
         .stdin(Stdio::null())
-        .output()?;
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    Ok(text(&output.stdout) + &text(&output.stderr))
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?);
+    let mut child = spawn(&mut command, None)?;
+    let asked = Instant::now();
+    while child.try_wait()?.is_none() {
+        if asked.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::other(format!("it does not answer `{option}`")));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut said = Vec::new();
+    log.rewind()?;
+    log.read_to_end(&mut said)?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 #[cfg(test)]
