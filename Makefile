@@ -61,7 +61,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit qemu-test ## everything CI runs
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit compare qemu-test ## everything CI runs
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
@@ -83,6 +83,19 @@ unit: ## unit and integration tests alone
 	    echo "skipped: $$(wc -l < $(SKIP_LOG)), each counted above as passed, because:"; \
 	    sed 's/^/  /' $(SKIP_LOG); \
 	else echo 'skipped: 0'; fi
+
+# Fails on what can be counted; times are printed, and decide nothing.
+.PHONY: compare
+compare: stock tools build ## compare with stock llama.cpp, on two models of 300 MB
+	$(call step,comparison with stock)
+	target/release/hugepages compare --demo 300M,Q8_0 --demo 300M,Q4_K --pairs 3 --speed-tokens 8 \
+	    --cases cold,warm,off,half,store,perplexity,servers,pressure --patience 120 --gate --out target/compare
+
+.PHONY: compare-full
+compare-full: stock tools build ## all cases on models of 7 GB and 3.5 GB, for hours
+	$(call step,the whole comparison with stock)
+	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
+	    --cases all --out target/compare-full
 
 # Elsewhere than in CI it is skipped, and says why, where QEMU or a kernel for its guest is missing.
 .PHONY: qemu-test

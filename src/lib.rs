@@ -35,6 +35,7 @@ mod logging;
 mod model;
 pub mod notify;
 mod params;
+mod picture;
 pub mod plan;
 pub mod pool;
 mod report;

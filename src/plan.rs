@@ -4,7 +4,7 @@
 //! where the first page would be taken. So the plan is what a load does, and not what somebody computed beside it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -94,10 +94,23 @@ impl Plan {
         server: &Path,
         args: impl IntoIterator<Item = A>,
     ) -> Result<Self, PlanError> {
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        // Last, so that they win: a server that serves may have the port.
+        let address = ["--host", "127.0.0.1", "--port", "0"].map(OsString::from);
+        Self::ask_program(server, args.chain(address))
+    }
+
+    /// Asks another of llama.cpp's programs that has the series, such as `llama-perplexity`.
+    ///
+    /// # Errors
+    /// As [`Plan::ask`].
+    pub fn ask_program<A: AsRef<OsStr>>(
+        server: &Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<Self, PlanError> {
         let output = Command::new(server)
             .args(args)
-            // Last, so that they win: a server that serves may have the port.
-            .args(["--hugepage-plan", "--host", "127.0.0.1", "--port", "0"])
+            .arg("--hugepage-plan")
             .stdin(Stdio::null())
             .output()
             .map_err(|source| PlanError::Start {

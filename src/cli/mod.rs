@@ -47,7 +47,7 @@ enum Command {
     Status(status::Args),
     /// Say how many huge pages a model needs, and what is missing
     Plan(plan::Args),
-    /// Compare with stock llama.cpp: process start to first token
+    /// Compare with stock llama.cpp: whole processes, in turn, on the same model
     Compare(compare::Args),
     /// Change the pools of huge pages, and undo it
     Pool(pool::Args),
@@ -117,7 +117,7 @@ pub fn run() -> Result<Exit> {
         Command::Doctor(args) => return doctor::run(&args),
         Command::Status(args) => return status::run(&args),
         Command::Plan(args) => return plan::run(&args),
-        Command::Compare(args) => compare::run(&args)?,
+        Command::Compare(args) => return compare::run(&args),
         Command::Pool(args) => return pool::run(&args),
         Command::Store(args) => return store::run(&args),
         Command::Tlb(args) => tlb::run(&args, &*signals::stop()?)?,
@@ -180,7 +180,7 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
     if let Some(cause) = error.downcast_ref::<CompareError>() {
         let exit = match cause {
             CompareError::Cancelled(_) => Exit::Interrupted,
-            CompareError::Unequal { .. } => Exit::Unequal,
+            cause if cause.is_unequal() => Exit::Unequal,
             _ => Exit::Failure,
         };
         return (cause.hint(), exit);

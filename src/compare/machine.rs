@@ -1,5 +1,6 @@
 //! What could explain a figure and is not in it.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::kernel_files;
 use crate::pool::Root;
+use crate::size::ByteSize;
 use crate::status::pools::nodes;
 
 /// The machine as it was when the comparison began. Empty where it does not say.
@@ -70,6 +72,33 @@ impl Machine {
                 .collect::<Vec<_>>()
                 .join(" "),
         }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn known(text: &str) -> &str {
+            if text.is_empty() { "unknown" } else { text }
+        }
+        write!(
+            f,
+            "kernel {}, {} ({} cores{}, {} NUMA nodes, {}), governor {}, THP {}, {} with read_ahead_kb {}, load {} at the start",
+            self.kernel,
+            known(&self.cpu),
+            self.cores,
+            if self.virtual_machine {
+                ", virtual"
+            } else {
+                ""
+            },
+            self.nodes,
+            ByteSize::new(self.memory),
+            known(&self.governor),
+            known(&self.thp),
+            known(&self.file_system),
+            known(&self.read_ahead_kb),
+            known(&self.load_average)
+        )
     }
 }
 

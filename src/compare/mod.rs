@@ -4,28 +4,73 @@
 //! count, and everything that could explain a difference is noted beside the times. No run knows of another's result.
 //!
 //! ```text
-//! Case ──Runner──▶ Sample, Sample, …  ──Ratio──▶ B / A with its interval ──▶ Report
+//! Row ──▶ Case ──Runner──▶ Sample, Sample, …  ──Ratio──▶ B / A with its interval ──▶ Report ──▶ JSON, Markdown, SVG
+//!                                └── Measure: what is read off a sample, and where it comes from
 //! ```
 //!
-//! Lives here: starting, measuring, statistics. Not here: printing, which `hugepages compare` does.
+//! ```text
+//! cases.rs     the cases, as a table          server.rs    one process, from its start to its end
+//! runner.rs    the order of the runs          watch.rs     its memory while it loads
+//! measures.rs  what is compared               footprint.rs its memory when it has loaded
+//! stats.rs     ratios and intervals           speech.rs    what both have to say
+//! bounds.rs    what can be counted            speed.rs     tokens a second
+//! pressure.rs  too little memory              many.rs      some servers, one model
+//! report.rs    all of it; markdown.rs and plot.rs for people
+//! ```
+//!
+//! Lives here: starting, measuring, statistics. Not here: the pool and the terminal, which `hugepages compare` sees to.
 
+mod bounds;
+mod cases;
+mod cgroup;
 mod disk;
+mod error;
+mod footprint;
+mod guardian;
 mod machine;
+mod many;
+mod markdown;
+mod measures;
 mod model_file;
+mod perplexity;
+mod plot;
+mod pressure;
+mod program;
+mod report;
 mod runner;
+mod sample;
 mod server;
+mod speech;
+mod speed;
 mod stats;
+mod store;
+mod watch;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use bounds::Bound;
+pub use cases::{CASES, Pages, Programs, Recipe, Row, Which};
 pub use disk::DirectRead;
+pub use error::{Cancelled, CompareError};
+pub use footprint::Footprint;
 pub use machine::Machine;
+pub use many::{Many, ManySide};
+pub use markdown::{rows, said};
+pub use measures::{MEASURES, Measure};
 pub use model_file::ModelFile;
-pub use runner::{Cancelled, Case, CaseResult, Runner};
-pub use server::{Load, Sample};
+pub use perplexity::{Perplexity, perplexity_arguments};
+pub use pressure::{Pressed, Pressure, PressureSide};
+pub use program::Program;
+pub use report::{Failed, LeftOut, Model, Pool, Report};
+pub use runner::{Case, CaseResult, Runner};
+pub use sample::{Load, Sample};
+pub use speech::Difference;
+pub use speed::{Parallel, Speed};
 pub use stats::Ratio;
+pub use store::Store;
+pub use watch::Moment;
 
 /// What the page cache holds of the model when a process starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +83,7 @@ pub enum Cache {
 }
 
 /// One of the two that are compared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Side {
     /// For people: `stock`, `hugepages`.
     pub name: String,
@@ -48,65 +93,4 @@ pub struct Side {
     pub model: PathBuf,
     /// Further arguments.
     pub args: Vec<String>,
-}
-
-/// Why a comparison cannot go on. Nothing is left running.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the messages are the documentation")]
-pub enum CompareError {
-    #[error("cannot run `{}`", program.display())]
-    Start {
-        program: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("`{name}` ended before it was ready ({status}): {said}")]
-    Ended {
-        name: String,
-        status: String,
-        said: String,
-        /// What the server says can be done.
-        hint: Option<String>,
-    },
-    #[error("`{name}` was not ready after {seconds} s")]
-    Hung { name: String, seconds: u64 },
-    #[error("`{name}` was ready and did not answer: {reason}")]
-    NoAnswer { name: String, reason: String },
-    #[error("cannot read `{}`", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{} bytes of `{}` stay in the page cache: another process maps it", bytes, path.display())]
-    StaysCached { path: PathBuf, bytes: u64 },
-    #[error("the page cache keeps {bytes} of {size} bytes of `{}`: there is no memory for a warm start", path.display())]
-    NotCached {
-        path: PathBuf,
-        bytes: u64,
-        size: u64,
-    },
-    #[error("`{a}` and `{b}` do not give the same tokens: `{said_a}` and `{said_b}`")]
-    Unequal {
-        a: String,
-        b: String,
-        said_a: String,
-        said_b: String,
-    },
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-}
-
-impl CompareError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Ended { hint, .. } => return hint.clone(),
-            Self::StaysCached { .. } => "end the servers that have this model loaded",
-            Self::NotCached { .. } => {
-                "a smaller model, or fewer huge pages in the pool while this runs"
-            }
-            _ => return None,
-        };
-        Some(hint.to_owned())
-    }
 }

@@ -1,122 +1,86 @@
-//! One `llama-server` from its start to the first token, and what the kernel counted meanwhile.
+//! One `llama-server` from its start to its end, and what the kernel counted meanwhile.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
+};
+use serde_json::Value;
 use ureq::Agent;
 
-use super::{Cancelled, CompareError, Side};
-use crate::kernel_files;
+use super::cgroup::Cgroup;
+use super::sample::Counts;
+use super::watch::Watch;
+use super::{Cancelled, CompareError, Footprint, Load, Moment, Sample, Side, Speed, speech, speed};
 use crate::plan::cause_and_hint;
 
-/// How often memory is looked at, and whether the server is ready.
+/// How often it is asked whether it is ready.
 const TICK: Duration = Duration::from_millis(5);
 
-/// A server that has not come up by then hangs: 700 GB from a disk of 500 MB/s take less.
-const PATIENCE: Duration = Duration::from_secs(1800);
+/// A server that has not said by then whether it is ready is asked again.
+const HEALTH: Duration = Duration::from_secs(2);
 
-/// What both have to agree on.
-const PROMPT: &str = "Once upon a time";
+/// How long a server has to end as it is asked to.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What is timed: as little as there is to compute before the first token.
 const SHORT_PROMPT: &str = "a";
 
-/// One run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Sample {
-    /// Name of the side.
-    pub side: String,
-    /// Process start to `/health` ok.
-    pub seconds_to_health: f64,
-    /// Process start to the first token of `/completion`.
-    pub seconds_to_token: f64,
-    /// Of the process until then, in user mode. Source: `/proc/PID/stat`.
-    pub user_seconds: f64,
-    /// The same in the kernel.
-    pub system_seconds: f64,
-    /// Page faults without I/O. Source: `/proc/PID/stat`.
-    pub minor_faults: u64,
-    /// Page faults with I/O.
-    pub major_faults: u64,
-    /// Highest sum of `RssAnon` and `HugetlbPages` that was seen: what nobody can take away. Source: `/proc/PID/status`.
-    pub peak_own_bytes: u64,
-    /// Highest `RssFile` that was seen: the model as it is mapped.
-    pub peak_file_bytes: u64,
-    /// Of the model in the page cache after the first token. Source: mincore(2).
-    pub residue_bytes: u64,
-    /// What the server itself says of its load on huge pages. Source: `/props`.
-    pub load: Option<Load>,
+/// What a server is started in.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// How long it may take to become ready, and to answer.
+    pub patience: Duration,
+    /// Set when the user does not want to go on.
+    pub cancelled: &'a AtomicBool,
+    /// Where its memory is counted.
+    pub cgroup: Option<&'a Cgroup>,
 }
 
-impl Sample {
-    /// User and system.
-    pub fn cpu_seconds(&self) -> f64 {
-        self.user_seconds + self.system_seconds
-    }
-}
-
-/// As in `/props`: microseconds of the phases are sums over the threads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(
-    missing_docs,
-    reason = "the names of crate::Load, which has them documented"
-)]
-pub struct Load {
-    pub bytes_direct: u64,
-    pub bytes_cached: u64,
-    pub bytes_buffered: u64,
-    pub us_total: u64,
-    pub us_populate: u64,
-    pub us_read: u64,
-    pub us_place: u64,
-    pub n_threads: u32,
-}
-
-impl Load {
-    /// Bytes a second, of what was read.
-    pub fn bytes_per_second(&self) -> f64 {
-        let bytes = self.bytes_direct + self.bytes_cached + self.bytes_buffered;
-        bytes as f64 * 1e6 / self.us_total.max(1) as f64
-    }
-}
-
-/// A server that runs. Dropping it ends it.
+/// A server that runs. Dropping it ends it, and so does the end of this process, whatever ends it.
 pub struct Server<'a> {
     side: &'a Side,
+    host: Host<'a>,
     child: Child,
+    command: Vec<String>,
     began: Instant,
     agent: Agent,
     url: String,
     log: File,
-    cancelled: &'a AtomicBool,
     memory: Option<Watch>,
 }
 
 impl<'a> Server<'a> {
     /// Starts it.
-    pub fn start(side: &'a Side, cancelled: &'a AtomicBool) -> Result<Self, CompareError> {
+    pub fn start(side: &'a Side, host: Host<'a>) -> Result<Self, CompareError> {
+        if host.cancelled.load(Ordering::Relaxed) {
+            return Err(Cancelled.into());
+        }
         let start_error = |source| CompareError::Start {
             program: side.program.clone(),
             source,
         };
         let log = tempfile::tempfile().map_err(start_error)?;
         let port = free_port().map_err(start_error)?;
+        let mut line = vec![side.program.to_string_lossy().into_owned()];
+        line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
+        let address = ["--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned);
+        line.extend(address);
+        line.extend(side.args.iter().cloned());
         let mut command = Command::new(&side.program);
         command
             .arg("--model")
             .arg(&side.model)
-            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
-            .args(&side.args)
+            .args(&line[3..])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(start_error)?)
             .stderr(log.try_clone().map_err(start_error)?)
@@ -129,26 +93,35 @@ impl<'a> Server<'a> {
             }
         }
         let config = Agent::config_builder().http_status_as_error(false);
-        let agent = config.timeout_global(Some(PATIENCE)).build().into();
+        let agent = config.timeout_global(Some(host.patience)).build().into();
         let began = Instant::now();
-        let child = command.spawn().map_err(start_error)?;
-        let memory = Watch::start(child.id());
+        let child = spawn(&mut command, host.cgroup).map_err(start_error)?;
+        let memory = Watch::start(child.id(), began);
         Ok(Self {
             side,
+            host,
             child,
+            command: line,
             began,
             agent,
             url: format!("http://127.0.0.1:{port}"),
             log,
-            cancelled,
             memory: Some(memory),
         })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn command(&self) -> Vec<String> {
+        self.command.clone()
     }
 
     /// Waits until it is ready. Returns the seconds since its start.
     pub fn ready(&mut self) -> Result<f64, CompareError> {
         loop {
-            if self.cancelled.load(Ordering::Relaxed) {
+            if self.host.cancelled.load(Ordering::Relaxed) {
                 return Err(Cancelled.into());
             }
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -160,44 +133,68 @@ impl<'a> Server<'a> {
                     hint,
                 });
             }
-            let healthy = self.agent.get(format!("{}/health", self.url)).call();
-            if healthy.is_ok_and(|answer| answer.status() == 200) {
+            let health = self.agent.get(format!("{}/health", self.url));
+            let health = health.config().timeout_global(Some(HEALTH)).build();
+            if health.call().is_ok_and(|answer| answer.status() == 200) {
                 return Ok(self.began.elapsed().as_secs_f64());
             }
-            if self.began.elapsed() > PATIENCE {
+            if self.began.elapsed() > self.host.patience {
                 return Err(CompareError::Hung {
                     name: self.side.name.clone(),
-                    seconds: PATIENCE.as_secs(),
+                    seconds: self.host.patience.as_secs(),
                 });
             }
             thread::sleep(TICK);
         }
     }
 
-    /// Lets it speak: greedy, with the probabilities of each token. Returns the tokens and their log-probabilities as text.
-    pub fn speak(&self, tokens: u32) -> Result<String, CompareError> {
-        self.complete(PROMPT, tokens)
+    /// Answers to all questions of [`speech::QUESTIONS`].
+    pub fn speak(&mut self, tokens: u32) -> Result<Vec<Vec<Value>>, CompareError> {
+        let questions = speech::QUESTIONS.iter();
+        questions
+            .map(|(prompt, temperature)| {
+                let request = speech::request(prompt, *temperature, tokens);
+                let (answer, _) = self.complete(&request)?;
+                speech::tokens(&answer).ok_or_else(|| self.no_answer(&answer.to_string()))
+            })
+            .collect()
     }
 
-    fn complete(&self, prompt: &str, tokens: u32) -> Result<String, CompareError> {
-        let body = json!({
-            "prompt": prompt, "n_predict": tokens, "temperature": 0, "seed": 1, "n_probs": 3, "cache_prompt": false,
-        });
-        let answer = self
-            .agent
-            .post(format!("{}/completion", self.url))
-            .send_json(&body)
-            .map_err(|error| self.no_answer(error.to_string()))?;
-        let answer: Value = answer
-            .into_body()
-            .read_json()
-            .map_err(|error| self.no_answer(error.to_string()))?;
-        match &answer["completion_probabilities"] {
-            Value::Array(tokens) if !tokens.is_empty() => {
-                Ok(answer["completion_probabilities"].to_string())
+    /// Asks for a completion. Returns the answer, and when it came.
+    pub fn complete(&mut self, request: &Value) -> Result<(Value, Instant), CompareError> {
+        let url = format!("{}/completion", self.url);
+        self.ask(move |agent| speed::post(agent, &url, request))
+    }
+
+    /// Waits for an answer, and meanwhile for the wish to end it all.
+    pub fn ask<T: Send>(
+        &mut self,
+        request: impl FnOnce(&Agent) -> Result<T, String> + Send,
+    ) -> Result<T, CompareError> {
+        let answer = thread::scope(|scope| {
+            let (sender, answer) = channel();
+            let agent = self.agent.clone();
+            scope.spawn(move || sender.send(request(&agent)));
+            loop {
+                match answer.recv_timeout(10 * TICK) {
+                    Ok(answer) => return Ok(answer),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Ok(Err("the request was lost".to_owned()));
+                    }
+                }
+                if self.host.cancelled.load(Ordering::Relaxed) {
+                    // Which ends the request, too.
+                    let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+                    return Err(Cancelled.into());
+                }
             }
-            _ => Err(self.no_answer(format!("no tokens: {answer}"))),
-        }
+        });
+        answer.and_then(|answer| answer.map_err(|reason| self.no_answer(&reason)))
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// What it says of its load.
@@ -207,38 +204,74 @@ impl<'a> Server<'a> {
         serde_json::from_value(props["hugepages"]["load"].clone()).ok()
     }
 
-    /// The first token, and what it took to get there. `residue` is asked right after it.
+    /// The most memory that was seen so far.
+    pub fn peak(&mut self) -> Moment {
+        self.memory.take().map(Watch::stop).unwrap_or_default().peak
+    }
+
+    pub fn counts(&mut self) -> Result<Counts, CompareError> {
+        Counts::read(self.pid()).ok_or_else(|| self.no_answer("it is gone"))
+    }
+
+    /// Ready, and the first token. Returns the seconds of each since its start.
+    pub fn first_token(&mut self) -> Result<(f64, f64), CompareError> {
+        let ready = self.ready()?;
+        let (answer, came) = self.complete(&speech::request(SHORT_PROMPT, 0.0, 1))?;
+        if speech::tokens(&answer).is_none() {
+            return Err(self.no_answer(&answer.to_string()));
+        }
+        Ok((ready, (came - self.began).as_secs_f64()))
+    }
+
+    /// The first token, and what it took to get there; then how fast it speaks. `residue` is asked right after the first token.
     pub fn measure(
         mut self,
+        speed_tokens: u32,
         residue: impl FnOnce() -> Result<u64, CompareError>,
     ) -> Result<Sample, CompareError> {
-        let seconds_to_health = self.ready()?;
-        self.complete(SHORT_PROMPT, 1)?;
-        let seconds_to_token = self.began.elapsed().as_secs_f64();
-        let counts =
-            Counts::read(self.child.id()).map_err(|error| self.no_answer(error.to_string()))?;
-        let memory = self.memory.take().map(Watch::stop).unwrap_or_default();
-        let sample = Sample {
+        let (seconds_to_health, seconds_to_token) = self.first_token()?;
+        let counts = self.counts()?;
+        let seen = self.memory.take().map(Watch::stop).unwrap_or_default();
+        let residue_bytes = residue()?;
+        let speed = match speed_tokens {
+            0 => None,
+            tokens => Some(Speed::measure(&mut self, tokens)?),
+        };
+        Ok(Sample {
             side: self.side.name.clone(),
+            command: self.command(),
             seconds_to_health,
             seconds_to_token,
             user_seconds: counts.user_seconds,
             system_seconds: counts.system_seconds,
             minor_faults: counts.minor_faults,
             major_faults: counts.major_faults,
-            peak_own_bytes: memory.own,
-            peak_file_bytes: memory.file,
-            residue_bytes: residue()?,
+            peak_own_bytes: seen.peak.own_bytes,
+            peak_file_bytes: seen.peak.file_bytes,
+            residue_bytes,
             load: self.load(),
-        };
-        Ok(sample)
+            speed,
+            footprint: Footprint::read(self.pid()),
+            moments: seen.moments,
+        })
     }
 
-    fn no_answer(&self, reason: String) -> CompareError {
-        CompareError::NoAnswer {
-            name: self.side.name.clone(),
-            reason,
+    fn no_answer(&mut self, reason: &str) -> CompareError {
+        let name = self.side.name.clone();
+        // A process that dies closes its connection a little before it can be waited for.
+        let asked = Instant::now();
+        while asked.elapsed() < 40 * TICK {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return CompareError::Crashed {
+                    name,
+                    status: status_name(status),
+                    said: self.last_words().0,
+                };
+            }
+            thread::sleep(TICK);
         }
+        let reason = reason.to_owned();
+        CompareError::NoAnswer { name, reason }
     }
 
     /// Why it ended: the cause and the hint in its log, or the last thing it said.
@@ -257,19 +290,42 @@ impl<'a> Server<'a> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         let pid = Pid::from_child(&self.child);
-        // It ends as a user ends it; what does not is killed.
+        // It ends as a user ends it; what does not is killed, with all that it started.
         let _ = kill_process(pid, Signal::TERM);
         let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(10) {
+        while asked.elapsed() < FAREWELL {
             if matches!(self.child.try_wait(), Ok(Some(_))) {
                 return;
             }
             thread::sleep(TICK);
         }
-        let _ = self.child.kill();
+        let _ = kill_process_group(pid, Signal::KILL);
         let _ = self.child.wait();
     }
+}
+
+/// Starts a program that ends when this thread does, in a cgroup.
+pub fn spawn(command: &mut Command, cgroup: Option<&Cgroup>) -> io::Result<Child> {
+    let parent = getpid();
+    let members = cgroup.map(Cgroup::members).transpose()?;
+    let enter = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before it could send a signal.
+        if getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        if let Some(members) = &members {
+            rustix::io::write(members.as_fd(), b"0")?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes three system calls, and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+    command.spawn()
 }
 
 fn status_name(status: ExitStatus) -> String {
@@ -285,107 +341,9 @@ fn free_port() -> io::Result<u16> {
         .port())
 }
 
-struct Counts {
-    user_seconds: f64,
-    system_seconds: f64,
-    minor_faults: u64,
-    major_faults: u64,
-}
-
-impl Counts {
-    fn read(pid: u32) -> io::Result<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
-            .ok_or_else(|| io::Error::other("/proc/PID/stat"))
-    }
-
-    /// proc(5): the name in brackets may hold anything, so fields count from behind its end: 3 is the state.
-    fn parse(stat: &str) -> Option<Self> {
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-        let ticks = rustix::param::clock_ticks_per_second() as f64;
-        Some(Self {
-            minor_faults: field(10)?,
-            major_faults: field(12)?,
-            user_seconds: field(14)? as f64 / ticks,
-            system_seconds: field(15)? as f64 / ticks,
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Peak {
-    own: u64,
-    file: u64,
-}
-
-/// Looks at the memory of a process until it is stopped.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    peak: Arc<[AtomicU64; 2]>,
-    thread: JoinHandle<()>,
-}
-
-impl Watch {
-    fn start(pid: u32) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let peak = Arc::new([const { AtomicU64::new(0) }; 2]);
-        let (stopped, peaks) = (Arc::clone(&stop), Arc::clone(&peak));
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
-                    return;
-                };
-                let now = Peak::parse(&status);
-                peaks[0].fetch_max(now.own, Ordering::Relaxed);
-                peaks[1].fetch_max(now.file, Ordering::Relaxed);
-                thread::sleep(4 * TICK);
-            }
-        });
-        Self { stop, peak, thread }
-    }
-
-    fn stop(self) -> Peak {
-        self.stop.store(true, Ordering::Relaxed);
-        // It panics nowhere; if it did, the peak so far would be right.
-        let _ = self.thread.join();
-        Peak {
-            own: self.peak[0].load(Ordering::Relaxed),
-            file: self.peak[1].load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl Peak {
-    fn parse(status: &str) -> Self {
-        let of = |name| kernel_files::kib_field(status, name).unwrap_or(0);
-        Self {
-            own: of("RssAnon") + of("HugetlbPages"),
-            file: of("RssFile"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_with_brackets_and_blanks_moves_no_field() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 11 0 12 0 300 40 0 0 20 0 1 0 0";
-        let counts = Counts::parse(stat).unwrap();
-        assert_eq!((counts.minor_faults, counts.major_faults), (11, 12));
-        let ticks = rustix::param::clock_ticks_per_second() as f64;
-        assert!((counts.user_seconds * ticks - 300.0).abs() < 1e-9);
-        assert!((counts.system_seconds * ticks - 40.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn own_memory_is_what_nobody_can_take_away() {
-        let peak = Peak::parse(
-            "RssAnon:\t 100 kB\nRssFile:\t7 kB\nRssShmem: 3 kB\nHugetlbPages:\t 2048 kB\n",
-        );
-        assert_eq!((peak.own, peak.file), (2148 * 1024, 7 * 1024));
-    }
 
     #[test]
     fn a_server_that_ends_at_once_is_said_to_have_ended() {
@@ -396,7 +354,12 @@ mod tests {
             args: Vec::new(),
         };
         let flag = AtomicBool::new(false);
-        let mut server = Server::start(&side, &flag).unwrap();
+        let host = Host {
+            patience: Duration::from_secs(60),
+            cancelled: &flag,
+            cgroup: None,
+        };
+        let mut server = Server::start(&side, host).unwrap();
         let error = server.ready().unwrap_err();
         assert!(
             matches!(&error, CompareError::Ended { status, .. } if status == "exit code 1"),

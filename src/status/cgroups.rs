@@ -1,5 +1,7 @@
 //! cgroup limits on huge pages, version 2 and 1: each ancestor can say no.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use super::mounts::unescape;
@@ -75,6 +77,24 @@ pub fn memory_limit(root: &Root) -> Option<(u64, String)> {
         }
     }
     limits.into_iter().min()
+}
+
+/// Where a cgroup with a limit on memory can be made, and whether that is version 2: there under the top, since a cgroup that
+/// passes a controller on may have no processes; in version 1 under the cgroup of this process.
+pub fn memory_hierarchy(root: &Root) -> Option<(PathBuf, bool)> {
+    let with_memory = |hierarchy: &Hierarchy| {
+        let path = format!("{}/cgroup.controllers", hierarchy.mount);
+        let controllers = kernel_files::text(root, &path).unwrap_or_default();
+        !hierarchy.is_v2 || controllers.split_whitespace().any(|name| name == "memory")
+    };
+    let hierarchy = hierarchies(root, "memory").into_iter().find(with_memory)?;
+    let below = if hierarchy.is_v2 {
+        ""
+    } else {
+        hierarchy.cgroup.as_str()
+    };
+    let path = root.path(format!("{}{below}", hierarchy.mount));
+    Some((path, hierarchy.is_v2))
 }
 
 fn hierarchies(root: &Root, controller: &str) -> Vec<Hierarchy> {

@@ -3,37 +3,20 @@
 use std::fmt::Write;
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
 use super::report::{Metric, Report, Series};
 use super::stats::Better;
+use crate::picture::{self, Area, BAR, COLOURS, Drawn, coordinate};
 use crate::size::ByteSize;
 
 const WIDTH: i32 = 760;
 const MARGIN: i32 = 24;
 const HEAD: i32 = 64;
 const PANEL_HEAD: i32 = 34;
-const BAR: i32 = 18;
 const ROW: i32 = 28;
 const BARS: i32 = 110;
 const BARS_END: i32 = 560;
-
-/// Bright enough for dark and dark enough for bright; alike to nobody, colour-blind readers included (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0x8c, 0x8c, 0x8c),
-    RGBColor(0xe6, 0x9f, 0x00),
-    RGBColor(0x00, 0x9e, 0x73),
-    RGBColor(0x00, 0x72, 0xb2),
-    RGBColor(0xcc, 0x79, 0xa7),
-    RGBColor(0x56, 0xb4, 0xe9),
-];
-
-/// Text and lines in a colour that can be read on what the reader's system has behind it. The picture itself has no background.
-const STYLE: &str = "\
-svg { color: #1f2328 }
-@media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }
-text { fill: currentColor; opacity: 1 }
-line, polyline { stroke: currentColor }";
 
 /// An SVG document: one panel for each loop, one bar for each memory that was measured, a line from the slowest to the fastest
 /// round, and the figures beside it.
@@ -41,29 +24,10 @@ pub fn svg(report: &Report) -> String {
     let rows = coordinate(report.measured().count());
     let panel = PANEL_HEAD + rows * ROW;
     let height = HEAD + coordinate(Metric::ALL.len()) * panel + MARGIN;
-    let size = (WIDTH.cast_unsigned(), height.cast_unsigned());
-    let mut picture = String::new();
-    {
-        let area = SVGBackend::with_string(&mut picture, size).into_drawing_area();
-        // A string takes whatever is written to it.
-        let _ = draw(report, &area, panel);
-    }
-    let title = title(report);
-    let Some(end) = picture.find('>') else {
-        return picture;
-    };
-    let (open, rest) = picture.split_at(end);
-    let labels = r#" role="img" aria-labelledby="title desc""#;
-    let description = description(report);
-    format!(
-        "{open}{labels}>\n<title id=\"title\">{title}</title>\n<desc id=\"desc\">{description}</desc>\n<style>\n{STYLE}\n</style>{}",
-        &rest[1..]
-    )
-}
-
-/// Of a handful of things.
-fn coordinate(count: usize) -> i32 {
-    i32::try_from(count).unwrap_or(i32::MAX)
+    let (title, description) = (title(report), description(report));
+    picture::document((WIDTH, height), &title, &description, |area| {
+        draw(report, area, panel)
+    })
 }
 
 fn title(report: &Report) -> String {
@@ -101,9 +65,6 @@ pub fn figure(value: f64) -> String {
     }
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
-
 fn draw<'a>(report: &Report, area: &Area<'a>, panel: i32) -> Drawn<'a> {
     let text = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
     area.draw(&Text::new(title(report), (MARGIN, MARGIN), text(18)))?;
@@ -123,8 +84,8 @@ fn draw<'a>(report: &Report, area: &Area<'a>, panel: i32) -> Drawn<'a> {
         let rows = (0i32..).zip(report.measured());
         for ((row, (pages, measured)), colour) in rows.zip(COLOURS.into_iter().cycle()) {
             let middle = top + PANEL_HEAD + row * ROW + BAR / 2;
-            let right = text(13).pos(Pos::new(HPos::Right, VPos::Center));
-            area.draw(&Text::new(pages.to_string(), (BARS - 10, middle), right))?;
+            let name = pages.to_string();
+            picture::write(area, &name, (BARS - 10, middle), 13, HPos::Right)?;
             draw_bar(area, measured.series(metric), middle, scale, colour)?;
         }
     }
@@ -138,19 +99,7 @@ fn draw_bar<'a>(
     scale: f64,
     colour: RGBColor,
 ) -> Drawn<'a> {
-    let x = |value: f64| BARS + (value * scale).round() as i32;
-    let summary = series.summary;
-    let corners = [
-        (BARS, middle - BAR / 2),
-        (x(summary.median), middle + BAR / 2),
-    ];
-    area.draw(&Rectangle::new(corners, colour.filled()))?;
-    let (min, max) = (x(summary.min), x(summary.max));
-    let line = |from, to| PathElement::new(vec![from, to], BLACK);
-    area.draw(&line((min, middle), (max, middle)))?;
-    for end in [min, max] {
-        area.draw(&line((end, middle - 4), (end, middle + 4)))?;
-    }
+    picture::bar(area, series.summary, (BARS, middle), scale, colour)?;
     let ratio = series.against_base.as_ref();
     let against = ratio.map_or(String::new(), |ratio| {
         if ratio.difference {
@@ -159,10 +108,6 @@ fn draw_bar<'a>(
             "  no difference".to_owned()
         }
     });
-    let label = format!("{}{against}", figure(summary.median));
-    let style = ("sans-serif", 13)
-        .into_font()
-        .color(&BLACK)
-        .pos(Pos::new(HPos::Left, VPos::Center));
-    area.draw(&Text::new(label, (BARS_END + 12, middle), style))
+    let label = format!("{}{against}", figure(series.summary.median));
+    picture::write(area, &label, (BARS_END + 12, middle), 13, HPos::Left)
 }

@@ -521,9 +521,10 @@ fn invalid_numbers_are_found_by_check_tensors_as_stock_finds_them() {
             .expect("a copy");
         file.write_all_at(&NAN, weight.end - block).expect("a copy");
         let with = |launch: Launch, model: &Path| {
-            let launch = match repacked {
-                true => launch.repacked_model(model),
-                false => launch.model(model),
+            let launch = if repacked {
+                launch.repacked_model(model)
+            } else {
+                launch.model(model)
             };
             launch.args(["--check-tensors"])
         };

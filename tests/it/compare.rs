@@ -1,54 +1,129 @@
 //! `hugepages compare` as a user runs it, on models so small that nothing is to be learned from their times.
 
+mod ends;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Output};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::pool::Pool;
-use crate::support::server::Launch;
-use crate::support::{models, or_skip, plan, programs, wait_for};
+use crate::support::{is_root, models, or_skip, programs};
 
-fn tool(model: &Path, baseline: &Path, cases: &str) -> Command {
-    let mut command = Command::new(programs::hugepages());
-    command
-        .args([
-            "compare", "--format", "json", "--pairs", "2", "--cases", cases, "--model",
-        ])
-        .arg(model)
-        .arg("--baseline")
-        .arg(baseline)
-        .args(["--", "--threads", "2"]);
-    command
+/// The tool, with a folder of its own for what it writes down of the pool: the test has the machine's.
+struct Tool {
+    command: Command,
+    server_args: &'static [&'static str],
+    dir: TempDir,
 }
 
-/// Pages for what `compare` starts.
-fn pages(model: &Path) -> u64 {
-    let launch = Launch::ours()
-        .repacked_model(model)
-        .args(["--ctx-size", "4096"]);
-    plan::pages_by_kind(&plan::of(&launch)).values().sum()
+impl Tool {
+    fn new(baseline: &Path, cases: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut command = Command::new(programs::hugepages());
+        command
+            .args(["compare", "--format", "json"])
+            .args(["--cases", cases, "--baseline"])
+            .arg(baseline)
+            .env("LLAMA_HUGEPAGES_STATE", dir.path().join("state"));
+        Self {
+            command,
+            server_args: &[],
+            dir,
+        }
+    }
+
+    fn with(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    fn model(mut self, model: &Path) -> Self {
+        self.command.arg("--model").arg(model);
+        self
+    }
+
+    fn output(mut self) -> Ended {
+        if !self.command.get_args().any(|arg| arg == "--pairs") {
+            self.command.args(["--pairs", "2"]);
+        }
+        self.command.args(["--", "--threads", "2"]);
+        self.command.args(self.server_args);
+        let output = self.command.output().expect("the tool can be started");
+        Ended {
+            output,
+            _dir: self.dir,
+        }
+    }
 }
 
-/// A baseline that is a script.
+struct Ended {
+    output: Output,
+    _dir: TempDir,
+}
+
+impl Ended {
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    fn assert_code(&self, code: i32) {
+        assert_eq!(self.output.status.code(), Some(code), "{}", self.said());
+    }
+
+    fn report(&self) -> Value {
+        let report: Value = serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.said()));
+        assert_eq!(report["schema"], 1);
+        report
+    }
+}
+
+/// A baseline that is a script. Only a start with a model counts: it is also asked what it can do.
 fn script(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("baseline");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a temporary folder can be written");
+    let server = programs::server();
+    let ask = format!("[ \"$1\" = --model ] || exec '{}' \"$@\"", server.display());
+    fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("it is ours");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
     path
 }
 
-fn runs<'a>(report: &'a Value, case: &str, side: usize) -> Vec<&'a Value> {
+/// Runs our server, after something else.
+fn script_before_ours(dir: &Path, text: &str) -> PathBuf {
+    let server = programs::server();
+    script(dir, &format!("{text}\nexec '{}' \"$@\"", server.display()))
+}
+
+fn case<'a>(report: &'a Value, name: &str) -> &'a Value {
     let cases = report["cases"].as_array().expect("a list").iter();
-    let case = cases.clone().find(|result| result["case"]["name"] == case);
-    let pairs = case.unwrap_or_else(|| panic!("no {case:?}"))["pairs"]
-        .as_array()
-        .expect("a list");
+    let mut of_name = cases.filter(|result| result["case"]["name"] == name);
+    of_name
+        .next()
+        .unwrap_or_else(|| panic!("no {name:?}: {}", report["failed"]))
+}
+
+fn runs<'a>(report: &'a Value, name: &str, side: usize) -> Vec<&'a Value> {
+    let pairs = case(report, name)["pairs"].as_array().expect("a list");
     pairs.iter().map(|pair| &pair[side]).collect()
+}
+
+fn number(of: &Value, path: &str) -> f64 {
+    of.pointer(path)
+        .and_then(Value::as_f64)
+        .unwrap_or_else(|| panic!("{path}: {of}"))
+}
+
+/// Reasons, by case.
+fn told<'a>(report: &'a Value, list: &str, name: &str) -> &'a str {
+    let all = report[list].as_array().expect("a list").iter();
+    let mut of_name = all.filter(|entry| entry["case"] == name);
+    let entry = of_name.next();
+    let entry = entry.unwrap_or_else(|| panic!("{name} is not {list}: {report}"));
+    entry["reason"].as_str().expect("a text")
 }
 
 #[test]
@@ -58,56 +133,62 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
         &models::demo("100M", "Q4_K"),
     );
     let stock = or_skip!(programs::stock("llama-server"));
-    let need = pages(&model);
-    let pool = or_skip!(Pool::with(need));
-    let output = tool(&model, &stock, "cold,off")
-        .output()
-        .expect("the tool can be started");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(report["schema"], 1);
-    let size = fs::metadata(&model).expect("it is there").len();
-    let number = |sample: &Value, name: &str| {
-        sample[name]
-            .as_f64()
-            .unwrap_or_else(|| panic!("{name}: {sample}"))
-    };
+    let pool = or_skip!(Pool::with(0));
+    let ended = Tool::new(&stock, "cold,off")
+        .model(&model)
+        .with(&["--speed-tokens", "4"])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let size = fs::metadata(&model).expect("it is there").len() as f64;
     for sample in runs(&report, "cold", 0) {
-        assert!(
-            number(sample, "residue_bytes") > 0.9 * size as f64,
-            "{sample}"
-        );
+        assert!(number(sample, "/residue_bytes") > 0.9 * size, "{sample}");
         assert!(sample["load"].is_null(), "{sample}");
     }
+    let planned = number(case(&report, "cold"), "/case/planned_bytes");
+    assert!(planned > size, "{planned}");
     for sample in runs(&report, "cold", 1) {
         assert!(
-            number(sample, "residue_bytes") < 0.01 * size as f64 + 2e6,
+            number(sample, "/residue_bytes") < 0.01 * size + 2e6,
+            "{sample}"
+        );
+        // They were added for this, and are all that was planned.
+        assert!(
+            (number(sample, "/footprint/hugetlb") - planned).abs() < 1.0,
             "{sample}"
         );
         assert!(
-            number(sample, "peak_own_bytes") > (need * 2) as f64 * 1e6,
+            number(&sample["load"], "/bytes_direct") > 0.9 * size,
             "{sample}"
         );
         assert!(
-            number(&sample["load"], "bytes_direct") > 0.9 * size as f64,
+            number(sample, "/speed/parallel/generation_per_second") > 0.0
+                && number(sample, "/speed/generation_per_second") > 0.0
+                && sample["speed"]["latencies_ms"].as_array().map(Vec::len) >= Some(2),
             "{sample}"
         );
+        assert!(sample["moments"].as_array().is_some_and(|m| !m.is_empty()));
     }
     for sample in runs(&report, "off", 0)
         .into_iter()
         .chain(runs(&report, "off", 1))
     {
         assert!(
-            number(sample, "seconds_to_token") >= number(sample, "seconds_to_health"),
+            number(sample, "/seconds_to_token") >= number(sample, "/seconds_to_health"),
             "{sample}"
         );
         assert!(
-            number(sample, "minor_faults") > 1000.0 && number(sample, "user_seconds") > 0.0,
+            number(sample, "/minor_faults") > 1000.0 && number(sample, "/user_seconds") > 0.0,
             "{sample}"
+        );
+        assert!(number(sample, "/footprint/hugetlb") < 1.0, "{sample}");
+    }
+    let bounds = report["bounds"].as_array().expect("a list");
+    assert!(bounds.len() >= 7, "{bounds:?}");
+    for bound in bounds {
+        assert!(
+            number(bound, "/value") <= number(bound, "/limit"),
+            "{bound}"
         );
     }
     pool.assert_all_back();
@@ -115,103 +196,189 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
 }
 
 #[test]
-fn a_baseline_that_says_something_else_is_5_before_anything_is_timed() {
+fn a_baseline_that_says_something_else_is_5_with_the_place_before_anything_is_timed() {
     let (model, other) = (
         models::demo("20M", "Q8_0"),
         models::demo_with("20M", "Q8_0", &["--seed", "7"]),
     );
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let server = programs::server();
-    let baseline = script(
-        dir.path(),
-        &format!(
-            "exec '{}' \"$@\" --model '{}'",
-            server.display(),
-            other.display()
-        ),
+    let line = format!(
+        "exec '{}' \"$@\" --model '{}'",
+        server.display(),
+        other.display()
     );
-    let output = tool(&model, &baseline, "off")
-        .output()
-        .expect("the tool can be started");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(5), "{said}");
+    let ended = Tool::new(&script(dir.path(), &line), "off")
+        .model(&model)
+        .output();
+    ended.assert_code(5);
+    let said = ended.said();
     assert!(
-        said.contains("do not give the same tokens") && !said.contains("pair 1"),
+        said.contains("do not give the same tokens: token 1 of the answer to `Once upon a time`")
+            && !said.contains("pair 1"),
         "{said}"
     );
+    let report = ended.report();
+    assert!(told(&report, "failed", "off").contains("\"logprob\""));
+    assert_eq!(report["failed"][0]["unequal"], true);
 }
 
 #[test]
-fn a_baseline_that_ends_is_told_with_its_words() {
+fn the_same_program_twice_is_no_difference() {
+    let model = models::demo("20M", "Q8_0");
+    let ended = Tool::new(&programs::server(), "same")
+        .model(&model)
+        .with(&["--pairs", "4", "--speed-tokens", "8"])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let ratios = case(&report, "same")["ratios"].as_object().expect("a map");
+    for (id, ratio) in ratios {
+        let [mean, low, high] = ["/mean", "/low", "/high"].map(|end| number(ratio, end));
+        let counted = ["minor_faults", "peak_own", "residue", "rss", "page_tables"];
+        if counted.contains(&id.as_str()) {
+            assert!((mean - 1.0).abs() < 0.05, "{id}: {ratio}");
+        } else {
+            // Out of so many intervals of 95 % one may miss 1, but not by far.
+            let misses = low > 1.0 || high < 1.0;
+            assert!(!misses || (0.5..2.0).contains(&mean), "{id}: {ratio}");
+        }
+    }
+    for id in ["to_token", "cpu", "generation", "generation_4", "pss"] {
+        assert!(ratios.contains_key(id), "{id}: {ratios:?}");
+    }
+}
+
+#[test]
+fn a_baseline_that_is_slower_is_found_to_be() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let baseline = script(dir.path(), "echo 'error: out of order' >&2; exit 7");
-    let output = tool(&model, &baseline, "off")
-        .output()
-        .expect("the tool can be started");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("`stock` ended before it was ready (exit code 7): out of order"),
-        "{said}"
-    );
+    let slow = script_before_ours(dir.path(), "sleep 2");
+    let ended = Tool::new(&slow, "off")
+        .model(&model)
+        .with(&["--pairs", "4", "--speed-tokens", "0"])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let ratio = &case(&report, "off")["ratios"]["to_token"];
+    assert!(number(ratio, "/high") < 1.0, "{ratio}");
+    assert!(number(ratio, "/n") >= 4.0, "{ratio}");
 }
 
 #[test]
-fn without_pages_it_says_what_the_server_says() {
+fn with_a_gate_more_memory_than_stock_is_a_failure_and_without_it_a_line() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let server = programs::server();
+    // A small context is said last, and wins.
+    let small = format!("exec '{}' \"$@\" --ctx-size 512", server.display());
+    let baseline = script(dir.path(), &small);
+    for (gate, code) in [(&["--gate"][..], 1), (&[], 0)] {
+        let mut tool = Tool::new(&baseline, "off").with(gate);
+        tool.server_args = &["--ctx-size", "65536"];
+        let ended = tool.model(&model).with(&["--speed-tokens", "0"]).output();
+        ended.assert_code(code);
+        let report = ended.report();
+        let bounds = report["bounds"].as_array().expect("a list").iter();
+        let is_broken = |bound: &&Value| number(bound, "/value") > number(bound, "/limit");
+        let broken: Vec<_> = bounds.filter(is_broken).collect();
+        let what = |bound: &&Value| bound["what"].to_string().contains("peak of own memory");
+        assert!(broken.iter().any(what), "{broken:?}");
+    }
+}
+
+#[test]
+fn files_for_people_say_what_was_measured_and_what_was_left_out() {
+    let model = models::demo("20M", "Q8_0");
+    let out = tempfile::tempdir().expect("a temporary folder can be made");
+    let dir = out.path().join("new");
+    let mut tool = Tool::new(&programs::server(), "off,advice,shards");
+    tool.command.arg("--out").arg(&dir);
+    let ended = tool.model(&model).with(&["--speed-tokens", "2"]).output();
+    ended.assert_code(0);
+    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("it is written");
+    let json: Value = serde_json::from_str(&read("report.json")).expect("JSON");
+    assert_eq!(json, ended.report());
+    assert!(told(&json, "left_out", "shards").contains("--shards FILE"));
+    assert!(told(&json, "left_out", "advice").contains("`--thp`"));
+    let markdown = read("report.md");
+    for part in [
+        "equal bit for bit",
+        "| to first token, s |",
+        "## What was left out",
+        "needs --shards FILE",
+        "/proc/PID/smaps_rollup",
+        "](report.svg)",
+    ] {
+        assert!(markdown.contains(part), "no {part}:\n{markdown}");
+    }
+    let svg = read("report.svg");
+    assert!(svg.starts_with("<svg ") && svg.contains("prefers-color-scheme: dark"));
+    for program in json["programs"].as_array().expect("a list") {
+        assert_eq!(program["sha256"].as_str().map(str::len), Some(64));
+    }
+    let command = json.pointer("/cases/0/pairs/0/0/command").expect("a line");
+    let model = model.to_str().expect("ours");
+    assert_eq!(command[2], *model, "{command}");
+}
+
+#[test]
+fn without_pages_it_runs_the_rest_and_says_what_is_missing() {
     let model = models::demo("20M", "Q8_0");
     let pool = or_skip!(Pool::with(0));
-    let output = tool(&model, &programs::server(), "warm")
-        .output()
-        .expect("the tool can be started");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let ended = Tool::new(&programs::server(), "warm,off")
+        .model(&model)
+        .with(&["--no-reserve", "--speed-tokens", "0"])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let reason = told(&report, "left_out", "warm");
     assert!(
-        said.contains("the model needs ") && said.contains("\nhint: sysctl vm.nr_hugepages="),
+        reason.contains("pages of 2 MiB are needed, 0 can be had"),
+        "{reason}"
+    );
+    let said = ended.said();
+    assert!(
+        said.contains("\nhint: sudo hugepages pool reserve "),
         "{said}"
     );
+    case(&report, "off");
     pool.assert_all_back();
 }
 
 #[test]
-fn an_interrupt_leaves_no_server_and_no_page() {
-    let model = models::demo("100M", "Q8_0");
-    let need = pages(&model);
-    let pool = or_skip!(Pool::with(need));
-    let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let pids = dir.path().join("pids");
-    // Each start leaves its number.
-    let server = programs::server();
-    let baseline = script(
-        dir.path(),
-        &format!(
-            "echo $$ >> '{}'; exec '{}' \"$@\"",
-            pids.display(),
-            server.display()
-        ),
-    );
-    let started = || {
-        fs::read_to_string(&pids)
-            .unwrap_or_default()
-            .lines()
-            .count()
-    };
-    for starts in [1, 2] {
-        let _ = fs::remove_file(&pids);
-        let mut child = tool(&model, &baseline, "warm")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the tool can be started");
-        assert!(
-            wait_for(Duration::from_secs(120), || started() >= starts),
-            "it never started {starts} servers"
-        );
-        kill_process(Pid::from_child(&child), Signal::INT).expect("it is a child of ours");
-        assert_eq!(child.wait().expect("it is ours").code(), Some(130));
-        for pid in fs::read_to_string(&pids).expect("written").lines() {
-            assert!(!Path::new("/proc").join(pid).exists(), "{pid} still runs");
-        }
-        pool.assert_all_back();
+fn without_root_it_runs_what_it_can() {
+    if !is_root() {
+        return crate::support::skip("only root can become somebody else");
     }
+    let pool = or_skip!(Pool::with(0));
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(dir.path(), open).expect("it is ours");
+    let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
+    // The folder of the build may be for root alone.
+    let mut programs = Vec::new();
+    for program in [programs::hugepages(), programs::server()] {
+        let copy = dir.path().join(program.file_name().expect("a file"));
+        fs::copy(program, &copy).expect("there is space");
+        programs.push(copy);
+    }
+    let mut tool = Tool::new(&programs[1], "warm,off,store,pressure");
+    let args: Vec<_> = tool.command.get_args().map(ToOwned::to_owned).collect();
+    tool.command = Command::new("setpriv");
+    tool.command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&programs[0])
+        .args(args)
+        .env_remove("TMPDIR");
+    let ended = tool.model(&model).with(&["--speed-tokens", "0"]).output();
+    ended.assert_code(0);
+    let report = ended.report();
+    case(&report, "off");
+    for name in ["warm", "pressure"] {
+        let reason = told(&report, "left_out", name);
+        assert!(reason.contains("the pool may not be changed"), "{reason}");
+    }
+    assert!(!told(&report, "left_out", "store").is_empty());
+    pool.assert_all_back();
 }

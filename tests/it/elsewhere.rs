@@ -15,6 +15,7 @@ use crate::equality::answers;
 use crate::support::gguf::{self, Gguf, Tensor};
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, QUIET_THREADS, Server};
+use crate::support::store::Store;
 use crate::support::table::Table;
 use crate::support::{made, models, need, or_skip, programs, smaps, wait_for};
 
@@ -176,6 +177,29 @@ fn layers_on_another_device_take_no_page() {
     assert_eq!(answers(&server), expected);
     drop(server);
     pool.assert_all_back();
+}
+
+/// A resident image holds what somebody needed; who needs more adds it.
+#[test]
+fn layers_that_come_back_from_another_device_are_added_to_the_resident_image() {
+    let model = models::demo("100M", "Q8_0");
+    let expected = answers(&or_skip!(Launch::stock()).model(&model).start());
+    let worker = or_skip!(Worker::start());
+    let store = or_skip!(Store::with(200));
+    let launch = |layers: &str| {
+        let launch = client(&model, &worker)?.hugepages("require");
+        Ok::<_, String>(launch.args(["--n-gpu-layers", layers, "--hugepage-store", store.arg()]))
+    };
+    drop(or_skip!(launch("3")).start());
+    let part = store.pages();
+    assert!((1..gguf::pages(&model)).contains(&part), "{part} pages");
+    let server = or_skip!(launch("0")).start();
+    assert_eq!(answers(&server), expected);
+    assert!(store.pages() >= gguf::pages(&model));
+    drop(server);
+    // And once more with less than there is.
+    drop(or_skip!(launch("3")).start());
+    store.assert_only_files_hold_pages();
 }
 
 #[test]

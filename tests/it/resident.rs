@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::equality::answers;
@@ -24,22 +24,28 @@ fn model(kind: &str) -> PathBuf {
     models::demo("100M", kind)
 }
 
+fn with_model(launch: Launch, model: &Path) -> Launch {
+    if model.to_string_lossy().contains("q8_0") {
+        launch.model(model)
+    } else {
+        launch.repacked_model(model)
+    }
+}
+
 fn launch(model: &Path, store: &Store) -> Launch {
-    let launch = match model.to_string_lossy().contains("q8_0") {
-        true => Launch::ours().model(model),
-        false => Launch::ours().repacked_model(model),
-    };
-    launch
+    with_model(Launch::ours(), model)
         .hugepages("require")
         .args(["--hugepage-store", store.arg()])
 }
 
+fn prefer(model: &Path, store: &Store) -> Launch {
+    with_model(Launch::ours(), model)
+        .hugepages("prefer")
+        .args(["--hugepage-store", store.arg()])
+}
+
 fn stock(model: &Path) -> Result<Value, String> {
-    let stock = match model.to_string_lossy().contains("q8_0") {
-        true => Launch::stock()?.model(model),
-        false => Launch::stock()?.repacked_model(model),
-    };
-    Ok(answers(&stock.start()))
+    Ok(answers(&with_model(Launch::stock()?, model).start()))
 }
 
 /// Bytes that the server says it found in the store.
@@ -157,8 +163,7 @@ fn killed_while_filling(kind: &str) {
         if moment % 2 == 0 {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let pid = Pid::from_raw(first.pid() as i32).expect("a process");
-        kill_process(pid, Signal::KILL).expect("it is ours");
+        first.stop(Signal::KILL);
         second.wait_until_ready();
         assert_eq!(
             answers(&second),
@@ -166,7 +171,7 @@ fn killed_while_filling(kind: &str) {
             "{kind}, moment {moment}\n{}",
             second.log()
         );
-        drop((first, second));
+        drop(second);
         // What was filled is whole.
         let third = launch(&model, &store).args(["--hugepage-verify"]).start();
         assert!(!is_read(&third), "{kind}, moment {moment}");
@@ -282,11 +287,7 @@ fn missing_blocks_are_added_by_who_has_the_pages() {
     let model = model("Q8_0");
     let expected = or_skip!(stock(&model));
     let mut store = or_skip!(Store::with(20));
-    let prefer = Launch::ours()
-        .model(&model)
-        .hugepages("prefer")
-        .args(["--hugepage-store", store.arg()]);
-    let first = prefer.start();
+    let first = prefer(&model, &store).start();
     assert_eq!(answers(&first), expected, "with a part of it");
     let part = store.pages();
     assert!((5..=20).contains(&part), "{part} pages");
@@ -326,14 +327,7 @@ fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
 
         // `prefer` serves without a word that is wrong.
         let expected = or_skip!(stock(&model));
-        let launch = match kind {
-            "Q8_0" => Launch::ours().model(&model),
-            _ => Launch::ours().repacked_model(&model),
-        };
-        let server = launch
-            .hugepages("prefer")
-            .args(["--hugepage-store", store.arg()])
-            .start();
+        let server = prefer(&model, &store).start();
         assert_eq!(answers(&server), expected, "{kind}");
     }
 }
@@ -443,11 +437,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
         ended.assert_clean_failure();
         assert!(ended.log.contains(reason), "{reason}\n{}", ended.log);
         // `prefer` goes on without.
-        let server = Launch::ours()
-            .model(&model)
-            .hugepages("prefer")
-            .args(["--hugepage-store", store.arg()])
-            .start();
+        let server = prefer(&model, &store).start();
         assert_eq!(answers(&server), expected, "{reason}");
     }
 }

@@ -137,6 +137,8 @@ static void load_and_exit(const common_params & params, llama_model_params mpara
         std::exit(1);
     }
     int last = -1;
+    // all of it, or say that it is not
+    mparams.hugepages.policy            = GGML_HUGEPAGES_POLICY_REQUIRE;
     mparams.progress_callback           = print_progress;
     mparams.progress_callback_user_data = &last;
     llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);

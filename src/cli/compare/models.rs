@@ -1,0 +1,104 @@
+//! The models: the user's, or ones that are made for this and removed after it.
+
+use std::env;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use llama_hugepages::demo_model::{Output, Spec, WEIGHT_TYPES};
+use llama_hugepages::gguf::TensorType;
+use llama_hugepages::size::ByteSize;
+
+use super::Args;
+
+/// `300M,Q8_0`
+#[derive(Clone, Copy, Debug)]
+pub struct Demo {
+    size: ByteSize,
+    weights: TensorType,
+}
+
+impl FromStr for Demo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let split = text.split_once(',');
+        let (size, kind) = split.ok_or("it takes a size and a type, such as `300M,Q8_0`")?;
+        let is_it = |weights: &TensorType| weights.to_string().eq_ignore_ascii_case(kind);
+        let weights = WEIGHT_TYPES.into_iter().find(is_it);
+        Ok(Self {
+            size: size.parse().map_err(|error| format!("{error}"))?,
+            weights: weights.ok_or_else(|| format!("`{kind}` is no type of weights"))?,
+        })
+    }
+}
+
+/// A model, for as long as the value lives.
+#[derive(Debug)]
+pub struct Model {
+    /// For people.
+    pub name: String,
+    /// Its first file.
+    pub path: PathBuf,
+    _dir: Option<TempDir>,
+}
+
+/// All that the arguments ask for.
+pub fn all(args: &Args, stop: &AtomicBool) -> Result<Vec<Model>> {
+    let given = args.model.iter().map(|path| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        Ok(Model {
+            name: name.into_owned(),
+            path: path.clone(),
+            _dir: None,
+        })
+    });
+    let made = args.demo.iter().map(|demo| make(*demo, stop));
+    given.chain(made).collect()
+}
+
+fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
+    let name = format!("{} {}", demo.size, demo.weights);
+    eprintln!("compare: making a model with random weights: {name}");
+    let plan = Spec {
+        size: demo.size,
+        weights: demo.weights,
+        ..Spec::default()
+    }
+    .plan()?;
+    let dir = tempfile::Builder::new()
+        .prefix("llama-hugepages-demo-")
+        .tempdir_in(place())
+        .context("cannot make a folder for the demo model")?;
+    let path = dir.path().join("demo.gguf");
+    let progress = |_, _| {
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    plan.write(&Output {
+        progress: &progress,
+        ..Output::file(&path)
+    })?;
+    Ok(Model {
+        name,
+        path,
+        _dir: Some(dir),
+    })
+}
+
+/// On a disk: /tmp may be memory, from which nothing can be dropped.
+fn place() -> PathBuf {
+    let on_disk = Path::new("/var/tmp");
+    match env::var_os("TMPDIR") {
+        Some(chosen) => chosen.into(),
+        None if on_disk.is_dir() => on_disk.to_owned(),
+        None => env::temp_dir(),
+    }
+}

@@ -1,0 +1,209 @@
+//! What can be counted, and has to stay within bounds: memory, pages, faults. Never a time.
+
+use serde::Serialize;
+
+use super::{CaseResult, Measure, Report, Sample};
+
+/// A number and the most that it may be.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Bound {
+    /// Such as `cold: in the page cache, MiB`.
+    pub what: String,
+    /// What was counted, at its worst.
+    pub value: f64,
+    /// The bound.
+    pub limit: f64,
+    /// Why that much.
+    pub why: String,
+}
+
+impl Bound {
+    /// Whether it is kept.
+    pub fn holds(&self) -> bool {
+        self.value <= self.limit
+    }
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Of a whole report.
+pub fn of(report: &Report) -> Vec<Bound> {
+    let mut bounds: Vec<Bound> = Vec::new();
+    for result in &report.cases {
+        let size = report.model_bytes(&result.case.model) as f64 / MIB;
+        if result.case.name == "off" {
+            bounds.extend(without_overhead(result));
+        }
+        if result.case.planned_bytes > 0 && result.case.b.args.iter().any(|arg| arg == "require") {
+            bounds.extend(on_pages(result, size));
+        }
+    }
+    bounds.extend(pages_are_back(report));
+    bounds
+}
+
+/// With the option off, nothing that can be counted is more than in stock.
+fn without_overhead(result: &CaseResult) -> Vec<Bound> {
+    let most = |id: &str, share: f64, some: f64, why: &str| {
+        let measure = Measure::named(id)?;
+        let (a, b) = result.summaries(measure.of)?;
+        Some(Bound {
+            what: title(result, measure),
+            value: b.median,
+            limit: a.max * (1.0 + share) + some,
+            why: format!("stock has {:.0}, {why}", a.max),
+        })
+    };
+    [
+        // Where the kernel puts a mapping moves some faults from one run to the next.
+        most(
+            "minor_faults",
+            0.03,
+            500.0,
+            "3 % and 500 are left to chance",
+        ),
+        most("peak_own", 0.02, 8.0, "2 % and 8 MiB are left to chance"),
+        most("residue", 0.01, 1.0, "1 % and 1 MiB are left to chance"),
+        most("hugetlb", 0.0, 0.0, "the option is off"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// On huge pages, memory is what was planned, and the page cache stays as it was.
+fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
+    let planned = result.case.planned_bytes as f64 / MIB;
+    let ordinary = result.case.planned_ordinary_bytes as f64 / MIB;
+    let worst = |of: fn(&Sample) -> f64| {
+        let values = result.pairs.iter().map(|(_, b)| of(b));
+        values.fold(0.0, f64::max)
+    };
+    let mut bounds = Vec::new();
+    let mut add = |id: &str, limit: f64, why: String| {
+        bounds.extend(Measure::named(id).map(|measure| Bound {
+            what: title(result, measure),
+            value: worst(measure.of),
+            limit,
+            why,
+        }));
+    };
+    add(
+        "peak_own",
+        (planned + ordinary) * 1.02 + 256.0,
+        format!(
+            "{planned:.0} MiB of pages and {ordinary:.0} MiB besides are planned; 2 % and 256 MiB are for all else"
+        ),
+    );
+    add(
+        "hugetlb",
+        planned,
+        format!("{planned:.0} MiB of pages are planned"),
+    );
+    if result.case.cache == super::Cache::Cold {
+        add(
+            "residue",
+            size * 0.01 + 2.0,
+            "1 % of the model and 2 MiB are for its header".to_owned(),
+        );
+    }
+    bounds
+}
+
+/// The pools are as they were.
+fn pages_are_back(report: &Report) -> Vec<Bound> {
+    let pairs = report.pools_before.iter().zip(&report.pools_after);
+    let bound = |(before, after): (&super::Pool, &super::Pool)| Bound {
+        what: format!(
+            "pages of {} bytes that are not as they were",
+            after.page_bytes
+        ),
+        value: (after.total.abs_diff(before.total) + after.free.abs_diff(before.free)) as f64,
+        limit: 0.0,
+        why: "what was taken is given back".to_owned(),
+    };
+    pairs.map(bound).collect()
+}
+
+fn title(result: &CaseResult, measure: &Measure) -> String {
+    let case = &result.case;
+    format!("{}, {}: {}", case.model, case.name, measure.title())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::{Cache, Case, Footprint, Side};
+
+    fn case(
+        name: &str,
+        cache: Cache,
+        planned_bytes: u64,
+        pairs: Vec<(Sample, Sample)>,
+    ) -> CaseResult {
+        let side = Side {
+            name: "stock".into(),
+            program: "server".into(),
+            model: "m.gguf".into(),
+            args: vec!["require".into()],
+        };
+        CaseResult {
+            case: Case {
+                name: name.into(),
+                model: "m".into(),
+                cache,
+                a: side.clone(),
+                b: side,
+                direct_read: false,
+                planned_bytes,
+                planned_ordinary_bytes: 0,
+            },
+            equal_tokens: 12,
+            ratios: std::collections::BTreeMap::new(),
+            pairs,
+            direct_reads: Vec::new(),
+        }
+    }
+
+    fn sample(minor_faults: u64, own: u64, residue_bytes: u64) -> Sample {
+        Sample {
+            minor_faults,
+            peak_own_bytes: own << 20,
+            residue_bytes: residue_bytes << 20,
+            ..Sample::default()
+        }
+    }
+
+    fn broken(bounds: &[Bound]) -> Vec<&str> {
+        let broken = bounds.iter().filter(|bound| !bound.holds());
+        broken.map(|bound| bound.what.as_str()).collect()
+    }
+
+    #[test]
+    fn one_more_fault_in_ten_is_an_overhead_and_chance_is_not() {
+        let of = |faults| {
+            let pair = (sample(20_000, 70, 300), sample(faults, 70, 300));
+            without_overhead(&case("off", Cache::Warm, 0, vec![pair.clone(), pair]))
+        };
+        assert_eq!(broken(&of(20_300)), Vec::<&str>::new());
+        assert_eq!(broken(&of(22_000)), ["m, off: minor faults"]);
+    }
+
+    #[test]
+    fn a_page_that_is_not_planned_and_a_file_that_stays_cached_are_out_of_bounds() {
+        let of = |hugetlb: u64, residue| {
+            let ours = Sample {
+                footprint: Footprint {
+                    hugetlb: hugetlb << 20,
+                    ..Footprint::default()
+                },
+                ..sample(2000, 430, residue)
+            };
+            let pairs = vec![(sample(20_000, 70, 300), ours)];
+            on_pages(&case("cold", Cache::Cold, 408 << 20, pairs), 300.0)
+        };
+        assert_eq!(broken(&of(408, 1)), Vec::<&str>::new());
+        assert_eq!(broken(&of(410, 1)), ["m, cold: HugetlbPages, MiB"]);
+        assert_eq!(broken(&of(408, 9)), ["m, cold: in the page cache, MiB"]);
+    }
+}

@@ -1,0 +1,100 @@
+//! What two servers have to say in the same words: the prompts, the answers, and where they part.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// What is asked, and how: two greedy answers, and one that is drawn by a seed.
+pub const QUESTIONS: [(&str, f64); 3] = [
+    ("Once upon a time", 0.0),
+    ("The page tables of a process are", 0.0),
+    ("1, 2, 3, 4, 5,", 0.8),
+];
+
+/// A request for an answer with the probabilities of each token.
+pub fn request(prompt: &str, temperature: f64, tokens: u32) -> Value {
+    json!({
+        "prompt": prompt, "n_predict": tokens, "temperature": temperature, "seed": 1, "n_probs": 3, "cache_prompt": false,
+    })
+}
+
+/// The tokens of an answer with their log-probabilities. `None` where there are none.
+pub fn tokens(answer: &Value) -> Option<Vec<Value>> {
+    let tokens = answer["completion_probabilities"].as_array()?;
+    (!tokens.is_empty()).then(|| tokens.clone())
+}
+
+/// The first place where two do not say the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What was asked.
+    pub prompt: String,
+    /// Which token of the answer, counted from 1.
+    pub token: usize,
+    /// What A said there: token, log-probability and the next likely ones; empty where its answer had ended.
+    pub said_a: String,
+    /// What B said.
+    pub said_b: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            prompt,
+            token,
+            said_a,
+            said_b,
+        } = self;
+        write!(
+            f,
+            "token {token} of the answer to `{prompt}`: `{said_a}` and `{said_b}`"
+        )
+    }
+}
+
+/// Answers to [`QUESTIONS`], side by side.
+pub fn first_difference(a: &[Vec<Value>], b: &[Vec<Value>]) -> Option<Difference> {
+    let prompts = QUESTIONS.iter().map(|(prompt, _)| prompt);
+    for (prompt, (a, b)) in prompts.zip(a.iter().zip(b)) {
+        let longest = a.len().max(b.len());
+        // As text: a log-probability that differs in its last bit differs in its shortest decimal form.
+        let said = |tokens: &[Value], at| tokens.get(at).map(Value::to_string).unwrap_or_default();
+        if let Some(at) = (0..longest).find(|at| said(a, *at) != said(b, *at)) {
+            return Some(Difference {
+                prompt: (*prompt).to_owned(),
+                token: at + 1,
+                said_a: said(a, at),
+                said_b: said(b, at),
+            });
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(third: f64, length: usize) -> Vec<Vec<Value>> {
+        let token = |logprob: f64| json!({ "id": 7, "logprob": logprob });
+        let mut answer = vec![token(-0.5), token(-0.25), token(third)];
+        answer.truncate(length);
+        vec![vec![token(-1.0)], answer, vec![token(-2.0)]]
+    }
+
+    #[test]
+    fn the_last_bit_of_a_probability_is_a_difference_with_a_place() {
+        let other = f64::from_bits(0.125_f64.to_bits() + 1);
+        let found = first_difference(&answers(-0.125, 3), &answers(-other, 3)).unwrap();
+        assert_eq!((found.prompt.as_str(), found.token), (QUESTIONS[1].0, 3));
+        assert!(found.said_a.contains("-0.125}"), "{found}");
+    }
+
+    #[test]
+    fn an_answer_that_ends_early_differs_where_it_ends() {
+        let found = first_difference(&answers(-0.125, 3), &answers(-0.125, 2)).unwrap();
+        assert_eq!((found.token, found.said_b.as_str()), (3, ""));
+        assert_eq!(first_difference(&answers(0.5, 3), &answers(0.5, 3)), None);
+    }
+}

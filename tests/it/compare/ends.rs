@@ -1,0 +1,212 @@
+//! However a comparison or one of its servers ends: it is told, and nothing is left.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{Tool, case, script, script_before_ours, told};
+use crate::support::pool::Pool;
+use crate::support::{models, or_skip, wait_for};
+
+#[test]
+fn a_baseline_that_ends_is_told_with_its_words_and_the_other_cases_go_on() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let first = dir.path().join("first");
+    let baseline = script_before_ours(
+        dir.path(),
+        &format!(
+            "[ -e '{0}' ] || {{ : > '{0}'; echo 'error: out of order' >&2; exit 7; }}",
+            first.display()
+        ),
+    );
+    let ended = Tool::new(&baseline, "off,same")
+        .model(&model)
+        .with(&["--speed-tokens", "0"])
+        .output();
+    ended.assert_code(1);
+    let report = ended.report();
+    let reason = "`stock` ended before it was ready (exit code 7): out of order";
+    assert_eq!(told(&report, "failed", "off"), reason);
+    assert!(ended.said().contains(reason), "{}", ended.said());
+    case(&report, "same");
+}
+
+#[test]
+fn a_baseline_that_hangs_is_told_once_and_is_not_left_behind() {
+    let model = models::demo("20M", "Q8_0");
+    let started = Started::new();
+    let baseline = script(started.path(), &started.then("exec sleep 1000"));
+    let ended = Tool::new(&baseline, "off,none,same")
+        .model(&model)
+        .with(&["--patience", "1"])
+        .output();
+    ended.assert_code(1);
+    let report = ended.report();
+    let reason = told(&report, "failed", "off");
+    assert_eq!(reason, "`stock` was not ready after 1 s");
+    for name in ["none", "same"] {
+        let reason = told(&report, "left_out", name);
+        assert_eq!(reason, "`stock` did not become ready before");
+    }
+    assert_eq!(started.pids().len(), 1);
+    started.assert_none_runs();
+}
+
+#[test]
+fn a_baseline_that_dies_while_it_answers_is_told() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    // The kernel ends it after a second of CPU time, which it gets to only by answering.
+    let baseline = script_before_ours(dir.path(), "ulimit -c 0; ulimit -t 2");
+    let ended = Tool::new(&baseline, "off")
+        .model(&model)
+        .with(&["--tokens", "4096"])
+        .output();
+    ended.assert_code(1);
+    let report = ended.report();
+    let reason = told(&report, "failed", "off");
+    assert!(
+        reason.contains("`stock` was ready and ended while it answered (signal "),
+        "{reason}"
+    );
+}
+
+#[test]
+fn an_interrupt_leaves_no_server_no_page_no_cgroup_and_no_file() {
+    let pool = or_skip!(Pool::with(0));
+    // In the warm-up, while pairs run, between two servers, and with too little memory.
+    for starts in [1, 2, 4, 6] {
+        let (started, child) = interrupted(starts, Signal::INT);
+        let code = child.1;
+        assert_eq!(code, Some(130), "after {starts} starts");
+        started.assert_nothing_is_left(child.0);
+        pool.assert_all_back();
+    }
+}
+
+#[test]
+fn what_is_killed_leaves_no_server_no_page_and_no_cgroup() {
+    let pool = or_skip!(Pool::with(0));
+    for starts in [2, 6] {
+        let (started, child) = interrupted(starts, Signal::KILL);
+        assert_eq!(child.1, None, "after {starts} starts");
+        // Nobody is left to wait for, so this takes a moment.
+        let gone = || started.running().is_empty() && cgroups_of(child.0).is_empty();
+        assert!(wait_for(Duration::from_secs(20), gone), "{starts} starts");
+        let back = || total() == pool.counts.total;
+        assert!(wait_for(Duration::from_secs(20), back), "{starts} starts");
+        pool.assert_all_back();
+    }
+}
+
+/// A comparison that gets a signal when its baseline was started so often. Returns its number and exit code, too.
+fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
+    let started = Started::new();
+    let baseline = script_before_ours(started.path(), &started.then(":"));
+    let mut tool = Tool::new(&baseline, "warm,servers,pressure").with(&[
+        "--demo",
+        "20M,Q8_0",
+        "--pairs",
+        "2",
+        "--speed-tokens",
+        "2",
+    ]);
+    let mut child = tool
+        .command
+        .env("TMPDIR", started.files())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the tool can be started");
+    let so_often = || started.pids().len() >= starts;
+    let in_time = wait_for(Duration::from_secs(120), so_often);
+    send(&child, signal);
+    let code = child.wait().expect("it is ours").code();
+    assert!(in_time, "it never started {starts} servers");
+    (started, (child.id(), code))
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("it is a child of ours");
+}
+
+/// Servers leave their numbers here, and the tool its files.
+struct Started {
+    dir: TempDir,
+}
+
+impl Started {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        fs::create_dir(dir.path().join("files")).expect("it is ours");
+        Self { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn files(&self) -> PathBuf {
+        self.dir.path().join("files")
+    }
+
+    fn then(&self, text: &str) -> String {
+        let pids = self.path().join("pids");
+        format!("echo $$ >> '{}'\n{text}", pids.display())
+    }
+
+    fn pids(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path().join("pids")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn running(&self) -> Vec<String> {
+        let mut pids = self.pids();
+        // Who waits for what this process left behind is not ours to say: what has ended and waits for that does not run.
+        pids.retain(|pid| {
+            let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        });
+        pids
+    }
+
+    fn assert_none_runs(&self) {
+        assert_eq!(self.running(), Vec::<String>::new());
+    }
+
+    fn assert_nothing_is_left(&self, tool: u32) {
+        self.assert_none_runs();
+        assert_eq!(cgroups_of(tool), Vec::<PathBuf>::new());
+        let files = fs::read_dir(self.files()).expect("it is ours");
+        let files: Vec<_> = files.flatten().map(|entry| entry.path()).collect();
+        assert_eq!(files, Vec::<PathBuf>::new());
+    }
+}
+
+/// Pages of the pool, whoever added them.
+fn total() -> u64 {
+    crate::support::pool::Counts::read().total
+}
+
+/// Of a comparison, in any hierarchy.
+fn cgroups_of(tool: u32) -> Vec<PathBuf> {
+    let name = format!("llama-hugepages-compare-{tool}");
+    let mut found = Vec::new();
+    let mut dirs = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = dirs.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if entry.file_name().to_str() == Some(&name) {
+                found.push(entry.path());
+            } else if is_dir && depth < 6 {
+                dirs.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    found
+}
