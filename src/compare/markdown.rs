@@ -89,7 +89,10 @@ fn programs(text: &mut String, report: &Report) {
         let size = ByteSize::new(model.bytes).to_string();
         row(text, [&model.name, &size, &model.files.len().to_string()]);
     }
-    line(text, format!("\n```\n{}\n```", report.commands.join(" ")));
+    let variables = report.environment.iter();
+    let variables = variables.map(|(name, value)| format!("{name}={value} "));
+    let command = variables.collect::<String>() + &report.commands.join(" ");
+    line(text, format!("\n```\n{command}\n```"));
 }
 
 fn case(text: &mut String, result: &CaseResult) {

@@ -1,5 +1,7 @@
 //! All of a comparison, as JSON has it.
 
+use std::collections::BTreeMap;
+use std::env;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -95,6 +97,8 @@ pub struct Report {
     pub machine: Machine,
     /// How this was started.
     pub commands: Vec<String>,
+    /// Variables that all servers got from the user and that may change what they do.
+    pub environment: BTreeMap<String, String>,
     /// What was compared: the baseline, and ours.
     pub programs: Vec<Program>,
     /// With what.
@@ -127,6 +131,7 @@ impl Report {
         Self {
             machine,
             commands,
+            environment: environment(),
             programs,
             models: Vec::new(),
             pools_before: Pool::all(),
@@ -191,4 +196,14 @@ impl Report {
     pub fn svg(&self) -> Option<String> {
         plot::svg(self)
     }
+}
+
+/// Of OpenMP, ggml and the C library. `LLAMA_ARG_*` is taken away from the servers.
+fn environment() -> BTreeMap<String, String> {
+    const PREFIXES: [&str; 6] = ["OMP_", "GOMP_", "KMP_", "GGML_", "GLIBC_", "MALLOC_"];
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .collect()
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::pool::Pool;
+use crate::support::server::QUIET_THREADS;
 use crate::support::{is_root, models, or_skip, programs};
 
 /// The tool, with a folder of its own for what it writes down of the pool: the test has the machine's.
@@ -28,6 +29,7 @@ impl Tool {
             .args(["compare", "--format", "json"])
             .args(["--cases", cases, "--baseline"])
             .arg(baseline)
+            .env(QUIET_THREADS.0, QUIET_THREADS.1)
             .env("LLAMA_HUGEPAGES_STATE", dir.path().join("state"));
         Self {
             command,
@@ -317,6 +319,7 @@ fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     for program in json["programs"].as_array().expect("a list") {
         assert_eq!(program["sha256"].as_str().map(str::len), Some(64));
     }
+    assert_eq!(json["environment"][QUIET_THREADS.0], QUIET_THREADS.1);
     let command = json.pointer("/cases/0/pairs/0/0/command").expect("a line");
     let model = model.to_str().expect("ours");
     assert_eq!(command[2], *model, "{command}");

@@ -89,7 +89,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
     servers: u16,
 
-    /// A hugetlbfs folder for the case `store` [default: one that is mounted for it, and unmounted]
+    /// A hugetlbfs folder for the case `store`, where the image stays [default: one that is mounted for it, and unmounted]
     #[arg(long, value_name = "DIR")]
     store: Option<String>,
 
