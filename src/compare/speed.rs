@@ -14,10 +14,9 @@ use super::server::Server;
 /// Requests that are answered side by side.
 const STREAMS: usize = 4;
 
-/// Long enough that reading it is a matrix product.
-const PROMPT: &str = "The kernel keeps what was read of a file in memory, as long as nothing else needs that memory. A process \
-    that maps a file sees these pages. Each of them has an entry in its page table, and the processor keeps a few of these \
-    entries at hand. Larger pages need fewer entries, and pages of a pool are not given to anybody else.";
+/// Long enough that reading it is a matrix product, also where a token is a whole word; short enough where it is a letter.
+const PROMPT: &str = "The kernel keeps what was read of a file in memory, as long as nothing else needs that memory. Each page \
+    of it has an entry in a table.";
 
 /// How fast a server speaks. The rates are its own: `timings` in the answer of `/completion`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
