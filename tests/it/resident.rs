@@ -12,7 +12,7 @@ use crate::equality::answers;
 use crate::support::pool::PAGE;
 use crate::support::server::{Launch, Server};
 use crate::support::store::{self, Store};
-use crate::support::{full, http, models, or_skip, plan, smaps, wait_for};
+use crate::support::{full, http, models, or_skip, page_cache, plan, smaps, wait_for};
 
 /// More than any model here needs: what is counted is what is taken.
 const PAGES: u64 = 260;
@@ -78,12 +78,16 @@ fn the_next_server_attaches_and_says_what_stock_says() {
         assert!(kept > 40, "{kind}: {kept} pages are kept");
         store.assert_only_files_hold_pages();
 
+        page_cache::drop_file(&model);
         let second = launch(&model, &store).start();
         assert!(
             !is_read(&second),
             "{kind}: nothing is read\n{}",
             second.log()
         );
+        // Nor prefetched: the header is, with what the kernel reads ahead of it.
+        let cached = or_skip!(page_cache::cached_bytes(&model));
+        assert!(cached < 16 << 20, "{kind}: {cached} bytes are cached");
         assert!(attached(&second) > 80_000_000, "{kind}");
         assert_eq!(answers(&second), expected, "{kind}, attached");
         assert_eq!(store.pages(), kept, "{kind}: nothing more is kept");

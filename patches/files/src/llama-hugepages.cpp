@@ -243,8 +243,8 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         demands.push_back({ kind(buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft), there });
         if (there && ggml_hugepages_resident_is_complete(there)) {
             attached.push_back(ctx);
-            continue;
         }
+        // also what is attached: upstream's prefetch would bring it into the page cache
         for_each_weight(ml, ctx, [&](const ggml_tensor * cur, const auto & weight) {
             ggml_hugepages_image_expect(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur));
         });

@@ -290,7 +290,7 @@ struct residents {
     bool fail_full(ggml_hugepages_error * error) const {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, %.2f MiB are left of the size of the mount",
             bytes()/1024.0/1024.0, free/1024.0/1024.0);
-        ggml_hugepages_hint(error, "mount -o remount,size=… with more, hugepages store gc, or --hugepage-policy prefer to use what there is");
+        ggml_hugepages_hint(error, "hugepages store gc, a mount with a larger limit (hugepages store unmount, then mount --limit), or --hugepage-policy prefer");
         return false;
     }
 };
