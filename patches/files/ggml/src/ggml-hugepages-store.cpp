@@ -197,22 +197,23 @@ size_t ggml_hugepages_page_of(int fd) {
 
 enum { FILLER = 0, ATTACHED = 1 };
 
-static bool lock(int fd, short type, off_t which) {
+static struct flock lock_of(short type, off_t which) {
     struct flock l = {};
     l.l_type   = type;
     l.l_whence = SEEK_SET;
     l.l_start  = which;
     l.l_len    = 1;
+    return l;
+}
+
+static bool lock(int fd, short type, off_t which) {
+    auto l = lock_of(type, which);
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
 }
 
 // whether somebody else has it
 static bool is_locked(int fd, short type, off_t which) {
-    struct flock l = {};
-    l.l_type   = type;
-    l.l_whence = SEEK_SET;
-    l.l_start  = which;
-    l.l_len    = 1;
+    auto l = lock_of(type, which);
     return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
 }
 
