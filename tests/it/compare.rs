@@ -237,7 +237,8 @@ fn the_same_program_twice_is_no_difference() {
     let ratios = case(&report, "same")["ratios"].as_object().expect("a map");
     for (id, ratio) in ratios {
         let [mean, low, high] = ["/mean", "/low", "/high"].map(|end| number(ratio, end));
-        let counted = ["minor_faults", "peak_own", "residue", "rss", "page_tables"];
+        // What a process takes for itself; what it sees of the page cache depends on others.
+        let counted = ["peak_own", "residue", "page_tables"];
         if counted.contains(&id.as_str()) {
             assert!((mean - 1.0).abs() < 0.05, "{id}: {ratio}");
         } else {

@@ -114,6 +114,8 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
 
     let status = Command::new(programs::hugepages())
         .args(["status", "--no-ask"])
+        // Paths in one piece.
+        .env("COLUMNS", "400")
         .output();
     let status = String::from_utf8(status.expect("it can be started").stdout).expect("text");
     assert!(
