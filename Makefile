@@ -66,8 +66,8 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
 test-full: instrumented test ## the same and the long tests
-	$(call step,tests that look into the program)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine::
+	$(call step,tests that look into the program or boot a system)
+	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
 use crate::support::server::Launch;
-use crate::support::{full, http, is_root, models, or_skip, programs, skip, wait_for};
+use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
 
 /// What systemd says of our units; nothing is what it should be.
 fn verify(dir: &Path, names: &[String]) -> String {
@@ -212,10 +212,8 @@ impl Drop for Machine {
 }
 
 #[test]
+#[ignore = "long: make test-full"]
 fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
-    if !full() {
-        return skip("it boots a systemd: `make test-full` does that");
-    }
     if !is_root() {
         return skip("root is needed for namespaces");
     }

@@ -176,7 +176,16 @@ void common_hugepages_begin(const common_params & params) {
     }
 }
 
-void common_hugepages_ready(const common_params & params) {
+static bool has_file_backing(const ggml_hugepages_report & report) {
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        if (report.usages[i].backing == GGML_HUGEPAGES_BACKING_FILE && report.usages[i].bytes > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void common_hugepages_ready(common_params & params) {
     ggml_hugepages_report report;
     if (!params.hugepages.enabled) {
         return;
@@ -185,6 +194,10 @@ void common_hugepages_ready(const common_params & params) {
     if (!ggml_hugepages_get_report(&report)) {
         LOG_WRN("hugepages: the kernel does not tell what the memory lies on\n");
         return;
+    }
+    if (params.warmup && !has_file_backing(report) && !has_other_devices()) {
+        LOG_INF("hugepages: no warm-up, all weights are in memory\n");
+        params.warmup = false;
     }
     char text[4096];
     ggml_hugepages_report_to_str(&report, text, sizeof(text));

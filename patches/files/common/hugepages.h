@@ -21,5 +21,6 @@ void common_hugepages_measure(const common_params & params, bool model_only, lla
 // From here on buffers that belong to no model and no context come from huge pages too.
 void common_hugepages_begin(const common_params & params);
 
-// Logs the report. From here on a buffer that gets no huge page is ordinary memory, and counted.
-void common_hugepages_ready(const common_params & params);
+// Logs the report. From here on a buffer that gets no huge page is ordinary memory, and counted. Calls off the warm-up where all
+// weights are in memory and in the page table: bringing them there is what it is for on a CPU.
+void common_hugepages_ready(common_params & params);
