@@ -66,6 +66,10 @@ const STOCK_NONE: Recipe = Recipe {
     option: Some("--load-mode"),
     ..recipe("stock, none", Which::Baseline, &["--load-mode", "none"])
 };
+const STOCK_LEAN: Recipe = Recipe {
+    option: Some("--no-warmup"),
+    ..recipe("stock, no warm-up", Which::Baseline, &["--no-warmup"])
+};
 const STOCK_DIO: Recipe = Recipe {
     option: Some("--load-mode"),
     ..recipe("stock, dio", Which::Baseline, &["--load-mode", "dio"])
@@ -162,7 +166,7 @@ use Cache::{Cold, Warm};
 
 /// All of them.
 #[rustfmt::skip]
-pub const CASES: [Row; 20] = [
+pub const CASES: [Row; 23] = [
     row("cold",        Cold, STOCK,    HUGE,          "stock, huge pages of any size"),
     row("warm",        Warm, STOCK,    HUGE,          "the same"),
     row("off",         Warm, STOCK,    OFF,           "stock, ours without the option"),
@@ -178,6 +182,9 @@ pub const CASES: [Row; 20] = [
     row("half",        Warm, STOCK,    HALF,          "the same"),
     row("store-cold",  Cold, STOCK,    STORE,         "stock, a resident image"),
     row("store",       Warm, STOCK,    STORE,         "the same"),
+    row("lean-cold",   Cold, STOCK_LEAN, HUGE,  "stock without its warm-up run, huge pages"),
+    row("lean",        Warm, STOCK_LEAN, HUGE,  "the same"),
+    row("lean-store",  Warm, STOCK_LEAN, STORE, "stock without its warm-up run, a resident image"),
     row("none-cold",   Cold, STOCK,    STOCK_NONE,    "stock, stock without mmap"),
     row("none",        Warm, STOCK,    STOCK_NONE,    "the same"),
     row("dio-cold",    Cold, STOCK,    STOCK_DIO,     "stock, stock with direct I/O"),
