@@ -238,10 +238,17 @@ fn the_same_program_twice_is_no_difference() {
     let report = ended.report();
     let ratios = case(&report, "same")["ratios"].as_object().expect("a map");
     for (id, ratio) in ratios {
+        // What belongs to the machine is used by other tests meanwhile.
+        if ["file_thp", "pool"].contains(&id.as_str()) {
+            continue;
+        }
         let [mean, low, high] = ["/mean", "/low", "/high"].map(|end| number(ratio, end));
-        // Out of so many intervals of 95 % one may miss 1, but not by far.
-        let misses = low > 1.0 || high < 1.0;
-        assert!(!misses || (0.5..2.0).contains(&mean), "{id}: {ratio}");
+        // Out of so many intervals of 95 % some miss 1, but none by far: one slow token in one run makes its interval wide.
+        assert!(low < 2.0 && high > 0.5, "{id}: {ratio}");
+        // What is counted is not noise.
+        if ["minor_faults", "rss", "pss", "page_tables"].contains(&id.as_str()) {
+            assert!((0.9..1.1).contains(&mean), "{id}: {ratio}");
+        }
     }
     for id in ["to_token", "cpu", "generation", "generation_4", "pss"] {
         assert!(ratios.contains_key(id), "{id}: {ratios:?}");
