@@ -42,9 +42,10 @@ impl Tool {
         assert_cmd::Command::from_std(self.command(args)).assert()
     }
 
-    fn lease(&self, pages: &str) -> (Child, String) {
+    /// With what it says first.
+    fn lease(&self, amount: &[&str]) -> (Child, String) {
         let mut child = self
-            .command(&["reserve", pages, "--lease"])
+            .command(&[&["reserve"], amount, &["--lease"]].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -153,17 +154,7 @@ sys.stdin.read()";
 fn a_lease_ends_with_its_input() {
     let pool = or_skip!(Pool::with(1));
     let tool = Tool::new();
-    let mut child = tool.command(&["reserve", "6", "--usable", "--lease"]);
-    let mut child = child
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let (mut child, line) = tool.lease(&["6", "--usable"]);
     assert_eq!(line, "ok 5\n");
     assert_eq!(Counts::read().usable(), 6);
     drop(child.stdin.take());
@@ -187,7 +178,7 @@ fn signals_end_a_lease_and_what_was_ignored_does_not() {
     let pool = or_skip!(Pool::with(0));
     for signal in ["INT", "TERM", "HUP"] {
         let tool = Tool::new();
-        let (mut child, line) = tool.lease("2");
+        let (mut child, line) = tool.lease(&["2"]);
         assert_eq!(line, "ok 2\n");
         // `wait` closes it, which would be another end.
         let input = child.stdin.take();
@@ -225,8 +216,8 @@ fn signals_end_a_lease_and_what_was_ignored_does_not() {
 fn two_leases_give_back_in_any_order() {
     let pool = or_skip!(Pool::with(0));
     let tool = Tool::new();
-    let (mut first, _) = tool.lease("2");
-    let (mut second, _) = tool.lease("3");
+    let (mut first, _) = tool.lease(&["2"]);
+    let (mut second, _) = tool.lease(&["3"]);
     assert_eq!(Counts::read().usable(), 5);
     tool.run(&["restore"])
         .success()
@@ -246,7 +237,7 @@ fn the_pages_of_a_killed_lease_are_given_back_by_the_next_command() {
     let pool = or_skip!(Pool::with(0));
     let tool = Tool::new();
     for next in [&["restore"][..], &["reserve", "1"]] {
-        let (mut child, _) = tool.lease("4");
+        let (mut child, _) = tool.lease(&["4"]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(Counts::read().usable(), 4);

@@ -18,28 +18,56 @@ pub struct Persist {
     /// Total of the pool at boot, what others need included: a number, or `current`
     #[arg(long, value_name = "N", default_value = "current")]
     pages: Pages,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
     /// Replace a file that was changed since
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Unpersist {
+    /// Remove files that were changed since, too
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// Whether files are to be changed at all.
+#[derive(Debug, clap::Args)]
+struct Consent {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
     /// Show the changes only
     #[arg(long)]
     dry_run: bool,
 }
 
-#[derive(Debug, clap::Args)]
-pub struct Unpersist {
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// Remove files that were changed since, too
-    #[arg(long)]
-    force: bool,
-    /// Show the changes only
-    #[arg(long)]
-    dry_run: bool,
+impl Consent {
+    /// Asks where neither option says it.
+    fn is_given(&self) -> Result<bool> {
+        if self.dry_run || self.yes {
+            return Ok(!self.dry_run);
+        }
+        if !io::stdin().is_terminal() {
+            eprintln!("error: nobody to ask\nhint: --yes does it without asking");
+            return Ok(false);
+        }
+        write!(io::stderr(), "do it? [y/N] ")?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+
+    fn not_done(&self) -> Exit {
+        if self.dry_run {
+            Exit::Success
+        } else {
+            Exit::Failure
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +107,8 @@ pub fn persist(root: &Root, args: &Persist) -> Result<Exit> {
     }
     if changed.is_empty() {
         writeln!(io::stdout(), "nothing to change")?;
-    } else if !agreed(args.yes, args.dry_run)? {
-        return Ok(not_done(args.dry_run));
+    } else if !args.consent.is_given()? {
+        return Ok(args.consent.not_done());
     }
     for setting in changed {
         setting.write()?;
@@ -103,8 +131,8 @@ pub fn unpersist(root: &Root, args: &Unpersist) -> Result<Exit> {
             .with_context(|| format!("cannot read `{}`", path.display()))?;
         diff(&path.display().to_string(), &text, "")?;
     }
-    if !agreed(args.yes, args.dry_run)? {
-        return Ok(not_done(args.dry_run));
+    if !args.consent.is_given()? {
+        return Ok(args.consent.not_done());
     }
     for path in &files {
         fs::remove_file(path).with_context(|| format!("cannot remove `{}`", path.display()))?;
@@ -130,28 +158,6 @@ fn diff(path: &str, old: &str, new: &str) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn agreed(yes: bool, dry_run: bool) -> Result<bool> {
-    if dry_run || yes {
-        return Ok(!dry_run);
-    }
-    if !io::stdin().is_terminal() {
-        eprintln!("error: nobody to ask\nhint: --yes does it without asking");
-        return Ok(false);
-    }
-    write!(io::stderr(), "do it? [y/N] ")?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn not_done(dry_run: bool) -> Exit {
-    if dry_run {
-        Exit::Success
-    } else {
-        Exit::Failure
-    }
 }
 
 fn boot_notes(parameters: &str, more: bool) -> io::Result<()> {

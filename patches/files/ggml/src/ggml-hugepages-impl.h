@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -288,6 +289,9 @@ uint64_t ggml_hugepages_us_populate();
 
 // threads to populate and to read with
 size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params);
+
+// Runs the work on up to n threads, or on this one if none can be started. Calls idle now and then until all of them are done.
+void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, const std::function<void()> & idle = nullptr);
 
 // Populates the runs of all images, reads the files into them, and reads the pieces. When pages are refused:
 // - GGML_HUGEPAGES_POLICY_PREFER:  the blocks are dropped, the rest goes on

@@ -154,8 +154,6 @@ struct owner {
     std::map<size_t, ggml_hugepages_need> needs; // by page size
 };
 
-using file = ggml_hugepages_store_file;
-
 // blocks [first, last) of an image, or of a demand, which has no image
 struct piece {
     int                    rank;
@@ -178,17 +176,12 @@ void note_need(owner & o, const piece & p, size_t page_size) {
     need.bytes    += ggml_hugepages_overlap(o.wanted, p.first, p.last);
 }
 
-void note_end(const ggml_hugepages_error & error) {
-    std::lock_guard<std::mutex> lock(g_needs_mutex);
-    g_plan_end = error;
-}
-
 bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * error) {
     if (ok) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is made");
     }
-    note_end(*error);
     std::lock_guard<std::mutex> lock(g_needs_mutex);
+    g_plan_end = *error;
     g_needs.clear();
     for (const auto & o : who) {
         for (const auto & [_, need] : o.needs) {
@@ -245,7 +238,7 @@ struct residents {
     std::map<size_t, uint64_t>           extra;  // pages of manifests
     uint64_t                             free = UINT64_MAX; // bytes of the mount
 
-    void add(const file & f, const std::vector<piece> & all, owner & o) {
+    void add(const ggml_hugepages_store_file & f, const std::vector<piece> & all, owner & o) {
         for (const auto & p : all) {
             for (size_t at = p.first; at < p.last; at += f.page_size) {
                 const piece block = { p.rank, p.image, at, at + f.page_size };
@@ -260,9 +253,8 @@ struct residents {
         const uint64_t n = f.pages_of_manifest();
         extra[f.page_size] += n;
         if (n > 0) {
-            auto & need = o.needs[f.page_size];
-            need.kind = o.kind; need.image = o.image; need.page_size = f.page_size;
-            need.pages += n;
+            // no bytes of tensors: it lies behind them
+            note_need(o, { 0, nullptr, f.length - n*f.page_size, f.length }, f.page_size);
         }
         free = std::min(free, f.fd == -1 ? UINT64_MAX : ggml_hugepages_store_free(f));
     }
@@ -273,8 +265,9 @@ struct residents {
     }
 
     uint64_t need(size_t page_size) const {
-        const auto it = extra.find(page_size);
-        return missing(page_size).size() + (it == extra.end() ? 0 : it->second);
+        const auto blocks    = pieces.find(page_size);
+        const auto manifests = extra.find(page_size);
+        return (blocks == pieces.end() ? 0 : blocks->second.size()) + (manifests == extra.end() ? 0 : manifests->second);
     }
 
     uint64_t bytes() const {
@@ -444,18 +437,18 @@ bool ggml_hugepages_decide(
         }
     }
     for (size_t i = 0; i < n_demands; i++) {
-        const piece all = { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, smallest) };
+        const auto * file = demands[i].resident ? demands[i].resident->file.get() : nullptr;
+        // less than a page of the store has no place in it
+        const auto * resident = file && demands[i].bytes >= file->page_size ? file : nullptr;
+        const piece  all      = { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, resident ? resident->page_size : smallest) };
         who.push_back({ demands[i].kind, -1, { { 0, demands[i].bytes } }, {} });
         owners.emplace_back();
-        const auto * resident = demands[i].resident ? demands[i].resident->file.get() : nullptr;
-        if (resident && demands[i].bytes >= resident->page_size) {
-            of_store.add(*resident, { { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, resident->page_size) } }, who.back());
-            continue;
-        }
-        // less than a page stays ordinary memory
-        if (demands[i].bytes >= smallest) {
+        if (resident) {
+            of_store.add(*resident, { all }, who.back());
+        } else if (demands[i].bytes >= smallest) {
             owners.back().push_back(all);
         } else if (demands[i].bytes > 0) {
+            // less than a page stays ordinary memory
             note_need(who.back(), all, 0);
         }
     }
@@ -525,8 +518,7 @@ bool ggml_hugepages_decide(
     if (!shortages.empty()) {
         if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only) {
             fail_short(root, shortages, error);
-            note_end(*error);
-            return params.plan_only ? end_plan(who, false, error) : false;
+            return end_plan(who, false, error);
         }
         // once for a model, not again for each of its buffers
         if (n_images != 1 || images[0]->fd != -1) {
@@ -537,8 +529,7 @@ bool ggml_hugepages_decide(
         }
     } else if (of_store.is_full() && (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only)) {
         of_store.fail_full(error);
-        note_end(*error);
-        return params.plan_only ? end_plan(who, false, error) : false;
+        return end_plan(who, false, error);
     }
     if (params.plan_only) {
         return end_plan(who, true, error);

@@ -531,6 +531,32 @@ size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params) {
     return params.n_threads > 0 ? params.n_threads : std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
 }
 
+void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, const std::function<void()> & idle) {
+    std::atomic<size_t> running{0};
+    std::vector<std::thread> threads;
+    try {
+        while (threads.size() < n) {
+            running++;
+            threads.emplace_back([&] {
+                work();
+                running--;
+            });
+        }
+    } catch (const std::system_error &) {
+        running--; // the one that did not start; those that run do it alone
+    }
+    if (threads.empty()) {
+        work();
+    }
+    while (idle && running > 0) {
+        idle();
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    for (auto & thread : threads) {
+        thread.join();
+    }
+}
+
 // with_files: false populates only
 static bool read_images(
         ggml_hugepages_image_t *         images,

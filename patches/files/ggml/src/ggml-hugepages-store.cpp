@@ -639,7 +639,6 @@ static bool verify(
     std::atomic<size_t>   next{0};
     std::atomic<uint64_t> done{0};
     std::atomic<size_t>   wrong{SIZE_MAX};
-    std::atomic<size_t>   running{0};
     std::atomic<bool>     stop{false};
     const auto work = [&] {
         std::vector<char> data(segment);
@@ -652,23 +651,13 @@ static bool verify(
             }
             done += n;
         }
-        running--;
     };
-    std::vector<std::thread> threads;
-    running = n_threads;
-    for (size_t i = 0; i < n_threads; i++) {
-        threads.emplace_back(work);
-    }
     bool cancelled = false;
-    while (running > 0) {
+    ggml_hugepages_on_threads(n_threads, work, [&] {
         if (callback && !callback(done, size, user_data)) {
             cancelled = stop = true;
         }
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    for (auto & thread : threads) {
-        thread.join();
-    }
+    });
     if (wrong != SIZE_MAX) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its bytes at offset %zu are not those that were put there", wrong*segment);
     }

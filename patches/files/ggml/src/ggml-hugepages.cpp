@@ -15,7 +15,6 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <thread>
 
 #ifdef __linux__
 #include <cerrno>
@@ -565,11 +564,15 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
     }
 }
 
+// all that it wants is in the store: this process writes nothing
+static bool is_attached(const ggml_hugepages_image & image) {
+    return image.resident && !image.resident->is_filling;
+}
+
 // puts the blocks of an image in place
 static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
-    const bool is_attached = image.resident && !image.resident->is_filling;
-    const int  prot        = is_attached ? PROT_READ : PROT_READ | PROT_WRITE;
-    const int  noreserve   = image.resident ? MAP_NORESERVE : 0;
+    const int prot      = is_attached(image) ? PROT_READ : PROT_READ | PROT_WRITE;
+    const int noreserve = image.resident ? MAP_NORESERVE : 0;
     for (const auto & r : image.runs) {
         void * addr = image.addr + r.first;
         const size_t size = r.last - r.first;
@@ -585,7 +588,7 @@ static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error)
         }
         madvise(addr, size, MADV_DONTDUMP);
         madvise(addr, size, MADV_DONTFORK);
-        if (!is_attached) {
+        if (!is_attached(image)) {
             place_on_nodes(image, addr, size);
         }
     }
@@ -737,8 +740,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     if (!map_image(buffer, error)) {
         return false;
     }
-    const bool is_attached = buffer.resident && !buffer.resident->is_filling;
-    if (is_attached) {
+    if (is_attached(buffer)) {
         buffer.is_lazy = false;
         g_attached    += buffer.size;
         return map_runs(buffer, error) && protect(buffer, error);
@@ -832,17 +834,11 @@ static bool ggml_hugepages_make_resident(ggml_hugepages_image & buffer, ggml_hug
         return true;
     }
     std::atomic<size_t> next{0};
-    std::vector<std::thread> threads;
-    for (size_t i = 0; i < ggml_hugepages_n_threads(buffer.params); i++) {
-        threads.emplace_back([&] {
-            for (size_t at = next.fetch_add(file.segment); at < file.size; at = next.fetch_add(file.segment)) {
-                file.complete(buffer.addr, at, at + file.segment);
-            }
-        });
-    }
-    for (auto & thread : threads) {
-        thread.join();
-    }
+    ggml_hugepages_on_threads(ggml_hugepages_n_threads(buffer.params), [&] {
+        for (size_t at = next.fetch_add(file.segment); at < file.size; at = next.fetch_add(file.segment)) {
+            file.complete(buffer.addr, at, at + file.segment);
+        }
+    });
     file.finish();
     return protect(buffer, error);
 }
