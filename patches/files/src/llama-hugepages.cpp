@@ -1,6 +1,9 @@
 #include "llama-hugepages.h"
 
+#include "llama-context.h"
 #include "llama-impl.h"
+#include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
@@ -550,4 +553,12 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
     GGML_UNUSED(fname);
     GGML_UNUSED(err);
 #endif
+}
+
+// Upstream asks with a run over all weights, as recurrent states cannot forget a part. A KV cache always can.
+bool llama_hugepages_can_seq_rm(const llama_context * ctx) {
+    const auto & model  = ctx->get_model();
+    const auto * memory = ctx->get_memory();
+    return model.hugepages().enabled && !llama_model_has_encoder(&model) &&
+        (dynamic_cast<const llama_kv_cache *>(memory) || dynamic_cast<const llama_kv_cache_iswa *>(memory));
 }

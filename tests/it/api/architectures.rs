@@ -1,14 +1,17 @@
 //! Every architecture that upstream's own test can make a small model of.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use llama_hugepages::{
-    Batch, Context, ContextParams, HugePages, LogTarget, Model, ModelParams, Report, Token, log_to,
-    report,
+    Batch, Context, ContextParams, HugePages, LogTarget, Model, ModelParams, Report, Token, ffi,
+    log_to, report,
 };
+use tempfile::TempDir;
 
 use crate::support::pool::Pool;
 use crate::support::{or_skip, programs, target_dir};
@@ -44,11 +47,8 @@ fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<R
     (logits.map_err(|error| error.to_string()), report().ok())
 }
 
-#[test]
-fn every_architecture_has_the_same_logits_on_huge_pages() {
-    let tool = or_skip!(programs::patched("test-llama-archs"));
-    let pool = or_skip!(Pool::with(PAGES));
-    log_to(LogTarget::Nowhere);
+/// One of each architecture, in a folder that goes with its handle.
+fn made_by(tool: &Path) -> (TempDir, Vec<PathBuf>) {
     let dir = tempfile::tempdir_in(target_dir().join("models")).expect("target/ can be written");
     let made = Command::new(tool).arg("-o").arg(dir.path()).output();
     let made = made.expect("the tool can be started");
@@ -57,14 +57,79 @@ fn every_architecture_has_the_same_logits_on_huge_pages() {
         "{}",
         String::from_utf8_lossy(&made.stderr)
     );
-
     let mut models: Vec<_> = fs::read_dir(dir.path())
         .expect("just made")
         .map(|entry| entry.expect("an entry").path())
         .collect();
     models.sort();
     assert!(models.len() > 100, "{}", models.len());
+    (dir, models)
+}
 
+/// Whether its memory is known to forget the last of two tokens, and whether it does after a run. `None`: it cannot be run.
+fn forgets(path: &Path, enabled: bool) -> Option<(bool, bool)> {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
+    // SAFETY: what is made here is freed here, in the other order, and the batch outlives the run.
+    unsafe {
+        let mut params = ffi::llama_model_default_params();
+        params.hugepages.enabled = enabled;
+        let model = ffi::llama_model_load_from_file(path.as_ptr(), params);
+        if model.is_null() {
+            return None;
+        }
+        let mut params = ffi::llama_context_default_params();
+        params.n_ctx = 64;
+        params.n_threads = 1;
+        let context = ffi::llama_init_from_model(model, params);
+        let mut result = None;
+        if !context.is_null() {
+            let memory = ffi::llama_get_memory(context);
+            let known = ffi::llama_hugepages_can_seq_rm(context);
+            let mut tokens = [1, 5];
+            let batch = ffi::llama_batch_get_one(tokens.as_mut_ptr(), 2);
+            if !memory.is_null() && ffi::llama_decode(context, batch) == 0 {
+                result = Some((known, ffi::llama_memory_seq_rm(memory, 0, 1, -1)));
+            }
+            ffi::llama_free(context);
+        }
+        ffi::llama_model_free(model);
+        result
+    }
+}
+
+#[test]
+fn what_a_kv_cache_can_forget_is_known_without_a_run() {
+    let tool = or_skip!(programs::patched("test-llama-archs"));
+    let pool = or_skip!(Pool::with(PAGES));
+    log_to(LogTarget::Nowhere);
+    let (_dir, models) = made_by(&tool);
+    let mut kinds = BTreeMap::<_, Vec<_>>::new();
+    for path in &models {
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        if let Some((known, does)) = forgets(path, true) {
+            assert!(does || !known, "{name}: it does not");
+            kinds.entry((known, does)).or_default().push(name);
+        }
+        pool.assert_all_back();
+    }
+    // Most have a KV cache. Some have a state as well, and to some that can it is not known.
+    for (kind, at_least) in [((true, true), 60), ((false, false), 5)] {
+        let n = kinds.get(&kind).map_or(0, Vec::len);
+        assert!(n >= at_least, "{kind:?}: {kinds:#?}");
+    }
+    // With the option off upstream's run is the only way.
+    assert_eq!(
+        forgets(&models[0], false).map(|(known, _)| known),
+        Some(false)
+    );
+}
+
+#[test]
+fn every_architecture_has_the_same_logits_on_huge_pages() {
+    let tool = or_skip!(programs::patched("test-llama-archs"));
+    let pool = or_skip!(Pool::with(PAGES));
+    log_to(LogTarget::Nowhere);
+    let (_dir, models) = made_by(&tool);
     let mut without_logits = BTreeMap::new();
     for path in &models {
         let name = path.file_stem().expect("a name").to_string_lossy();
