@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::equality::answers;
-use crate::support::pool::PAGE;
+use crate::support::pool::{Counts, PAGE};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{self, Store};
 use crate::support::{full, http, models, or_skip, page_cache, plan, smaps, wait_for};
@@ -351,6 +351,47 @@ fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
     }
 }
 
+/// `min_size` takes pages out of the pool for the files of the mount: they are had, and by nobody else.
+#[test]
+fn pages_that_the_mount_keeps_are_counted_for_its_files_alone() {
+    const KEPT: u64 = 20;
+    let model = model("Q4_K");
+    let need: u64 = {
+        let store = or_skip!(Store::with(0));
+        let plan = plan::of(&launch(&model, &store));
+        plan::pages_by_kind(&plan).values().sum()
+    };
+    let options = format!("min_size={}", KEPT * PAGE);
+    for missing in [1, 0] {
+        let store = or_skip!(Store::with_options(need - missing, &options));
+        assert_eq!(Counts::read().reserved, store.pool.counts.reserved + KEPT);
+        let launch = launch(&model, &store);
+        if missing > 0 {
+            let ended = launch.run();
+            ended.assert_clean_failure();
+            ended.line_with("the model needs");
+            continue;
+        }
+        let server = launch.clone().start();
+        assert_eq!(store.pool.taken(), need);
+        let held = store.pages();
+        assert!(held > KEPT, "{held}");
+        drop(server);
+        // Its files have them now: nothing is left for more.
+        assert_eq!(Counts::read().reserved, store.pool.counts.reserved);
+        let own: u64 = plan::pages_by_kind(&plan::of(&launch)).values().sum();
+        assert_eq!(own, need - held);
+        launch.start();
+    }
+    // Nothing but those: weights have them, KV cache and buffers have ordinary memory.
+    let model = self::model("Q8_0");
+    let expected = or_skip!(stock(&model));
+    let store = or_skip!(Store::with_options(KEPT, &options));
+    let server = prefer(&model, &store).start();
+    assert_eq!(answers(&server), expected);
+    assert_eq!((store.pages(), store.pool.taken()), (KEPT, KEPT));
+}
+
 #[test]
 fn load_fills_and_ends() {
     for kind in TYPES {
@@ -517,6 +558,12 @@ fn a_model_on_hugetlbfs_is_served_from_there() {
     assert!(own < held / 2, "no second copy: {own} pages beside {held}");
     let ended = server.stop(Signal::TERM);
     assert!(!ended.log.contains("munmap failed"), "{}", ended.log);
+    // Stock serves it as well.
+    let server = or_skip!(Launch::stock()).model(&file).start();
+    assert_eq!(answers(&server), expected);
+    assert!(store.pool.taken() - held < own, "no page but the file's");
+    drop(server);
+    assert_eq!(store.pool.taken(), held);
 }
 
 #[test]

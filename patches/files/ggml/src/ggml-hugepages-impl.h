@@ -129,6 +129,17 @@ size_t ggml_hugepages_thp_size(const char * root, bool * enabled);
 // MemAvailable in bytes
 uint64_t ggml_hugepages_mem_available(const char * root);
 
+struct ggml_hugepages_mount {
+    std::string device; // major:minor
+    std::string fs_root;
+    std::string path;
+    std::string type;
+    std::string options; // of the file system, between commas
+};
+
+// all lines of /proc/self/mountinfo
+std::vector<ggml_hugepages_mount> ggml_hugepages_mounts(const char * root);
+
 //
 // the decision
 //
@@ -234,6 +245,9 @@ private:
 
 // Free bytes of the mount that a store lies on, UINT64_MAX if it has no limit.
 uint64_t ggml_hugepages_store_free(const ggml_hugepages_store_file & file);
+
+// Pages that its mount keeps for its files (min_size) and none of them has yet: the pool counts them as reserved.
+uint64_t ggml_hugepages_store_set_aside(const ggml_hugepages_store_file & file);
 
 // whether these bytes end a resident image of that name, length and page size. Fills in what is known.
 bool ggml_hugepages_manifest_check(

@@ -160,6 +160,7 @@ struct piece {
     ggml_hugepages_image * image;
     size_t                 first;
     size_t                 last;
+    bool                   is_resident = false; // in a store
 };
 
 // what owners need, for whoever asks after a decision that was only a question
@@ -236,12 +237,13 @@ void by_rank(std::vector<piece> & pieces) {
 struct residents {
     std::map<size_t, std::vector<piece>> pieces; // that are missing, by page size
     std::map<size_t, uint64_t>           extra;  // pages of manifests
+    std::map<size_t, uint64_t>           set_aside; // pages that the mounts keep for their files
     uint64_t                             free = UINT64_MAX; // bytes of the mount
 
     void add(const ggml_hugepages_store_file & f, const std::vector<piece> & all, owner & o) {
         for (const auto & p : all) {
             for (size_t at = p.first; at < p.last; at += f.page_size) {
-                const piece block = { p.rank, p.image, at, at + f.page_size };
+                const piece block = { p.rank, p.image, at, at + f.page_size, true };
                 if (!f.has_page(at)) {
                     pieces[f.page_size].push_back(block);
                     note_need(o, block, f.page_size);
@@ -256,7 +258,8 @@ struct residents {
             // no bytes of tensors: it lies behind them
             note_need(o, { 0, nullptr, f.length - n*f.page_size, f.length }, f.page_size);
         }
-        free = std::min(free, f.fd == -1 ? UINT64_MAX : ggml_hugepages_store_free(f));
+        free = std::min(free, ggml_hugepages_store_free(f));
+        set_aside[f.page_size] = ggml_hugepages_store_set_aside(f);
     }
 
     std::vector<piece> missing(size_t page_size) const {
@@ -268,6 +271,12 @@ struct residents {
         const auto blocks    = pieces.find(page_size);
         const auto manifests = extra.find(page_size);
         return (blocks == pieces.end() ? 0 : blocks->second.size()) + (manifests == extra.end() ? 0 : manifests->second);
+    }
+
+    // what the mounts do not have by themselves
+    uint64_t need_of_pool(size_t page_size) const {
+        const auto it = set_aside.find(page_size);
+        return need(page_size) - std::min(need(page_size), it == set_aside.end() ? 0 : it->second);
     }
 
     uint64_t bytes() const {
@@ -466,7 +475,7 @@ bool ggml_hugepages_decide(
     std::map<size_t, uint64_t> need; // pages
     for (size_t s = supplies.size(); s-- > 1; ) {
         const size_t page_size = supplies[s].pool.page_size;
-        const uint64_t kept = of_store.need(page_size);
+        const uint64_t kept = of_store.need_of_pool(page_size);
         uint64_t left = supplies[s].usable() - std::min(supplies[s].usable(), kept);
         if (left == 0) {
             continue;
@@ -510,7 +519,7 @@ bool ggml_hugepages_decide(
     for (const auto & s : supplies) {
         // of larger pages as many are used as there are, so only a store of theirs can be short
         const size_t   page_size = s.pool.page_size;
-        const uint64_t wanted    = of_store.need(page_size) + (page_size == smallest ? need[smallest] : 0);
+        const uint64_t wanted    = of_store.need_of_pool(page_size) + (page_size == smallest ? need[smallest] : 0);
         if (wanted > s.usable()) {
             shortages.push_back({ wanted, s });
         }
@@ -541,10 +550,14 @@ bool ggml_hugepages_decide(
             pieces.insert(pieces.end(), rest.begin(), rest.end());
         }
         by_rank(pieces);
-        uint64_t left = s.usable();
+        uint64_t left      = s.usable();
+        uint64_t set_aside = of_store.set_aside[page_size];
         for (const auto & p : pieces) {
-            const uint64_t pages = std::min<uint64_t>(left, (p.last - p.first)/page_size);
-            left -= pages;
+            const uint64_t want  = (p.last - p.first)/page_size;
+            const uint64_t own   = p.is_resident ? std::min(set_aside, want) : 0;
+            const uint64_t pages = own + std::min(left, want - own);
+            set_aside -= own;
+            left      -= pages - own;
             if (p.image && pages > 0) {
                 p.image->runs.push_back({ p.first, p.first + pages*page_size, page_size, p.rank });
             }

@@ -241,6 +241,25 @@ static std::string cgroup_size_name(size_t page_size) {
     return page_size >= MIB ? std::to_string(page_size/MIB) + "MB" : std::to_string(page_size/KIB) + "KB";
 }
 
+std::vector<ggml_hugepages_mount> ggml_hugepages_mounts(const char * root) {
+    std::vector<ggml_hugepages_mount> result;
+    std::istringstream lines(read_text(std::string(root) + "/proc/self/mountinfo"));
+    std::string line;
+    while (std::getline(lines, line)) {
+        // proc_pid_mountinfo(5): id parent major:minor root mount_point options [tags] - type source super_options
+        std::istringstream fields(line);
+        std::string id, parent, word, source, super;
+        ggml_hugepages_mount m;
+        fields >> id >> parent >> m.device >> m.fs_root >> m.path;
+        while (fields >> word && word != "-") {
+        }
+        fields >> m.type >> source >> super;
+        m.options = "," + super + ",";
+        result.push_back(m);
+    }
+    return result;
+}
+
 // Where the hierarchy with the hugetlb controller is mounted, and this process' cgroup in it. A cgroup2 hierarchy is taken
 // when no v1 hierarchy has the controller.
 struct hierarchy {
@@ -251,27 +270,19 @@ struct hierarchy {
 
 static std::vector<hierarchy> read_hierarchies(const char * root) {
     std::vector<hierarchy> result;
-    std::istringstream mounts(read_text(std::string(root) + "/proc/self/mountinfo"));
     const std::string cgroups = read_text(std::string(root) + "/proc/self/cgroup");
     std::set<std::string> seen;
-    std::string line;
-    while (std::getline(mounts, line)) {
-        // proc_pid_mountinfo(5): id parent major:minor root mount_point options [tags] - type source super_options
-        std::istringstream fields(line);
-        std::string id, parent, device, fs_root, mount, word, type, source, super;
-        fields >> id >> parent >> device >> fs_root >> mount;
-        while (fields >> word && word != "-") {
-        }
-        fields >> type >> source >> super;
-        if (!seen.insert(device + " " + fs_root).second) {
+    for (const auto & mount : ggml_hugepages_mounts(root)) {
+        if (!seen.insert(mount.device + " " + mount.fs_root).second) {
             continue; // mounted twice
         }
-        const bool is_v2 = type == "cgroup2";
-        if (!is_v2 && (type != "cgroup" || ("," + super + ",").find(",hugetlb,") == std::string::npos)) {
+        const bool is_v2 = mount.type == "cgroup2";
+        if (!is_v2 && (mount.type != "cgroup" || mount.options.find(",hugetlb,") == std::string::npos)) {
             continue;
         }
         // cgroups(7): hierarchy-id:controllers:path
         std::istringstream lines(cgroups);
+        std::string line;
         while (std::getline(lines, line)) {
             const size_t first  = line.find(':');
             const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
@@ -284,10 +295,11 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
             }
             std::string cgroup = line.substr(second + 1);
             // in a container only a part of the hierarchy may be mounted
-            if (fs_root != "/" && (cgroup + "/").compare(0, fs_root.size() + 1, fs_root + "/") == 0) {
-                cgroup = cgroup.substr(fs_root.size());
+            const auto & part = mount.fs_root;
+            if (part != "/" && (cgroup + "/").compare(0, part.size() + 1, part + "/") == 0) {
+                cgroup = cgroup.substr(part.size());
             }
-            result.push_back({ is_v2, std::string(root) + mount, cgroup });
+            result.push_back({ is_v2, std::string(root) + mount.path, cgroup });
         }
     }
     return result;
