@@ -9,12 +9,13 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 /// this process, too, but take a moment, and until then a cgroup and a mount are busy.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP QUIT PIPE
-cgroup= mount= control=
+cgroup= mount= control= folder=
 while IFS= read -r line; do
     case $line in
         cgroup\ *) cgroup=${line#cgroup } ;;
         control\ *) control=${line#control } ;;
         mount\ *) mount=${line#mount } ;;
+        folder\ */llama-hugepages-compare-*) folder=${line#folder } ;;
     esac
 done
 tries=0
@@ -28,8 +29,9 @@ while [ $tries -lt 100 ]; do
     tries=$((tries + 1))
     sleep 0.1
 done
+[ -z "$folder" ] || rm -rf "$folder"
 [ -z "$control" ] || echo -memory > "$control" 2>/dev/null
-[ ! -d "$cgroup" ] && [ ! -d "$mount" ]
+[ ! -d "$cgroup" ] && [ ! -d "$mount" ] && [ ! -d "$folder" ]
 "#;
 
 /// A shell that waits. Dropping it puts everything away and waits for that.
@@ -53,7 +55,8 @@ impl Guardian {
         Ok(Self { shell, input })
     }
 
-    /// What to put away, said before it is there: `cgroup`, `mount`, `control`.
+    /// What to put away, said before it is there: `cgroup`, `mount`, `control`, `folder`. Of folders only ones with our name
+    /// are removed: a line may be a part of a path.
     pub fn tell(&mut self, what: &str, path: &Path) -> io::Result<()> {
         let Some(input) = &mut self.input else {
             return Ok(());

@@ -1,5 +1,6 @@
 //! The perplexity of a text, as `llama-perplexity` of both says it: equal to the last digit.
 
+use std::env;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Cancelled, CompareError, Runner};
+use super::{Cancelled, CompareError, Runner, Scratch};
 
 /// Some thousand words that are here anyway.
 const TEXT: &str = include_str!("../../README.md");
@@ -52,16 +53,14 @@ impl Runner<'_> {
             path: PathBuf::from("the text"),
             source,
         };
-        let text = tempfile::NamedTempFile::new().map_err(read_error)?;
-        fs::write(text.path(), TEXT).map_err(read_error)?;
+        let scratch = Scratch::new_in(&env::temp_dir()).map_err(read_error)?;
+        let text = scratch.path().join("text");
+        fs::write(&text, TEXT).map_err(read_error)?;
         let mut commands = Vec::new();
         let mut said = Vec::new();
         for (program, more) in programs.into_iter().zip([&[][..], more]) {
             let mut args = perplexity_arguments(model);
-            args.extend([
-                "--file".to_owned(),
-                text.path().to_string_lossy().into_owned(),
-            ]);
+            args.extend(["--file".to_owned(), text.to_string_lossy().into_owned()]);
             args.extend(more.iter().cloned());
             said.push(self.estimate(program, &args)?);
             args.insert(0, program.to_string_lossy().into_owned());

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
 
+use llama_hugepages::compare::Scratch;
 use llama_hugepages::demo_model::{Output, Spec, WEIGHT_TYPES};
 use llama_hugepages::gguf::TensorType;
 use llama_hugepages::size::ByteSize;
@@ -44,7 +44,7 @@ pub struct Model {
     pub name: String,
     /// Its first file.
     pub path: PathBuf,
-    _dir: Option<TempDir>,
+    _dir: Option<Scratch>,
 }
 
 /// All that the arguments ask for.
@@ -70,10 +70,7 @@ fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
         ..Spec::default()
     }
     .plan()?;
-    let dir = tempfile::Builder::new()
-        .prefix("llama-hugepages-demo-")
-        .tempdir_in(place())
-        .context("cannot make a folder for the demo model")?;
+    let dir = Scratch::new_in(&place()).context("cannot make a folder for the demo model")?;
     let path = dir.path().join("demo.gguf");
     let progress = |_, _| {
         if stop.load(Ordering::Relaxed) {

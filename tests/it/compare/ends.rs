@@ -90,13 +90,17 @@ fn an_interrupt_leaves_no_server_no_page_no_cgroup_and_no_file() {
 }
 
 #[test]
-fn what_is_killed_leaves_no_server_no_page_and_no_cgroup() {
+fn what_is_killed_leaves_no_server_no_page_no_cgroup_and_no_file() {
     let pool = or_skip!(Pool::with(0));
     for starts in [2, 6] {
         let (started, child) = interrupted(starts, Signal::KILL);
         assert_eq!(child.1, None, "after {starts} starts");
         // Nobody is left to wait for, so this takes a moment.
-        let gone = || started.running().is_empty() && cgroups_of(child.0).is_empty();
+        let gone = || {
+            started.running().is_empty()
+                && cgroups_of(child.0).is_empty()
+                && started.left().is_empty()
+        };
         assert!(
             wait_for(Duration::from_secs(60), gone),
             "after {starts} starts it is not gone"
@@ -191,9 +195,13 @@ impl Started {
     fn assert_nothing_is_left(&self, tool: u32) {
         self.assert_none_runs();
         assert_eq!(cgroups_of(tool), Vec::<PathBuf>::new());
+        assert_eq!(self.left(), Vec::<PathBuf>::new());
+    }
+
+    /// What lies where the tool makes its files.
+    fn left(&self) -> Vec<PathBuf> {
         let files = fs::read_dir(self.files()).expect("it is ours");
-        let files: Vec<_> = files.flatten().map(|entry| entry.path()).collect();
-        assert_eq!(files, Vec::<PathBuf>::new());
+        files.flatten().map(|entry| entry.path()).collect()
     }
 }
 
