@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -44,8 +45,16 @@ impl Tool {
 
     /// With what it says first.
     fn lease(&self, amount: &[&str]) -> (Child, String) {
-        let mut child = self
-            .command(&[&["reserve"], amount, &["--lease"]].concat())
+        let mut command = self.command(&[&["reserve"], amount, &["--lease"]].concat());
+        // The tool leaves a SIGINT ignored that was, as for all that a script starts in the background: these tests, too.
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -14,7 +14,7 @@ use llama_hugepages::{
 use tempfile::TempDir;
 
 use crate::support::pool::Pool;
-use crate::support::{or_skip, programs, target_dir};
+use crate::support::{or_skip, programs};
 
 /// More than the largest of them takes.
 const PAGES: u64 = 200;
@@ -49,7 +49,7 @@ fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<R
 
 /// One of each architecture, in a folder that goes with its handle.
 fn made_by(tool: &Path) -> (TempDir, Vec<PathBuf>) {
-    let dir = tempfile::tempdir_in(target_dir().join("models")).expect("target/ can be written");
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let made = Command::new(tool).arg("-o").arg(dir.path()).output();
     let made = made.expect("the tool can be started");
     assert!(
