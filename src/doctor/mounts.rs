@@ -1,4 +1,4 @@
-//! hugetlbfs mounts: needed for images that stay, not for `--hugepages`.
+//! hugetlbfs mounts: needed for resident images, not for `--hugepages` alone.
 
 use rustix::fs::{Access, access};
 
@@ -12,9 +12,9 @@ pub fn mounts(host: &Host) -> Vec<Finding> {
         return vec![
             Finding::note(
                 "no hugetlbfs is mounted",
-                "`--hugepages` needs none; pages that outlive a process do",
+                "`--hugepages` alone needs none; `--hugepage-store` does: weights that stay when the process ends",
             )
-            .command("sudo mount --mkdir -t hugetlbfs none /dev/hugepages"),
+            .command("sudo hugepages store mount"),
         ];
     }
     let mounts = host.status.mounts.iter();
@@ -27,7 +27,7 @@ pub fn mounts(host: &Host) -> Vec<Finding> {
                 // vm.hugetlb_shm_group matters to SysV shared memory alone, which nothing here uses.
                 Finding::note(
                     format!("hugetlbfs at {} cannot be written by this user", mount.path),
-                    "`--hugepages` needs no mount; pages that outlive a process need one of your own",
+                    "this user attaches to the resident images in it, and can put none there",
                 )
                 .command(format!("sudo mount -o remount,mode=1777 {}", mount.path))
             }

@@ -36,12 +36,12 @@ pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
         if has("model-direct-io") {
             "about that of stock: the file system refuses O_DIRECT".to_owned()
         } else {
-            "cold loads at the speed of the disk; warm ones are copied and take longer than stock's mapping".to_owned()
+            "cold loads at the speed of the disk; warm ones are copied, in about the time of stock's mapping and warm-up".to_owned()
         },
     ));
     lines.push(line(
         "restart",
-        "a new process loads again: private pages go with the process that had them".to_owned(),
+        "with `--hugepage-store` weights stay and processes share them: nothing is read; without it they are loaded again".to_owned(),
     ));
     lines.push(line(
         "pinning",
