@@ -259,7 +259,10 @@ struct residents {
             note_need(o, { 0, nullptr, f.length - n*f.page_size, f.length }, f.page_size);
         }
         free = std::min(free, ggml_hugepages_store_free(f));
-        set_aside[f.page_size] = ggml_hugepages_store_set_aside(f);
+        // once, and not at all where everything is there: it walks the mount
+        if (need(f.page_size) > 0 && set_aside.count(f.page_size) == 0) {
+            set_aside[f.page_size] = ggml_hugepages_store_set_aside(f);
+        }
     }
 
     std::vector<piece> missing(size_t page_size) const {
