@@ -84,6 +84,7 @@ fn the_next_server_attaches_and_says_what_stock_says() {
             "{kind}: nothing is read\n{}",
             second.log()
         );
+        assert!(attached(&second) > 80_000_000, "{kind}");
         assert_eq!(answers(&second), expected, "{kind}, attached");
         assert_eq!(store.pages(), kept, "{kind}: nothing more is kept");
 

@@ -47,8 +47,12 @@ fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<R
     (logits.map_err(|error| error.to_string()), report().ok())
 }
 
-/// One of each architecture, in a folder that goes with its handle.
-fn made_by(tool: &Path) -> (TempDir, Vec<PathBuf>) {
+/// One of each architecture, in a folder that goes with its handle, and pages for any of them. An error is the reason to skip the
+/// test.
+fn prepared() -> Result<(Pool, TempDir, Vec<PathBuf>), String> {
+    let tool = programs::patched("test-llama-archs")?;
+    let pool = Pool::with(PAGES)?;
+    log_to(LogTarget::Nowhere);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let made = Command::new(tool).arg("-o").arg(dir.path()).output();
     let made = made.expect("the tool can be started");
@@ -63,7 +67,7 @@ fn made_by(tool: &Path) -> (TempDir, Vec<PathBuf>) {
         .collect();
     models.sort();
     assert!(models.len() > 100, "{}", models.len());
-    (dir, models)
+    Ok((pool, dir, models))
 }
 
 /// Whether its memory is known to forget the last of two tokens, and whether it does after a run. `None`: it cannot be run.
@@ -99,10 +103,7 @@ fn forgets(path: &Path, enabled: bool) -> Option<(bool, bool)> {
 
 #[test]
 fn what_a_kv_cache_can_forget_is_known_without_a_run() {
-    let tool = or_skip!(programs::patched("test-llama-archs"));
-    let pool = or_skip!(Pool::with(PAGES));
-    log_to(LogTarget::Nowhere);
-    let (_dir, models) = made_by(&tool);
+    let (pool, _dir, models) = or_skip!(prepared());
     let mut kinds = BTreeMap::<_, Vec<_>>::new();
     for path in &models {
         let name = path.file_stem().expect("a name").to_string_lossy();
@@ -126,10 +127,7 @@ fn what_a_kv_cache_can_forget_is_known_without_a_run() {
 
 #[test]
 fn every_architecture_has_the_same_logits_on_huge_pages() {
-    let tool = or_skip!(programs::patched("test-llama-archs"));
-    let pool = or_skip!(Pool::with(PAGES));
-    log_to(LogTarget::Nowhere);
-    let (_dir, models) = made_by(&tool);
+    let (pool, _dir, models) = or_skip!(prepared());
     let mut without_logits = BTreeMap::new();
     for path in &models {
         let name = path.file_stem().expect("a name").to_string_lossy();
