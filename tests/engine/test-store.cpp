@@ -5,6 +5,8 @@
 
 #include "test.h"
 
+#include "ggml-hugepages-store.h"
+
 #include <algorithm>
 #include <csignal>
 #include <cstring>
@@ -37,7 +39,7 @@ static header good_header() {
     header h = {};
     const char magic[8] = GGML_HUGEPAGES_STORE_MAGIC;
     memcpy(h.magic, magic, sizeof(magic));
-    h.version    = 1;
+    h.version    = GGML_HUGEPAGES_STORE_VERSION;
     h.kind       = GGML_HUGEPAGES_KIND_WEIGHTS;
     h.size       = 5*MIB;
     h.page_size  = PAGE;

@@ -66,6 +66,11 @@ static void measure(const common_params & params, bool model_only, llama_model_p
     }
 }
 
+int common_hugepages_exit_code() {
+    const auto status = ggml_hugepages_get_failure();
+    return status == GGML_HUGEPAGES_STATUS_SHORT || status == GGML_HUGEPAGES_STATUS_NO_MEMORY ? 3 : 1;
+}
+
 // as JSON on stdout: who asks reads it with a program
 static void print_plan(const common_params & params, const ggml_hugepages_error & error) {
     std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
@@ -115,7 +120,7 @@ static void plan_and_exit(const common_params & params, const llama_model_params
     }
     print_plan(params, error);
     common_log_flush(common_log_main());
-    std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : 3);
+    std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : common_hugepages_exit_code());
 }
 
 // one object a line: how far it is
@@ -143,10 +148,8 @@ static void load_and_exit(const common_params & params, llama_model_params mpara
     mparams.progress_callback_user_data = &last;
     llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);
     llama_model_free(model);
-    ggml_hugepages_error error;
-    const bool is_short = !model && ggml_hugepages_get_plan_end(&error) && error.status == GGML_HUGEPAGES_STATUS_SHORT;
     common_log_flush(common_log_main());
-    std::exit(model ? 0 : is_short ? 3 : 1);
+    std::exit(model ? 0 : common_hugepages_exit_code());
 }
 
 void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
@@ -169,6 +172,7 @@ static void set_default(const common_params & params, bool late) {
 
 void common_hugepages_begin(const common_params & params) {
     if (params.hugepages.enabled) {
+        ggml_hugepages_hold_end(); // of a load that failed
         set_default(params, false);
         // programs that return from main() at once would take the reason along
         static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
@@ -190,6 +194,7 @@ void common_hugepages_ready(common_params & params) {
     if (!params.hugepages.enabled) {
         return;
     }
+    ggml_hugepages_hold_end();
     set_default(params, true);
     if (!ggml_hugepages_get_report(&report)) {
         LOG_WRN("hugepages: the kernel does not tell what the memory lies on\n");

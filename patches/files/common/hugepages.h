@@ -18,6 +18,9 @@ std::string common_hugepages_size_name(size_t page_size);
 // else from loading the model without its weights.
 void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams);
 
+// What a program that could not load its model ends with: 3 if more huge pages or more memory would help, else 1.
+int common_hugepages_exit_code();
+
 // From here on buffers that belong to no model and no context come from huge pages too.
 void common_hugepages_begin(const common_params & params);
 

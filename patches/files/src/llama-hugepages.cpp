@@ -22,6 +22,7 @@
 #endif
 
 [[noreturn]] static void raise(const ggml_hugepages_error & error) {
+    ggml_hugepages_set_failure(error.status);
     throw std::runtime_error(error.hint[0] ? format("%s\nhint: %s", error.message, error.hint) : std::string(error.message));
 }
 
@@ -186,7 +187,7 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
     }
     ggml_hugepages_error error = {};
     if (!residents.empty() && !ggml_hugepages_residents_open(residents.data(), residents.size(), &params, on_progress, &ud, &error)) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only || params.load_only || error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
+        if (!ggml_hugepages_accepts_less(&params) || error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
             raise(error);
         }
         LLAMA_LOG_WARN("%s: nothing stays resident: %s\n", __func__, error.message);
@@ -256,7 +257,7 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error)) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || params.plan_only) {
+        if (!ggml_hugepages_accepts_less(&params)) {
             raise(error);
         }
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);

@@ -24,8 +24,13 @@
 #include <stdint.h>
 
 #ifdef  __cplusplus
+#define GGML_HUGEPAGES_NOEXCEPT noexcept
 extern "C" {
+#else
+#define GGML_HUGEPAGES_NOEXCEPT
 #endif
+
+// What other languages call throws nothing: it is GGML_HUGEPAGES_NOEXCEPT, and a failure is in its result or its error.
 
 enum ggml_hugepages_policy {
     GGML_HUGEPAGES_POLICY_REQUIRE = 0, // all that is wanted, or an error before any I/O
@@ -97,13 +102,14 @@ enum ggml_hugepages_status {
     GGML_HUGEPAGES_STATUS_IO          = 5, // the file could not be read
     GGML_HUGEPAGES_STATUS_INVALID     = 6, // the file was read, and whoever asked for its bytes refused them
     GGML_HUGEPAGES_STATUS_PLANNED     = 7, // no failure: only the plan was asked for
+    GGML_HUGEPAGES_STATUS_FORBIDDEN   = 8, // a system call that is needed is refused to this process
 };
 
 // what went wrong: a lower-case fragment, and a line with what to do about it where the user can do something
 struct ggml_hugepages_error {
     enum ggml_hugepages_status status;
-    char message[1024];
-    char hint[512]; // may be empty
+    char message[2048];
+    char hint[2048]; // may be empty
 };
 
 // one pool, in pages; all zero where the kernel has no pool of that size
@@ -150,30 +156,33 @@ struct ggml_hugepages_report {
 // Called while files are read: `done` of `total` wanted bytes. Return false to stop.
 typedef bool (*ggml_hugepages_progress_callback)(uint64_t done, uint64_t total, void * user_data);
 
-GGML_API struct ggml_hugepages_params ggml_hugepages_default_params(void);
+GGML_API struct ggml_hugepages_params ggml_hugepages_default_params(void) GGML_HUGEPAGES_NOEXCEPT;
 
-GGML_API const char * ggml_hugepages_policy_name    (enum ggml_hugepages_policy policy);
-GGML_API bool         ggml_hugepages_policy_from_str(const char * str, enum ggml_hugepages_policy * policy);
-GGML_API const char * ggml_hugepages_kind_name      (enum ggml_hugepages_kind kind);
+// whether a load with these parameters goes on with fewer pages than it needs
+GGML_API bool ggml_hugepages_accepts_less(const struct ggml_hugepages_params * params) GGML_HUGEPAGES_NOEXCEPT;
+
+GGML_API const char * ggml_hugepages_policy_name    (enum ggml_hugepages_policy policy) GGML_HUGEPAGES_NOEXCEPT;
+GGML_API bool         ggml_hugepages_policy_from_str(const char * str, enum ggml_hugepages_policy * policy) GGML_HUGEPAGES_NOEXCEPT;
+GGML_API const char * ggml_hugepages_kind_name      (enum ggml_hugepages_kind kind) GGML_HUGEPAGES_NOEXCEPT;
 
 // "auto", "thp", or a size such as "2M", "2MiB", "1G" or a number of bytes. Says nothing of whether there is such a pool.
-GGML_API bool ggml_hugepages_size_from_str(const char * str, size_t * page_size);
+GGML_API bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) GGML_HUGEPAGES_NOEXCEPT;
 
 // "1G", "2M", "thp", "base" or "file"
-GGML_API int ggml_hugepages_backing_to_str(enum ggml_hugepages_backing backing, size_t page_size, char * buf, size_t size);
+GGML_API int ggml_hugepages_backing_to_str(enum ggml_hugepages_backing backing, size_t page_size, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
 // The sizes of the pools that the kernel has, ascending, in bytes. Returns how many there are, writes at most n of them.
 // root: prefix of /sys and /proc, "" for this machine
-GGML_API size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n);
+GGML_API size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n) GGML_HUGEPAGES_NOEXCEPT;
 
 // The smallest of them that is at least 2 MiB. 0 if there is none.
-GGML_API size_t ggml_hugepages_page_size(const char * root);
+GGML_API size_t ggml_hugepages_page_size(const char * root) GGML_HUGEPAGES_NOEXCEPT;
 
 // root: as above. Returns false if the kernel has no such pool.
-GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, struct ggml_hugepages_pool * pool);
+GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
 // Pages that can be had now: free and not reserved, and what overcommit may still add.
-GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool);
+GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
 //
 // file images: init, want, plan, map, overlay, fill
@@ -277,6 +286,15 @@ GGML_API bool ggml_hugepages_fill(
         void *                               user_data,
         struct ggml_hugepages_error *        error);
 
+// Why the last load of this process failed, GGML_HUGEPAGES_STATUS_OK if none did: for exit codes. Set where the failure becomes an exception
+// or a buffer that is NULL.
+GGML_API void                       ggml_hugepages_set_failure(enum ggml_hugepages_status status) GGML_HUGEPAGES_NOEXCEPT;
+GGML_API enum ggml_hugepages_status ggml_hugepages_get_failure(void) GGML_HUGEPAGES_NOEXCEPT;
+
+// Ends the reservation of pages that the plan counted for buffers (KV cache, compute) and that no buffer has taken. To be called once the
+// buffers exist; a load that fails does so by itself.
+GGML_API void ggml_hugepages_hold_end(void);
+
 //
 // buffers: whatever a CPU buffer type allocates, while the calling thread is in a scope
 //
@@ -320,7 +338,7 @@ GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_err
 
 // What makes a file this file: device, inode, size, modification time, and a hash of its first header_size bytes; as a line of
 // text. Returns false if it cannot be read.
-GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size);
+GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Nothing is opened yet.
 // fd:       the file that it is made of: its path goes into the manifest, to be shown, and to see whether it is still the same
@@ -372,11 +390,11 @@ struct ggml_hugepages_resident_info {
 };
 
 // whether a file of that name can be a resident image
-GGML_API bool ggml_hugepages_resident_is_name(const char * name);
+GGML_API bool ggml_hugepages_resident_is_name(const char * name) GGML_HUGEPAGES_NOEXCEPT;
 
 // dir_fd: a directory on hugetlbfs. Fails with GGML_HUGEPAGES_STATUS_INVALID and the reason when nobody would attach to it; what is known
 // of it is in info then. Takes no page.
-GGML_API bool ggml_hugepages_resident_read(int dir_fd, const char * name, struct ggml_hugepages_resident_info * info, struct ggml_hugepages_error * error);
+GGML_API bool ggml_hugepages_resident_read(int dir_fd, const char * name, struct ggml_hugepages_resident_info * info, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 // Compares all complete segments with their checksums. Takes no page.
 GGML_API bool ggml_hugepages_resident_verify(
@@ -384,11 +402,11 @@ GGML_API bool ggml_hugepages_resident_verify(
         const char *                     name,
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
-        struct ggml_hugepages_error *    error);
+        struct ggml_hugepages_error *    error) GGML_HUGEPAGES_NOEXCEPT;
 
 // Removes it, also one that cannot be trusted. While a process is attached to it or fills it: fails with
 // GGML_HUGEPAGES_STATUS_INVALID, or with force takes the name away, and the pages go with the last process.
-GGML_API bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, struct ggml_hugepages_error * error);
+GGML_API bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 // The directory that `store` of the parameters means, and its page size. `store` may be "auto". Fails when it is not on hugetlbfs, when others
 // may write to it, or when there is none.
@@ -398,17 +416,17 @@ GGML_API bool ggml_hugepages_store_find(
         char *                        path,
         size_t                        path_size,
         size_t *                      found,
-        struct ggml_hugepages_error * error);
+        struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 //
 // what the kernel says
 //
 
 // Sums over all images and buffers of this process that are alive. Returns false if the kernel does not tell.
-GGML_API bool ggml_hugepages_get_report(struct ggml_hugepages_report * report);
+GGML_API bool ggml_hugepages_get_report(struct ggml_hugepages_report * report) GGML_HUGEPAGES_NOEXCEPT;
 
 // A table for people, several lines. Returns what snprintf does.
-GGML_API int ggml_hugepages_report_to_str(const struct ggml_hugepages_report * report, char * buf, size_t size);
+GGML_API int ggml_hugepages_report_to_str(const struct ggml_hugepages_report * report, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Logs that table, unless the default scope has no huge pages: for programs that serve buffers and load no model.
 GGML_API void ggml_hugepages_log_report(void);

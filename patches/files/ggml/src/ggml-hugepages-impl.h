@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,15 +23,37 @@ struct ggml_hugepages_want {
     int    rank;
 };
 
-// blocks of one size, one after the other
-struct ggml_hugepages_run {
-    size_t first;
-    size_t last;
-    size_t page_size; // of the pool, or of THP
-    int    rank;
+struct ggml_hugepages_held;
+struct ggml_hugepages_store_file;
+
+// which memory the blocks of a run are
+enum ggml_hugepages_owner {
+    GGML_HUGEPAGES_OWNER_PROCESS,  // this process alone: a memfd, or THP
+    GGML_HUGEPAGES_OWNER_HELD,     // the same, reserved before it was asked for
+    GGML_HUGEPAGES_OWNER_FILLING,  // pages of the resident image that this process writes
+    GGML_HUGEPAGES_OWNER_ATTACHED, // pages of the resident image that are complete: nobody writes them
 };
 
-struct ggml_hugepages_store_file;
+// blocks of one size, one after the other
+struct ggml_hugepages_run {
+    size_t               first;
+    size_t               last;
+    size_t               page_size; // of the pool, or of THP
+    int                  rank;
+    ggml_hugepages_owner owner = GGML_HUGEPAGES_OWNER_PROCESS;
+
+    std::shared_ptr<ggml_hugepages_held> held;        // of GGML_HUGEPAGES_OWNER_HELD
+    size_t                               held_at = 0; // offset of the first block in it
+
+    bool is_in_store() const { return owner == GGML_HUGEPAGES_OWNER_FILLING || owner == GGML_HUGEPAGES_OWNER_ATTACHED; }
+};
+
+// pages that the plan counts for a buffer that follows the weights
+struct ggml_hugepages_grant {
+    ggml_hugepages_kind kind;
+    size_t              page_size;
+    uint64_t            pages;
+};
 
 // An image, or a buffer: an image without a file, whose rest is ordinary memory.
 struct ggml_hugepages_image {
@@ -54,10 +77,12 @@ struct ggml_hugepages_image {
     bool                  is_malloc = false; // a buffer under one page, in ordinary memory
     bool                  is_lazy   = false; // a buffer whose pages are populated by those who write to it
     ggml_hugepages_ranges populated;         // of a lazy buffer, or given up
+    bool                  is_told = false;   // that pages were refused to it
     int                   refused    = 0;    // errno of the first page that was refused to it
     size_t                refused_at = 0;
     std::map<size_t, int> memfds;           // one for each page size
-    std::shared_ptr<ggml_hugepages_store_file> resident; // that all runs lie in, or none
+    std::shared_ptr<ggml_hugepages_store_file> resident; // that runs may lie in, or none
+    std::vector<ggml_hugepages_grant> grants; // of the first image of a plan: what is held for buffers that follow
 };
 
 // the handle of a resident image: images and buffers that lie in it share it
@@ -103,7 +128,8 @@ struct ggml_hugepages_supply {
     ggml_hugepages_pool               pool = {};
     std::vector<ggml_hugepages_node>  nodes;       // those that may be used
     bool                              is_bound = false; // to fewer nodes than the machine has
-    std::vector<ggml_hugepages_limit> limits;      // of all ancestors
+    std::vector<ggml_hugepages_limit> limits;      // of all ancestors that can be seen
+    uint64_t                          held = 0;    // pages that this process holds for the buffer that is planned
 
     // pages, regarding all of the above
     uint64_t usable() const;
@@ -117,6 +143,9 @@ struct ggml_hugepages_supply {
 // root: prefix of /sys and /proc. nodes: those that may be used, empty for all.
 ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_size, const std::vector<int> & nodes);
 
+// Whether a hugetlb limit may apply that cannot be seen: the cgroup tree begins below the root of the machine's, or is not mounted.
+bool ggml_hugepages_limits_may_hide(const char * root);
+
 // the nodes that a placement binds to, empty for all
 std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepages_placement placement);
 
@@ -128,6 +157,9 @@ size_t ggml_hugepages_thp_size(const char * root, bool * enabled);
 
 // MemAvailable in bytes
 uint64_t ggml_hugepages_mem_available(const char * root);
+
+// "CommitLimit ..., Committed_AS ..." where vm.overcommit_memory is 2, else empty
+std::string ggml_hugepages_overcommit(const char * root);
 
 struct ggml_hugepages_mount {
     std::string device; // major:minor
@@ -186,6 +218,18 @@ struct ggml_hugepages_store_header {
 uint64_t ggml_hugepages_checksum(const void * data, size_t size);
 uint64_t ggml_hugepages_header_checksum(const ggml_hugepages_store_header & h);
 
+// Proof that this process alone may write to a resident image. The lock is on a file beside the image that only those who may write
+// to the image can open, so a reader cannot take it. The lock belongs to the open file: the kernel releases it with the process.
+struct ggml_hugepages_fill_lock {
+    int         dir_fd;
+    int         fd;
+    std::string name;
+
+    ggml_hugepages_fill_lock(int dir_fd, int fd, const std::string & name) : dir_fd(dir_fd), fd(fd), name(name) {}
+    ggml_hugepages_fill_lock(const ggml_hugepages_fill_lock &) = delete;
+    ~ggml_hugepages_fill_lock(); // removes the file, then releases the lock
+};
+
 struct ggml_hugepages_store_file {
     ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_WEIGHTS;
     std::string         source;
@@ -198,16 +242,17 @@ struct ggml_hugepages_store_file {
     std::shared_ptr<int>  dir;             // closes itself
     std::string           name;
     std::string           path;            // for messages
-    int                   fd          = -1;
+    int                   fd          = -1; // -1: no image of that name yet
     bool                  is_writable = false;
-    bool                  is_filling  = false; // by this process
-    bool                  is_new      = false; // made by this process
-    bool                  has_header  = false;
     size_t                page_size   = 0;
     size_t                segment     = 0; // bytes
     size_t                length      = 0; // of the file
     size_t                sums_at     = 0; // offset of the checksums
     std::vector<uint64_t> sums;            // of the segments, 0 while one is missing
+
+    // while this process fills it
+    std::unique_ptr<ggml_hugepages_fill_lock> lock;
+    bool                  is_new = false;  // made by this process
 
     ~ggml_hugepages_store_file();
 
@@ -221,25 +266,37 @@ struct ggml_hugepages_store_file {
     // the manifest's own, unless it has it or it shares one with data
     size_t pages_of_manifest() const;
 
-    // the segments of [first, last) are in memory at addr + first
+    // pages that the file holds and that nobody uses: a filler died before it completed them
+    uint64_t pages_left_over() const;
+
+    // Makes the image if it does not exist, and its manifest writable. Fails with GGML_HUGEPAGES_STATUS_SHORT if the manifest gets no page.
+    bool begin(ggml_hugepages_error * error);
+
+    // whether begin() has been called: this process may write to missing segments
+    bool is_filling() const { return manifest != nullptr; }
+
+    // the segments that lie wholly in [first, last) are in memory at addr + first
     void complete(const uint8_t * addr, size_t first, size_t last);
 
     // nothing more comes
     void finish();
 
-    // Gives back what is not complete, and the file if this process made it and is alone with it.
+    // Returns the pages that a filler left who died. This process has the fill lock.
+    void return_left_over() { return_pages(*lock); }
+
+    // Gives back what is not complete, and the file if this process made it and no other process uses it.
     void give_up();
 
     // Takes the name away: whoever has it keeps it, nobody else gets it.
     void unlink();
 
 private:
-    friend struct ggml_hugepages_store;
     void   * manifest      = nullptr; // mapped by who fills
     size_t   manifest_size = 0;
 
     std::atomic<uint64_t> * shared_sums() const;
-    void punch_missing();
+    bool make(ggml_hugepages_error * error);
+    void return_pages(const ggml_hugepages_fill_lock & proof);
     void close_manifest();
 };
 
@@ -263,31 +320,119 @@ bool ggml_hugepages_manifest_check(
 static const size_t GGML_HUGEPAGES_HEADER_SIZE = 4096;
 
 //
-// memory
+// what happens when pages run out
 //
 
-// Puts the ordinary mapping back in place of [first, last), whole blocks of one size, and gives their pages back.
-bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t first, size_t last, ggml_hugepages_error * error);
+// What made the kernel refuse a page.
+struct ggml_hugepages_refusal {
+    const char * call; // system call
+    int          err;  // errno
+    size_t       page_size;
+    size_t       at;   // offset of the page
+    bool         is_in_store;
+};
 
-// The kernel refused pages that the decision counted on: gives back what the load holds, so that the counts in the message are
-// those of others, and fails. Nobody may use the blocks any more.
-bool ggml_hugepages_give_up(
-        ggml_hugepages_image_t     * images,
-        size_t                       n_images,
-        const ggml_hugepages_image & image, // the one it happened to
-        size_t                       page_size,
-        size_t                       at,
-        int                          err,
-        ggml_hugepages_error       * error);
+// The kernel refused [first, last) of an image. True: the blocks are dropped, ordinary memory takes their place, and the load goes on. False:
+// the load ends with the error that ggml_hugepages_fail_refused sets.
+bool ggml_hugepages_policy_refused(
+        ggml_hugepages_image         & image,
+        const ggml_hugepages_refusal & refusal,
+        size_t                         first,
+        size_t                         last,
+        ggml_hugepages_error         * error);
 
-// its message; need: pages by size
+// Explains a refusal: too few pages, a limit, a hidden limit, a forbidden call, or a full mount. need: pages by size
 bool ggml_hugepages_fail_refused(
         const std::map<size_t, uint64_t> & need,
         const ggml_hugepages_image       & image,
-        size_t                             page_size,
-        size_t                             at,
-        int                                err,
+        const ggml_hugepages_refusal     & refusal,
         ggml_hugepages_error             * error);
+
+// What the load needs of each pool and a supply that is too small, as an error.
+bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error);
+
+//
+// system calls
+//
+
+// Whether a filter kills this process for a call. One that answers with an error is no danger: the caller sees the error.
+bool ggml_hugepages_is_killing(long call);
+
+// A host may have added filters since the last load.
+void ggml_hugepages_forget_filters();
+
+// -1 and EPERM if a filter would kill the process, else what the call returns.
+long ggml_hugepages_call(long call, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0, long f = 0);
+
+// madvise(2)
+int ggml_hugepages_advise(void * addr, size_t size, int advice);
+
+// a file of huge pages in memory; -1 with errno
+int ggml_hugepages_memfd(const char * name, size_t page_size);
+
+// Reserves the pages of [first, last) of such a file. They stay reserved for it until it ends.
+bool ggml_hugepages_reserve(int fd, size_t first, size_t last);
+
+// Tries what a load does with a page: a file of huge pages, a reservation of n_reserve pages, one page populated. Everything is given back.
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, ggml_hugepages_error * error);
+
+//
+// the page cache
+//
+
+enum ggml_hugepages_cached { GGML_HUGEPAGES_CACHED_NONE, GGML_HUGEPAGES_CACHED_SOME, GGML_HUGEPAGES_CACHED_ALL, GGML_HUGEPAGES_CACHED_UNKNOWN };
+
+// What of a file is in the page cache. Asked before the first read, as reads change the answer.
+struct ggml_hugepages_page_cache {
+    // how the kernel can be asked here; each way is tried on a page that is known to be there, as some succeed and say nothing true
+    enum { BY_CACHESTAT, BY_MINCORE, BY_TRYING, BY_NOTHING } way = BY_NOTHING;
+    int                   fd   = -1;
+    size_t                size = 0; // of the file
+    ggml_hugepages_ranges there;    // at the time of the first look, unless BY_TRYING or BY_NOTHING
+
+    void look(int fd, size_t size, const ggml_hugepages_ranges & of);
+
+    // of [first, last), as of the first look where that is known
+    ggml_hugepages_cached state(size_t first, size_t last) const;
+
+    // bytes of [first, last) that are there now; false: cannot be told
+    bool count(size_t first, size_t last, size_t * bytes) const;
+
+    // drops from the cache what was not there at the first look
+    void drop_new(size_t first, size_t last) const;
+};
+
+//
+// pages held for buffers that follow the weights
+//
+
+struct ggml_hugepages_held;
+
+// Reserves them. False with errno when the kernel refuses, at_page_size: which.
+bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, size_t * at_page_size);
+
+// how many are held for buffers of this kind
+uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size);
+
+// Moves held pages into runs: splits a run where the held pages end.
+void ggml_hugepages_held_take(ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs);
+
+// the file of the pages of a run
+int ggml_hugepages_held_fd(const ggml_hugepages_held & held);
+
+// A buffer that had them is gone, and nothing maps them any more.
+void ggml_hugepages_held_return(const ggml_hugepages_run & run);
+
+//
+// memory
+//
+
+// Puts the ordinary mapping back in place of [first, last), whole blocks of one size, and gives back their pages if they are this
+// process' own. Pages in a store are left alone.
+bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t first, size_t last, ggml_hugepages_error * error);
+
+// Gives back what a load holds that fails, so that the counts in the message are those of others. Nobody may use the blocks any more.
+void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images);
 
 // of an open file, empty if the system does not tell
 std::string ggml_hugepages_path_of(int fd);
@@ -307,9 +452,9 @@ size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params);
 // Runs the work on up to n threads, or on this one if none can be started. Calls idle now and then until all of them are done.
 void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, const std::function<void()> & idle = nullptr);
 
-// Populates the runs of all images, reads the files into them, and reads the pieces. When pages are refused:
-// - GGML_HUGEPAGES_POLICY_PREFER:  the blocks are dropped, the rest goes on
-// - GGML_HUGEPAGES_POLICY_REQUIRE: fails
+// Populates the runs of all images, reads the files into them, and reads the pieces. What happens when pages are refused is decided by
+// ggml_hugepages_policy_refused.
+// refused, refusal: which image and why, if the load ends for want of a page; error then says nothing yet
 bool ggml_hugepages_read(
         ggml_hugepages_image_t *           images,
         size_t                             n_images,
@@ -318,10 +463,22 @@ bool ggml_hugepages_read(
         const ggml_hugepages_params      & params,
         ggml_hugepages_progress_callback   callback,
         void                             * user_data,
+        ggml_hugepages_image            ** refused,
+        ggml_hugepages_refusal           * refusal,
         ggml_hugepages_error             * error);
 
 // The same for a buffer that has no file. Of a lazy one only the pages that are too large to wait for.
-bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_error * error);
+bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_image ** refused, ggml_hugepages_refusal * refusal, ggml_hugepages_error * error);
+
+// Populates what is missing in resident images, before anything is read: pages of a store cannot be reserved.
+bool ggml_hugepages_populate_store(
+        ggml_hugepages_image_t *         images,
+        size_t                           n_images,
+        ggml_hugepages_progress_callback callback,
+        void                           * user_data,
+        ggml_hugepages_image          ** refused,
+        ggml_hugepages_refusal         * refusal,
+        ggml_hugepages_error           * error);
 
 void ggml_hugepages_set_load(const ggml_hugepages_load & load);
 
@@ -339,6 +496,17 @@ ggml_hugepages_scope ggml_hugepages_default_scope();
 // sets the status and the formatted message, returns false
 GGML_ATTRIBUTE_FORMAT(3, 4)
 bool ggml_hugepages_fail(ggml_hugepages_error * error, ggml_hugepages_status status, const char * fmt, ...);
+
+// Runs f, and turns what it throws into an error: nothing is thrown into another language.
+template <typename F> static bool ggml_hugepages_guard(ggml_hugepages_error * error, F && f) noexcept {
+    try {
+        return f();
+    } catch (const std::exception & e) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "%s", e.what());
+    } catch (...) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "unknown error");
+    }
+}
 
 GGML_ATTRIBUTE_FORMAT(2, 3)
 void ggml_hugepages_hint(ggml_hugepages_error * error, const char * fmt, ...);

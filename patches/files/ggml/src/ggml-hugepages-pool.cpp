@@ -33,7 +33,7 @@ std::string ggml_hugepages_size_name(size_t page_size) {
     return buf;
 }
 
-bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) {
+bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) noexcept try {
     if (strcmp(str, "auto") == 0) {
         *page_size = GGML_HUGEPAGES_SIZE_AUTO;
         return true;
@@ -66,6 +66,8 @@ bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) {
     }
     *page_size = bytes;
     return true;
+} catch (...) {
+    return false;
 }
 
 static std::string pool_dir(const char * root, size_t page_size) {
@@ -115,15 +117,17 @@ static std::vector<size_t> numbered_entries(const std::string & path, const char
     return result;
 }
 
-size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n) {
+size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n) noexcept try {
     const auto kibs = numbered_entries(std::string(root) + "/sys/kernel/mm/hugepages", "hugepages-%zukB");
     for (size_t i = 0; i < std::min(n, kibs.size()); i++) {
         page_sizes[i] = kibs[i]*KIB;
     }
     return kibs.size();
+} catch (...) {
+    return 0;
 }
 
-size_t ggml_hugepages_page_size(const char * root) {
+size_t ggml_hugepages_page_size(const char * root) noexcept {
     size_t sizes[16];
     const size_t n = std::min<size_t>(16, ggml_hugepages_page_sizes(root, sizes, 16));
     // arm64 has 64 KiB pages too: they save page table entries, but not whole levels of the walk
@@ -131,7 +135,7 @@ size_t ggml_hugepages_page_size(const char * root) {
     return it == sizes + n ? 0 : *it;
 }
 
-bool ggml_hugepages_pool_read(const char * root, size_t page_size, ggml_hugepages_pool * pool) {
+bool ggml_hugepages_pool_read(const char * root, size_t page_size, ggml_hugepages_pool * pool) noexcept try {
     *pool = {};
     const std::string dir = pool_dir(root, page_size);
     // hugetlbpage.rst: nr_hugepages counts surplus pages too
@@ -145,9 +149,12 @@ bool ggml_hugepages_pool_read(const char * root, size_t page_size, ggml_hugepage
     }
     pool->page_size = page_size;
     return true;
+} catch (...) {
+    *pool = {};
+    return false;
 }
 
-uint64_t ggml_hugepages_pool_usable(const ggml_hugepages_pool * pool) {
+uint64_t ggml_hugepages_pool_usable(const ggml_hugepages_pool * pool) noexcept {
     const uint64_t ready  = pool->free       - std::min(pool->free,       pool->reserved);
     const uint64_t growth = pool->overcommit - std::min(pool->overcommit, pool->surplus);
     return ready + growth;
@@ -266,6 +273,7 @@ struct hierarchy {
     bool        is_v2;
     std::string mount;  // with root
     std::string cgroup; // relative to the mount
+    bool        is_outside; // of the tree that the mount shows: cgroup_namespaces(7) writes that as /..
 };
 
 static std::vector<hierarchy> read_hierarchies(const char * root) {
@@ -299,7 +307,8 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
             if (part != "/" && (cgroup + "/").compare(0, part.size() + 1, part + "/") == 0) {
                 cgroup = cgroup.substr(part.size());
             }
-            result.push_back({ is_v2, std::string(root) + mount.path, cgroup });
+            const bool is_outside = part.compare(0, 3, "/..") == 0 || cgroup.compare(0, 3, "/..") == 0;
+            result.push_back({ is_v2, std::string(root) + mount.path, cgroup, is_outside });
         }
     }
     return result;
@@ -331,6 +340,33 @@ static std::vector<ggml_hugepages_limit> read_limits(const char * root, size_t p
         }
     }
     return result;
+}
+
+static bool exists(const std::string & path) {
+    FILE * file = fopen(path.c_str(), "r");
+    if (file) {
+        fclose(file);
+    }
+    return file != nullptr;
+}
+
+bool ggml_hugepages_limits_may_hide(const char * root) {
+    // cgroups(7): a kernel without the controller has no limit
+    if (read_text(std::string(root) + "/proc/cgroups").find("\nhugetlb\t") == std::string::npos) {
+        return false;
+    }
+    const auto hierarchies = read_hierarchies(root);
+    bool is_seen = false;
+    for (const auto & h : hierarchies) {
+        // The root of the machine's tree has no cgroup.events (v2), and it alone has release_agent (v1).
+        const bool is_root = h.is_v2 ? !exists(h.mount + "/cgroup.events") : exists(h.mount + "/release_agent");
+        if (!is_root || h.is_outside) {
+            return true;
+        }
+        const bool has_controller = !h.is_v2 || (" " + read_text(h.mount + "/cgroup.controllers")).find("hugetlb") != std::string::npos;
+        is_seen = is_seen || has_controller;
+    }
+    return !is_seen;
 }
 
 ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_size, const std::vector<int> & nodes) {
@@ -375,7 +411,8 @@ uint64_t ggml_hugepages_supply::usable() const {
     if (const auto * limit = tightest()) {
         result = std::min(result, (limit->limit - std::min(limit->limit, limit->used))/pool.page_size);
     }
-    return result;
+    // reserved, and counted against the limits, already
+    return result + held;
 }
 
 //
@@ -403,6 +440,17 @@ static uint64_t read_meminfo(const char * root, const char * name) {
 
 uint64_t ggml_hugepages_mem_available(const char * root) {
     return read_meminfo(root, "MemAvailable");
+}
+
+std::string ggml_hugepages_overcommit(const char * root) {
+    uint64_t mode = 0;
+    if (!read_u64(std::string(root) + "/proc/sys/vm/overcommit_memory", &mode) || mode != 2) {
+        return "";
+    }
+    char buf[128];
+    snprintf(buf, sizeof(buf), "vm.overcommit_memory is 2, CommitLimit %" PRIu64 " MiB, Committed_AS %" PRIu64 " MiB",
+        read_meminfo(root, "CommitLimit")/MIB, read_meminfo(root, "Committed_AS")/MIB);
+    return buf;
 }
 
 std::string ggml_hugepages_pool_command(const char * root, size_t page_size, uint64_t total) {

@@ -3,9 +3,11 @@
 //   chunk of a block   read into place
 //   piece              read into a staging buffer and handed to whoever asked for it
 //
-//   in the page cache   copied from there, the cache is left as it was
-//   else                O_DIRECT: the page cache is neither filled nor evicted
-//   O_DIRECT refused    buffered, and what the read left in the cache is dropped behind it
+//   in the page cache       copied from there, the cache is left as it was
+//   not there, or unknown   O_DIRECT: the page cache is neither filled nor evicted
+//   O_DIRECT has no effect  buffered, and what the read brought into the cache is dropped behind it
+//
+// Some file systems accept O_DIRECT and read through the page cache all the same, so the first direct read is checked.
 //
 // The kernel zeroes a page when it is populated. Each thread populates just ahead of its own read, so that zeroing
 // overlaps the disk and the zeros are still in the CPU's cache when the data comes.
@@ -73,6 +75,11 @@ struct source {
     int    direct_fd   = -1; // -1 if refused
     int    buffered_fd = -1;
     size_t alignment   = DIRECT_ALIGNMENT;
+    ggml_hugepages_page_cache cache;
+    // whether O_DIRECT keeps away from the page cache: not known before it was tried
+    enum effect { UNTRIED, DIRECT, BUFFERED, NOT_TO_BE_SEEN };
+    std::atomic<effect> effect_of_direct{UNTRIED};
+    bool                says_direct = false; // the file system does
 
     explicit source(const ggml_hugepages_image * image) : image(image) {
         const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
@@ -80,12 +87,19 @@ struct source {
         buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
 #ifdef STATX_DIOALIGN
         struct statx st = {};
-        if (direct_fd != -1 && statx(direct_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN)) {
+        if (direct_fd != -1 && ggml_hugepages_call(SYS_statx, direct_fd, (long) "", AT_EMPTY_PATH, STATX_DIOALIGN, (long) &st) == 0 &&
+                (st.stx_mask & STATX_DIOALIGN)) {
+            // statx(2): zero where direct I/O is not supported on this file
+            if (st.stx_dio_offset_align == 0 || st.stx_dio_mem_align == 0) {
+                effect_of_direct = BUFFERED;
+            }
+            says_direct = effect_of_direct != BUFFERED;
             alignment = std::max<size_t>(alignment, std::max(st.stx_dio_offset_align, st.stx_dio_mem_align));
         }
         if (direct_fd != -1 && alignment > GGML_HUGEPAGES_GUARD_SIZE) {
             close(direct_fd);
             direct_fd = -1;
+            alignment = DIRECT_ALIGNMENT;
         }
 #endif
     }
@@ -96,6 +110,22 @@ struct source {
                 close(fd);
             }
         }
+    }
+
+    bool can_direct() const { return direct_fd != -1 && effect_of_direct != BUFFERED; }
+
+    // [first, last) was just read with O_DIRECT: whether that kept away from the page cache
+    effect check_direct(size_t first, size_t last, ggml_hugepages_cached before) {
+        if (effect_of_direct != UNTRIED) {
+            return effect_of_direct;
+        }
+        size_t bytes = 0;
+        if (before == GGML_HUGEPAGES_CACHED_UNKNOWN || !cache.count(first, last, &bytes)) {
+            effect_of_direct = says_direct ? DIRECT : NOT_TO_BE_SEEN;
+        } else if (before == GGML_HUGEPAGES_CACHED_NONE) {
+            effect_of_direct = bytes > (last - first)/2 ? BUFFERED : DIRECT;
+        }
+        return effect_of_direct;
     }
 };
 
@@ -141,36 +171,8 @@ struct job {
     size_t                       page_size; // of the block
     large_page                 * large;     // that the chunk is a part of, or nullptr
     size_t                       turn;      // jobs are taken in this order
+    ggml_hugepages_store_file  * store = nullptr; // that the chunk completes, or nullptr
 };
-
-enum cached { CACHED_NONE, CACHED_SOME, CACHED_ALL };
-
-// what of [first, last) is in the page cache
-cached cache_state(int fd, size_t first, size_t last) {
-    const size_t page    = sysconf(_SC_PAGESIZE);
-    const size_t n_pages = (last + page - 1)/page - first/page;
-    size_t n_cached = 0;
-
-    struct { uint64_t off, len; } range = { first, last - first };
-    struct { uint64_t cache, dirty, writeback, evicted, recently_evicted; } stat = {};
-    const long SYS_CACHESTAT = 451; // since Linux 6.5, newer than many headers
-    if (syscall(SYS_CACHESTAT, fd, &range, &stat, 0) == 0) {
-        n_cached = stat.cache;
-    } else {
-        // mincore(2) asks a mapping, and the image has blocks where the file was
-        first = first/page*page;
-        void * addr = mmap(nullptr, last - first, PROT_READ, MAP_SHARED, fd, first);
-        if (addr == MAP_FAILED) {
-            return CACHED_SOME;
-        }
-        std::vector<unsigned char> resident(n_pages);
-        if (mincore(addr, last - first, resident.data()) == 0) {
-            n_cached = std::count_if(resident.begin(), resident.end(), [](unsigned char r) { return r & 1; });
-        }
-        munmap(addr, last - first);
-    }
-    return n_cached == 0 ? CACHED_NONE : n_cached >= n_pages ? CACHED_ALL : CACHED_SOME;
-}
 
 // Each thread is one request in flight. How many a device wants can only be tried: one disk is busy with four, an array of them is
 // not with sixteen.
@@ -200,7 +202,6 @@ struct reader {
     std::vector<std::unique_ptr<source>>     sources;
     std::vector<std::unique_ptr<large_page>> large_pages;
     std::vector<job>                         jobs;
-    bool                                     prefer = false;
 
     std::atomic<size_t>   next{0};
     std::atomic<uint64_t> done{0}; // wanted bytes
@@ -218,11 +219,10 @@ struct reader {
     size_t                  n_started = 0; // once it has run
     size_t                  n_staged  = 0; // bytes of staging buffers in use
     std::vector<std::unique_ptr<staging>> unused; // kept for the next piece
-    uint64_t                n_dropped = 0; // bytes of blocks that could not be had
     bool                    failed    = false;
     ggml_hugepages_error    error     = {};
-    const job *             refused     = nullptr; // no page for it
-    int                     refused_err = 0;
+    ggml_hugepages_image *  refused   = nullptr; // no page for it
+    ggml_hugepages_refusal  refusal   = {};
 
     void fail(const ggml_hugepages_error & e) {
         std::lock_guard<std::mutex> lock(mutex);
@@ -242,13 +242,14 @@ struct reader {
 
     // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
     // Returns false when it failed or was stopped.
-    template <typename F> bool read(const source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
+    template <typename F> bool read(source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
         stopwatch time{us_read};
         const auto & image = *from.image;
 
-        const cached state = cache_state(from.buffered_fd, first, last);
-        bool direct = from.direct_fd != -1 && state != CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
+        const auto state = from.cache.state(first, last);
+        bool direct = from.can_direct() && state != GGML_HUGEPAGES_CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
 
+        size_t n_direct = 0, n_other = 0;
         size_t at = first;
         while (at < last && !stop) {
             // the last read of a file asks for whole sectors and gets what there is
@@ -266,7 +267,7 @@ struct reader {
                 }
                 const size_t got = std::min<size_t>(ret, last - at);
                 on_read(at, at + got);
-                (direct ? bytes_direct : state == CACHED_NONE ? bytes_buffered : bytes_cached) += got;
+                (direct ? n_direct : n_other) += got;
                 at += got;
                 // a short read may end between two sectors, from where only a buffered read can go on
                 direct = direct && at % from.alignment == 0;
@@ -286,34 +287,47 @@ struct reader {
                 return false;
             }
         }
-        if (!direct && state == CACHED_NONE) {
-            posix_fadvise(from.buffered_fd, first, last - first, POSIX_FADV_DONTNEED);
-        }
+        count(from, first, at, state, n_direct, n_other);
         return at == last;
+    }
+
+    // Says where the bytes of [first, last) came from, and leaves the page cache as it was.
+    void count(source & from, size_t first, size_t last, ggml_hugepages_cached state, size_t n_direct, size_t n_other) {
+        const auto effect = n_direct > 0 ? from.check_direct(first, last, state) : source::DIRECT;
+        if (effect == source::BUFFERED) {
+            n_other += n_direct;
+            n_direct = 0;
+        }
+        bytes_direct += n_direct;
+        if (state == GGML_HUGEPAGES_CACHED_ALL) {
+            bytes_cached += n_other;
+            return;
+        }
+        const size_t n_there = n_direct > 0 ? 0 : ggml_hugepages_overlap(from.cache.there, first, last);
+        bytes_cached   += std::min(n_there, n_other);
+        bytes_buffered += n_other - std::min(n_there, n_other);
+        if (n_other > 0 || effect == source::NOT_TO_BE_SEEN) {
+            from.cache.drop_new(first, last);
+        }
     }
 
     // what the kernel has no page for becomes ordinary memory again, or the end
     bool on_shortage(const job & j, size_t first, size_t last, int err) {
         std::lock_guard<std::mutex> lock(mutex);
-        if (!prefer) {
-            if (!refused) {
-                refused     = &j;
-                refused_err = err;
-            }
-            stop = true;
-            return false;
+        const ggml_hugepages_refusal r = { "madvise", err, j.page_size, first, j.store != nullptr };
+        ggml_hugepages_error e = {};
+        if (ggml_hugepages_policy_refused(*j.image, r, first, last, &e)) {
+            return true;
         }
-        if (n_dropped == 0) {
-            GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s), ordinary memory for the rest\n", __func__,
-                ggml_hugepages_size_name(j.page_size).c_str(), first, j.image->path.c_str(), err == EFAULT ? "refused at the page fault" : strerror(err));
-        }
-        n_dropped += last - first;
-        if (!ggml_hugepages_drop(*j.image, j.page_size, first, last, &error)) {
+        stop = true;
+        if (e.status == GGML_HUGEPAGES_STATUS_SHORT && !refused) {
+            refused = j.image;
+            refusal = r;
+        } else if (e.status != GGML_HUGEPAGES_STATUS_SHORT && !failed) {
             failed = true;
-            stop   = true;
-            return false;
+            error  = e;
         }
-        return true;
+        return false;
     }
 
     // Returns the part of the chunk that has pages now, as its end: all of it, or what came before the first one refused.
@@ -335,7 +349,7 @@ struct reader {
         if (ggml_hugepages_populate(addr + j.first, j.last - j.first)) {
             return j.last;
         }
-        // page by page, to use the last ones
+        // page by page, to use the last ones; those behind the first that is refused get ordinary memory, if they have no page yet
         for (size_t at = j.first; at < j.last; at += j.page_size) {
             if (!ggml_hugepages_populate(addr + at, j.page_size)) {
                 on_shortage(j, at, j.last, errno);
@@ -357,8 +371,8 @@ struct reader {
             stopwatch time{us_place};
             if (j.image->arrived && !j.image->arrived(j.image->addr + j.first, j.first, last, j.image->arrived_data)) {
                 fail_invalid(j);
-            } else if (j.image->resident && populated == j.last) {
-                j.image->resident->complete(j.image->addr, j.first, j.last);
+            } else if (j.store) {
+                j.store->complete(j.image->addr, j.first, populated);
             }
         }
     }
@@ -430,8 +444,8 @@ struct reader {
     }
 
     // what of [first, last) is to be read: of a resident image what nobody has read yet
-    static ggml_hugepages_ranges missing(const ggml_hugepages_image & image, size_t first, size_t last) {
-        if (!image.resident) {
+    static ggml_hugepages_ranges missing(const ggml_hugepages_image & image, const ggml_hugepages_run & run, size_t first, size_t last) {
+        if (!run.is_in_store()) {
             return { { first, last } };
         }
         ggml_hugepages_ranges result;
@@ -444,27 +458,29 @@ struct reader {
         return ggml_hugepages_normalized(result);
     }
 
-    void add_image(ggml_hugepages_image & image, source * from) {
+    // only_store: what is missing in a resident image, and its pages are populated only
+    void add_image(ggml_hugepages_image & image, source * from, bool only_store) {
         for (const auto & run : image.runs) {
             const bool is_large = run.page_size > CHUNK_SIZE;
-            if (image.is_lazy && !is_large) {
+            if (only_store ? run.owner != GGML_HUGEPAGES_OWNER_FILLING : image.is_lazy && !is_large) {
                 continue;
             }
+            auto * store = run.is_in_store() ? image.resident.get() : nullptr;
             const size_t step = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
             size_t       page_at = SIZE_MAX; // of the last of large_pages
             for (size_t at = run.first; at < run.last; at += step) {
                 const size_t end = std::min(at + step, run.last);
                 size_t       left = end - at;
-                for (const auto & [first, last] : missing(image, at, end)) {
+                for (const auto & [first, last] : missing(image, run, at, end)) {
                     left -= last - first;
                     if (is_large && page_at != ggml_hugepages_align_down(first, run.page_size)) {
                         large_pages.push_back(std::make_unique<large_page>());
                         page_at = ggml_hugepages_align_down(first, run.page_size);
                         // an empty chunk populates: the next page while this one is read
                         jobs.push_back({ &image, from, nullptr, first, first, run.page_size, large_pages.back().get(),
-                            page_at - std::min(page_at, run.page_size) });
+                            page_at - std::min(page_at, run.page_size), store });
                     }
-                    jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first });
+                    jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first, store });
                     total += ggml_hugepages_overlap(image.wanted, first, last);
                 }
                 bytes_attached += left;
@@ -557,42 +573,63 @@ void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, con
     }
 }
 
-// with_files: false populates only
-static bool read_images(
+enum what_to_do {
+    READ,
+    POPULATE,       // buffers have no file
+    POPULATE_STORE, // what is missing in resident images
+};
+
+static bool run_jobs(
+        what_to_do                       what,
         ggml_hugepages_image_t *         images,
         size_t                           n_images,
         const ggml_hugepages_piece *     pieces,
         size_t                           n_pieces,
         const ggml_hugepages_params    & params,
-        bool                             with_files,
         ggml_hugepages_progress_callback callback,
-        void *                           user_data,
-        ggml_hugepages_error *           error) {
+        void                           * user_data,
+        ggml_hugepages_image          ** refused,
+        ggml_hugepages_refusal         * refusal,
+        ggml_hugepages_error           * error) {
     const uint64_t begin = now_us();
     reader r;
-    r.prefer = params.policy == GGML_HUGEPAGES_POLICY_PREFER;
 
     std::map<const ggml_hugepages_image *, size_t> order; // of the files
     for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
         order[&image] = i;
-        const bool is_read = with_files && image.fd != -1;
+        const bool is_read = what == READ && image.fd != -1;
         if (is_read) {
             r.sources.push_back(std::make_unique<source>(&image));
             if (r.sources.back()->buffered_fd == -1) {
                 return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot open %s: %s", image.path.c_str(), strerror(errno));
             }
         }
-        r.add_image(image, is_read ? r.sources.back().get() : nullptr);
+        r.add_image(image, is_read ? r.sources.back().get() : nullptr, what == POPULATE_STORE);
     }
     for (size_t i = 0; i < n_pieces; i++) {
         const auto & p = pieces[i];
         r.jobs.push_back({ p.image, r.sources.at(order.at(p.image)).get(), &p, p.first, p.last, 0, nullptr, p.first });
         r.total += p.last - p.first;
     }
+    if (r.jobs.empty() && what != READ) {
+        return true;
+    }
     std::stable_sort(r.jobs.begin(), r.jobs.end(), [&](const job & a, const job & b) {
         return std::make_pair(order.at(a.image), a.turn) < std::make_pair(order.at(b.image), b.turn);
     });
+    // before anything is read: reads change the answer
+    for (const auto & s : r.sources) {
+        ggml_hugepages_ranges of;
+        for (const auto & j : r.jobs) {
+            if (j.from == s.get() && j.first < j.last) {
+                of.emplace_back(j.first, j.last);
+            }
+        }
+        if (!of.empty()) {
+            s->cache.look(s->buffered_fd, s->image->size, ggml_hugepages_normalized(of));
+        }
+    }
 
     const size_t n_threads = ggml_hugepages_n_threads(params);
     const bool   is_fixed  = params.n_threads > 0 || r.sources.empty() || n_pieces > 0;
@@ -603,13 +640,23 @@ static bool read_images(
         return false;
     }
     if (r.refused) {
-        return ggml_hugepages_give_up(images, n_images, *r.refused->image, r.refused->page_size, r.refused->first, r.refused_err, error);
+        *refused = r.refused;
+        *refusal = r.refusal;
+        return false;
     }
     if (!finished) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
     }
     for (const auto & s : r.sources) {
-        if (params.drop_cache) {
+        // readahead may have gone further than what was read
+        if (r.bytes_buffered > 0 && s->cache.way != ggml_hugepages_page_cache::BY_NOTHING) {
+            for (const auto & j : r.jobs) {
+                if (j.from == s.get() && j.first < j.last) {
+                    s->cache.drop_new(j.first, j.last + CHUNK_SIZE);
+                }
+            }
+        }
+        if (params.drop_cache && !ggml_hugepages_is_killing(SYS_fadvise64)) {
             posix_fadvise(s->buffered_fd, 0, 0, POSIX_FADV_DONTNEED);
         }
     }
@@ -627,14 +674,28 @@ bool ggml_hugepages_read(
         size_t                           n_pieces,
         const ggml_hugepages_params    & params,
         ggml_hugepages_progress_callback callback,
-        void *                           user_data,
-        ggml_hugepages_error *           error) {
-    return read_images(images, n_images, pieces, n_pieces, params, true, callback, user_data, error);
+        void                           * user_data,
+        ggml_hugepages_image          ** refused,
+        ggml_hugepages_refusal         * refusal,
+        ggml_hugepages_error           * error) {
+    return run_jobs(READ, images, n_images, pieces, n_pieces, params, callback, user_data, refused, refusal, error);
 }
 
-bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_image ** refused, ggml_hugepages_refusal * refusal, ggml_hugepages_error * error) {
     auto * handle = &image;
-    return read_images(&handle, 1, nullptr, 0, image.params, false, nullptr, nullptr, error);
+    return run_jobs(POPULATE, &handle, 1, nullptr, 0, image.params, nullptr, nullptr, refused, refusal, error);
+}
+
+bool ggml_hugepages_populate_store(
+        ggml_hugepages_image_t *         images,
+        size_t                           n_images,
+        ggml_hugepages_progress_callback callback,
+        void                           * user_data,
+        ggml_hugepages_image          ** refused,
+        ggml_hugepages_refusal         * refusal,
+        ggml_hugepages_error           * error) {
+    return n_images == 0 ||
+        run_jobs(POPULATE_STORE, images, n_images, nullptr, 0, images[0]->params, callback, user_data, refused, refusal, error);
 }
 
 #endif // __linux__

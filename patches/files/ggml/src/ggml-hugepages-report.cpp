@@ -13,7 +13,7 @@
 #include <unistd.h>
 #endif
 
-int ggml_hugepages_backing_to_str(ggml_hugepages_backing backing, size_t page_size, char * buf, size_t size) {
+int ggml_hugepages_backing_to_str(ggml_hugepages_backing backing, size_t page_size, char * buf, size_t size) noexcept {
     switch (backing) {
         case GGML_HUGEPAGES_BACKING_HUGE: {
             // "2 MiB" -> "2M"
@@ -29,7 +29,7 @@ int ggml_hugepages_backing_to_str(ggml_hugepages_backing backing, size_t page_si
     return snprintf(buf, size, "unknown");
 }
 
-int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * buf, size_t size) {
+int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * buf, size_t size) noexcept try {
     std::string text;
     char line[256];
     snprintf(line, sizeof(line), "%-10s %-6s %14s %8s", "kind", "on", "MiB", "pages");
@@ -64,6 +64,8 @@ int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * bu
         text += line;
     }
     return snprintf(buf, size, "%s", text.c_str());
+} catch (...) {
+    return snprintf(buf, size, "out of memory");
 }
 
 void ggml_hugepages_log_report(void) {
@@ -172,7 +174,7 @@ static ggml_hugepages_usage * usage_of(ggml_hugepages_report * report, ggml_huge
     return &u;
 }
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
+bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept try {
     *report = {};
     report->late = ggml_hugepages_late();
     report->load = ggml_hugepages_last_load();
@@ -222,11 +224,14 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
         return a.kind != b.kind ? a.kind < b.kind : a.backing != b.backing ? a.backing < b.backing : a.page_size > b.page_size;
     });
     return true;
+} catch (...) {
+    *report = {};
+    return false;
 }
 
 #else
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) {
+bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept {
     *report = {};
     return false;
 }

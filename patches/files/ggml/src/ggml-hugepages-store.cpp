@@ -1,20 +1,6 @@
-// Resident images: what lies on hugetlbfs stays there when the process ends, and the next process attaches to it.
-//
-//   | segment | segment | ... | segment |      | checksums | header |
-//   0                                  size     sums_at            length
-//
-// The checksum of a segment is written once its data is there, and is never taken back. So at any moment a process may die, be it
-// who fills: what has a checksum is whole. hugetlbfs has no write(2) and keeps nothing over a reboot, the manifest neither.
-//
-// Two locks, on bytes that mean nothing else. They belong to the open file, so the kernel takes them back with the process:
-//
-//   FILLER     exclusive   who writes
-//   ATTACHED   shared      whoever has the file open to use it; who wants to remove it tries to have it alone
-//
-// Pages are not reserved when the file is mapped: a reservation would stay in the file when its process dies. They are populated
-// before they are written to, which tells a shortage.
+// Resident images: opening, filling, and giving back. States and locks are in ggml-hugepages-store.h.
 
-#include "ggml-hugepages-impl.h"
+#include "ggml-hugepages-store.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -31,195 +17,52 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
-#endif // __linux__
-
-// to be raised whenever an image means something else than before
-static const uint32_t STORE_VERSION = 1;
-static const char     MAGIC[8]      = GGML_HUGEPAGES_STORE_MAGIC;
-static const char     SUFFIX[]      = ".resident";
-
-using header = ggml_hugepages_store_header;
-static_assert(sizeof(header) <= GGML_HUGEPAGES_HEADER_SIZE, "the header has its place");
-
-uint64_t ggml_hugepages_checksum(const void * data, size_t size) {
-    const uint64_t prime = 0x9e3779b97f4a7c15;
-    uint64_t lanes[8] = { 1, 2, 3, 4, 5, 6, 7, 8 };
-    const auto * bytes = (const uint8_t *) data;
-    size_t at = 0;
-    const auto mix = [&](uint64_t lane, uint64_t word) {
-        lane = (lane ^ word)*prime;
-        return lane ^ (lane >> 29);
-    };
-    for (; at + sizeof(lanes) <= size; at += sizeof(lanes)) {
-        uint64_t words[8];
-        memcpy(words, bytes + at, sizeof(words));
-        for (int i = 0; i < 8; i++) {
-            lanes[i] = mix(lanes[i], words[i]);
-        }
-    }
-    uint64_t sum = size;
-    for (const uint64_t lane : lanes) {
-        sum = mix(sum, lane);
-    }
-    for (; at < size; at++) {
-        sum = mix(sum, bytes[at]);
-    }
-    return sum == 0 ? 1 : sum;
-}
-
-uint64_t ggml_hugepages_header_checksum(const header & h) {
-    return ggml_hugepages_checksum((const char *) &h + offsetof(header, version), offsetof(header, checksum) - offsetof(header, version));
-}
-
-// what the name ends with: no two images that differ in any of this have the same
-static uint64_t name_hash(uint32_t kind, uint64_t size, uint64_t page_size, const char * identity) {
-    char buf[4096];
-    const int n = snprintf(buf, sizeof(buf), "%" PRIu32 " %" PRIu32 " %" PRIu64 " %" PRIu64 " %s", STORE_VERSION, kind, size, page_size, identity);
-    return ggml_hugepages_checksum(buf, std::min<size_t>(n, sizeof(buf) - 1));
-}
-
-static std::string base_name(const std::string & path) {
-    return path.substr(path.rfind('/') + 1);
-}
-
-static std::string image_name(uint32_t kind, const std::string & source, uint64_t hash) {
-    std::string stem = base_name(source);
-    if (stem.size() > 5 && stem.compare(stem.size() - 5, 5, ".gguf") == 0) {
-        stem.resize(stem.size() - 5);
-    }
-    for (char & c : stem) {
-        const bool is_plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-        c = is_plain ? c : '_';
-    }
-    stem = stem.substr(0, 100);
-    if (stem.empty() || stem[0] == '.') {
-        stem = "model" + stem;
-    }
-    char hex[32];
-    snprintf(hex, sizeof(hex), "%016" PRIx64, hash);
-    return stem + "." + ggml_hugepages_kind_name((ggml_hugepages_kind) kind) + "-" + hex + SUFFIX;
-}
-
-bool ggml_hugepages_resident_is_name(const char * name) {
-    const std::string text = name;
-    const size_t n = text.size();
-    const size_t n_suffix = sizeof(SUFFIX) - 1;
-    if (n < n_suffix + 18 || n > 255 || text[0] == '.' || text.compare(n - n_suffix, n_suffix, SUFFIX) != 0 || text[n - n_suffix - 17] != '-') {
-        return false;
-    }
-    const std::string hex = text.substr(n - n_suffix - 16, 16);
-    return hex.find_first_not_of("0123456789abcdef") == std::string::npos && text.find('/') == std::string::npos;
-}
-
-namespace {
-
-struct geometry {
-    uint64_t segment;
-    uint64_t n_segments;
-    uint64_t sums_at;
-    uint64_t length;
-};
-
-geometry geometry_of(uint64_t size, uint64_t page_size) {
-    geometry g = {};
-    g.segment    = std::min<uint64_t>(page_size, GGML_HUGEPAGES_CHUNK_SIZE);
-    g.n_segments = (size + g.segment - 1)/g.segment;
-    const uint64_t manifest = ggml_hugepages_align_up(g.n_segments*sizeof(uint64_t), GGML_HUGEPAGES_HEADER_SIZE) + GGML_HUGEPAGES_HEADER_SIZE;
-    g.length  = ggml_hugepages_align_up(ggml_hugepages_align_up(size, GGML_HUGEPAGES_GUARD_SIZE) + manifest, page_size);
-    g.sums_at = g.length - manifest;
-    return g;
-}
-
-} // namespace
-
-static bool is_zero(const char * data, size_t size) {
-    return std::all_of(data, data + size, [](char c) { return c == 0; });
-}
-
-bool ggml_hugepages_manifest_check(
-        const void                   * data,
-        size_t                         size,
-        uint64_t                       length,
-        uint64_t                       page_size,
-        const char                   * name,
-        ggml_hugepages_resident_info * info,
-        ggml_hugepages_error         * error) {
-    const auto refuse = [&](const char * reason) { return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", reason); };
-    header h = {};
-    if (size != GGML_HUGEPAGES_HEADER_SIZE || page_size == 0 || length == 0 || length % page_size != 0) {
-        return refuse("its length is not that of an image");
-    }
-    memcpy(&h, data, sizeof(h));
-    if (memcmp(h.magic, MAGIC, sizeof(MAGIC)) != 0) {
-        return refuse("it does not end with a manifest");
-    }
-    if (h.checksum != ggml_hugepages_header_checksum(h)) {
-        return refuse("its manifest is damaged");
-    }
-    if (h.version != STORE_VERSION) {
-        return refuse("its manifest is of another version");
-    }
-    if (h.kind >= GGML_HUGEPAGES_KIND_COUNT || !memchr(h.source, 0, sizeof(h.source)) || !memchr(h.identity, 0, sizeof(h.identity))) {
-        return refuse("its manifest makes no sense");
-    }
-    // the largest that anybody could have: sums of sizes must not wrap around
-    if (h.size == 0 || h.size > length || length > UINT64_MAX/4 || h.page_size != page_size) {
-        return refuse("its size is not that of its manifest");
-    }
-    const geometry g = geometry_of(h.size, page_size);
-    if (g.length != length || g.segment != h.segment || g.n_segments != h.n_segments) {
-        return refuse("its size is not that of its manifest");
-    }
-    if (name && image_name(h.kind, h.source, name_hash(h.kind, h.size, page_size, h.identity)) != name) {
-        return refuse("its name is not that of its manifest");
-    }
-    info->kind       = (ggml_hugepages_kind) h.kind;
-    info->page_size  = page_size;
-    info->size       = h.size;
-    info->file_bytes = length;
-    info->n_segments = h.n_segments;
-    info->created    = h.created;
-    info->filler     = h.filler;
-    memcpy(info->source,   h.source,   sizeof(h.source));
-    memcpy(info->identity, h.identity, sizeof(h.identity));
-    return true;
-}
-
-#ifdef __linux__
 
 static const long HUGETLBFS = 0x958458f6; // linux/magic.h
+
+// how long a process waits for a lock in silence, and how often it tells afterwards
+static const auto SILENCE  = std::chrono::seconds(2);
+static const auto INTERVAL = std::chrono::seconds(10);
 
 size_t ggml_hugepages_page_of(int fd) {
     struct statfs fs = {};
     return fstatfs(fd, &fs) == 0 && (long) fs.f_type == HUGETLBFS ? fs.f_bsize : 0;
 }
 
-enum { FILLER = 0, ATTACHED = 1 };
-
-static struct flock lock_of(short type, off_t which) {
+static struct flock lock_of(short type, off_t first, off_t n) {
     struct flock l = {};
     l.l_type   = type;
     l.l_whence = SEEK_SET;
-    l.l_start  = which;
-    l.l_len    = 1;
+    l.l_start  = first;
+    l.l_len    = n;
     return l;
 }
 
-static bool lock(int fd, short type, off_t which) {
-    auto l = lock_of(type, which);
+bool ggml_hugepages_lock(int fd, short type, off_t first, off_t n) {
+    auto l = lock_of(type, first, n);
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
 }
 
-// whether somebody else has it
-static bool is_locked(int fd, short type, off_t which) {
-    auto l = lock_of(type, which);
-    return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
+bool ggml_hugepages_is_locked(int fd, short type, off_t first, off_t * n) {
+    auto l = lock_of(type, first, 1);
+    if (fcntl(fd, F_OFD_GETLK, &l) != 0 || l.l_type == F_UNLCK) {
+        return false;
+    }
+    if (n) {
+        *n = l.l_len;
+    }
+    return true;
 }
 
-static bool read_all(int fd, void * data, size_t size, off_t at) {
+off_t ggml_hugepages_lock_size() {
+    return 1 + getpid();
+}
+
+bool ggml_hugepages_read_all(int fd, void * data, size_t size, off_t at) {
     auto * to = (char *) data;
     while (size > 0) {
         const ssize_t n = pread(fd, to, size, at);
@@ -233,7 +76,7 @@ static bool read_all(int fd, void * data, size_t size, off_t at) {
     return true;
 }
 
-bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) {
+bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) noexcept try {
     struct stat st = {};
     if (fstat(fd, &st) != 0) {
         return false;
@@ -242,23 +85,86 @@ bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t
     uint64_t hash = 1;
     for (size_t at = 0; at < header_size; at += data.size()) {
         const size_t n = std::min(data.size(), header_size - at);
-        if (!read_all(fd, data.data(), n, at)) {
+        if (!ggml_hugepages_read_all(fd, data.data(), n, at)) {
             return false;
         }
         hash = hash*31 + ggml_hugepages_checksum(data.data(), n);
     }
     return snprintf(buf, size, "file %ju:%ju %jd bytes, modified %jd.%09ld, header %016" PRIx64, (uintmax_t) st.st_dev, (uintmax_t) st.st_ino,
         (intmax_t) st.st_size, (intmax_t) st.st_mtim.tv_sec, (long) st.st_mtim.tv_nsec, hash) < (int) size;
+} catch (...) {
+    return false;
 }
 
-// The header is not read again: whoever looks at many images would read many files.
-static bool is_stale(const char * source, const char * identity) {
-    struct stat st = {};
-    uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
-    if (sscanf(identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
-        return true;
+int ggml_hugepages_open_image(int dir_fd, const char * name, int flags) {
+    return openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+}
+
+bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error) {
+    struct statfs fs = {};
+    if (fstat(fd, st) != 0 || fstatfs(fd, &fs) != 0) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
     }
-    return stat(source, &st) != 0 || st.st_dev != dev || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
+    if ((long) fs.f_type != HUGETLBFS) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not on hugetlbfs");
+    }
+    if (!S_ISREG(st->st_mode)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is no ordinary file");
+    }
+    if (st->st_uid != 0 && st->st_uid != geteuid() && !(any_owner && geteuid() == 0)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it belongs to user %u, not to root or to this one", (unsigned) st->st_uid);
+    }
+    if (st->st_mode & (S_IWGRP | S_IWOTH)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to it");
+    }
+    *page_size = fs.f_bsize;
+    return true;
+}
+
+
+//
+// the fill lock
+//
+
+ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() {
+    unlinkat(dir_fd, name.c_str(), 0);
+    close(fd);
+}
+
+enum lock_answer { LOCK_MINE, LOCK_OTHERS, LOCK_IMPOSSIBLE };
+
+// holder: its process, if another one has the lock
+static lock_answer take_fill_lock(ggml_hugepages_store_file & file, off_t * holder) {
+    const std::string name = ggml_hugepages_lock_name(file.name);
+    const int         dir  = *file.dir;
+    *holder = 0;
+    // proc(5), protected_regular: in a sticky directory O_CREAT refuses a file of another user, so an existing one is opened first
+    int fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR);
+    if (fd == -1 && errno == ENOENT) {
+        fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
+    }
+    if (fd == -1) {
+        return errno == EEXIST || errno == ENOENT ? LOCK_OTHERS : LOCK_IMPOSSIBLE;
+    }
+    struct stat mine = {}, there = {};
+    if (fstat(fd, &mine) != 0 || !S_ISREG(mine.st_mode) || (mine.st_uid != geteuid() && geteuid() != 0)) {
+        close(fd);
+        errno = EPERM;
+        return LOCK_IMPOSSIBLE;
+    }
+    if (!ggml_hugepages_lock(fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
+        ggml_hugepages_is_locked(fd, F_WRLCK, 0, holder);
+        *holder -= *holder > 0;
+        close(fd);
+        return LOCK_OTHERS;
+    }
+    // the one before may have removed it meanwhile
+    if (fstatat(dir, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {
+        close(fd);
+        return LOCK_OTHERS;
+    }
+    file.lock = std::make_unique<ggml_hugepages_fill_lock>(dir, fd, name);
+    return LOCK_MINE;
 }
 
 //
@@ -289,7 +195,7 @@ bool ggml_hugepages_store_file::is_complete() const {
 }
 
 bool ggml_hugepages_store_file::has_page(size_t first) const {
-    if (has_header && first + page_size > sums_at) {
+    if (fd != -1 && first + page_size > sums_at) {
         return true;
     }
     for (size_t at = first; at < std::min(size, first + page_size); at += segment) {
@@ -302,11 +208,24 @@ bool ggml_hugepages_store_file::has_page(size_t first) const {
 
 size_t ggml_hugepages_store_file::pages_of_manifest() const {
     const size_t begin = ggml_hugepages_align_down(sums_at, page_size);
-    return has_header ? 0 : (length - std::max(begin, ggml_hugepages_align_up(size, page_size)))/page_size;
+    return fd != -1 ? 0 : (length - std::max(begin, ggml_hugepages_align_up(size, page_size)))/page_size;
+}
+
+uint64_t ggml_hugepages_store_file::pages_left_over() const {
+    struct stat st = {};
+    if (fd == -1 || fstat(fd, &st) != 0) {
+        return 0;
+    }
+    uint64_t known = 0;
+    for (size_t at = 0; at < length; at += page_size) {
+        known += has_page(at);
+    }
+    const uint64_t used = (uint64_t) st.st_blocks*512/page_size;
+    return used - std::min(used, known);
 }
 
 void ggml_hugepages_store_file::complete(const uint8_t * addr, size_t first, size_t last) {
-    for (size_t i = first/segment; i*segment < std::min(last, size); i++) {
+    for (size_t i = (first + segment - 1)/segment; i < sums.size() && std::min((i + 1)*segment, size) <= last; i++) {
         const size_t   end = std::min((i + 1)*segment, size);
         const uint64_t sum = ggml_hugepages_checksum(addr + i*segment, end - i*segment);
         sums[i] = sum;
@@ -314,18 +233,121 @@ void ggml_hugepages_store_file::complete(const uint8_t * addr, size_t first, siz
     }
 }
 
-// of blocks in which nothing is complete, the manifest's not among them
-void ggml_hugepages_store_file::punch_missing() {
-    for (size_t at = 0; at < ggml_hugepages_align_down(sums_at, page_size); at += page_size) {
-        size_t end = at;
-        while (end < ggml_hugepages_align_down(sums_at, page_size) && !has_page(end)) {
-            end += page_size;
+// Returns populated pages in which nothing is complete. Nobody else uses them: whoever uses a page that is not complete has the lock.
+void ggml_hugepages_store_file::return_pages(const ggml_hugepages_fill_lock & proof) {
+    GGML_ASSERT(lock.get() == &proof);
+    const size_t end = ggml_hugepages_align_down(sums_at, page_size); // of what may be returned: the manifest follows
+    for (size_t at = 0; at < end; at += page_size) {
+        const size_t first = at;
+        while (at < end && !has_page(at)) {
+            at += page_size;
         }
-        if (end > at) {
-            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, end - at);
-            at = end;
+        if (at > first && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (at - first)) != 0) {
+            GGML_LOG_WARN("%s: cannot return pages of '%s': %s\n", __func__, path.c_str(), strerror(errno));
         }
     }
+}
+
+// Readers of the model file are readers of the image, as far as owners can tell.
+static mode_t mode_of(const ggml_hugepages_store_file & file) {
+    struct stat st = {};
+    if (stat(file.source.c_str(), &st) != 0) {
+        return 0600;
+    }
+    const bool is_group = (st.st_mode & 0040) && st.st_gid == getegid();
+    return 0600 | (st.st_mode & 0004 ? 0044 : 0) | (is_group ? 0040 : 0);
+}
+
+// A file without a name gets its manifest, then its name: nobody sees an image without a manifest.
+bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
+    const auto fail = [&](const char * call) {
+        const int err = errno;
+        const bool is_short = err == EFAULT || err == ENOMEM || err == ENOSPC;
+        ggml_hugepages_fail(error, is_short ? GGML_HUGEPAGES_STATUS_SHORT : GGML_HUGEPAGES_STATUS_INVALID,
+            "cannot make resident image '%s': %s: %s", path.c_str(), call, is_short ? "no huge page for its manifest" : strerror(err));
+        ggml_hugepages_hint(error, "%s", is_short ? "hugepages store gc, a larger pool, or a mount with a larger limit" :
+            "a store that this user may write to (hugepages store mount --uid)");
+        if (manifest) {
+            munmap(manifest, manifest_size);
+            manifest = nullptr;
+        }
+        close(fd);
+        fd = -1;
+        return false;
+    };
+    const size_t at = ggml_hugepages_align_down(sums_at, page_size);
+    fd = openat(*dir, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd == -1) {
+        return fail("open");
+    }
+    if (fchmod(fd, mode_of(*this)) != 0) {
+        return fail("fchmod");
+    }
+    if (ftruncate(fd, (off_t) length) != 0) {
+        return fail("ftruncate");
+    }
+    void * addr = mmap(nullptr, length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) at);
+    if (addr == MAP_FAILED) {
+        return fail("mmap");
+    }
+    manifest      = addr;
+    manifest_size = length - at;
+    if (!ggml_hugepages_populate((uint8_t *) addr, manifest_size)) {
+        return fail("madvise");
+    }
+    auto * h = (ggml_hugepages_store_header *) ((char *) addr + manifest_size - GGML_HUGEPAGES_HEADER_SIZE);
+    const char magic[8] = GGML_HUGEPAGES_STORE_MAGIC;
+    memcpy(h->magic, magic, sizeof(magic));
+    h->version    = GGML_HUGEPAGES_STORE_VERSION;
+    h->kind       = kind;
+    h->size       = size;
+    h->page_size  = page_size;
+    h->segment    = segment;
+    h->n_segments = sums.size();
+    h->created    = time(nullptr);
+    snprintf(h->source,   sizeof(h->source),   "%s", source.c_str());
+    snprintf(h->identity, sizeof(h->identity), "%s", identity.c_str());
+    h->checksum   = ggml_hugepages_header_checksum(*h);
+    if (!ggml_hugepages_lock(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
+        return fail("fcntl");
+    }
+    if (linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), *dir, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+        return fail("link");
+    }
+    is_new      = true;
+    is_writable = true;
+    return true;
+}
+
+bool ggml_hugepages_store_file::begin(ggml_hugepages_error * error) {
+    if (manifest) {
+        return true;
+    }
+    GGML_ASSERT(lock);
+    if (fd == -1) {
+        if (!make(error)) {
+            return false;
+        }
+    } else {
+        const size_t at = ggml_hugepages_align_down(sums_at, page_size);
+        void * addr = mmap(nullptr, length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) at);
+        if (addr == MAP_FAILED) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map the manifest of '%s': %s", path.c_str(), strerror(errno));
+            return false;
+        }
+        manifest      = addr;
+        manifest_size = length - at;
+    }
+    auto * h = (ggml_hugepages_store_header *) ((char *) manifest + manifest_size - GGML_HUGEPAGES_HEADER_SIZE);
+    h->filler = getpid();
+    if (is_buffer) {
+        std::fill(sums.begin(), sums.end(), 0);
+        for (size_t i = 0; i < sums.size(); i++) {
+            shared_sums()[i].store(0, std::memory_order_release);
+        }
+    }
+    ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_FILLING, ggml_hugepages_lock_size());
+    return true;
 }
 
 void ggml_hugepages_store_file::close_manifest() {
@@ -333,14 +355,25 @@ void ggml_hugepages_store_file::close_manifest() {
         munmap(manifest, manifest_size);
         manifest = nullptr;
     }
-    is_filling = false;
-    lock(fd, F_UNLCK, FILLER);
+    if (fd != -1) {
+        ggml_hugepages_lock(fd, F_UNLCK, GGML_HUGEPAGES_LOCK_FILLING, ggml_hugepages_lock_size());
+    }
+    lock.reset();
+}
+
+// not essential: only gc --older-than looks at it
+static void touch(int fd) {
+    if (!ggml_hugepages_is_killing(SYS_utimensat)) {
+        futimens(fd, nullptr);
+    }
 }
 
 void ggml_hugepages_store_file::finish() {
-    if (is_filling) {
+    if (lock) {
+        if (manifest) {
+            touch(fd);
+        }
         close_manifest();
-        futimens(fd, nullptr);
     }
 }
 
@@ -352,20 +385,22 @@ void ggml_hugepages_store_file::unlink() {
 }
 
 void ggml_hugepages_store_file::give_up() {
-    if (!is_filling) {
+    if (!lock) {
         return;
     }
-    if ((is_new || is_buffer) && lock(fd, F_WRLCK, ATTACHED)) {
-        unlink();
-        lock(fd, F_RDLCK, ATTACHED);
+    if (fd != -1) {
+        if ((is_new || (is_buffer && manifest)) && ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
+            unlink();
+            ggml_hugepages_lock(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+        }
+        return_pages(*lock);
     }
-    punch_missing();
     close_manifest();
 }
 
 ggml_hugepages_store_file::~ggml_hugepages_store_file() {
+    give_up();
     if (fd != -1) {
-        give_up();
         close(fd);
     }
 }
@@ -405,34 +440,6 @@ uint64_t ggml_hugepages_store_set_aside(const ggml_hugepages_store_file & file) 
     return 0;
 }
 
-// Why nobody should believe what is in it; all is asked of the open file, so that nothing changes in between. any_owner: root looks at
-// what belongs to others, and attaches to none of it.
-static bool is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error) {
-    struct statfs fs = {};
-    if (fstat(fd, st) != 0 || fstatfs(fd, &fs) != 0) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
-    }
-    if ((long) fs.f_type != HUGETLBFS) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not on hugetlbfs");
-    }
-    if (!S_ISREG(st->st_mode)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is no ordinary file");
-    }
-    if (st->st_uid != 0 && st->st_uid != geteuid() && !(any_owner && geteuid() == 0)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it belongs to user %u, not to root or to this one", (unsigned) st->st_uid);
-    }
-    if (st->st_mode & (S_IWGRP | S_IWOTH)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to it");
-    }
-    *page_size = fs.f_bsize;
-    return true;
-}
-
-// O_NONBLOCK: the name may be that of a fifo
-static int open_image(int dir_fd, const char * name, int flags) {
-    return openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
-}
-
 //
 // opening
 //
@@ -448,77 +455,63 @@ struct ggml_hugepages_store {
     bool refuse(const ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         const std::string reason = error->message;
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "resident image '%s' is refused: %s", file.path.c_str(), reason.c_str());
-        ggml_hugepages_hint(error, "hugepages store drop %s, or start without --hugepage-store", file.name.c_str());
+        struct stat st = {}, store = {};
+        const bool is_mine = fstatat(*dir, file.name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || fstat(*dir, &store) != 0 || geteuid() == 0 ||
+            st.st_uid == geteuid() || store.st_uid == geteuid();
+        if (is_mine) {
+            ggml_hugepages_hint(error, "hugepages store drop %s, or start without --hugepage-store", file.name.c_str());
+        } else {
+            ggml_hugepages_hint(error, "hugepages store drop %s as user %u or root, another store, or start without --hugepage-store", file.name.c_str(),
+                (unsigned) st.st_uid);
+        }
         return false;
     }
 
-    // Readers are those of the model file, as far as owners can tell.
-    static mode_t mode_of(const ggml_hugepages_store_file & file) {
-        struct stat st = {};
-        if (stat(file.source.c_str(), &st) != 0) {
-            return 0600;
-        }
-        const bool is_group = (st.st_mode & 0040) && st.st_gid == getegid();
-        return 0600 | (st.st_mode & 0004 ? 0044 : 0) | (is_group ? 0040 : 0);
-    }
-
-    // fd stays -1 if there is none and none shall be made
+    // fd stays -1 if there is none
     bool open_file(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
-        file.fd          = open_image(*dir, file.name.c_str(), plan_only ? O_RDONLY : O_RDWR);
+        file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), plan_only ? O_RDONLY : O_RDWR);
         file.is_writable = !plan_only;
-        if (file.fd == -1 && errno == ENOENT && !plan_only) {
-            file.fd = open_image(*dir, file.name.c_str(), O_RDWR | O_CREAT | O_EXCL);
-            if (file.fd == -1 && errno == EEXIST) {
-                file.fd = open_image(*dir, file.name.c_str(), O_RDWR);
-            } else if (file.fd != -1) {
-                fchmod(file.fd, mode_of(file));
-            }
-        }
         if (file.fd == -1 && (errno == EACCES || errno == EROFS)) {
-            const int err = errno;
-            file.fd          = open_image(*dir, file.name.c_str(), O_RDONLY);
+            file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), O_RDONLY);
             file.is_writable = false;
-            errno = file.fd == -1 && errno == ENOENT ? err : errno;
         }
         if (file.fd == -1 && errno == ENOENT) {
             return true;
         }
         if (file.fd == -1) {
+            const int err = errno;
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open resident image '%s': %s", file.path.c_str(),
-                errno == ELOOP ? "it is a symbolic link" : strerror(errno));
-            if (errno == EACCES) {
+                err == ELOOP ? "it is a symbolic link" : strerror(err));
+            if (err == EACCES) {
                 ggml_hugepages_hint(error, "a store that this user may write to (hugepages store mount --uid), or hugepages store load as its owner");
             }
             return false;
         }
         struct stat st = {};
         size_t      found;
-        if (!is_trusted(file.fd, false, &found, &st, error)) {
-            return refuse(file, error);
+        if (!ggml_hugepages_is_trusted(file.fd, false, &found, &st, error)) {
+            refuse(file, error);
+            forget(file);
+            return false;
         }
         return true;
     }
 
     static void forget(ggml_hugepages_store_file & file) {
-        close(file.fd);
-        file.fd = -1;
+        if (file.fd != -1) {
+            close(file.fd);
+            file.fd = -1;
+        }
     }
 
     // what of it is there
     bool look(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
-        file.has_header = false;
         std::fill(file.sums.begin(), file.sums.end(), 0);
         struct stat st = {};
         char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
-        if (fstat(file.fd, &st) != 0 || st.st_size == 0) {
-            return true; // just made
-        }
-        if ((size_t) st.st_size < sizeof(data) || !read_all(file.fd, data, sizeof(data), st.st_size - sizeof(data))) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
+        if (fstat(file.fd, &st) != 0 || (size_t) st.st_size < sizeof(data) || !ggml_hugepages_read_all(file.fd, data, sizeof(data), st.st_size - sizeof(data))) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest cannot be read");
             return refuse(file, error);
-        }
-        if ((size_t) st.st_size == file.length && is_zero(data, sizeof(((header *) nullptr)->magic))) {
-            return true; // who made it did not come further
         }
         auto info = std::make_unique<ggml_hugepages_resident_info>();
         if (!ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, file.name.c_str(), info.get(), error)) {
@@ -528,61 +521,19 @@ struct ggml_hugepages_store {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is of something else");
             return refuse(file, error);
         }
-        if (!read_all(file.fd, file.sums.data(), file.sums.size()*sizeof(uint64_t), file.sums_at)) {
+        if (!ggml_hugepages_read_all(file.fd, file.sums.data(), file.sums.size()*sizeof(uint64_t), file.sums_at)) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
             return refuse(file, error);
         }
-        file.has_header = true;
-        return true;
-    }
-
-    // This process has the lock: makes it ready to be written to.
-    bool begin(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
-        const bool is_new = !file.has_header;
-        const auto fail   = [&](const char * what) {
-            const int err = errno;
-            ggml_hugepages_fail(error, err == EFAULT || err == ENOMEM ? GGML_HUGEPAGES_STATUS_SHORT : GGML_HUGEPAGES_STATUS_NO_MEMORY,
-                "%s for resident image '%s': %s", what, file.path.c_str(), err == EFAULT ? "no huge page for its manifest" : strerror(err));
-            ggml_hugepages_hint(error, "hugepages store gc, a larger pool, or a mount with a larger limit");
-            file.is_filling = true;
-            file.is_new     = is_new;
-            file.give_up();
-            return false;
-        };
-        if (is_new && ftruncate(file.fd, file.length) != 0) {
-            return fail("ftruncate failed");
+        // a hole reads as zeros, and would be used as weights
+        uint64_t known = 0;
+        for (size_t at = 0; at < file.length; at += page_size) {
+            known += file.has_page(at);
         }
-        const size_t at = ggml_hugepages_align_down(file.sums_at, page_size);
-        void * addr = mmap(nullptr, file.length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file.fd, at);
-        if (addr == MAP_FAILED) {
-            return fail("mmap failed");
+        if (fstat(file.fd, &st) != 0 || (uint64_t) st.st_blocks*512 < known*page_size) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "pages are missing that its manifest counts as complete");
+            return refuse(file, error);
         }
-        file.manifest      = addr;
-        file.manifest_size = file.length - at;
-        if (!ggml_hugepages_populate((uint8_t *) addr, file.manifest_size)) {
-            return fail("cannot make");
-        }
-        auto * h = (header *) ((char *) addr + file.manifest_size - GGML_HUGEPAGES_HEADER_SIZE);
-        if (is_new) {
-            h->version    = STORE_VERSION;
-            h->kind       = file.kind;
-            h->size       = file.size;
-            h->page_size  = page_size;
-            h->segment    = file.segment;
-            h->n_segments = file.sums.size();
-            h->created    = time(nullptr);
-            snprintf(h->source,   sizeof(h->source),   "%s", file.source.c_str());
-            snprintf(h->identity, sizeof(h->identity), "%s", file.identity.c_str());
-            h->checksum   = ggml_hugepages_header_checksum(*h);
-            std::atomic_thread_fence(std::memory_order_release);
-            memcpy(h->magic, MAGIC, sizeof(MAGIC));
-        }
-        h->filler       = getpid();
-        file.has_header = true;
-        file.is_filling = true;
-        file.is_new     = is_new;
-        // what somebody left who died: counted as missing, so its pages must not be taken
-        file.punch_missing();
         return true;
     }
 
@@ -591,48 +542,97 @@ struct ggml_hugepages_store {
         return fstat(file.fd, &st) != 0 || st.st_nlink == 0;
     }
 
-    // attached or filling at its end, or nothing but a look when that is all that is asked for
-    bool open(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
-        auto told = std::chrono::steady_clock::now() - std::chrono::hours(1);
-        for (;; std::this_thread::sleep_for(std::chrono::milliseconds(20))) {
-            if (file.fd == -1 && !open_file(file, error)) {
+    // With the fill lock nobody else makes or fills it.
+    bool open_locked(ggml_hugepages_store_file & file, bool * again, ggml_hugepages_error * error) const {
+        if (file.fd == -1) {
+            if (!open_file(file, error)) {
                 return false;
             }
             if (file.fd == -1) {
                 return true;
             }
+            if (!ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED) || is_unlinked(file)) {
+                *again = true;
+                return true;
+            }
+        }
+        // it may have gone on since
+        if (!look(file, error)) {
+            return false;
+        }
+        if (file.is_complete()) {
+            file.finish();
+            return true;
+        }
+        if (!file.is_writable) {
+            return fail_read_only(file, error);
+        }
+        // an attempt that came to its last step: its checksums go before its pages do
+        const bool has_sums = std::any_of(file.sums.begin(), file.sums.end(), [](uint64_t sum) { return sum != 0; });
+        if (file.is_buffer && has_sums && !file.begin(error)) {
+            return false;
+        }
+        // what a process left that died: it would count as missing, and its pages would not be free
+        file.return_left_over();
+        return true;
+    }
+
+    bool fail_read_only(const ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "resident image '%s' is not complete, and this user may not write to it", file.path.c_str());
+        ggml_hugepages_hint(error, "hugepages store load as its owner");
+        return false;
+    }
+
+    // At its end the image is attached, or this process has its fill lock, or it does not exist and a look was all that was asked for.
+    bool open(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        const auto begin = std::chrono::steady_clock::now();
+        auto told = begin + SILENCE - INTERVAL;
+        for (;; std::this_thread::sleep_for(std::chrono::milliseconds(20))) {
+            if (file.fd == -1 && !open_file(file, error)) {
+                return false;
+            }
             if (plan_only) {
-                return look(file, error);
+                return file.fd == -1 || look(file, error);
             }
             // somebody removes it just now, or has done so
-            if (!lock(file.fd, F_RDLCK, ATTACHED) || is_unlinked(file)) {
+            if (file.fd != -1 && (!ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED) || is_unlinked(file))) {
                 forget(file);
                 continue;
             }
-            if (!look(file, error)) {
+            if (file.fd != -1 && !look(file, error)) {
                 return false;
             }
-            if (file.is_complete()) {
-                futimens(file.fd, nullptr); // used now, as far as this user may say so
+            if (file.fd != -1 && file.is_complete()) {
+                touch(file.fd); // used now, as far as this user may say so
                 return true;
             }
-            if (file.is_writable && lock(file.fd, F_WRLCK, FILLER)) {
-                // it may have gone on since
-                if (!look(file, error)) {
+            off_t holder = 0;
+            if (file.fd == -1 || file.is_writable) {
+                const auto answer = take_fill_lock(file, &holder);
+                const int  err    = errno;
+                if (answer == LOCK_MINE) {
+                    bool again = false;
+                    if (!open_locked(file, &again, error)) {
+                        return false;
+                    }
+                    if (!again) {
+                        return true;
+                    }
+                    file.lock.reset();
+                    forget(file);
+                    continue;
+                }
+                if (answer == LOCK_IMPOSSIBLE && (file.fd != -1 || std::chrono::steady_clock::now() - begin > SILENCE)) {
+                    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s' to fill it: %s", file.path.c_str(), strerror(err));
+                    ggml_hugepages_hint(error, "a store that this user may write to (hugepages store mount --uid), or hugepages store load as its owner");
                     return false;
                 }
-                if (file.is_complete()) {
-                    lock(file.fd, F_UNLCK, FILLER);
-                    return true;
-                }
-                return begin(file, error);
+            } else if (!ggml_hugepages_is_locked(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &holder)) {
+                return fail_read_only(file, error);
+            } else {
+                holder--;
             }
-            if (!file.is_writable && !is_locked(file.fd, F_RDLCK, FILLER)) {
-                ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "resident image '%s' is not complete, and this user may not write to it", file.path.c_str());
-                ggml_hugepages_hint(error, "hugepages store load as its owner");
-                return false;
-            }
-            wait(file, told);
+            tell(file, holder, told);
             const uint64_t done = std::min<uint64_t>(file.size, done_bytes(file));
             if (callback && !callback(done, file.size, user_data)) {
                 return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
@@ -644,58 +644,27 @@ struct ggml_hugepages_store {
         return (file.sums.size() - std::count(file.sums.begin(), file.sums.end(), 0))*file.segment;
     }
 
-    // says now and then what is waited for
-    static void wait(const ggml_hugepages_store_file & file, std::chrono::steady_clock::time_point & told) {
+    // now and then what this process waits for
+    static void tell(const ggml_hugepages_store_file & file, off_t holder, std::chrono::steady_clock::time_point & told) {
         const auto now = std::chrono::steady_clock::now();
-        if (now - told < std::chrono::seconds(2)) {
+        if (now - told < INTERVAL) {
             return;
         }
         told = now;
-        GGML_LOG_INFO("%s: another process fills '%s': %.0f %%\n", __func__, file.path.c_str(), 100.0*done_bytes(file)/(file.sums.size()*file.segment));
+        const std::string who = holder > 0 ? "process " + std::to_string(holder) : "another process";
+        GGML_LOG_WARN("%s: waiting for %s, which fills '%s': %.0f %%\n", __func__, who.c_str(), file.path.c_str(),
+            100.0*done_bytes(file)/(file.sums.size()*file.segment));
     }
 };
-
-// Compares what is complete with its checksums. Through read(2), so that nothing that is wrong with the file can do any harm.
-static bool verify(
-        int                              fd,
-        const std::vector<uint64_t>    & sums,
-        size_t                           segment,
-        size_t                           size,
-        size_t                           n_threads,
-        ggml_hugepages_progress_callback callback,
-        void                           * user_data,
-        ggml_hugepages_error           * error) {
-    std::atomic<size_t>   next{0};
-    std::atomic<uint64_t> done{0};
-    std::atomic<size_t>   wrong{SIZE_MAX};
-    std::atomic<bool>     stop{false};
-    const auto work = [&] {
-        std::vector<char> data(segment);
-        for (size_t i = next++; i < sums.size() && !stop; i = next++) {
-            const size_t n = std::min(segment, size - i*segment);
-            if (sums[i] != 0 && (!read_all(fd, data.data(), n, i*segment) || ggml_hugepages_checksum(data.data(), n) != sums[i])) {
-                size_t before = wrong;
-                while (i < before && !wrong.compare_exchange_weak(before, i)) {}
-                stop = true;
-            }
-            done += n;
-        }
-    };
-    bool cancelled = false;
-    ggml_hugepages_on_threads(n_threads, work, [&] {
-        if (callback && !callback(done, size, user_data)) {
-            cancelled = stop = true;
-        }
-    });
-    if (wrong != SIZE_MAX) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its bytes at offset %zu are not those that were put there", wrong*segment);
-    }
-    return cancelled ? ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "it was cancelled") : true;
-}
 
 //
 // the directory
 //
+
+// a directory that this user has to itself, in one that others may write to too
+static std::string private_dir(const char * path) {
+    return std::string(path) + "/llama-" + std::to_string(geteuid());
+}
 
 static int open_store(const char * path, size_t page_size, size_t * found, ggml_hugepages_error * error) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -714,7 +683,14 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
     } else if ((st.st_uid != 0 && st.st_uid != geteuid() && geteuid() != 0) || ((st.st_mode & (S_IWGRP | S_IWOTH)) && !(st.st_mode & S_ISVTX))) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to the store '%s' (mode %04o, user %u)", path,
             (unsigned) st.st_mode & 07777, (unsigned) st.st_uid);
-        ggml_hugepages_hint(error, "chmod go-w %s", path);
+        const std::string own = private_dir(path);
+        if (st.st_uid == geteuid()) {
+            ggml_hugepages_hint(error, "chmod go-w %s", path);
+        } else if (faccessat(AT_FDCWD, path, W_OK | X_OK, AT_EACCESS) == 0) {
+            ggml_hugepages_hint(error, "mkdir -m 0700 %s, and --hugepage-store %s", own.c_str(), own.c_str());
+        } else {
+            ggml_hugepages_hint(error, "a directory of user %u or of root there that only its owner may write to", (unsigned) geteuid());
+        }
     } else {
         *found = fs.f_bsize;
         return fd;
@@ -725,19 +701,14 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
     return -1;
 }
 
-// Of these that `hugepages store mount` makes, then of all mounts, the first that this user may write to.
+// What `hugepages store mount` makes, then all mounts, each with the directory that this user may have in it.
 static std::vector<std::string> candidates() {
     std::vector<std::string> result = { "/run/llama-hugepages/store/2M", "/run/llama-hugepages/store/1G" };
-    FILE * file = fopen("/proc/self/mounts", "r");
-    char line[8192];
-    while (file && fgets(line, sizeof(line), file)) {
-        char path[4096], type[64]; // NOLINT
-        if (sscanf(line, "%*s %4095s %63s", path, type) == 2 && strcmp(type, "hugetlbfs") == 0 && strchr(path, '\\') == nullptr) {
-            result.emplace_back(path);
+    for (const auto & mount : ggml_hugepages_mounts("")) {
+        if (mount.type == "hugetlbfs") {
+            result.push_back(mount.path);
+            result.push_back(private_dir(mount.path.c_str()));
         }
-    }
-    if (file) {
-        fclose(file);
     }
     return result;
 }
@@ -752,6 +723,8 @@ static int find_store(const char * store, size_t page_size, std::string & path, 
         path = store;
         return open_store(store, page_size, found, error);
     }
+    std::string refused; // the first one that may be used but not trusted
+    ggml_hugepages_error why = {};
     for (const int access_wanted : { W_OK, R_OK }) {
         for (const auto & candidate : candidates()) {
             if (access(candidate.c_str(), access_wanted | X_OK) != 0) {
@@ -762,7 +735,16 @@ static int find_store(const char * store, size_t page_size, std::string & path, 
                 path = candidate;
                 return fd;
             }
+            if (refused.empty()) {
+                refused = error->message;
+                why     = *error;
+            }
         }
+    }
+    if (!refused.empty()) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no hugetlbfs that is mounted can be the store: %s", refused.c_str());
+        ggml_hugepages_hint(error, "%s", why.hint);
+        return -1;
     }
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no hugetlbfs%s%s is mounted that this user may use",
         page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : " with pages of ",
@@ -771,17 +753,19 @@ static int find_store(const char * store, size_t page_size, std::string & path, 
     return -1;
 }
 
-bool ggml_hugepages_store_find(const char * store, size_t page_size, char * path, size_t path_size, size_t * found, ggml_hugepages_error * error) {
-    std::string text;
-    const int fd = find_store(store, page_size, text, found, error);
-    if (fd == -1) {
-        return false;
-    }
-    close(fd);
-    if (snprintf(path, path_size, "%s", text.c_str()) >= (int) path_size) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the path of the store is too long");
-    }
-    return true;
+bool ggml_hugepages_store_find(const char * store, size_t page_size, char * path, size_t path_size, size_t * found, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        std::string text;
+        const int fd = find_store(store, page_size, text, found, error);
+        if (fd == -1) {
+            return false;
+        }
+        close(fd);
+        if (snprintf(path, path_size, "%s", text.c_str()) >= (int) path_size) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the path of the store is too long");
+        }
+        return true;
+    });
 }
 
 bool ggml_hugepages_residents_open(
@@ -791,6 +775,7 @@ bool ggml_hugepages_residents_open(
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
+    ggml_hugepages_forget_filters();
     ggml_hugepages_store store = {};
     store.plan_only = params->plan_only;
     store.callback  = callback;
@@ -803,14 +788,14 @@ bool ggml_hugepages_residents_open(
     std::vector<ggml_hugepages_store_file *> files;
     for (size_t i = 0; i < n; i++) {
         auto & file = *residents[i]->file;
-        const auto g = geometry_of(file.size, store.page_size);
+        const auto g = ggml_hugepages_geometry_of(file.size, store.page_size);
         file.dir       = store.dir;
         file.page_size = store.page_size;
         file.segment   = g.segment;
         file.length    = g.length;
         file.sums_at   = g.sums_at;
         file.sums.assign(g.n_segments, 0);
-        file.name      = image_name(file.kind, file.source, name_hash(file.kind, file.size, store.page_size, file.identity.c_str()));
+        file.name      = ggml_hugepages_image_name(file.kind, file.source, file.size, store.page_size, file.identity.c_str());
         file.path      = store.path + "/" + file.name;
         // a small buffer is ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
@@ -823,93 +808,12 @@ bool ggml_hugepages_residents_open(
         if (!store.open(*file, error)) {
             return false;
         }
-        if (params->verify && !params->plan_only && !verify(file->fd, file->sums, file->segment, file->size,
-                ggml_hugepages_n_threads(*params), callback, user_data, error)) {
+        if (params->verify && !params->plan_only && file->fd != -1 && !ggml_hugepages_verify(file->fd, ggml_hugepages_geometry_of(file->size, store.page_size),
+                file->size, ggml_hugepages_n_threads(*params), callback, user_data, error)) {
             return error->status == GGML_HUGEPAGES_STATUS_ABORTED ? false : store.refuse(*file, error);
         }
     }
     return true;
-}
-
-//
-// for programs that look after a store
-//
-
-bool ggml_hugepages_resident_read(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) {
-    *info = {};
-    const int fd = open_image(dir_fd, name, O_RDONLY);
-    if (fd == -1) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", errno == ELOOP ? "it is a symbolic link" : strerror(errno));
-    }
-    std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
-    struct stat st = {};
-    size_t      page_size;
-    if (!is_trusted(fd, true, &page_size, &st, error)) {
-        return false;
-    }
-    info->page_size   = page_size;
-    info->file_bytes  = st.st_size;
-    info->used_bytes  = (uint64_t) st.st_blocks*512;
-    info->used        = st.st_mtim.tv_sec;
-    info->is_filling  = is_locked(fd, F_RDLCK, FILLER);
-    // a lock for writing needs a file that is open for it: a reader asks whether one would be granted, F_OFD_GETLK does not mind
-    info->is_attached = is_locked(fd, F_WRLCK, ATTACHED);
-    char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
-    if ((size_t) st.st_size < sizeof(data)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is empty");
-    }
-    if (!read_all(fd, data, sizeof(data), st.st_size - sizeof(data))) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
-    }
-    if (!ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info, error)) {
-        return false;
-    }
-    const geometry g = geometry_of(info->size, page_size);
-    std::vector<uint64_t> sums(g.n_segments);
-    if (!read_all(fd, sums.data(), sums.size()*sizeof(uint64_t), g.sums_at)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
-    }
-    info->n_complete = sums.size() - std::count(sums.begin(), sums.end(), 0);
-    info->is_stale   = is_stale(info->source, info->identity);
-    return true;
-}
-
-bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepages_progress_callback callback, void * user_data, ggml_hugepages_error * error) {
-    auto info = std::make_unique<ggml_hugepages_resident_info>();
-    if (!ggml_hugepages_resident_read(dir_fd, name, info.get(), error)) {
-        return false;
-    }
-    const int fd = open_image(dir_fd, name, O_RDONLY);
-    if (fd == -1) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
-    }
-    const geometry g = geometry_of(info->size, info->page_size);
-    std::vector<uint64_t> sums(g.n_segments);
-    const bool ok = read_all(fd, sums.data(), sums.size()*sizeof(uint64_t), g.sums_at) ?
-        verify(fd, sums, g.segment, info->size, ggml_hugepages_n_threads(ggml_hugepages_default_params()), callback, user_data, error) :
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
-    close(fd);
-    return ok;
-}
-
-bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) {
-    // what is no ordinary file is nobody's memory
-    const int fd = open_image(dir_fd, name, O_RDWR);
-    if (fd == -1 && (errno == ENOENT || errno == EACCES || errno == EROFS)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
-    }
-    // with both locks: nobody attaches between the look and the removal
-    const bool is_free = fd == -1 || (lock(fd, F_WRLCK, ATTACHED) && lock(fd, F_WRLCK, FILLER));
-    bool ok = true;
-    if (!is_free && !force) {
-        ok = ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "a process uses it");
-    } else if (unlinkat(dir_fd, name, 0) != 0) {
-        ok = ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot remove it: %s", strerror(errno));
-    }
-    if (fd != -1) {
-        close(fd);
-    }
-    return ok;
 }
 
 #else
@@ -920,11 +824,11 @@ static bool unsupported(ggml_hugepages_error * error) {
     return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
 }
 
-bool ggml_hugepages_file_identity(int, size_t, char *, size_t) {
+bool ggml_hugepages_file_identity(int, size_t, char *, size_t) noexcept {
     return false;
 }
 
-bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) {
+bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) noexcept {
     return unsupported(error);
 }
 
@@ -932,16 +836,12 @@ bool ggml_hugepages_residents_open(ggml_hugepages_resident_t *, size_t, const gg
     return unsupported(error);
 }
 
-bool ggml_hugepages_resident_read(int, const char *, ggml_hugepages_resident_info *, ggml_hugepages_error * error) {
-    return unsupported(error);
+uint64_t ggml_hugepages_store_free(const ggml_hugepages_store_file &) {
+    return 0;
 }
 
-bool ggml_hugepages_resident_verify(int, const char *, ggml_hugepages_progress_callback, void *, ggml_hugepages_error * error) {
-    return unsupported(error);
-}
-
-bool ggml_hugepages_resident_drop(int, const char *, bool, ggml_hugepages_error * error) {
-    return unsupported(error);
+uint64_t ggml_hugepages_store_set_aside(const ggml_hugepages_store_file &) {
+    return 0;
 }
 
 #endif // __linux__
@@ -954,13 +854,13 @@ ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind,
     file.size     = size;
     file.identity = std::string(identity) + "\nggml " + ggml_version() + " " + ggml_commit();
     // what does not fit in the manifest is there as its hash
-    const size_t room = sizeof(header::identity) - 1;
+    const size_t room = sizeof(ggml_hugepages_store_header::identity) - 1;
     if (file.identity.size() > room) {
         const uint64_t hash = ggml_hugepages_checksum(file.identity.data(), file.identity.size());
         file.identity.resize(room - 32);
         file.identity += "\nrest " + std::to_string(hash);
     }
-    file.source.resize(std::min(file.source.size(), sizeof(header::source) - 1));
+    file.source.resize(std::min(file.source.size(), sizeof(ggml_hugepages_store_header::source) - 1));
     return result;
 }
 

@@ -83,7 +83,7 @@ ggml_hugepages_load ggml_hugepages_last_load() {
     return g_load;
 }
 
-ggml_hugepages_params ggml_hugepages_default_params(void) {
+ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
     ggml_hugepages_params result = {
         /*.enabled       =*/ false,
         /*.policy        =*/ GGML_HUGEPAGES_POLICY_REQUIRE,
@@ -101,7 +101,7 @@ ggml_hugepages_params ggml_hugepages_default_params(void) {
     return result;
 }
 
-const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) {
+const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) noexcept {
     switch (policy) {
         case GGML_HUGEPAGES_POLICY_REQUIRE: return "require";
         case GGML_HUGEPAGES_POLICY_PREFER:  return "prefer";
@@ -109,7 +109,7 @@ const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) {
     return "unknown";
 }
 
-bool ggml_hugepages_policy_from_str(const char * str, ggml_hugepages_policy * policy) {
+bool ggml_hugepages_policy_from_str(const char * str, ggml_hugepages_policy * policy) noexcept {
     for (auto p : { GGML_HUGEPAGES_POLICY_REQUIRE, GGML_HUGEPAGES_POLICY_PREFER }) {
         if (strcmp(str, ggml_hugepages_policy_name(p)) == 0) {
             *policy = p;
@@ -119,7 +119,7 @@ bool ggml_hugepages_policy_from_str(const char * str, ggml_hugepages_policy * po
     return false;
 }
 
-const char * ggml_hugepages_kind_name(ggml_hugepages_kind kind) {
+const char * ggml_hugepages_kind_name(ggml_hugepages_kind kind) noexcept {
     switch (kind) {
         case GGML_HUGEPAGES_KIND_WEIGHTS:  return "weights";
         case GGML_HUGEPAGES_KIND_REPACKED: return "repacked";
@@ -262,14 +262,6 @@ static bool fail_errno(ggml_hugepages_error * error, ggml_hugepages_status statu
     return ggml_hugepages_fail(error, status, "%s for %s: %s", what, path.c_str(), strerror(errno));
 }
 
-bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
-    int ret;
-    do {
-        ret = madvise(addr, size, MADV_POPULATE_WRITE);
-    } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
-    return ret == 0;
-}
-
 static thread_local uint64_t t_us_populate = 0;
 
 uint64_t ggml_hugepages_us_populate() {
@@ -282,7 +274,8 @@ static std::string mapping_name(const ggml_hugepages_image & image) {
 
 // shown in /proc/PID/maps as [anon:NAME], and keeps the kernel from merging it with its neighbours
 static void set_name(const ggml_hugepages_image & image, void * addr, size_t size) {
-    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, size, mapping_name(image).c_str());
+    const std::string name = mapping_name(image);
+    ggml_hugepages_call(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, (long) addr, (long) size, (long) name.c_str());
 }
 
 // An address range of `length` bytes that begins at a multiple of `alignment`. Nothing lies in it.
@@ -299,13 +292,28 @@ static uint8_t * reserve_range(size_t length, size_t alignment) {
     return base;
 }
 
+// too little ordinary memory, or a limit of it
+static bool fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size) {
+    const int err = errno;
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no ordinary memory for %.2f MiB of %s: %s", size/1024.0/1024.0,
+        image.path.c_str(), strerror(err));
+    const std::string strict = ggml_hugepages_overcommit("");
+    struct rlimit limit = {};
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB", (uintmax_t) limit.rlim_cur/1024);
+    } else if (!strict.empty()) {
+        ggml_hugepages_hint(error, "end other programs, raise vm.overcommit_kbytes or vm.overcommit_ratio, or add huge pages: %s", strict.c_str());
+    }
+    return false;
+}
+
 // what lies in [first, last) without huge pages: the file, as far as it goes, or ordinary memory
 static bool map_ordinary(ggml_hugepages_image & image, size_t first, size_t last, ggml_hugepages_error * error) {
     const bool has_file = image.fd != -1;
     // room first, then the file: it may end inside of a block, and a huge mapping can only be cut at its page borders
     if (mmap(image.addr + first, last - first, has_file ? PROT_NONE : PROT_READ | PROT_WRITE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (has_file ? MAP_NORESERVE : 0), -1, 0) == MAP_FAILED) {
-        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path);
+        return fail_ordinary(error, image, last - first);
     }
     if (has_file) {
         last = std::min(last, image.size);
@@ -334,10 +342,26 @@ static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error
         }
         return false;
     }
-    if (!map_ordinary(image, 0, image.length, error)) {
+    // A buffer gets ordinary memory where it has no runs once these are settled: with vm.overcommit_memory=2 the kernel charges memory when
+    // it is mapped, not when it is touched.
+    if (image.fd != -1 && !map_ordinary(image, 0, image.length, error)) {
         munmap(image.addr, image.length);
         image.addr = nullptr;
         return false;
+    }
+    return true;
+}
+
+// ordinary memory in the gaps between the runs of a buffer
+static bool map_gaps(ggml_hugepages_image & buffer, ggml_hugepages_error * error) {
+    ggml_hugepages_ranges runs;
+    for (const auto & r : buffer.runs) {
+        runs.emplace_back(r.first, r.last);
+    }
+    for (const auto & gap : ggml_hugepages_minus({ { 0, buffer.length } }, ggml_hugepages_normalized(runs))) {
+        if (!map_ordinary(buffer, gap.first, gap.second, error)) {
+            return false;
+        }
     }
     return true;
 }
@@ -353,8 +377,9 @@ bool ggml_hugepages_plan(
         size_t                        n_demands,
         const ggml_hugepages_params * params,
         ggml_hugepages_error *        error) {
+    ggml_hugepages_forget_filters();
     // madvise(2): an empty range only asks whether the advice is known (since Linux 5.14)
-    if (madvise(nullptr, 0, MADV_POPULATE_WRITE) != 0 && errno == EINVAL) {
+    if (ggml_hugepages_advise(nullptr, 0, MADV_POPULATE_WRITE) != 0 && errno == EINVAL) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
             "huge pages need MADV_POPULATE_WRITE, which came with Linux 5.14");
     }
@@ -365,25 +390,13 @@ static bool is_thp(const ggml_hugepages_image & image) {
     return image.params.page_size == GGML_HUGEPAGES_SIZE_THP;
 }
 
+// the file of the process' own pages of one size
 static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
-    if (image.resident) {
-        return image.resident->fd;
-    }
     const auto it = image.memfds.find(page_size);
     if (it != image.memfds.end()) {
         return it->second;
     }
-    int log2 = 0;
-    while (((size_t) 1 << log2) < page_size) {
-        log2++;
-    }
-    const unsigned flags = MFD_CLOEXEC | MFD_HUGETLB | ((unsigned) log2 << MFD_HUGE_SHIFT);
-    // vm.memfd_noexec=2 refuses a memfd without the seal, and kernels before 6.3 refuse the seal
-    const std::string name = mapping_name(image);
-    int fd = (int) syscall(SYS_memfd_create, name.c_str(), flags | MFD_NOEXEC_SEAL);
-    if (fd == -1 && errno == EINVAL) {
-        fd = (int) syscall(SYS_memfd_create, name.c_str(), flags);
-    }
+    int fd = ggml_hugepages_memfd(mapping_name(image).c_str(), page_size);
     if (fd != -1 && ftruncate(fd, ggml_hugepages_align_up(image.size, page_size)) != 0) {
         const int err = errno;
         close(fd);
@@ -396,14 +409,15 @@ static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
     return fd;
 }
 
-// Reserves the pages of [first, last). The reservation stays with the memfd when the mapping goes.
-static bool reserve_pages(int fd, size_t first, size_t last) {
-    void * addr = mmap(nullptr, last - first, PROT_NONE, MAP_SHARED, fd, first);
-    if (addr == MAP_FAILED) {
-        return false;
+// the file that a run lies in, and the offset of its first block there
+static std::pair<int, size_t> file_of(ggml_hugepages_image & image, const ggml_hugepages_run & run) {
+    switch (run.owner) {
+        case GGML_HUGEPAGES_OWNER_PROCESS:  return { memfd_of(image, run.page_size), run.first };
+        case GGML_HUGEPAGES_OWNER_HELD:     return { ggml_hugepages_held_fd(*run.held), run.held_at };
+        case GGML_HUGEPAGES_OWNER_FILLING:
+        case GGML_HUGEPAGES_OWNER_ATTACHED: break;
     }
-    munmap(addr, last - first);
-    return true;
+    return { image.resident->fd, run.first };
 }
 
 // The longest head of a run whose pages can be reserved. Sets errno if that is not all of it.
@@ -412,7 +426,7 @@ static size_t reserve_head(int fd, const ggml_hugepages_run & run) {
     size_t step = run.last - run.first;
     while (at < run.last) {
         step = std::min(step, run.last - at);
-        if (reserve_pages(fd, at, at + step)) {
+        if (ggml_hugepages_reserve(fd, at, at + step)) {
             at += step;
         } else if (errno == ENOMEM && step > run.page_size) {
             step = ggml_hugepages_align_up(step/2, run.page_size);
@@ -427,22 +441,31 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
     if (!map_ordinary(image, first, last, error)) {
         return false;
     }
-    const auto it = image.memfds.find(page_size);
-    const int  fd = image.resident ? image.resident->fd : it != image.memfds.end() ? it->second : -1;
-    if (fd != -1 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first) != 0) {
-        return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
-    }
     std::vector<ggml_hugepages_run> kept;
     for (const auto & r : image.runs) {
         if (r.page_size != page_size || r.last <= first || r.first >= last) {
             kept.push_back(r);
             continue;
         }
-        if (r.first < first) {
-            kept.push_back({ r.first, first, page_size, r.rank });
+        auto head = r, tail = r, gone = r;
+        head.last    = std::max(r.first, first);
+        tail.first   = std::min(r.last, last);
+        tail.held_at = r.held_at + (tail.first - r.first);
+        gone.first   = head.last;
+        gone.last    = tail.first;
+        gone.held_at = r.held_at + (gone.first - r.first);
+        for (const auto & part : { head, tail }) {
+            if (part.first < part.last) {
+                kept.push_back(part);
+            }
         }
-        if (r.last > last) {
-            kept.push_back({ last, r.last, page_size, r.rank });
+        // A page in a store belongs to all who attach to it; only ggml_hugepages_store_file returns one.
+        if (r.is_in_store()) {
+            continue;
+        }
+        const auto [fd, at] = file_of(image, gone);
+        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, gone.last - gone.first) != 0) {
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
         }
     }
     image.runs = std::move(kept);
@@ -450,35 +473,38 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
     // out, those behind the last block that was served are given back this way.
     size_t end = 0;
     for (const auto & r : image.runs) {
-        end = r.page_size == page_size ? std::max(end, r.last) : end;
+        end = r.page_size == page_size && r.owner == GGML_HUGEPAGES_OWNER_PROCESS ? std::max(end, r.last) : end;
     }
+    const auto it = image.memfds.find(page_size);
     if (it != image.memfds.end() && ftruncate(it->second, end) != 0) {
         return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "ftruncate failed", image.path);
     }
     return true;
 }
 
+// pages that the images take, without what is complete in a store
 static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_t n) {
     std::map<size_t, uint64_t> need;
     for (size_t i = 0; i < n; i++) {
         for (const auto & r : images[i]->runs) {
             for (size_t at = r.first; at < r.last; at += r.page_size) {
-                need[r.page_size] += !images[i]->resident || !images[i]->resident->has_page(at);
+                need[r.page_size] += !r.is_in_store() || !images[i]->resident->has_page(at);
             }
+        }
+        for (const auto & grant : images[i]->grants) {
+            need[grant.page_size] += grant.pages;
+        }
+        const bool is_filled = std::any_of(images[i]->runs.begin(), images[i]->runs.end(), [](const auto & r) {
+            return r.owner == GGML_HUGEPAGES_OWNER_FILLING;
+        });
+        if (is_filled) {
+            need[images[i]->resident->page_size] += images[i]->resident->pages_of_manifest();
         }
     }
     return need;
 }
 
-bool ggml_hugepages_give_up(
-        ggml_hugepages_image_t     * images,
-        size_t                       n_images,
-        const ggml_hugepages_image & image,
-        size_t                       page_size,
-        size_t                       at,
-        int                          err,
-        ggml_hugepages_error       * error) {
-    const auto need = need_of(images, n_images);
+void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images) {
     for (size_t i = 0; i < n_images; i++) {
         if (images[i]->resident) {
             images[i]->resident->give_up();
@@ -489,16 +515,29 @@ bool ggml_hugepages_give_up(
             }
         }
     }
-    return ggml_hugepages_fail_refused(need, image, page_size, at, err, error);
+    ggml_hugepages_hold_end();
 }
 
-// Reserves the pages of all runs, the lowest rank first. Under GGML_HUGEPAGES_POLICY_PREFER runs end where the pages do.
+// The load cannot go on: gives back what it holds, so that the counts in the message are those of others.
+static bool fail_load(
+        ggml_hugepages_image_t *       images,
+        size_t                         n,
+        const ggml_hugepages_image   & image,
+        const ggml_hugepages_refusal & refusal,
+        ggml_hugepages_error         * error) {
+    const auto need = need_of(images, n);
+    ggml_hugepages_release(images, n);
+    return ggml_hugepages_fail_refused(need, image, refusal, error);
+}
+
+// Reserves the pages of all runs, the lowest rank first.
 static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     struct entry { ggml_hugepages_image * image; ggml_hugepages_run * run; };
     std::vector<entry> entries;
     for (size_t i = 0; i < n; i++) {
+        ggml_hugepages_held_take(images[i]->kind, images[i]->runs);
         for (auto & r : images[i]->runs) {
-            if (!is_thp(*images[i]) && !images[i]->resident) {
+            if (!is_thp(*images[i]) && r.owner == GGML_HUGEPAGES_OWNER_PROCESS) {
                 entries.push_back({ images[i], &r });
             }
         }
@@ -508,16 +547,17 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     for (const auto & e : entries) {
         auto & run = *e.run;
         const int    fd  = memfd_of(*e.image, run.page_size);
+        const int    err_memfd = errno;
         const size_t end = fd == -1 ? run.first : reserve_head(fd, run);
         if (end == run.last) {
             continue;
         }
-        const int err = errno;
-        if (e.image->params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
-            return ggml_hugepages_give_up(images, n, *e.image, run.page_size, end, err, error);
+        const ggml_hugepages_refusal refusal = { fd == -1 ? "memfd_create" : "mmap", fd == -1 ? err_memfd : errno, run.page_size, end, false };
+        if (!ggml_hugepages_accepts_less(&e.image->params)) {
+            return fail_load(images, n, *e.image, refusal, error);
         }
-        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s), ordinary memory from there\n", __func__,
-            ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), strerror(err));
+        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s: %s), ordinary memory from there\n", __func__,
+            ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), refusal.call, strerror(refusal.err));
         run.last = end;
     }
     for (size_t i = 0; i < n; i++) {
@@ -526,8 +566,10 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     }
     if (!entries.empty()) {
         uint64_t n_pages = 0;
-        for (const auto & [_, pages] : need_of(images, n)) {
-            n_pages += pages;
+        for (size_t i = 0; i < n; i++) {
+            for (const auto & r : images[i]->runs) {
+                n_pages += r.is_in_store() ? 0 : (r.last - r.first)/r.page_size;
+            }
         }
         const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
         GGML_LOG_INFO("%s: reserved %" PRIu64 " huge pages for %s in %.2f ms\n", __func__, n_pages, ggml_hugepages_kind_name(images[0]->kind), ms);
@@ -558,40 +600,53 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
         }
     }
     const int mode = image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE ? MPOL_INTERLEAVE : MPOL_BIND;
-    if (syscall(SYS_mbind, addr, size, mode, mask, 16*bits, 0) != 0) {
+    if (ggml_hugepages_call(SYS_mbind, (long) addr, (long) size, mode, (long) mask, 16*bits, 0) != 0) {
         // seccomp profiles of containers forbid it
         GGML_LOG_WARN("%s: mbind failed for %s: %s, the kernel chooses the nodes\n", __func__, image.path.c_str(), strerror(errno));
     }
 }
 
-// all that it wants is in the store: this process writes nothing
-static bool is_attached(const ggml_hugepages_image & image) {
-    return image.resident && !image.resident->is_filling;
-}
-
 // puts the blocks of an image in place
 static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
-    const int prot      = is_attached(image) ? PROT_READ : PROT_READ | PROT_WRITE;
-    const int noreserve = image.resident ? MAP_NORESERVE : 0;
     for (const auto & r : image.runs) {
         void * addr = image.addr + r.first;
         const size_t size = r.last - r.first;
-        void * ret = is_thp(image) ?
-            mmap(addr, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) :
-            mmap(addr, size, prot, MAP_SHARED | MAP_FIXED | noreserve, memfd_of(image, r.page_size), r.first);
+        const bool   is_attached = r.owner == GGML_HUGEPAGES_OWNER_ATTACHED;
+        const int    prot        = is_attached ? PROT_READ : PROT_READ | PROT_WRITE;
+        void * ret;
+        if (is_thp(image)) {
+            ret = mmap(addr, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        } else {
+            const auto [fd, at] = file_of(image, r);
+            ret = mmap(addr, size, prot, MAP_SHARED | MAP_FIXED | (r.is_in_store() ? MAP_NORESERVE : 0), fd, at);
+        }
         if (ret == MAP_FAILED) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map huge pages", image.path);
         }
         if (is_thp(image)) {
-            madvise(addr, size, MADV_HUGEPAGE);
+            ggml_hugepages_advise(addr, size, MADV_HUGEPAGE);
             set_name(image, addr, size);
         }
-        madvise(addr, size, MADV_DONTDUMP);
-        madvise(addr, size, MADV_DONTFORK);
-        if (!is_attached(image)) {
+        ggml_hugepages_advise(addr, size, MADV_DONTDUMP);
+        ggml_hugepages_advise(addr, size, MADV_DONTFORK);
+        if (!is_attached) {
             place_on_nodes(image, addr, size);
         }
     }
+    return true;
+}
+
+// Makes the image in the store writable, if this process shall write to it. Without a page for its manifest nothing is kept.
+static bool begin_filling(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    const auto is_filling = [](const auto & r) { return r.owner == GGML_HUGEPAGES_OWNER_FILLING; };
+    if (!image.resident || std::none_of(image.runs.begin(), image.runs.end(), is_filling) || image.resident->begin(error)) {
+        return true;
+    }
+    if (!ggml_hugepages_accepts_less(&image.params)) {
+        return false;
+    }
+    GGML_LOG_WARN("%s: %s does not stay when the process ends: %s\n", __func__, image.path.c_str(), error->message);
+    image.runs.erase(std::remove_if(image.runs.begin(), image.runs.end(), is_filling), image.runs.end());
     return true;
 }
 
@@ -600,7 +655,14 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     size_t wanted = 0;
     for (size_t i = 0; i < n; i++) {
         if (is_thp(*images[i])) {
-            if (!ggml_hugepages_populate_all(*images[i], error)) {
+            ggml_hugepages_refusal refusal = {};
+            ggml_hugepages_image * refused = nullptr;
+            if (!ggml_hugepages_populate_all(*images[i], &refused, &refusal, error)) {
+                if (refused) {
+                    errno = refusal.err;
+                    fail_ordinary(error, *refused, images[i]->size);
+                    error->status = GGML_HUGEPAGES_STATUS_SHORT;
+                }
                 return false;
             }
             for (const auto & r : images[i]->runs) {
@@ -632,7 +694,7 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     if (huge >= wanted) {
         return true;
     }
-    if (images[0]->params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+    if (!ggml_hugepages_accepts_less(&images[0]->params)) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "%.2f of %.2f MiB became THP, the rest got base pages",
             huge/1024.0/1024.0, wanted/1024.0/1024.0);
         ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or --hugepage-policy prefer to use what there is");
@@ -642,12 +704,36 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     return true;
 }
 
+// what the plan counted for buffers that follow
+static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
+    std::vector<ggml_hugepages_grant> grants;
+    for (size_t i = 0; i < n; i++) {
+        grants.insert(grants.end(), images[i]->grants.begin(), images[i]->grants.end());
+    }
+    size_t page_size = 0;
+    if (grants.empty() || ggml_hugepages_hold(grants, ggml_hugepages_accepts_less(&images[0]->params), &page_size)) {
+        return true;
+    }
+    return fail_load(images, n, *images[0], { "mmap", errno, page_size, 0, false }, error);
+}
+
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     // all pages of all files first: nothing has been put in place when they are not there
-    if (!reserve_all(images, n, error)) {
+    if (!reserve_all(images, n, error) || !hold(images, n, error)) {
         return false;
     }
     for (size_t i = 0; i < n; i++) {
+        if (!begin_filling(*images[i], error)) {
+            const auto need    = need_of(images, n);
+            const auto message = *error;
+            ggml_hugepages_release(images, n);
+            if (message.status != GGML_HUGEPAGES_STATUS_SHORT) {
+                *error = message;
+                return false;
+            }
+            const auto & file = *images[i]->resident;
+            return ggml_hugepages_fail_refused(need, *images[i], { "madvise", EFAULT, file.page_size, file.sums_at, true }, error);
+        }
         if (!images[i]->runs.empty() && !map_runs(*images[i], error)) {
             return false;
         }
@@ -661,7 +747,7 @@ static bool protect(const ggml_hugepages_image & image, ggml_hugepages_error * e
         if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
         }
-        if (image.resident && madvise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0) {
+        if (r.is_in_store() && ggml_hugepages_advise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_IO, "cannot attach to resident pages", image.path);
         }
     }
@@ -677,12 +763,22 @@ bool ggml_hugepages_fill(
         ggml_hugepages_progress_callback callback,
         void *                           user_data,
         ggml_hugepages_error *           error) {
-    if (!ggml_hugepages_read(images, n_images, pieces, n_pieces, *params, callback, user_data, error)) {
+    ggml_hugepages_refusal refusal = {};
+    ggml_hugepages_image * refused = nullptr;
+    const bool ok =
+        (ggml_hugepages_accepts_less(params) || ggml_hugepages_populate_store(images, n_images, callback, user_data, &refused, &refusal, error)) &&
+        ggml_hugepages_read(images, n_images, pieces, n_pieces, *params, callback, user_data, &refused, &refusal, error);
+    if (refused) {
+        return fail_load(images, n_images, *refused, refusal, error);
+    }
+    if (!ok) {
+        ggml_hugepages_hold_end();
         return false;
     }
     for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
         if (!protect(image, error)) {
+            ggml_hugepages_hold_end();
             return false;
         }
         if (image.resident) {
@@ -709,6 +805,12 @@ static void unmap_buffer(ggml_hugepages_image & buffer) {
     if (buffer.addr && !buffer.is_malloc) {
         munmap(buffer.addr, buffer.length);
     }
+    for (const auto & r : buffer.runs) {
+        if (r.owner == GGML_HUGEPAGES_OWNER_HELD) {
+            ggml_hugepages_held_return(r);
+        }
+    }
+    buffer.runs.clear();
     buffer.addr = nullptr;
 }
 
@@ -720,18 +822,35 @@ static bool is_covered(const ggml_hugepages_image & buffer) {
     return covered >= buffer.size;
 }
 
-// Decides, maps and populates. False with an error when pages are refused under GGML_HUGEPAGES_POLICY_REQUIRE.
+static bool is_attached(const ggml_hugepages_image & buffer) {
+    return buffer.resident && buffer.resident->is_complete();
+}
+
+// pages of this process, as the store has no room for the buffer as a whole
+static bool leave_store(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
+    auto * handle = &buffer;
+    buffer.resident->give_up();
+    buffer.resident.reset();
+    return ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
+}
+
+// Decides, maps and populates. False with an error when pages are refused and the policy does not accept less.
 static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto * handle = &buffer;
+    const bool accepts_less = ggml_hugepages_accepts_less(&params);
     bool planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
-    if (buffer.resident && params.policy == GGML_HUGEPAGES_POLICY_PREFER && (!planned || !is_covered(buffer))) {
-        // such a buffer is shared as a whole or not at all
-        buffer.resident->give_up();
-        buffer.resident.reset();
-        planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
+    // such a buffer is shared as a whole or not at all
+    if (planned && buffer.resident && !is_attached(buffer) && (!is_covered(buffer) || !buffer.resident->begin(error))) {
+        planned = accepts_less && leave_store(buffer, params, error);
+        if (!planned && !accepts_less && error->status == GGML_HUGEPAGES_STATUS_SHORT) {
+            const auto & file = *buffer.resident;
+            return fail_load(&handle, 1, buffer, { "madvise", EFAULT, file.page_size, file.sums_at, true }, error);
+        }
+    } else if (!planned && accepts_less && buffer.resident) {
+        planned = leave_store(buffer, params, error);
     }
     if (!planned) {
-        if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {
+        if (!accepts_less) {
             return false;
         }
         buffer.runs.clear();
@@ -745,7 +864,19 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
         g_attached    += buffer.size;
         return map_runs(buffer, error) && protect(buffer, error);
     }
-    if (!reserve_all(&handle, 1, error) || !map_runs(buffer, error) || !(is_thp(buffer) ? populate_thp(&handle, 1, error) : ggml_hugepages_populate_all(buffer, error))) {
+    ggml_hugepages_refusal refusal = {};
+    ggml_hugepages_image * refused = nullptr;
+    bool ok = reserve_all(&handle, 1, error) && map_runs(buffer, error) && map_gaps(buffer, error);
+    if (ok && is_thp(buffer)) {
+        ok = populate_thp(&handle, 1, error);
+    } else if (ok) {
+        ok = (accepts_less || ggml_hugepages_populate_store(&handle, 1, nullptr, nullptr, &refused, &refusal, error)) &&
+            ggml_hugepages_populate_all(buffer, &refused, &refusal, error);
+    }
+    if (!ok) {
+        if (refused) {
+            fail_load(&handle, 1, buffer, refusal, error);
+        }
         unmap_buffer(buffer);
         return false;
     }
@@ -756,7 +887,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
 }
 
 // Two threads may want the page that their parts share. When it is refused to one of them and becomes ordinary memory, the other
-// must not have written to it: under GGML_HUGEPAGES_POLICY_PREFER one at a time.
+// must not have written to it: where the policy accepts that, one at a time.
 static std::mutex g_lazy_mutex;
 
 static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t last, ggml_hugepages_error * error) {
@@ -772,17 +903,17 @@ static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t la
             }
         }
     }
-    const bool prefer = buffer.params.policy == GGML_HUGEPAGES_POLICY_PREFER;
+    const bool accepts_less = ggml_hugepages_accepts_less(&buffer.params);
     for (const auto & [range, page_size] : todos) {
-        if (!prefer) {
+        if (!accepts_less) {
             lock.unlock();
         }
         const bool ok  = ggml_hugepages_populate(buffer.addr + range.first, range.second - range.first);
         const int  err = errno;
-        if (!prefer) {
+        if (!accepts_less) {
             lock.lock();
         }
-        if (!ok && !prefer) {
+        if (!ok && !accepts_less) {
             if (buffer.refused == 0) {
                 buffer.refused    = err;
                 buffer.refused_at = range.first;
@@ -790,7 +921,8 @@ static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t la
             return false;
         }
         for (size_t page = range.first; !ok && page < range.second; page += page_size) {
-            if (!ggml_hugepages_populate(buffer.addr + page, page_size) && !ggml_hugepages_drop(buffer, page_size, page, page + page_size, error)) {
+            if (!ggml_hugepages_populate(buffer.addr + page, page_size) && !ggml_hugepages_policy_refused(buffer,
+                    { "madvise", errno, page_size, page, buffer.resident != nullptr }, page, page + page_size, error)) {
                 return false;
             }
         }
@@ -859,7 +991,7 @@ bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
     }
     if (buffer->refused != 0) {
         const auto run = std::find_if(buffer->runs.begin(), buffer->runs.end(), [&](const auto & r) { return buffer->refused_at < r.last; });
-        return ggml_hugepages_give_up(&buffer, 1, *buffer, run->page_size, buffer->refused_at, buffer->refused, error);
+        return fail_load(&buffer, 1, *buffer, { "madvise", buffer->refused, run->page_size, buffer->refused_at, run->is_in_store() }, error);
     }
     return false;
 }
@@ -897,6 +1029,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     } else {
         ggml_hugepages_error error = {};
         if (!map_buffer(*buffer, params, &error)) {
+            ggml_hugepages_set_failure(error.status);
             GGML_LOG_ERROR("%s: %.2f MiB for %s: %s\n", __func__, size/1024.0/1024.0, ggml_hugepages_kind_name(scope.kind), error.message);
             if (error.hint[0]) {
                 GGML_LOG_ERROR("hint: %s\n", error.hint);

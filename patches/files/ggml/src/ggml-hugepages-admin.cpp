@@ -1,0 +1,193 @@
+// Resident images, for programs that look after a store: what is in it, is it whole, away with it. Files may be anybody's.
+
+#include "ggml-hugepages-store.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#ifdef __linux__
+#include <cerrno>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+// The header is not read again: whoever looks at many images would read many files.
+static bool is_stale(const char * source, const char * identity) {
+    struct stat st = {};
+    uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
+    if (sscanf(identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
+        return true;
+    }
+    return stat(source, &st) != 0 || st.st_dev != dev || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
+}
+
+bool ggml_hugepages_each_checksum(int fd, const ggml_hugepages_geometry & g, const std::function<bool(uint64_t, uint64_t)> & f) {
+    uint64_t sums[512];
+    const uint64_t n_at_once = sizeof(sums)/sizeof(sums[0]);
+    for (uint64_t i = 0; i < g.n_segments; i += n_at_once) {
+        const uint64_t n = std::min(n_at_once, g.n_segments - i);
+        if (!ggml_hugepages_read_all(fd, sums, n*sizeof(sums[0]), (off_t) (g.sums_at + i*sizeof(sums[0])))) {
+            return false;
+        }
+        for (uint64_t k = 0; k < n; k++) {
+            if (!f(i + k, sums[k])) {
+                return true;
+            }
+        }
+    }
+    return true;
+}
+
+bool ggml_hugepages_verify(
+        int                              fd,
+        const ggml_hugepages_geometry  & g,
+        size_t                           size,
+        size_t                           n_threads,
+        ggml_hugepages_progress_callback callback,
+        void                           * user_data,
+        ggml_hugepages_error           * error) {
+    std::atomic<uint64_t> next{0};
+    std::atomic<uint64_t> done{0};
+    std::atomic<uint64_t> wrong{UINT64_MAX};
+    std::atomic<bool>     stop{false};
+    const auto work = [&] {
+        std::vector<char> data(g.segment);
+        for (uint64_t i = next++; i < g.n_segments && !stop; i = next++) {
+            const uint64_t at = i*g.segment;
+            const uint64_t n  = std::min<uint64_t>(g.segment, size - at);
+            uint64_t sum = 0;
+            bool ok = ggml_hugepages_read_all(fd, &sum, sizeof(sum), (off_t) (g.sums_at + i*sizeof(sum)));
+            if (ok && sum != 0) {
+                ok = ggml_hugepages_read_all(fd, data.data(), n, (off_t) at) && ggml_hugepages_checksum(data.data(), n) == sum;
+            }
+            if (!ok) {
+                uint64_t before = wrong;
+                while (i < before && !wrong.compare_exchange_weak(before, i)) {}
+                stop = true;
+            }
+            done += n;
+        }
+    };
+    bool cancelled = false;
+    ggml_hugepages_on_threads(n_threads, work, [&] {
+        if (callback && !callback(done, size, user_data)) {
+            cancelled = stop = true;
+        }
+    });
+    if (wrong != UINT64_MAX) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its bytes at offset %" PRIu64 " are not those that were put there", wrong*g.segment);
+    }
+    return cancelled ? ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "it was cancelled") : true;
+}
+
+static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) {
+    *info = {};
+    const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+    if (fd == -1) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", errno == ELOOP ? "it is a symbolic link" : strerror(errno));
+    }
+    std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
+    struct stat st = {};
+    size_t      page_size;
+    if (!ggml_hugepages_is_trusted(fd, true, &page_size, &st, error)) {
+        return false;
+    }
+    info->page_size   = page_size;
+    info->file_bytes  = st.st_size;
+    info->used_bytes  = (uint64_t) st.st_blocks*512;
+    info->used        = st.st_mtim.tv_sec;
+    info->is_filling  = ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING);
+    // a lock for writing needs a file that is open for it: a reader asks whether one would be granted, F_OFD_GETLK does not mind
+    info->is_attached = ggml_hugepages_is_locked(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+    char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
+    if ((size_t) st.st_size < sizeof(data)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is empty");
+    }
+    if (!ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data))) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
+    }
+    if (!ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info, error)) {
+        return false;
+    }
+    const auto g = ggml_hugepages_geometry_of(info->size, page_size);
+    // a sparse file may claim any size, and a manifest that was written has its pages
+    if (g.length - ggml_hugepages_align_down(g.sums_at, page_size) > info->used_bytes) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest is not all there");
+    }
+    uint64_t n_complete = 0;
+    if (!ggml_hugepages_each_checksum(fd, g, [&](uint64_t, uint64_t sum) { n_complete += sum != 0; return true; })) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
+    }
+    info->n_complete = n_complete;
+    info->is_stale   = is_stale(info->source, info->identity);
+    return true;
+}
+
+bool ggml_hugepages_resident_read(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] { return read_image(dir_fd, name, info, error); });
+}
+
+bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepages_progress_callback callback, void * user_data, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        auto info = std::make_unique<ggml_hugepages_resident_info>();
+        if (!read_image(dir_fd, name, info.get(), error)) {
+            return false;
+        }
+        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+        if (fd == -1) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
+        }
+        std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
+        return ggml_hugepages_verify(fd, ggml_hugepages_geometry_of(info->size, info->page_size), info->size,
+            ggml_hugepages_n_threads(ggml_hugepages_default_params()), callback, user_data, error);
+    });
+}
+
+// the process that fills it, 0 if nobody does or that cannot be told
+static off_t filler_of(int fd) {
+    off_t n = 0;
+    return ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &n) ? n - 1 : 0;
+}
+
+bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        // what is no ordinary file is nobody's memory
+        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDWR);
+        if (fd == -1 && (errno == ENOENT || errno == EACCES || errno == EROFS)) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
+        }
+        std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
+        // a filler uses it too; nobody attaches between the look and the removal
+        const bool is_free = fd == -1 || ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+        if (!is_free && !force) {
+            const off_t filler = filler_of(fd);
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, filler > 0 ? "a process uses it: process %jd fills it" : "a process uses it", (intmax_t) filler);
+        }
+        if (unlinkat(dir_fd, name, 0) != 0) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot remove it: %s", strerror(errno));
+        }
+        return true;
+    });
+}
+
+#else
+
+static bool unsupported(ggml_hugepages_error * error) {
+    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
+}
+
+bool ggml_hugepages_resident_read(int, const char *, ggml_hugepages_resident_info *, ggml_hugepages_error * error) noexcept {
+    return unsupported(error);
+}
+
+bool ggml_hugepages_resident_verify(int, const char *, ggml_hugepages_progress_callback, void *, ggml_hugepages_error * error) noexcept {
+    return unsupported(error);
+}
+
+bool ggml_hugepages_resident_drop(int, const char *, bool, ggml_hugepages_error * error) noexcept {
+    return unsupported(error);
+}
+
+#endif // __linux__

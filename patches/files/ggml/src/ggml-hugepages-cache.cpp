@@ -1,0 +1,206 @@
+// What of a file is in the page cache.
+//
+// The kernel has three answers, and each can be wrong without an error:
+//
+//   cachestat(2)   since Linux 6.5; EPERM for a user who neither owns the file nor may write it (since 6.13); 0 on overlayfs
+//   mincore(2)     says that everything is there to a user who neither owns the file nor may write it
+//   preadv2(2)     RWF_NOWAIT fails where the data is not there; some file systems refuse the flag
+//
+// So each way is tried on a page that was just read, and mincore also on a page behind the end of the file, which is never there.
+
+#ifdef __linux__
+
+#include "ggml-hugepages-impl.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 8
+#endif
+
+static const long   SYS_CACHESTAT = 451;      // newer than many headers
+static const size_t STEP          = 64*1024;  // what is looked at as a whole
+static const size_t WINDOW        = 64*1024*1024; // of mincore
+
+static size_t base_page() {
+    static const size_t size = sysconf(_SC_PAGESIZE);
+    return size;
+}
+
+// pages of [first, last) that are in the cache, -1 if the kernel does not tell
+static int64_t by_cachestat(int fd, size_t first, size_t last) {
+    struct { uint64_t off, len; } range = { first, last - first };
+    struct { uint64_t cache, dirty, writeback, evicted, recently_evicted; } stat = {};
+    return ggml_hugepages_call(SYS_CACHESTAT, fd, (long) &range, (long) &stat) == 0 ? (int64_t) stat.cache : -1;
+}
+
+static size_t n_pages(size_t first, size_t last) {
+    return (last + base_page() - 1)/base_page() - first/base_page();
+}
+
+static void add_by_cachestat(int fd, size_t first, size_t last, ggml_hugepages_ranges & there) {
+    const int64_t n = first < last ? by_cachestat(fd, first, last) : 0;
+    if (n <= 0) {
+        return;
+    }
+    if ((size_t) n >= n_pages(first, last)) {
+        there.emplace_back(first, last);
+    } else if (last - first > STEP) {
+        const size_t middle = ggml_hugepages_align_down(first + (last - first)/2, base_page());
+        add_by_cachestat(fd, first, middle, there);
+        add_by_cachestat(fd, middle, last, there);
+    }
+}
+
+// a byte for each page of [first, last), first on a page border; empty if the kernel does not tell
+static std::vector<unsigned char> by_mincore(int fd, size_t first, size_t last) {
+    const size_t size = ggml_hugepages_align_up(last - first, base_page());
+    std::vector<unsigned char> result;
+    void * addr = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, (off_t) first);
+    if (addr == MAP_FAILED) {
+        return result;
+    }
+    result.resize(size/base_page());
+    if (ggml_hugepages_call(SYS_mincore, (long) addr, (long) size, (long) result.data()) != 0) {
+        result.clear();
+    }
+    munmap(addr, size);
+    return result;
+}
+
+static void add_by_mincore(int fd, size_t first, size_t last, ggml_hugepages_ranges & there) {
+    for (size_t at = ggml_hugepages_align_down(first, base_page()); at < last; at += WINDOW) {
+        const auto pages = by_mincore(fd, at, std::min(last, at + WINDOW));
+        for (size_t i = 0; i < pages.size(); i++) {
+            if (pages[i] & 1) {
+                const size_t page = at + i*base_page();
+                there.emplace_back(page, page + base_page());
+            }
+        }
+    }
+}
+
+static void drop(int fd, size_t first, size_t last) {
+    if (first < last && !ggml_hugepages_is_killing(SYS_fadvise64)) {
+        posix_fadvise(fd, (off_t) first, (off_t) (last - first), POSIX_FADV_DONTNEED);
+    }
+}
+
+// Whether a byte can be read without the device. The attempt starts to read a page that is not there, so the page is dropped again.
+static bool is_there(int fd, size_t at) {
+    char byte;
+    const struct iovec iov = { &byte, 1 };
+    // the offset goes in two halves, of which 64-bit systems ignore the second
+    if (ggml_hugepages_call(SYS_preadv2, fd, (long) &iov, 1, (long) at, 0, RWF_NOWAIT) == 1) {
+        return true;
+    }
+    const size_t page = ggml_hugepages_align_down(at, base_page());
+    if (errno == EAGAIN && pread(fd, &byte, 1, (off_t) at) == 1) {
+        drop(fd, page, page + base_page());
+    }
+    return false;
+}
+
+void ggml_hugepages_page_cache::look(int fd, size_t size, const ggml_hugepages_ranges & of) {
+    this->fd   = fd;
+    this->size = size;
+    way = BY_NOTHING;
+    there.clear();
+    if (!ggml_hugepages_is_killing(SYS_fadvise64)) {
+        // a read brings what it asks for and nothing else into the cache
+        posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+    }
+    char byte;
+    if (size == 0 || pread(fd, &byte, 1, 0) != 1) {
+        return;
+    }
+    // the last page of the file, and the one behind it
+    const size_t end   = ggml_hugepages_align_up(size, base_page());
+    const auto   pages = by_mincore(fd, end - base_page(), end + base_page());
+    const auto   first = by_mincore(fd, 0, base_page());
+    if (by_cachestat(fd, 0, base_page()) == 1) {
+        way = BY_CACHESTAT;
+    } else if (pages.size() == 2 && (pages[1] & 1) == 0 && first.size() == 1 && (first[0] & 1)) {
+        way = BY_MINCORE;
+    } else if (is_there(fd, 0)) {
+        way = BY_TRYING;
+    }
+    for (const auto & r : of) {
+        // direct reads begin and end at sectors
+        const size_t first = ggml_hugepages_align_down(r.first, GGML_HUGEPAGES_GUARD_SIZE);
+        const size_t last  = std::min(size, ggml_hugepages_align_up(r.second, GGML_HUGEPAGES_GUARD_SIZE));
+        if (way == BY_CACHESTAT) {
+            add_by_cachestat(fd, first, last, there);
+        } else if (way == BY_MINCORE) {
+            add_by_mincore(fd, first, last, there);
+        }
+    }
+    there = ggml_hugepages_normalized(there);
+}
+
+bool ggml_hugepages_page_cache::count(size_t first, size_t last, size_t * bytes) const {
+    last   = std::min(last, size);
+    *bytes = 0;
+    if (first >= last) {
+        return way != BY_NOTHING;
+    }
+    switch (way) {
+        case BY_CACHESTAT: {
+            const int64_t n = by_cachestat(fd, first, last);
+            *bytes = n > 0 ? std::min<size_t>(n*base_page(), last - first) : 0;
+            return n >= 0;
+        }
+        case BY_MINCORE: {
+            ggml_hugepages_ranges now;
+            add_by_mincore(fd, first, last, now);
+            *bytes = ggml_hugepages_overlap(ggml_hugepages_normalized(now), first, last);
+            return true;
+        }
+        case BY_TRYING: {
+            // the first page that is missing tells that a part is missing, and each look at a missing page reads it
+            for (size_t at = first; at < last; at += STEP) {
+                if (!is_there(fd, at)) {
+                    break;
+                }
+                *bytes += std::min(STEP, last - at);
+            }
+            return true;
+        }
+        case BY_NOTHING: break;
+    }
+    return false;
+}
+
+ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last) const {
+    last = std::min(last, size);
+    size_t bytes = 0;
+    if (way == BY_NOTHING) {
+        return GGML_HUGEPAGES_CACHED_UNKNOWN;
+    }
+    if (way == BY_TRYING) {
+        count(first, last, &bytes);
+    } else {
+        bytes = ggml_hugepages_overlap(there, first, last);
+    }
+    return bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : bytes >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
+}
+
+void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
+    // pages that it shares with others too: what is dropped is read again where it is needed
+    first = ggml_hugepages_align_down(first, base_page());
+    last  = std::min(ggml_hugepages_align_up(last, base_page()), ggml_hugepages_align_up(size, base_page()));
+    if (first < last) {
+        for (const auto & r : ggml_hugepages_minus({ { first, last } }, there)) {
+            drop(fd, r.first, r.second);
+        }
+    }
+}
+
+#endif // __linux__

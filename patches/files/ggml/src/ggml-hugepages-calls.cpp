@@ -1,0 +1,174 @@
+// System calls that a filter may refuse, and what can only be learned by trying.
+//
+// A filter that answers with an error is harmless: the caller sees the error. A filter that kills is not, so a child process makes the
+// call first. Without a filter no child is started.
+
+#include "ggml-hugepages-impl.h"
+
+#ifdef __linux__
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8U
+#endif
+
+// proc_pid_status(5): how many filters this thread has; a filter cannot be taken back
+static unsigned n_filters() {
+    FILE * file = fopen("/proc/self/status", "r");
+    if (!file) {
+        return 1; // unknown: ask a child
+    }
+    char line[256];
+    unsigned mode  = 0;
+    unsigned count = 0;
+    while (fgets(line, sizeof(line), file)) {
+        sscanf(line, "Seccomp: %u", &mode);
+        sscanf(line, "Seccomp_filters: %u", &count);
+    }
+    fclose(file);
+    return mode == 0 ? 0 : count == 0 ? 1 : count;
+}
+
+// Calls with arguments that do nothing: the kernel refuses them, or they only ask.
+static bool survives(long call) {
+    // as fork(2), but no handler of the host runs and no SIGCHLD is sent
+    const long pid = syscall(SYS_clone, 0, 0, 0, 0, 0);
+    if (pid == 0) {
+        // a core dump of the child helps nobody
+        syscall(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+        syscall(call, -1L, 0L, 0L, 0L, 0L, 0L);
+        syscall(SYS_exit_group, 0);
+    }
+    int status = 0;
+    int ret    = -1;
+    do {
+        ret = pid > 0 ? waitpid((pid_t) pid, &status, __WCLONE) : -1;
+    } while (ret == -1 && errno == EINTR);
+    return ret == pid && WIFEXITED(status);
+}
+
+// Threads inherit the filters of the thread that starts them, so each asks once, and again when a load begins.
+static thread_local int t_n_filters = -1;
+
+void ggml_hugepages_forget_filters() {
+    t_n_filters = -1;
+}
+
+bool ggml_hugepages_is_killing(long call) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, long>, bool> known;
+    if (t_n_filters == -1) {
+        t_n_filters = (int) n_filters();
+    }
+    if (t_n_filters == 0) {
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto key = std::make_pair(t_n_filters, call);
+    if (known.count(key) == 0) {
+        known[key] = !survives(call);
+    }
+    return known[key];
+}
+
+long ggml_hugepages_call(long call, long a, long b, long c, long d, long e, long f) {
+    if (ggml_hugepages_is_killing(call)) {
+        errno = EPERM;
+        return -1;
+    }
+    return syscall(call, a, b, c, d, e, f);
+}
+
+int ggml_hugepages_memfd(const char * name, size_t page_size) {
+    int log2 = 0;
+    while (((size_t) 1 << log2) < page_size) {
+        log2++;
+    }
+    const unsigned flags = MFD_CLOEXEC | MFD_HUGETLB | ((unsigned) log2 << MFD_HUGE_SHIFT);
+    // vm.memfd_noexec=2 refuses a memfd without the seal, and kernels before 6.3 refuse the seal
+    int fd = (int) ggml_hugepages_call(SYS_memfd_create, (long) name, flags | MFD_NOEXEC_SEAL);
+    if (fd == -1 && errno == EINVAL) {
+        fd = (int) ggml_hugepages_call(SYS_memfd_create, (long) name, flags);
+    }
+    return fd;
+}
+
+bool ggml_hugepages_reserve(int fd, size_t first, size_t last) {
+    void * addr = mmap(nullptr, last - first, PROT_NONE, MAP_SHARED, fd, (off_t) first);
+    if (addr == MAP_FAILED) {
+        return false;
+    }
+    munmap(addr, last - first);
+    return true;
+}
+
+int ggml_hugepages_advise(void * addr, size_t size, int advice) {
+    if (ggml_hugepages_is_killing(SYS_madvise)) {
+        errno = EPERM;
+        return -1;
+    }
+    return madvise(addr, size, advice);
+}
+
+bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
+    int ret;
+    do {
+        ret = ggml_hugepages_advise(addr, size, MADV_POPULATE_WRITE);
+    } while (ret != 0 && (errno == EINTR || errno == EAGAIN));
+    return ret == 0;
+}
+
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, ggml_hugepages_error * error) {
+    ggml_hugepages_image nothing;
+    nothing.path = "a first page";
+    nothing.params.placement = GGML_HUGEPAGES_PLACEMENT_DEFAULT;
+    const auto fail = [&](const char * call, int err) {
+        return ggml_hugepages_fail_refused({ { page_size, n_reserve } }, nothing, { call, err, page_size, 0, false }, error);
+    };
+    if (root[0] != '\0') {
+        return true; // another machine's
+    }
+    const int fd = ggml_hugepages_memfd("llama-try", page_size);
+    if (fd == -1) {
+        return fail("memfd_create", errno);
+    }
+    std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
+    if (ftruncate(fd, (off_t) (n_reserve*page_size)) != 0) {
+        return fail("ftruncate", errno);
+    }
+    if (!ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
+        return fail("mmap", errno);
+    }
+    void * addr = mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (addr == MAP_FAILED) {
+        return fail("mmap", errno);
+    }
+    const bool ok  = ggml_hugepages_populate((uint8_t *) addr, page_size);
+    const int  err = errno;
+    munmap(addr, page_size);
+    return ok || fail("madvise", err);
+}
+
+#else
+
+bool ggml_hugepages_try(const char *, size_t, uint64_t, ggml_hugepages_error *) {
+    return true;
+}
+
+#endif // __linux__

@@ -1,0 +1,159 @@
+// Pages that are reserved for buffers which follow the weights: KV cache and compute.
+//
+// The plan counts them before anything is read, and the buffers are allocated after everything is read. A reservation in a memfd keeps
+// other processes away until then. Buffers take pages from the front:
+//
+//   held   [ a buffer | a buffer |  free, was a buffer  |  reserved  ]
+//          0                                            used         end
+//
+// A reserved page that was never populated is only given back by cutting the file, a populated one by punching a hole.
+
+#include "ggml-hugepages-impl.h"
+#include "ggml-impl.h"
+
+#ifdef __linux__
+
+#include <algorithm>
+#include <cerrno>
+#include <mutex>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+struct ggml_hugepages_held {
+    ggml_hugepages_kind   kind;
+    size_t                page_size;
+    int                   fd   = -1;
+    size_t                end  = 0; // bytes that are reserved or in use
+    size_t                used = 0; // bytes that buffers have taken at some time
+    ggml_hugepages_ranges free;     // of them, those of buffers that are gone
+    bool                  is_open = true; // may be taken from
+
+    ~ggml_hugepages_held() {
+        if (fd != -1) {
+            close(fd);
+        }
+    }
+
+    uint64_t pages() const {
+        size_t bytes = end - used;
+        for (const auto & r : free) {
+            bytes += r.second - r.first;
+        }
+        return bytes/page_size;
+    }
+
+    void punch(size_t first, size_t last) const {
+        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (last - first)) != 0) {
+            GGML_LOG_WARN("%s: cannot give back %zu huge pages: fallocate: errno %d\n", __func__, (last - first)/page_size, errno);
+        }
+    }
+};
+
+static std::mutex g_mutex; // for what follows, and what it points to
+static std::vector<std::shared_ptr<ggml_hugepages_held>> g_held;
+
+bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, size_t * at_page_size) {
+    for (const auto & grant : grants) {
+        auto held = std::make_shared<ggml_hugepages_held>();
+        held->kind      = grant.kind;
+        held->page_size = grant.page_size;
+        held->end       = grant.pages*grant.page_size;
+        *at_page_size   = grant.page_size;
+        held->fd        = ggml_hugepages_memfd((std::string("llama-") + ggml_hugepages_kind_name(grant.kind)).c_str(), grant.page_size);
+        if (held->fd == -1 || ftruncate(held->fd, (off_t) held->end) != 0 || !ggml_hugepages_reserve(held->fd, 0, held->end)) {
+            if (accept_less) {
+                continue; // the buffer takes what it finds
+            }
+            return false;
+        }
+        std::lock_guard<std::mutex> lock(g_mutex);
+        g_held.push_back(held);
+    }
+    return true;
+}
+
+void ggml_hugepages_hold_end(void) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (auto & held : g_held) {
+        held->is_open = false;
+        for (const auto & r : held->free) {
+            held->punch(r.first, r.second);
+        }
+        if (ftruncate(held->fd, (off_t) held->used) != 0) {
+            GGML_LOG_WARN("%s: cannot give back reserved huge pages: ftruncate: errno %d\n", __func__, errno);
+        }
+    }
+    g_held.clear();
+}
+
+uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    uint64_t pages = 0;
+    for (const auto & held : g_held) {
+        pages += held->kind == kind && held->page_size == page_size ? held->pages() : 0;
+    }
+    return pages;
+}
+
+void ggml_hugepages_held_take(ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    std::vector<ggml_hugepages_run> result;
+    for (auto run : runs) {
+        for (const auto & held : g_held) {
+            while (held->kind == kind && held->page_size == run.page_size && run.first < run.last && held->pages() > 0) {
+                auto part = run;
+                part.owner = GGML_HUGEPAGES_OWNER_HELD;
+                part.held  = held;
+                if (!held->free.empty()) {
+                    auto & r = held->free.back();
+                    const size_t n = std::min(r.second - r.first, run.last - run.first);
+                    part.held_at = r.first;
+                    part.last    = run.first + n;
+                    r.first     += n;
+                    if (r.first == r.second) {
+                        held->free.pop_back();
+                    }
+                } else {
+                    part.held_at = held->used;
+                    part.last    = run.first + std::min(held->end - held->used, run.last - run.first);
+                    held->used  += part.last - part.first;
+                }
+                run.first = part.last;
+                result.push_back(part);
+            }
+        }
+        if (run.first < run.last) {
+            result.push_back(run);
+        }
+    }
+    runs = std::move(result);
+}
+
+int ggml_hugepages_held_fd(const ggml_hugepages_held & held) {
+    return held.fd;
+}
+
+void ggml_hugepages_held_return(const ggml_hugepages_run & run) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    auto & held = *run.held;
+    const size_t last = run.held_at + (run.last - run.first);
+    if (held.is_open) {
+        // the next buffer of the start may need them
+        held.free.emplace_back(run.held_at, last);
+        held.free = ggml_hugepages_normalized(held.free);
+    } else {
+        held.punch(run.held_at, last);
+    }
+}
+
+#else
+
+void ggml_hugepages_hold_end(void) {
+}
+
+uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind, size_t) {
+    return 0;
+}
+
+#endif // __linux__

@@ -1,0 +1,227 @@
+// What happens when pages run out, and why they did. The planner, the overlay, the readers and the buffers ask here.
+//
+//   require   the load ends, with the need and the cause
+//   prefer    the blocks become ordinary memory again, and the load goes on
+
+#include "ggml-hugepages-impl.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#ifdef __linux__
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
+bool ggml_hugepages_accepts_less(const ggml_hugepages_params * params) noexcept {
+    return params->policy == GGML_HUGEPAGES_POLICY_PREFER && !params->plan_only && !params->load_only;
+}
+
+static std::atomic<ggml_hugepages_status> g_failure{GGML_HUGEPAGES_STATUS_OK};
+
+void ggml_hugepages_set_failure(ggml_hugepages_status status) noexcept {
+    g_failure = status;
+}
+
+ggml_hugepages_status ggml_hugepages_get_failure(void) noexcept {
+    return g_failure;
+}
+
+//
+// messages
+//
+
+// Never ends in the middle of a word or of a number.
+static void copy_text(char * to, size_t size, const std::string & text) {
+    static const char MORE[] = " ...";
+    if (text.size() < size) {
+        memcpy(to, text.c_str(), text.size() + 1);
+        return;
+    }
+    size_t end = text.rfind(' ', size - sizeof(MORE));
+    end = end == std::string::npos ? size - sizeof(MORE) : end;
+    memcpy(to, text.data(), end);
+    memcpy(to + end, MORE, sizeof(MORE));
+}
+
+static std::string to_text(const char * fmt, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    const int n = vsnprintf(nullptr, 0, fmt, again);
+    va_end(again);
+    std::string text(n > 0 ? n : 0, '\0');
+    vsnprintf(&text[0], text.size() + 1, fmt, args);
+    return text;
+}
+
+bool ggml_hugepages_fail(ggml_hugepages_error * error, ggml_hugepages_status status, const char * fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    error->status = status;
+    copy_text(error->message, sizeof(error->message), to_text(fmt, args));
+    va_end(args);
+    error->hint[0] = '\0';
+    return false;
+}
+
+void ggml_hugepages_hint(ggml_hugepages_error * error, const char * fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    copy_text(error->hint, sizeof(error->hint), to_text(fmt, args));
+    va_end(args);
+}
+
+static const char PREFER[] = "--hugepage-policy prefer to use what there is";
+
+// malloc takes pages from the same pool, before and after they are counted
+static bool is_malloc_on_huge_pages() {
+    const char * tunables = getenv("GLIBC_TUNABLES");
+    return tunables && strstr(tunables, "glibc.malloc.hugetlb=2");
+}
+
+static std::string to_str(uint64_t need, const ggml_hugepages_supply & supply) {
+    const auto & pool = supply.pool;
+    char buf[512];
+    snprintf(buf, sizeof(buf), "%" PRIu64 " huge pages of %s (%.2f MiB), %" PRIu64 " can be had: "
+        "free %" PRIu64 ", reserved %" PRIu64 ", total %" PRIu64 ", surplus %" PRIu64 ", overcommit %" PRIu64,
+        need, ggml_hugepages_size_name(pool.page_size).c_str(), need*pool.page_size/1024.0/1024.0, supply.usable(),
+        pool.free, pool.reserved, pool.total, pool.surplus, pool.overcommit);
+    std::string text = buf;
+    if (supply.is_bound || supply.nodes.size() > 1) {
+        for (const auto & node : supply.nodes) {
+            snprintf(buf, sizeof(buf), ", node %d free %" PRIu64 " of %" PRIu64, node.id, node.free, node.total);
+            text += buf;
+        }
+    }
+    if (const auto * limit = supply.tightest()) {
+        text += ", " + limit->file + " of cgroup " + limit->path + " " + std::to_string(limit->limit) + " (used " + std::to_string(limit->used) + ")";
+    }
+    return text;
+}
+
+// the commands, each with a new total that keeps what others have
+static std::string to_hint(const char * root, uint64_t need, const ggml_hugepages_supply & supply) {
+    const auto   & pool   = supply.pool;
+    const uint64_t usable = supply.usable_of_pool();
+    std::string text;
+    if (need > usable) {
+        if (supply.is_bound && !supply.nodes.empty()) {
+            const auto & node = supply.nodes.front();
+            text = "echo " + std::to_string(node.total + need - usable) + " > /sys/devices/system/node/node" + std::to_string(node.id) +
+                "/hugepages/hugepages-" + std::to_string(pool.page_size/1024) + "kB/nr_hugepages";
+        } else {
+            text = ggml_hugepages_pool_command(root, pool.page_size, pool.total + need - usable);
+        }
+    }
+    // a larger pool does not help against a limit
+    for (const auto & limit : supply.limits) {
+        if (limit.used + need*pool.page_size > limit.limit) {
+            text += (text.empty() ? "" : ", ") + limit.file + " of cgroup " + limit.path + ": " + std::to_string(limit.used + need*pool.page_size);
+        }
+    }
+    return text;
+}
+
+bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error) {
+    std::string message, hint;
+    bool limit_only = true;
+    for (const auto & [need, supply] : shortages) {
+        message += (message.empty() ? "" : "; ") + to_str(need, supply);
+        const std::string h = to_hint(root, need, supply);
+        hint += (hint.empty() || h.empty() ? "" : ", ") + h;
+        limit_only = limit_only && need <= supply.usable_of_pool();
+    }
+    message += limit_only ? " (the pool is large enough, the cgroup is not)" : "";
+    if (root[0] == '\0' && is_malloc_on_huge_pages()) {
+        message += "; malloc of this process takes huge pages too (GLIBC_TUNABLES has glibc.malloc.hugetlb=2)";
+        hint    += (hint.empty() ? "" : ", and ") + std::string("start without glibc.malloc.hugetlb=2 in GLIBC_TUNABLES");
+    }
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %s", message.c_str());
+    ggml_hugepages_hint(error, "%s%s%s", hint.c_str(), hint.empty() ? "" : ", or ", PREFER);
+    return false;
+}
+
+#ifdef __linux__
+
+static bool is_forbidden(int err) {
+    return err == EPERM || err == EACCES || err == ENOSYS;
+}
+
+bool ggml_hugepages_fail_refused(
+        const std::map<size_t, uint64_t> & need,
+        const ggml_hugepages_image       & image,
+        const ggml_hugepages_refusal     & refusal,
+        ggml_hugepages_error             * error) {
+    const auto page = ggml_hugepages_size_name(refusal.page_size);
+    const auto it   = need.find(refusal.page_size);
+    const uint64_t pages = it == need.end() ? 0 : it->second;
+    if (is_forbidden(refusal.err)) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, which is forbidden to this process (%s)",
+            refusal.call, refusal.err == ENOSYS ? "ENOSYS" : refusal.err == EACCES ? "EACCES" : "EPERM");
+        ggml_hugepages_hint(error, "allow %s in the system call filter of the service or container (systemd: SystemCallFilter=, containers: seccomp profile), or %s",
+            refusal.call, PREFER);
+        return false;
+    }
+    struct rlimit limit = {};
+    if (strcmp(refusal.call, "mmap") == 0 && refusal.err == ENOMEM && getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+            pages*refusal.page_size > limit.rlim_cur) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "the model needs %" PRIu64 " KiB of address space for huge pages, ulimit -v allows %ju KiB",
+            pages*refusal.page_size/1024, (uintmax_t) limit.rlim_cur/1024);
+        ggml_hugepages_hint(error, "ulimit -v unlimited");
+        return false;
+    }
+    const auto nodes  = ggml_hugepages_placement_nodes("", image.params.placement);
+    const auto supply = ggml_hugepages_supply_read("", refusal.page_size, nodes);
+    if (refusal.is_in_store && image.resident) {
+        const uint64_t room = ggml_hugepages_store_free(*image.resident);
+        if (room < refusal.page_size) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the mount of the store is full: '%s' gets no huge page at offset %zu",
+                image.resident->path.c_str(), refusal.at);
+            ggml_hugepages_hint(error, "hugepages store gc, a mount with a larger limit (hugepages store unmount, then mount --limit), or %s", PREFER);
+            return false;
+        }
+    }
+    if (supply.pool.page_size != 0 && pages > supply.usable()) {
+        return ggml_hugepages_fail_short("", { { pages, supply } }, error);
+    }
+    // madvise(2): EFAULT is what MADV_POPULATE_WRITE answers where a touch would be SIGBUS. A reserved page is only refused by a limit or a
+    // short node.
+    const char * cause = refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err);
+    const bool is_hidden = ggml_hugepages_limits_may_hide("");
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
+        "the model needs %" PRIu64 " huge pages of %s, %" PRIu64 " can be had by all that can be seen from here, and the kernel refuses one at offset %zu of %s (%s: %s): %s",
+        pages, page.c_str(), supply.usable(), refusal.at, image.path.c_str(), refusal.call, cause,
+        is_hidden ? "a hugetlb limit of a cgroup above this one's namespace applies, which cannot be seen from here" :
+                    "another process took pages a moment ago, or a memory policy or a limit applies that cannot be seen from here");
+    ggml_hugepages_hint(error, "%s, or %s", is_hidden ?
+            ("raise the hugetlb limit of the container or the pod to at least " + std::to_string(std::max<uint64_t>(pages, 1)*refusal.page_size) + " bytes").c_str() :
+            "try again, or look at the hugetlb limits of all cgroups above and at numactl --show", PREFER);
+    return false;
+}
+
+bool ggml_hugepages_policy_refused(
+        ggml_hugepages_image         & image,
+        const ggml_hugepages_refusal & refusal,
+        size_t                         first,
+        size_t                         last,
+        ggml_hugepages_error         * error) {
+    if (!ggml_hugepages_accepts_less(&image.params)) {
+        error->status = GGML_HUGEPAGES_STATUS_SHORT; // the message follows once everything is given back
+        return false;
+    }
+    if (!image.is_told) {
+        image.is_told = true;
+        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s: %s), ordinary memory takes their place\n", __func__,
+            ggml_hugepages_size_name(refusal.page_size).c_str(), first, image.path.c_str(), refusal.call,
+            refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err));
+    }
+    return ggml_hugepages_drop(image, refusal.page_size, first, last, error);
+}
+
+#endif // __linux__
