@@ -134,40 +134,48 @@ bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
     return ret == 0;
 }
 
-bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, ggml_hugepages_error * error) {
-    ggml_hugepages_image nothing;
-    nothing.path = "a first page";
-    nothing.params.placement = GGML_HUGEPAGES_PLACEMENT_DEFAULT;
-    const auto fail = [&](const char * call, int err) {
-        return ggml_hugepages_fail_refused({ { page_size, n_reserve } }, nothing, { call, err, page_size, 0, false }, error);
-    };
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t need, ggml_hugepages_error * error) {
     if (root[0] != '\0') {
         return true; // another machine's
     }
-    const int fd = ggml_hugepages_memfd("llama-try", page_size);
-    if (fd == -1) {
-        return fail("memfd_create", errno);
-    }
-    std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
-    if (ftruncate(fd, (off_t) (n_reserve*page_size)) != 0) {
-        return fail("ftruncate", errno);
-    }
-    if (!ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
-        return fail("mmap", errno);
-    }
-    void * addr = mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (addr == MAP_FAILED) {
-        return fail("mmap", errno);
-    }
-    const bool ok  = ggml_hugepages_populate((uint8_t *) addr, page_size);
+    const char * call  = "memfd_create"; // the last one
+    const auto   tried = [&](int fd) {
+        if (fd == -1) {
+            return false;
+        }
+        call = "ftruncate";
+        if (ftruncate(fd, (off_t) (n_reserve*page_size)) != 0) {
+            return false;
+        }
+        call = "mmap";
+        void * addr = MAP_FAILED;
+        if (ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
+            addr = mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        }
+        if (addr == MAP_FAILED) {
+            return false;
+        }
+        call = "madvise";
+        const bool ok  = ggml_hugepages_populate((uint8_t *) addr, page_size);
+        const int  err = errno;
+        munmap(addr, page_size);
+        errno = err;
+        return ok;
+    };
+    const int  fd  = ggml_hugepages_memfd("llama-try", page_size);
+    const bool ok  = tried(fd);
     const int  err = errno;
-    munmap(addr, page_size);
-    return ok || fail("madvise", err);
+    if (fd != -1) {
+        close(fd); // before anything is counted
+    }
+    ggml_hugepages_image nothing;
+    nothing.path = "a first page";
+    return ok || ggml_hugepages_fail_refused({ { page_size, need } }, nothing, { call, err, page_size, 0, false }, error);
 }
 
 #else
 
-bool ggml_hugepages_try(const char *, size_t, uint64_t, ggml_hugepages_error *) {
+bool ggml_hugepages_try(const char *, size_t, uint64_t, uint64_t, ggml_hugepages_error *) {
     return true;
 }
 

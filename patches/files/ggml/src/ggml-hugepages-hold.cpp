@@ -27,6 +27,7 @@ struct ggml_hugepages_held {
     size_t                end  = 0; // bytes that are reserved or in use
     size_t                used = 0; // bytes that buffers have taken at some time
     ggml_hugepages_ranges free;     // of them, those of buffers that are gone
+    ggml_hugepages_ranges refused;  // of them, those that the kernel refused when they were touched
     bool                  is_open = true; // may be taken from
 
     ~ggml_hugepages_held() {
@@ -91,7 +92,8 @@ uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size) {
     std::lock_guard<std::mutex> lock(g_mutex);
     uint64_t pages = 0;
     for (const auto & held : g_held) {
-        pages += held->kind == kind && held->page_size == page_size ? held->pages() : 0;
+        const bool is_of_kind = kind == GGML_HUGEPAGES_KIND_COUNT || held->kind == kind;
+        pages += is_of_kind && held->page_size == page_size ? held->pages() : 0;
     }
     return pages;
 }
@@ -144,6 +146,20 @@ void ggml_hugepages_held_return(const ggml_hugepages_run & run) {
         held.free = ggml_hugepages_normalized(held.free);
     } else {
         held.punch(run.held_at, last);
+    }
+}
+
+void ggml_hugepages_held_refused(const ggml_hugepages_run & run) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    auto & held = *run.held;
+    const size_t last = run.held_at + (run.last - run.first);
+    held.punch(run.held_at, last);
+    // what follows the last page that was served can be cut off
+    held.refused.emplace_back(run.held_at, last);
+    held.refused = ggml_hugepages_normalized(held.refused);
+    if (held.refused.back().second == held.used) {
+        held.used = held.refused.back().first;
+        held.refused.pop_back();
     }
 }
 

@@ -130,6 +130,7 @@ struct ggml_hugepages_supply {
     bool                              is_bound = false; // to fewer nodes than the machine has
     std::vector<ggml_hugepages_limit> limits;      // of all ancestors that can be seen
     uint64_t                          held = 0;    // pages that this process holds for the buffer that is planned
+    uint64_t                          promised = 0; // pages that it has reserved for others and not touched
 
     // pages, regarding all of the above
     uint64_t usable() const;
@@ -145,6 +146,9 @@ ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_
 
 // Whether a hugetlb limit may apply that cannot be seen: the cgroup tree begins below the root of the machine's, or is not mounted.
 bool ggml_hugepages_limits_may_hide(const char * root);
+
+// Pages that this process has reserved and not touched, but for one buffer or image: a limit on pages does not count them yet.
+uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * except);
 
 // the nodes that a placement binds to, empty for all
 std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepages_placement placement);
@@ -256,6 +260,9 @@ struct ggml_hugepages_store_file {
 
     ~ggml_hugepages_store_file();
 
+    // whether this process is attached to it, or may fill it
+    bool is_open() const { return fd != -1 || lock; }
+
     // whether [first, last) is all there; of a buffer: all of it
     bool has(size_t first, size_t last) const;
     bool is_complete() const;
@@ -348,6 +355,9 @@ bool ggml_hugepages_fail_refused(
         const ggml_hugepages_refusal     & refusal,
         ggml_hugepages_error             * error);
 
+// "ulimit -v ...", where there is such a limit
+void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size);
+
 // What the load needs of each pool and a supply that is too small, as an error.
 bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error);
 
@@ -374,7 +384,8 @@ int ggml_hugepages_memfd(const char * name, size_t page_size);
 bool ggml_hugepages_reserve(int fd, size_t first, size_t last);
 
 // Tries what a load does with a page: a file of huge pages, a reservation of n_reserve pages, one page populated. Everything is given back.
-bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, ggml_hugepages_error * error);
+// need: of the load, for the message
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t need, ggml_hugepages_error * error);
 
 //
 // the page cache
@@ -411,7 +422,7 @@ struct ggml_hugepages_held;
 // Reserves them. False with errno when the kernel refuses, at_page_size: which.
 bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, size_t * at_page_size);
 
-// how many are held for buffers of this kind
+// how many are held for buffers of this kind, or of all if it is GGML_HUGEPAGES_KIND_COUNT
 uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size);
 
 // Moves held pages into runs: splits a run where the held pages end.
@@ -422,6 +433,9 @@ int ggml_hugepages_held_fd(const ggml_hugepages_held & held);
 
 // A buffer that had them is gone, and nothing maps them any more.
 void ggml_hugepages_held_return(const ggml_hugepages_run & run);
+
+// The kernel refused these blocks when they were touched.
+void ggml_hugepages_held_refused(const ggml_hugepages_run & run);
 
 //
 // memory

@@ -440,7 +440,8 @@ bool ggml_hugepages_decide(
     // a buffer that the plan of the weights has counted
     if (n_images == 1 && images[0]->fd == -1) {
         for (auto & s : supplies) {
-            s.held = ggml_hugepages_held_pages(images[0]->kind, s.pool.page_size);
+            s.held     = ggml_hugepages_held_pages(images[0]->kind, s.pool.page_size);
+            s.promised = ggml_hugepages_promised(s.pool.page_size, images[0]) - s.held;
         }
     }
 
@@ -527,7 +528,7 @@ bool ggml_hugepages_decide(
         // Only a look shows a hidden limit or a forbidden call. A plan reserves all of its pages for a moment only where a limit may hide.
         const bool     may_hide  = is_load && ggml_hugepages_limits_may_hide(root);
         const uint64_t reserve   = may_hide ? wanted : std::min<uint64_t>(wanted, 1);
-        if (is_load && wanted > 0 && s.usable() > 0 && !accepts_less && !ggml_hugepages_try(root, page_size, std::max<uint64_t>(reserve, 1), error)) {
+        if (is_load && wanted > 0 && s.usable() > 0 && !accepts_less && !ggml_hugepages_try(root, page_size, std::max<uint64_t>(reserve, 1), wanted, error)) {
             return end_plan(who, false, error);
         }
     }

@@ -153,6 +153,29 @@ static bool is_forbidden(int err) {
     return err == EPERM || err == EACCES || err == ENOSYS;
 }
 
+// of RLIMIT_AS, UINT64_MAX without a limit
+static uint64_t address_space_left() {
+    struct rlimit limit = {};
+    unsigned long pages = 0;
+    FILE * file = fopen("/proc/self/statm", "r");
+    const bool ok = file && fscanf(file, "%lu", &pages) == 1;
+    if (file) {
+        fclose(file);
+    }
+    if (!ok || getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+        return UINT64_MAX;
+    }
+    const uint64_t used = (uint64_t) pages*sysconf(_SC_PAGESIZE);
+    return limit.rlim_cur - std::min<uint64_t>(limit.rlim_cur, used);
+}
+
+void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size) {
+    struct rlimit limit = {};
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB, of which this alone takes %" PRIu64 " KiB", (uintmax_t) limit.rlim_cur/1024, size/1024);
+    }
+}
+
 bool ggml_hugepages_fail_refused(
         const std::map<size_t, uint64_t> & need,
         const ggml_hugepages_image       & image,
@@ -168,12 +191,11 @@ bool ggml_hugepages_fail_refused(
             refusal.call, PREFER);
         return false;
     }
-    struct rlimit limit = {};
-    if (strcmp(refusal.call, "mmap") == 0 && refusal.err == ENOMEM && getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-            pages*refusal.page_size > limit.rlim_cur) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "the model needs %" PRIu64 " KiB of address space for huge pages, ulimit -v allows %ju KiB",
-            pages*refusal.page_size/1024, (uintmax_t) limit.rlim_cur/1024);
-        ggml_hugepages_hint(error, "ulimit -v unlimited");
+    const uint64_t room = address_space_left();
+    if (strcmp(refusal.call, "mmap") == 0 && refusal.err == ENOMEM && room < pages*refusal.page_size) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space for %" PRIu64 " KiB of huge pages: %" PRIu64 " KiB are left",
+            pages*refusal.page_size/1024, room/1024);
+        ggml_hugepages_hint_address_space(error, pages*refusal.page_size);
         return false;
     }
     const auto nodes  = ggml_hugepages_placement_nodes("", image.params.placement);

@@ -400,19 +400,27 @@ uint64_t ggml_hugepages_supply::usable_of_pool() const {
     return result;
 }
 
+// bytes that a limit leaves
+static uint64_t left_of(const ggml_hugepages_limit & l, const ggml_hugepages_supply & supply) {
+    const uint64_t left = l.limit - std::min(l.limit, l.used);
+    // a limit on reservations has counted what is reserved, a limit on pages counts it when it is touched
+    const bool is_of_reservations = l.file.find(".rsvd.") != std::string::npos;
+    const uint64_t more = is_of_reservations ? supply.held*supply.pool.page_size : 0;
+    const uint64_t less = is_of_reservations ? 0 : supply.promised*supply.pool.page_size;
+    return left + more - std::min(left + more, less);
+}
+
 const ggml_hugepages_limit * ggml_hugepages_supply::tightest() const {
-    const auto left = [](const ggml_hugepages_limit & l) { return l.limit - std::min(l.limit, l.used); };
-    const auto it = std::min_element(limits.begin(), limits.end(), [&](const auto & a, const auto & b) { return left(a) < left(b); });
+    const auto it = std::min_element(limits.begin(), limits.end(), [&](const auto & a, const auto & b) { return left_of(a, *this) < left_of(b, *this); });
     return it == limits.end() ? nullptr : &*it;
 }
 
 uint64_t ggml_hugepages_supply::usable() const {
-    uint64_t result = usable_of_pool();
+    uint64_t result = usable_of_pool() + held;
     if (const auto * limit = tightest()) {
-        result = std::min(result, (limit->limit - std::min(limit->limit, limit->used))/pool.page_size);
+        result = std::min(result, left_of(*limit, *this)/pool.page_size);
     }
-    // reserved, and counted against the limits, already
-    return result + held;
+    return result;
 }
 
 //

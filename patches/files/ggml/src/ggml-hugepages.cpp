@@ -53,6 +53,7 @@ static std::atomic<size_t>                 g_n_buffers{0};
 static std::atomic<uint64_t>               g_late{0};
 static std::atomic<uint64_t>               g_attached{0}; // bytes of buffers, since the last load
 static ggml_hugepages_load                 g_load;
+static std::map<const ggml_hugepages_image *, std::map<size_t, uint64_t>> g_promised; // pages by size, reserved and not touched
 
 std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
     std::lock_guard<std::mutex> lock(g_mutex);
@@ -66,6 +67,22 @@ std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
         }
     }
     return result;
+}
+
+uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * except) {
+    uint64_t pages = ggml_hugepages_held_pages(GGML_HUGEPAGES_KIND_COUNT, page_size);
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (const auto & [image, promised] : g_promised) {
+        const auto it = promised.find(page_size);
+        pages += image == except || it == promised.end() ? 0 : it->second;
+    }
+    return pages;
+}
+
+// It has touched what it reserved, or gives it back.
+static void forget_promise(const ggml_hugepages_image & image) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_promised.erase(&image);
 }
 
 uint64_t ggml_hugepages_late() {
@@ -173,6 +190,7 @@ void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
         std::lock_guard<std::mutex> lock(g_mutex);
         g_images.erase(std::remove(g_images.begin(), g_images.end(), image), g_images.end());
     }
+    forget_promise(*image);
     close_memfds(*image);
     delete image;
 }
@@ -298,10 +316,8 @@ static bool fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_ima
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no ordinary memory for %.2f MiB of %s: %s", size/1024.0/1024.0,
         image.path.c_str(), strerror(err));
     const std::string strict = ggml_hugepages_overcommit("");
-    struct rlimit limit = {};
-    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-        ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB", (uintmax_t) limit.rlim_cur/1024);
-    } else if (!strict.empty()) {
+    ggml_hugepages_hint_address_space(error, size);
+    if (error->hint[0] == '\0' && !strict.empty()) {
         ggml_hugepages_hint(error, "end other programs, raise vm.overcommit_kbytes or vm.overcommit_ratio, or add huge pages: %s", strict.c_str());
     }
     return false;
@@ -335,11 +351,7 @@ static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error
     image.addr = reserve_range(image.length, alignment);
     if (!image.addr) {
         fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space", image.path);
-        struct rlimit limit = {};
-        if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-            ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB, of which this alone takes %zu KiB",
-                (uintmax_t) limit.rlim_cur/1024, image.length/1024);
-        }
+        ggml_hugepages_hint_address_space(error, image.length);
         return false;
     }
     // A buffer gets ordinary memory where it has no runs once these are settled: with vm.overcommit_memory=2 the kernel charges memory when
@@ -463,6 +475,10 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
         if (r.is_in_store()) {
             continue;
         }
+        if (r.owner == GGML_HUGEPAGES_OWNER_HELD) {
+            ggml_hugepages_held_refused(gone);
+            continue;
+        }
         const auto [fd, at] = file_of(image, gone);
         if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, gone.last - gone.first) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
@@ -506,6 +522,7 @@ static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_
 
 void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images) {
     for (size_t i = 0; i < n_images; i++) {
+        forget_promise(*images[i]);
         if (images[i]->resident) {
             images[i]->resident->give_up();
         }
@@ -567,9 +584,15 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     if (!entries.empty()) {
         uint64_t n_pages = 0;
         for (size_t i = 0; i < n; i++) {
+            std::map<size_t, uint64_t> pages;
             for (const auto & r : images[i]->runs) {
-                n_pages += r.is_in_store() ? 0 : (r.last - r.first)/r.page_size;
+                pages[r.page_size] += r.is_in_store() || is_thp(*images[i]) ? 0 : (r.last - r.first)/r.page_size;
             }
+            for (const auto & [_, count] : pages) {
+                n_pages += count;
+            }
+            std::lock_guard<std::mutex> lock(g_mutex);
+            g_promised[images[i]] = pages;
         }
         const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
         GGML_LOG_INFO("%s: reserved %" PRIu64 " huge pages for %s in %.2f ms\n", __func__, n_pages, ggml_hugepages_kind_name(images[0]->kind), ms);
@@ -785,6 +808,9 @@ bool ggml_hugepages_fill(
             image.resident->finish();
         }
     }
+    for (size_t i = 0; i < n_images; i++) {
+        forget_promise(*images[i]);
+    }
     std::lock_guard<std::mutex> lock(g_mutex);
     // not before all are filled: a shortage in a later image gives back what the earlier ones hold
     for (size_t i = 0; i < n_images; i++) {
@@ -801,6 +827,7 @@ bool ggml_hugepages_fill(
 //
 
 static void unmap_buffer(ggml_hugepages_image & buffer) {
+    forget_promise(buffer);
     close_memfds(buffer);
     if (buffer.addr && !buffer.is_malloc) {
         munmap(buffer.addr, buffer.length);
@@ -882,6 +909,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     }
     if (!buffer.is_lazy) {
         close_memfds(buffer);
+        forget_promise(buffer);
     }
     return true;
 }
@@ -982,6 +1010,7 @@ bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
     }
     if (buffer->refused == 0 && populate_lazy(*buffer, 0, buffer->size, error)) {
         close_memfds(*buffer);
+        forget_promise(*buffer);
         if (buffer->resident && !ggml_hugepages_make_resident(*buffer, error)) {
             return false;
         }
@@ -1015,7 +1044,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     // what becomes THP is counted before anything is written
     buffer->is_lazy = scope.lazy && params.page_size != GGML_HUGEPAGES_SIZE_THP;
     buffer->wants.push_back({ 0, size, 0 });
-    if (scope.resident && scope.resident->file->fd != -1 && scope.resident->file->size == size) {
+    if (scope.resident && scope.resident->file->is_open() && scope.resident->file->size == size) {
         buffer->resident = scope.resident->file;
     }
 
