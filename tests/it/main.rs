@@ -22,6 +22,7 @@ mod plan;
 mod pool;
 mod pool_made_up;
 mod reading;
+mod refused_calls;
 mod resident;
 mod router;
 mod serve;

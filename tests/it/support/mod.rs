@@ -14,6 +14,7 @@ pub mod page_cache;
 pub mod plan;
 pub mod pool;
 pub mod programs;
+pub mod seccomp;
 pub mod server;
 pub mod smaps;
 pub mod snapshot;
