@@ -15,6 +15,7 @@ mod embeddings;
 mod engine;
 mod environment;
 mod equality;
+mod fuzz;
 mod instrumented;
 mod memory;
 mod off;

@@ -2,6 +2,7 @@
 //! Lives here: how to get and to look. Not here: what is claimed.
 
 pub mod cgroup;
+pub mod cxx;
 pub mod device;
 pub mod gguf;
 pub mod guardian;
