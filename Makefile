@@ -67,7 +67,7 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
 test-full: instrumented test ## the same and the long tests
 	$(call step,tests that look into the program or boot a system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: systemd::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test

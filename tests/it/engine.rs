@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use std::{env, thread};
 
+use crate::support::cxx::{self, Compiler};
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
 use crate::support::{or_skip, skip, target_dir};
@@ -48,7 +48,6 @@ impl Build {
         static PROGRAMS: [OnceLock<Result<PathBuf, String>>; 3] = [const { OnceLock::new() }; 3];
         PROGRAMS[self as usize]
             .get_or_init(|| {
-                fs::create_dir_all(self.dir()).expect("the target folder can be written");
                 if self != Self::Plain {
                     self.has_runtime()?;
                 }
@@ -57,20 +56,16 @@ impl Build {
             .clone()
     }
 
+    fn compiler(self) -> Compiler {
+        Compiler::given().with(self.flags())
+    }
+
     /// A sanitizer's library is a package of its own in some distributions.
     fn has_runtime(self) -> Result<(), String> {
-        let source = self.dir().join("runtime.cpp");
-        fs::write(&source, "int main() {}\n").expect("the target folder can be written");
-        let program = source.with_extension("");
-        let output = compiler()
-            .args(self.flags())
-            .arg(source)
-            .arg("-o")
-            .arg(&program)
-            .output();
-        if !output.is_ok_and(|output| output.status.success()) {
-            return Err(format!("the compiler has no library for {self:?}"));
-        }
+        let program = self
+            .compiler()
+            .try_program("int main() {}\n", &self.dir().join("runtime"))
+            .map_err(|_| format!("the compiler has no library for {self:?}"))?;
         if !self.run(&program, &[]).status.success() {
             return Err(format!("programs built for {self:?} do not run here"));
         }
@@ -78,55 +73,13 @@ impl Build {
     }
 
     fn compile(self) -> PathBuf {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let engine = root.join("patches/files/ggml");
-        let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml");
-        let sources = [
-            with_extension(&engine.join("src"), "cpp"),
-            with_extension(&root.join("tests/engine"), "cpp"),
-        ]
-        .concat();
-        let compile = |source: &Path| {
-            let name = source.file_name().expect("it is a file");
-            let object = self.dir().join(name).with_extension("o");
-            let output = compiler()
-                .args(["-std=c++17", "-O1", "-g", "-pthread"])
-                .args(self.flags())
-                .args([&engine, &upstream].map(|dir| format!("-I{}/include", dir.display())))
-                .args([&engine, &upstream].map(|dir| format!("-I{}/src", dir.display())))
-                .args(["-c".as_ref(), source, "-o".as_ref(), &object])
-                .output();
-            (source.to_owned(), object, output)
-        };
-        let compiled: Vec<_> = thread::scope(|scope| {
-            let handles: Vec<_> = sources
-                .iter()
-                .map(|source| scope.spawn(move || compile(source)))
-                .collect();
-            let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
-            joined
-                .map(|result| result.expect("it only compiles"))
-                .collect()
-        });
-        let mut objects = Vec::new();
-        for (source, object, output) in compiled {
-            let output = output.expect("there is a C++ compiler");
-            let text = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{}\n{text}", source.display());
-            objects.push(object);
-        }
+        let sources = [cxx::engine_sources(), cxx::test_sources("tests/engine")].concat();
+        let objects = self.compiler().objects(&sources, &self.dir());
         let program = self.dir().join("test-engine");
-        let output = compiler()
-            .args(self.flags())
+        self.compiler()
             // test-memory.cpp refuses pages in its place
-            .args(["-pthread", "-Wl,--wrap=madvise"])
-            .args(&objects)
-            .arg("-o")
-            .arg(&program)
-            .output()
-            .expect("there is a C++ compiler");
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{text}");
+            .link(&objects, &["-Wl,--wrap=madvise"], &program)
+            .unwrap_or_else(|error| panic!("{error}"));
         program
     }
 
@@ -168,24 +121,6 @@ impl Build {
             skip(reason);
         }
     }
-}
-
-fn compiler() -> Command {
-    let given = env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let mut words = given.split_whitespace();
-    let mut command = Command::new(words.next().unwrap_or("c++"));
-    command.args(words);
-    command
-}
-
-fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("it is part of this repository");
-    let mut files: Vec<_> = entries
-        .map(|entry| entry.expect("it can be read").path())
-        .filter(|path| path.extension().is_some_and(|e| e == extension))
-        .collect();
-    files.sort();
-    files
 }
 
 /// One page of 1 GiB, given back at the end. Others wait for the pool of 2 MiB pages, so nobody else takes it.
@@ -269,4 +204,69 @@ fn the_engine_is_clean_under_the_address_and_undefined_behavior_sanitizers() {
 #[ignore = "long: make test-full"]
 fn the_engine_is_clean_under_the_thread_sanitizer() {
     under(Build::Thread);
+}
+
+/// A program that takes the address of every function of the header, so that the linker misses none.
+fn program_with_every_function() -> String {
+    let header = fs::read_to_string(cxx::header()).expect("it is part of this repository");
+    let names: Vec<&str> = header
+        .lines()
+        .filter_map(|line| {
+            let (before, _) = line.strip_prefix("GGML_API ")?.split_once('(')?;
+            let name = before.trim_end().rsplit([' ', '*']).next()?;
+            name.starts_with("ggml_hugepages_").then_some(name)
+        })
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    let addresses: Vec<String> = names
+        .iter()
+        .map(|name| format!("    (function) {name},\n"))
+        .collect();
+    format!(
+        "#include \"ggml-hugepages.h\"\n\
+         using function = void (*)();\n\
+         static const volatile function functions[] = {{\n{}}};\n\
+         int main() {{ return functions[0] == nullptr; }}\n",
+        addresses.concat()
+    )
+}
+
+/// That the engine and a program with all of its functions become one program.
+fn assert_links(compiler: &Compiler, dir: &str) -> PathBuf {
+    let dir = target_dir().join("engine").join(dir);
+    fs::create_dir_all(&dir).expect("the target folder can be written");
+    let main = dir.join("every-function.cpp");
+    fs::write(&main, program_with_every_function()).expect("the target folder can be written");
+    let ggml = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/fuzz/ggml.cpp");
+    let sources = [cxx::engine_sources(), vec![main, ggml]].concat();
+    let objects = compiler.objects(&sources, &dir);
+    let program = dir.join("every-function");
+    let linked = compiler.link(&objects, &[], &program);
+    linked.unwrap_or_else(|error| panic!("{error}"));
+    program
+}
+
+#[test]
+fn the_engine_links_on_linux_and_outside() {
+    let here = assert_links(&Compiler::given(), "here");
+    assert!(Command::new(here).status().is_ok_and(|s| s.success()));
+
+    let elsewhere = ["-U__linux__", "-U__linux", "-Ulinux", "-U__gnu_linux__"];
+    let elsewhere = assert_links(&Compiler::given().with(&elsewhere), "elsewhere");
+    assert!(Command::new(elsewhere).status().is_ok_and(|s| s.success()));
+}
+
+/// The headers of Windows have nothing of Linux, so a call that nobody guards is found.
+#[test]
+fn the_engine_links_for_windows() {
+    // The one with threads of the C++ library has a name of its own in some distributions.
+    let names = ["x86_64-w64-mingw32-g++-posix", "x86_64-w64-mingw32-g++"];
+    let text = "#include <mutex>\nstd::mutex m;\nint main() { m.lock(); }\n";
+    let trial = target_dir().join("engine/windows");
+    let mut compilers = names
+        .map(|name| Compiler::named(name).with(&["-static"]))
+        .into_iter();
+    let compiler = compilers.find(|compiler| compiler.try_program(text, &trial).is_ok());
+    let compiler = or_skip!(compiler.ok_or("no C++ compiler for Windows is installed"));
+    assert_links(&compiler, "windows");
 }

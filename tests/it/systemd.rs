@@ -122,8 +122,18 @@ struct Machine {
     port: u16,
 }
 
+/// What a machine boots with.
+struct Boot {
+    pages: u64,
+    model: PathBuf,
+    /// Whether the model is loaded into the store before the server starts.
+    is_filled: bool,
+    /// One more line for the server's unit.
+    line: &'static str,
+}
+
 impl Machine {
-    fn boot(pages: u64) -> Result<Self, String> {
+    fn boot(with: &Boot) -> Result<Self, String> {
         if !Path::new("/lib/systemd/systemd").exists() {
             return Err("systemd is not installed".to_owned());
         }
@@ -160,8 +170,9 @@ impl Machine {
             .arg(&scratch)
             .arg(source.join("deploy/systemd"))
             .arg(programs.parent().expect("it lies in a folder"))
-            .arg(models::demo("100M", "Q8_0"))
-            .args([port.to_string(), pages.to_string()])
+            .arg(&with.model)
+            .args([port.to_string(), with.pages.to_string()])
+            .args([if with.is_filled { "filled" } else { "empty" }, with.line])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log)
@@ -183,6 +194,32 @@ impl Machine {
     fn is_ready(&self) -> bool {
         let health = http::try_get(&format!("http://127.0.0.1:{}/health", self.port));
         health.is_some_and(|(status, _)| status == 200)
+    }
+
+    fn wait_until_ready(&self) {
+        let ready = wait_for(Duration::from_secs(60), || self.is_ready());
+        assert!(
+            ready,
+            "{}\n{}",
+            self.log(),
+            self.run(&["systemctl", "status", "llama*"])
+        );
+    }
+
+    /// Ends it in order.
+    fn power_off(&mut self) {
+        self.run(&["systemctl", "poweroff"]);
+        let ended = wait_for(Duration::from_secs(60), || {
+            self.unshare.try_wait().expect("it is ours").is_some()
+        });
+        assert!(ended, "{}", self.log());
+    }
+
+    /// Bytes of the last load of the server, as it tells them itself.
+    fn load(&self, how: &str) -> u64 {
+        let props = http::get_json(&format!("http://127.0.0.1:{}/props", self.port));
+        let bytes = &props["hugepages"]["load"][how];
+        bytes.as_u64().unwrap_or_else(|| panic!("{how}: {props}"))
     }
 
     /// Runs something in it, and returns what it prints.
@@ -217,15 +254,15 @@ fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
     if !is_root() {
         return skip("root is needed for namespaces");
     }
-    let pool = or_skip!(Pool::with(120));
-    let mut machine = or_skip!(Machine::boot(120));
-    let ready = wait_for(Duration::from_secs(60), || machine.is_ready());
-    assert!(
-        ready,
-        "{}\n{}",
-        machine.log(),
-        machine.run(&["systemctl", "status", "llama*"])
-    );
+    let boot = Boot {
+        pages: 120,
+        model: models::demo("100M", "Q8_0"),
+        is_filled: true,
+        line: "",
+    };
+    let pool = or_skip!(Pool::with(boot.pages));
+    let mut machine = or_skip!(Machine::boot(&boot));
+    machine.wait_until_ready();
     let active = [
         "systemctl",
         "is-active",
@@ -267,10 +304,63 @@ fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
             .count(),
         1
     );
-    machine.run(&["systemctl", "poweroff"]);
-    let ended = wait_for(Duration::from_secs(60), || {
-        machine.unshare.try_wait().expect("it is ours").is_some()
-    });
-    assert!(ended, "{}", machine.log());
+    machine.power_off();
     pool.assert_all_back();
+}
+
+/// That the server reads and repacks a model by itself under its filter, and attaches to it the next time.
+fn reads_under_its_filter(line: &'static str, is_killing: bool) {
+    if !is_root() {
+        return skip("root is needed for namespaces");
+    }
+    let boot = Boot {
+        pages: 200,
+        model: models::demo("100M", "Q4_0"),
+        is_filled: false,
+        line,
+    };
+    let pool = or_skip!(Pool::with(boot.pages));
+    let mut machine = or_skip!(Machine::boot(&boot));
+    machine.wait_until_ready();
+    let show = |property| machine.run(&["systemctl", "show", "-P", property, "llama-server@a"]);
+    let eperm = libc::EPERM.to_string();
+    assert_eq!(show("SystemCallErrorNumber").trim() == eperm, !is_killing);
+    assert_eq!(show("NRestarts").trim(), "0", "{}", machine.log());
+    let pid = show("MainPID");
+    let status = machine.run(&["cat", &format!("/proc/{}/status", pid.trim())]);
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+
+    let read = |machine: &Machine| {
+        ["bytes_direct", "bytes_cached", "bytes_buffered"]
+            .map(|how| machine.load(how))
+            .iter()
+            .sum::<u64>()
+    };
+    let size = fs::metadata(&boot.model).expect("it is there").len();
+    let first = (read(&machine), machine.load("bytes_attached"));
+    assert!(
+        first.0 > size / 2 && first.1 == 0,
+        "read and attached: {first:?} of {size} bytes"
+    );
+    machine.run(&["systemctl", "restart", "llama-server@a"]);
+    machine.wait_until_ready();
+    let second = (read(&machine), machine.load("bytes_attached"));
+    assert!(
+        second.0 < size / 2 && second.1 > size / 2,
+        "read and attached: {second:?} of {size} bytes"
+    );
+    machine.power_off();
+    pool.assert_all_back();
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn under_systemd_a_server_reads_a_repacked_model_into_an_empty_store() {
+    reads_under_its_filter("", false);
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn under_systemd_a_server_outlives_a_filter_that_kills() {
+    reads_under_its_filter("SystemCallErrorNumber=kill", true);
 }

@@ -1,7 +1,8 @@
 # Boots systemd as process 1 of namespaces of its own, on a copy of this machine's root that is thrown away.
 # $1: an empty folder  $2: the folder of the units  $3: that of the programs  $4: a model  $5: a port  $6: the pages to see to
+# $7: `filled` for a store with the model, `empty` for one that the server fills  $8: a line for the server's unit, or nothing
 set -eu
-scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6
+scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6 store=$7 line=$8
 mount --make-rprivate /
 mount -t tmpfs none "$scratch"
 mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
@@ -20,8 +21,21 @@ chmod 644 "$root/srv/models/a.gguf"
 
 echo "HUGEPAGES=$pages" > "$root/etc/llama-hugepages/pool.env"
 printf '%s\n' MODELS=/srv/models/a.gguf SERVER_ARGS=--no-repack > "$root/etc/llama-hugepages/store.env"
-printf 'LLAMA_ARG_%s\n' MODEL=/srv/models/a.gguf PORT="$port" CTX_SIZE=512 NO_REPACK=1 N_PARALLEL=1 THREADS=2 \
+printf 'LLAMA_ARG_%s\n' MODEL=/srv/models/a.gguf PORT="$port" CTX_SIZE=512 N_PARALLEL=1 THREADS=2 \
     > "$root/etc/llama-hugepages/a.env"
+drop_in() { # unit, lines
+    dir=$root/etc/systemd/system/$1.d
+    shift
+    mkdir "$dir"
+    printf '%s\n' '[Service]' "$@" > "$dir/test.conf"
+}
+if [ "$store" = filled ]; then
+    # What is loaded is what is served.
+    echo LLAMA_ARG_NO_REPACK=1 >> "$root/etc/llama-hugepages/a.env"
+else
+    drop_in llama-hugepages-store.service ExecStart= 'ExecStart=+/usr/bin/hugepages store mount --uid llama --gid llama'
+fi
+[ -z "$line" ] || drop_in llama-server@.service "$line"
 printf '%s\n' '[Unit]' 'Wants=llama-hugepages-pool.service llama-hugepages-store.service llama-server@a.service' \
     > "$root/etc/systemd/system/test.target"
 

@@ -2,6 +2,7 @@
 //! Lives here: how to get and to look. Not here: what is claimed.
 
 pub mod cgroup;
+pub mod cxx;
 pub mod device;
 pub mod gguf;
 pub mod guardian;
@@ -14,6 +15,7 @@ pub mod page_cache;
 pub mod plan;
 pub mod pool;
 pub mod programs;
+pub mod seccomp;
 pub mod server;
 pub mod smaps;
 pub mod snapshot;

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::seccomp::Filter;
 use super::{http, programs, wait_for};
 
 /// A machine that is busy with other tests is slow.
@@ -31,6 +32,7 @@ pub struct Launch {
     program: PathBuf,
     args: Vec<OsString>,
     environment: Vec<(String, String)>,
+    filter: Option<Filter>,
 }
 
 impl Launch {
@@ -55,6 +57,7 @@ impl Launch {
             program,
             args: Vec::new(),
             environment: Vec::new(),
+            filter: None,
         };
         // One slot and a short context: what is tested is the weights. Threads are part of how sums are rounded.
         launch.args([
@@ -91,6 +94,12 @@ impl Launch {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With system calls refused, to the wrappers too.
+    pub fn filtered(mut self, filter: Filter) -> Self {
+        self.filter = Some(filter);
         self
     }
 
@@ -168,6 +177,9 @@ impl Launch {
         command
             .env(QUIET_THREADS.0, QUIET_THREADS.1)
             .envs(self.environment);
+        if let Some(filter) = &self.filter {
+            filter.apply(&mut command);
+        }
         let file = fs::File::create(&log).expect("just made");
         command
             .stdout(file.try_clone().expect("a file"))

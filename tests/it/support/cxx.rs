@@ -1,0 +1,127 @@
+//! The engine compiled straight with a C++ compiler, without CMake.
+//! Lives here: sources, objects, programs. Not here: which programs there are, and what they have to do.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, thread};
+
+use super::programs;
+
+/// A compiler and what every call of it is given.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    words: Vec<String>,
+}
+
+impl Compiler {
+    /// The one that `CXX` names.
+    pub fn given() -> Self {
+        let given = env::var("CXX").unwrap_or_default();
+        let mut words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+        if words.is_empty() {
+            words.push("c++".to_owned());
+        }
+        Self { words }
+    }
+
+    pub fn named(name: &str) -> Self {
+        Self {
+            words: vec![name.to_owned()],
+        }
+    }
+
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.words.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        command
+    }
+
+    /// Compiles each source by itself, all at the same time.
+    pub fn objects(&self, sources: &[PathBuf], dir: &Path) -> Vec<PathBuf> {
+        fs::create_dir_all(dir).expect("the target folder can be written");
+        let engine = engine();
+        let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml");
+        let compile = |source: &Path| {
+            let name = source.file_name().expect("it is a file");
+            let object = dir.join(name).with_extension("o");
+            let mut command = self.command();
+            command
+                .args(["-std=c++17", "-O1", "-g", "-pthread"])
+                .args([&engine, &upstream].map(|dir| format!("-I{}/include", dir.display())))
+                .args([&engine, &upstream].map(|dir| format!("-I{}/src", dir.display())))
+                .args(["-c".as_ref(), source, "-o".as_ref(), &object]);
+            programs::run(&mut command).map(|()| object)
+        };
+        let compiled: Vec<_> = thread::scope(|scope| {
+            let handles: Vec<_> = sources
+                .iter()
+                .map(|source| scope.spawn(move || compile(source)))
+                .collect();
+            let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
+            joined
+                .map(|result| result.expect("it only compiles"))
+                .collect()
+        });
+        compiled
+            .into_iter()
+            .map(|object| object.unwrap_or_else(|error| panic!("{error}")))
+            .collect()
+    }
+
+    /// Links objects to a program. An error is what the linker said.
+    pub fn link(&self, objects: &[PathBuf], flags: &[&str], program: &Path) -> Result<(), String> {
+        let mut command = self.command();
+        command
+            .arg("-pthread")
+            .args(flags)
+            .args(objects)
+            .arg("-o")
+            .arg(program);
+        programs::run(&mut command)
+    }
+
+    /// Whether programs can be built with these flags, and run: a library that a flag needs is a package of its own in some
+    /// distributions.
+    pub fn try_program(&self, text: &str, dir: &Path) -> Result<PathBuf, String> {
+        fs::create_dir_all(dir).expect("the target folder can be written");
+        let source = dir.join("try.cpp");
+        fs::write(&source, text).expect("the target folder can be written");
+        let program = dir.join("try");
+        programs::run(self.command().arg(&source).arg("-o").arg(&program))?;
+        Ok(program)
+    }
+}
+
+/// `patches/files/ggml`
+fn engine() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("patches/files/ggml")
+}
+
+pub fn header() -> PathBuf {
+    engine().join("include/ggml-hugepages.h")
+}
+
+/// The sources of the engine.
+pub fn engine_sources() -> Vec<PathBuf> {
+    sources_in(&engine().join("src"))
+}
+
+/// Those of a folder of the tests, such as `tests/engine`.
+pub fn test_sources(dir: &str) -> Vec<PathBuf> {
+    sources_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))
+}
+
+fn sources_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("it is part of this repository");
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.expect("it can be read").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cpp"))
+        .collect();
+    files.sort();
+    files
+}
