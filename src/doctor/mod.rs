@@ -132,6 +132,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("cpu", kernel::cpu),
     ("plan", pool::plan),
     ("pool", pool::pool),
+    ("probe", pool::probe),
     ("fragmentation", pool::fragmentation),
     ("hvo", pool::hvo),
     ("cgroup-hugetlb", limits::cgroup),

@@ -2,9 +2,10 @@
 
 use super::{Finding, Host};
 use crate::kernel_files;
-use crate::pool::HugePageSize;
+use crate::pool::{HugePageSize, Root};
 use crate::size::ByteSize;
 use crate::status::HvoState;
+use crate::store;
 
 pub fn plan(host: &Host) -> Vec<Finding> {
     let refused = host.refused.iter();
@@ -51,6 +52,25 @@ pub fn pool(host: &Host) -> Vec<Finding> {
         ],
         _ => vec![Finding::ok(found)],
     }
+}
+
+/// Whether the kernel gives a page at all: no file tells of a filter, or of a limit above this cgroup namespace.
+pub fn probe(host: &Host) -> Vec<Finding> {
+    if host.root != Root::system() {
+        return Vec::new();
+    }
+    let pools = host.status.pools.iter();
+    pools
+        .filter_map(|pool| match store::probe(pool.page_size) {
+            // Without a free page only the system calls were tried.
+            Ok(()) if pool.usable == 0 => None,
+            Ok(()) => Some(Finding::ok(format!(
+                "the kernel gave a page of {} and took it back",
+                pool.page_size
+            ))),
+            Err(why) => Some(Finding::problem(why.message, why.hint.unwrap_or_default())),
+        })
+        .collect()
 }
 
 /// Source: `/proc/buddyinfo`, free pieces of 1, 2, 4, … base pages per zone.

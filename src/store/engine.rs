@@ -98,6 +98,15 @@ fn bytes(letters: &[c_char]) -> Vec<u8> {
     bytes.take_while(|byte| *byte != 0).collect()
 }
 
+/// Tries what a load does with a page: a filter or a limit may refuse what all counts allow.
+pub(crate) fn probe(size: HugePageSize) -> Result<(), Reason> {
+    checked(|error| {
+        // SAFETY: a number and room for an error that outlives the call.
+        unsafe { ffi::ggml_hugepages_probe(size.bytes() as usize, error) }
+    })
+    .map_err(|failure| failure.reason)
+}
+
 /// The directory that an option means, and the size of its pages.
 pub(super) fn find(
     wanted: &OsStr,

@@ -25,6 +25,7 @@ use crate::pool::{HugePageSize, Pool, Root};
 
 pub use attached::{Attached, Process};
 pub use copy::Copied;
+pub(crate) use engine::probe;
 pub use engine::{Info, Reason};
 pub use error::StoreError;
 pub use gc::{Garbage, Rules, span};

@@ -118,6 +118,15 @@ static void plan_and_exit(const common_params & params, const llama_model_params
         common_log_flush(common_log_main());
         std::exit(1);
     }
+    if (error.status != GGML_HUGEPAGES_STATUS_PLANNED && common_hugepages_exit_code() != 3) {
+        // no number of pages would help
+        LOG_ERR("%s\n", error.message);
+        if (error.hint[0]) {
+            LOG_ERR("hint: %s\n", error.hint);
+        }
+        common_log_flush(common_log_main());
+        std::exit(1);
+    }
     print_plan(params, error);
     common_log_flush(common_log_main());
     std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : common_hugepages_exit_code());

@@ -184,6 +184,10 @@ GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, stru
 // Pages that can be had now: free and not reserved, and what overcommit may still add.
 GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
+// Tries what a load does with a page of this size, and gives the page back: a filter or a limit may refuse what all counts allow. Where no
+// page can be had, only the system calls are tried.
+GGML_API bool ggml_hugepages_probe(size_t page_size, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+
 //
 // file images: init, want, plan, map, overlay, fill
 //

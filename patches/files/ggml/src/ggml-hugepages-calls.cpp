@@ -12,8 +12,10 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <tuple>
 
 #include <linux/memfd.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -46,13 +48,13 @@ static unsigned n_filters() {
 }
 
 // Calls with arguments that do nothing: the kernel refuses them, or they only ask.
-static bool survives(long call) {
+static bool survives(long call, long third) {
     // as fork(2), but no handler of the host runs and no SIGCHLD is sent
     const long pid = syscall(SYS_clone, 0, 0, 0, 0, 0);
     if (pid == 0) {
         // a core dump of the child helps nobody
         syscall(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
-        syscall(call, -1L, 0L, 0L, 0L, 0L, 0L);
+        syscall(call, -1L, 0L, third, 0L, 0L, 0L);
         syscall(SYS_exit_group, 0);
     }
     int status = 0;
@@ -70,9 +72,9 @@ void ggml_hugepages_forget_filters() {
     t_n_filters = -1;
 }
 
-bool ggml_hugepages_is_killing(long call) {
+bool ggml_hugepages_is_killing(long call, long third) {
     static std::mutex mutex;
-    static std::map<std::pair<int, long>, bool> known;
+    static std::map<std::tuple<int, long, long>, bool> known;
     if (t_n_filters == -1) {
         t_n_filters = (int) n_filters();
     }
@@ -80,9 +82,9 @@ bool ggml_hugepages_is_killing(long call) {
         return false;
     }
     std::lock_guard<std::mutex> lock(mutex);
-    const auto key = std::make_pair(t_n_filters, call);
+    const auto key = std::make_tuple(t_n_filters, call, third);
     if (known.count(key) == 0) {
-        known[key] = !survives(call);
+        known[key] = !survives(call, third);
     }
     return known[key];
 }
@@ -107,6 +109,22 @@ int ggml_hugepages_memfd(const char * name, size_t page_size) {
         fd = (int) ggml_hugepages_call(SYS_memfd_create, (long) name, flags);
     }
     return fd;
+}
+
+bool ggml_hugepages_resize(int fd, size_t size) {
+    if (ggml_hugepages_is_killing(SYS_ftruncate)) {
+        errno = EPERM;
+        return false;
+    }
+    return ftruncate(fd, (off_t) size) == 0;
+}
+
+bool ggml_hugepages_punch(int fd, size_t first, size_t last) {
+    if (ggml_hugepages_is_killing(SYS_fallocate)) {
+        errno = EPERM;
+        return false;
+    }
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (last - first)) == 0;
 }
 
 bool ggml_hugepages_reserve(int fd, size_t first, size_t last) {
@@ -144,8 +162,12 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
             return false;
         }
         call = "ftruncate";
-        if (ftruncate(fd, (off_t) (n_reserve*page_size)) != 0) {
+        if (!ggml_hugepages_resize(fd, n_reserve*page_size)) {
             return false;
+        }
+        if (n_reserve == 0) {
+            call = "madvise";
+            return ggml_hugepages_advise(nullptr, 0, MADV_POPULATE_WRITE) == 0;
         }
         call = "mmap";
         void * addr = MAP_FAILED;
@@ -175,8 +197,23 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
 
 #else
 
+bool ggml_hugepages_punch(int, size_t, size_t) {
+    return false;
+}
+
 bool ggml_hugepages_try(const char *, size_t, uint64_t, uint64_t, ggml_hugepages_error *) {
     return true;
 }
 
 #endif // __linux__
+
+bool ggml_hugepages_probe(size_t page_size, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        const auto supply = ggml_hugepages_supply_read("", page_size, {});
+        if (supply.pool.page_size == 0) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s", ggml_hugepages_size_name(page_size).c_str());
+        }
+        const uint64_t n = supply.usable() > 0 ? 1 : 0;
+        return ggml_hugepages_try("", page_size, n, n, error);
+    });
+}

@@ -45,7 +45,8 @@ struct ggml_hugepages_held {
     }
 
     void punch(size_t first, size_t last) const {
-        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (last - first)) != 0) {
+        // they go with the file in any case
+        if (!ggml_hugepages_punch(fd, first, last) && is_open) {
             GGML_LOG_WARN("%s: cannot give back %zu huge pages: fallocate: errno %d\n", __func__, (last - first)/page_size, errno);
         }
     }
@@ -62,7 +63,7 @@ bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool 
         held->end       = grant.pages*grant.page_size;
         *at_page_size   = grant.page_size;
         held->fd        = ggml_hugepages_memfd((std::string("llama-") + ggml_hugepages_kind_name(grant.kind)).c_str(), grant.page_size);
-        if (held->fd == -1 || ftruncate(held->fd, (off_t) held->end) != 0 || !ggml_hugepages_reserve(held->fd, 0, held->end)) {
+        if (held->fd == -1 || !ggml_hugepages_resize(held->fd, held->end) || !ggml_hugepages_reserve(held->fd, 0, held->end)) {
             if (accept_less) {
                 continue; // the buffer takes what it finds
             }
@@ -81,7 +82,7 @@ void ggml_hugepages_hold_end(void) {
         for (const auto & r : held->free) {
             held->punch(r.first, r.second);
         }
-        if (ftruncate(held->fd, (off_t) held->used) != 0) {
+        if (!ggml_hugepages_resize(held->fd, held->used)) {
             GGML_LOG_WARN("%s: cannot give back reserved huge pages: ftruncate: errno %d\n", __func__, errno);
         }
     }

@@ -366,7 +366,8 @@ bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<ui
 //
 
 // Whether a filter kills this process for a call. One that answers with an error is no danger: the caller sees the error.
-bool ggml_hugepages_is_killing(long call);
+// third: the third argument, for a filter that looks at flags
+bool ggml_hugepages_is_killing(long call, long third = 0);
 
 // A host may have added filters since the last load.
 void ggml_hugepages_forget_filters();
@@ -379,6 +380,12 @@ int ggml_hugepages_advise(void * addr, size_t size, int advice);
 
 // a file of huge pages in memory; -1 with errno
 int ggml_hugepages_memfd(const char * name, size_t page_size);
+
+// ftruncate(2)
+bool ggml_hugepages_resize(int fd, size_t size);
+
+// Gives back the pages of [first, last) of a file of huge pages.
+bool ggml_hugepages_punch(int fd, size_t first, size_t last);
 
 // Reserves the pages of [first, last) of such a file. They stay reserved for it until it ends.
 bool ggml_hugepages_reserve(int fd, size_t first, size_t last);

@@ -142,3 +142,42 @@ bool ggml_hugepages_manifest_check(
     memcpy(info->identity, h.identity, sizeof(h.identity));
     return true;
 }
+
+//
+// what the checksums say
+//
+
+bool ggml_hugepages_store_file::has(size_t first, size_t last) const {
+    for (size_t i = first/segment; i < sums.size() && i*segment < last; i++) {
+        if (sums[i] == 0) {
+            return false;
+        }
+    }
+    return !sums.empty();
+}
+
+bool ggml_hugepages_store_file::is_complete() const {
+    if (is_buffer) {
+        return has(0, size);
+    }
+    return std::all_of(wants.begin(), wants.end(), [&](const auto & r) {
+        return has(ggml_hugepages_align_down(r.first, page_size), std::min(size, ggml_hugepages_align_up(r.second, page_size)));
+    });
+}
+
+bool ggml_hugepages_store_file::has_page(size_t first) const {
+    if (fd != -1 && first + page_size > sums_at) {
+        return true;
+    }
+    for (size_t at = first; at < std::min(size, first + page_size); at += segment) {
+        if (has(at, at + 1)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+size_t ggml_hugepages_store_file::pages_of_manifest() const {
+    const size_t begin = ggml_hugepages_align_down(sums_at, page_size);
+    return fd != -1 ? 0 : (length - std::max(begin, ggml_hugepages_align_up(size, page_size)))/page_size;
+}

@@ -200,7 +200,7 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
         static const int current = [] {
             unsigned cpu  = 0;
             unsigned node = 0;
-            return syscall(SYS_getcpu, &cpu, &node, nullptr) == 0 ? (int) node : -1;
+            return ggml_hugepages_call(SYS_getcpu, (long) &cpu, (long) &node) == 0 ? (int) node : -1;
         }();
         if (current != -1) {
             result.push_back(current);
@@ -209,12 +209,12 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
         // a memory policy that numactl has set says more than the CPUs do
         int mode = 0;
         const int MPOL_DEFAULT = 0;
-        if (syscall(SYS_get_mempolicy, &mode, nullptr, 0, nullptr, 0) == 0 && mode != MPOL_DEFAULT) {
+        if (ggml_hugepages_call(SYS_get_mempolicy, (long) &mode) == 0 && mode != MPOL_DEFAULT) {
             return {};
         }
         cpu_set_t cpus;
         CPU_ZERO(&cpus);
-        if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
+        if (!ggml_hugepages_is_killing(SYS_sched_getaffinity) && sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
             for (const int node : nodes) {
                 const std::string list = read_text(node_dir(root, node) + "/cpulist");
                 for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {

@@ -83,7 +83,7 @@ struct source {
 
     explicit source(const ggml_hugepages_image * image) : image(image) {
         const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
-        direct_fd   = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+        direct_fd   = ggml_hugepages_is_killing(SYS_openat, O_RDONLY | O_CLOEXEC | O_DIRECT) ? -1 : open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
         buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
 #ifdef STATX_DIOALIGN
         struct statx st = {};

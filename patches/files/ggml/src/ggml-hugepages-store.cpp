@@ -176,41 +176,6 @@ std::atomic<uint64_t> * ggml_hugepages_store_file::shared_sums() const {
     return (std::atomic<uint64_t> *) ((char *) manifest + (sums_at - begin));
 }
 
-bool ggml_hugepages_store_file::has(size_t first, size_t last) const {
-    for (size_t i = first/segment; i < sums.size() && i*segment < last; i++) {
-        if (sums[i] == 0) {
-            return false;
-        }
-    }
-    return !sums.empty();
-}
-
-bool ggml_hugepages_store_file::is_complete() const {
-    if (is_buffer) {
-        return has(0, size);
-    }
-    return std::all_of(wants.begin(), wants.end(), [&](const auto & r) {
-        return has(ggml_hugepages_align_down(r.first, page_size), std::min(size, ggml_hugepages_align_up(r.second, page_size)));
-    });
-}
-
-bool ggml_hugepages_store_file::has_page(size_t first) const {
-    if (fd != -1 && first + page_size > sums_at) {
-        return true;
-    }
-    for (size_t at = first; at < std::min(size, first + page_size); at += segment) {
-        if (has(at, at + 1)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-size_t ggml_hugepages_store_file::pages_of_manifest() const {
-    const size_t begin = ggml_hugepages_align_down(sums_at, page_size);
-    return fd != -1 ? 0 : (length - std::max(begin, ggml_hugepages_align_up(size, page_size)))/page_size;
-}
-
 uint64_t ggml_hugepages_store_file::pages_left_over() const {
     struct stat st = {};
     if (fd == -1 || fstat(fd, &st) != 0) {
@@ -242,7 +207,7 @@ void ggml_hugepages_store_file::return_pages(const ggml_hugepages_fill_lock & pr
         while (at < end && !has_page(at)) {
             at += page_size;
         }
-        if (at > first && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (at - first)) != 0) {
+        if (at > first && !ggml_hugepages_punch(fd, first, at)) {
             GGML_LOG_WARN("%s: cannot return pages of '%s': %s\n", __func__, path.c_str(), strerror(errno));
         }
     }
@@ -283,7 +248,7 @@ bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
     if (fchmod(fd, mode_of(*this)) != 0) {
         return fail("fchmod");
     }
-    if (ftruncate(fd, (off_t) length) != 0) {
+    if (!ggml_hugepages_resize(fd, length)) {
         return fail("ftruncate");
     }
     void * addr = mmap(nullptr, length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) at);
@@ -819,6 +784,12 @@ bool ggml_hugepages_residents_open(
 #else
 
 ggml_hugepages_store_file::~ggml_hugepages_store_file() = default;
+
+ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() = default;
+
+uint64_t ggml_hugepages_store_file::pages_left_over() const {
+    return 0;
+}
 
 static bool unsupported(ggml_hugepages_error * error) {
     return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");

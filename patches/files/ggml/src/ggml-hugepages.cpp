@@ -409,7 +409,7 @@ static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
         return it->second;
     }
     int fd = ggml_hugepages_memfd(mapping_name(image).c_str(), page_size);
-    if (fd != -1 && ftruncate(fd, ggml_hugepages_align_up(image.size, page_size)) != 0) {
+    if (fd != -1 && !ggml_hugepages_resize(fd, ggml_hugepages_align_up(image.size, page_size))) {
         const int err = errno;
         close(fd);
         errno = err;
@@ -480,7 +480,7 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
             continue;
         }
         const auto [fd, at] = file_of(image, gone);
-        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, gone.last - gone.first) != 0) {
+        if (!ggml_hugepages_punch(fd, at, at + (gone.last - gone.first))) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "fallocate failed", image.path);
         }
     }
@@ -492,7 +492,7 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
         end = r.page_size == page_size && r.owner == GGML_HUGEPAGES_OWNER_PROCESS ? std::max(end, r.last) : end;
     }
     const auto it = image.memfds.find(page_size);
-    if (it != image.memfds.end() && ftruncate(it->second, end) != 0) {
+    if (it != image.memfds.end() && !ggml_hugepages_resize(it->second, end)) {
         return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "ftruncate failed", image.path);
     }
     return true;
@@ -527,7 +527,7 @@ void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images) {
             images[i]->resident->give_up();
         }
         for (const auto & [_, fd] : images[i]->memfds) {
-            if (ftruncate(fd, 0) != 0) {
+            if (!ggml_hugepages_resize(fd, 0)) {
                 GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
             }
         }
@@ -770,7 +770,8 @@ static bool protect(const ggml_hugepages_image & image, ggml_hugepages_error * e
         if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
         }
-        if (r.is_in_store() && ggml_hugepages_advise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0) {
+        // where the call is forbidden, a page gets its place at its first touch
+        if (r.is_in_store() && ggml_hugepages_advise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0 && errno != EPERM && errno != ENOSYS) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_IO, "cannot attach to resident pages", image.path);
         }
     }
