@@ -6,6 +6,7 @@ mod architectures;
 mod bad_input;
 mod build_errors;
 mod client;
+mod company;
 mod compare;
 mod coverage;
 mod demo_model;

@@ -273,12 +273,25 @@ bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
     snprintf(h->source,   sizeof(h->source),   "%s", source.c_str());
     snprintf(h->identity, sizeof(h->identity), "%s", identity.c_str());
     h->checksum   = ggml_hugepages_header_checksum(*h);
-    if (!ggml_hugepages_lock(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
-        return fail("fcntl");
-    }
     if (linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), *dir, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
         return fail("link");
     }
+    // Opened again by its name, which /proc/PID/maps then shows: the name of the first open file is a number.
+    munmap(manifest, manifest_size);
+    manifest = nullptr;
+    struct stat made = {}, named = {};
+    const int again = ggml_hugepages_open_image(*dir, name.c_str(), O_RDWR);
+    if (again == -1 || fstat(fd, &made) != 0 || fstat(again, &named) != 0 || made.st_ino != named.st_ino || made.st_dev != named.st_dev ||
+            !ggml_hugepages_lock(again, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
+        const int err = again == -1 ? errno : ESTALE;
+        if (again != -1) {
+            close(again);
+        }
+        errno = err;
+        return fail("open");
+    }
+    close(fd);
+    fd          = again;
     is_new      = true;
     is_writable = true;
     return true;
@@ -289,20 +302,17 @@ bool ggml_hugepages_store_file::begin(ggml_hugepages_error * error) {
         return true;
     }
     GGML_ASSERT(lock);
-    if (fd == -1) {
-        if (!make(error)) {
-            return false;
-        }
-    } else {
-        const size_t at = ggml_hugepages_align_down(sums_at, page_size);
-        void * addr = mmap(nullptr, length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) at);
-        if (addr == MAP_FAILED) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map the manifest of '%s': %s", path.c_str(), strerror(errno));
-            return false;
-        }
-        manifest      = addr;
-        manifest_size = length - at;
+    if (fd == -1 && !make(error)) {
+        return false;
     }
+    const size_t at = ggml_hugepages_align_down(sums_at, page_size);
+    void * addr = mmap(nullptr, length - at, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) at);
+    if (addr == MAP_FAILED) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map the manifest of '%s': %s", path.c_str(), strerror(errno));
+        return false;
+    }
+    manifest      = addr;
+    manifest_size = length - at;
     auto * h = (ggml_hugepages_store_header *) ((char *) manifest + manifest_size - GGML_HUGEPAGES_HEADER_SIZE);
     h->filler = getpid();
     if (is_buffer) {

@@ -842,10 +842,11 @@ static void unmap_buffer(ggml_hugepages_image & buffer) {
     buffer.addr = nullptr;
 }
 
-static bool is_covered(const ggml_hugepages_image & buffer) {
+// whether all of it lies in the store
+static bool is_in_store(const ggml_hugepages_image & buffer) {
     size_t covered = 0;
     for (const auto & r : buffer.runs) {
-        covered += r.last - r.first;
+        covered += r.is_in_store() ? r.last - r.first : 0;
     }
     return covered >= buffer.size;
 }
@@ -868,7 +869,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     const bool accepts_less = ggml_hugepages_accepts_less(&params);
     bool planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
     // such a buffer is shared as a whole or not at all
-    if (planned && buffer.resident && !is_attached(buffer) && (!is_covered(buffer) || !buffer.resident->begin(error))) {
+    if (planned && buffer.resident && !is_attached(buffer) && (!is_in_store(buffer) || !buffer.resident->begin(error))) {
         planned = accepts_less && leave_store(buffer, params, error);
         if (!planned && !accepts_less && error->status == GGML_HUGEPAGES_STATUS_SHORT) {
             const auto & file = *buffer.resident;
@@ -987,7 +988,7 @@ bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
 // all of it is written: others may have it
 static bool ggml_hugepages_make_resident(ggml_hugepages_image & buffer, ggml_hugepages_error * error) {
     auto & file = *buffer.resident;
-    if (!is_covered(buffer)) {
+    if (!is_in_store(buffer)) {
         // a page was refused on the way: what there is stays with this process alone
         GGML_LOG_WARN("%s: '%s' did not get all its pages: it is not kept\n", __func__, file.path.c_str());
         file.unlink();

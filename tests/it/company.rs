@@ -1,0 +1,453 @@
+//! Servers in company: others fill, attach, drop, shrink the pool and die meanwhile, and no server that runs is hurt.
+//!
+//! A walk takes steps in random order. After each step the weights of every living server equal the model file, nobody died of a signal
+//! that the test did not send, and every huge page is accounted for. `LLAMA_HUGEPAGES_COMPANY_SEED` repeats a walk,
+//! `LLAMA_HUGEPAGES_COMPANY_SECONDS` says for how long new ones begin.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::pool::{Counts, PAGE};
+use crate::support::server::{Launch, Server};
+use crate::support::store::Store;
+use crate::support::{full, models, or_skip, programs, skip, smaps, wait_for};
+
+const NR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+/// Neither owns the models nor the images of root.
+const OTHER_USER: u32 = 65534;
+
+/// Enough for three servers with pages of their own.
+const PAGES: u64 = 90;
+
+/// Steps of a walk.
+const STEPS: usize = 14;
+
+/// A model as servers load it.
+struct Model {
+    path: PathBuf,
+    is_mapped: bool,
+    /// Of stock.
+    answer: Value,
+}
+
+impl Model {
+    fn launch(&self, launch: Launch) -> Launch {
+        if self.is_mapped {
+            launch.model(&self.path)
+        } else {
+            launch.repacked_model(&self.path)
+        }
+    }
+}
+
+fn answer(server: &Server) -> Value {
+    server.complete(
+        "Once upon a time",
+        &json!({ "temperature": 0, "n_predict": 6 }),
+    )
+}
+
+/// Copies that every user may read.
+fn models() -> Result<(TempDir, Vec<Model>), String> {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("just made");
+    let mut all = Vec::new();
+    for (kind, is_mapped) in [("Q8_0", true), ("Q4_0", false)] {
+        let copy = models::copy_to(dir.path(), &models::demo("20M", kind));
+        let path = dir.path().join(format!("{}.gguf", kind.to_lowercase()));
+        fs::rename(copy, &path).expect("the same folder");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("just made");
+        let mut model = Model {
+            path,
+            is_mapped,
+            answer: Value::Null,
+        };
+        let stock = model.launch(Launch::stock()?).start();
+        model.answer = answer(&stock);
+        all.push(model);
+    }
+    Ok((dir, all))
+}
+
+/// Everything that plays a part, and what happened so far.
+struct World<'a> {
+    store: Store,
+    models: &'a [Model],
+    servers: Vec<(usize, Server)>,
+    random: Xoshiro256PlusPlus,
+    seed: u64,
+    history: Vec<String>,
+}
+
+impl<'a> World<'a> {
+    fn new(models: &'a [Model], seed: u64) -> Result<Self, String> {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
+        // Every other mount is smaller than the models.
+        let limits = ["", ",size=8M", "", ",size=14M", ",size=24M"];
+        let limit = limits[(random.next_u64() % 5) as usize];
+        let store = Store::with_options(PAGES, &format!("mode=1777{limit}"))?;
+        Ok(Self {
+            store,
+            models,
+            servers: Vec::new(),
+            random,
+            seed,
+            history: vec![format!("a store with '{limit}'")],
+        })
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.random.next_u64() % n
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        let history = self.history.join("\n  ");
+        panic!(
+            "{what}\nLLAMA_HUGEPAGES_COMPANY_SEED={}\n  {history}",
+            self.seed
+        )
+    }
+
+    /// A server with chance's model, policy and user.
+    fn spawn(&mut self) -> (usize, Server) {
+        let model = self.below(2) as usize;
+        let policy = ["require", "prefer"][self.below(2) as usize];
+        let is_other = self.below(3) == 0;
+        let threads = ["1", "4"][self.below(2) as usize];
+        self.history
+            .push(format!("start {model} {policy} other {is_other}"));
+        let mut launch = self.models[model]
+            .launch(Launch::ours())
+            .hugepages(policy)
+            .args(["--hugepage-store", self.store.arg()])
+            .args(["--hugepage-threads", threads]);
+        if is_other {
+            launch = launch.under_uid(OTHER_USER);
+        }
+        (model, launch.spawn())
+    }
+
+    /// It serves, or it ended with an exit code.
+    fn settle(&mut self, model: usize, mut server: Server) {
+        if server.is_ready_before_it_ends() {
+            self.servers.push((model, server));
+            return;
+        }
+        let log = server.log();
+        let how = server.how_it_ended();
+        let ended = server.wait();
+        self.history.push(format!("it ended: {how}"));
+        if ended.status.signal().is_some() || !matches!(ended.status.code(), Some(1 | 3)) {
+            self.fail(&format!("a start ended with {how}\n{log}"));
+        }
+    }
+
+    /// Another process takes all pages that are not in use away from the pool, while a server starts.
+    fn shrink_while_starting(&mut self) {
+        let before = fs::read_to_string(NR).expect("it can be read");
+        let free = Counts::read().free;
+        let (model, mut server) = self.spawn();
+        let part = self.below(20);
+        self.history.push(format!("shrink after {part} pages"));
+        wait_for(Duration::from_secs(20), || {
+            server.has_ended() || server.is_ready() || Counts::read().free + part < free
+        });
+        fs::write(NR, "0").expect("root");
+        self.settle(model, server);
+        self.check();
+        fs::write(NR, before.trim()).expect("root");
+    }
+
+    fn tool(&mut self, args: &[&str]) {
+        self.history.push(format!("store {}", args.join(" ")));
+        let output = Command::new(programs::hugepages())
+            .arg("store")
+            .args(args)
+            .args(["--store", self.store.arg()])
+            .stdin(Stdio::null())
+            .output()
+            .expect("the tool can be started");
+        if output.status.code().is_none() {
+            self.fail(&format!("store {args:?}: {output:?}"));
+        }
+    }
+
+    fn step(&mut self) {
+        match self.below(12) {
+            0..=3 => {
+                let (model, server) = self.spawn();
+                self.settle(model, server);
+            }
+            4 => {
+                let (first, one) = self.spawn();
+                let (second, two) = self.spawn();
+                self.settle(first, one);
+                self.settle(second, two);
+            }
+            5 => {
+                let (_, server) = self.spawn();
+                let ms = self.below(120);
+                thread::sleep(Duration::from_millis(ms));
+                self.history.push(format!("kill it after {ms} ms"));
+                drop(server.stop(Signal::KILL));
+            }
+            6 | 7 => self.shrink_while_starting(),
+            8 => {
+                let model = self.models[self.below(2) as usize].path.clone();
+                self.tool(&["load", model.to_str().expect("a plain path")]);
+            }
+            9 => self.tool(&["gc", "--older-than", "0s"]),
+            10 => self.tool(&["verify"]),
+            _ if !self.servers.is_empty() => {
+                let i = self.below(self.servers.len() as u64) as usize;
+                let (_, server) = self.servers.swap_remove(i);
+                let signal = [Signal::TERM, Signal::KILL][self.below(2) as usize];
+                self.history.push(format!("end one with {signal:?}"));
+                let ended = server.stop(signal);
+                if signal == Signal::TERM && ended.status.code() != Some(0) {
+                    self.fail(&format!("SIGTERM: {:?}\n{}", ended.status, ended.log));
+                }
+            }
+            _ => {}
+        }
+        while self.servers.len() > 3 {
+            let (_, server) = self.servers.remove(0);
+            drop(server.stop(Signal::TERM));
+        }
+        self.check();
+    }
+
+    fn check(&mut self) {
+        for i in 0..self.servers.len() {
+            if self.servers[i].1.has_ended() {
+                let how = self.servers[i].1.how_it_ended();
+                self.fail(&format!(
+                    "server {i} ended: {how}\n{}",
+                    self.servers[i].1.log()
+                ));
+            }
+        }
+        for (model, server) in &self.servers {
+            let model = &self.models[*model];
+            if model.is_mapped
+                && let Err(why) = same_weights(server.pid(), &model.path)
+            {
+                self.fail(&format!("{why}\n{}", server.log()));
+            }
+            if answer(server) != model.answer {
+                self.fail(&format!("the answer is not stock's\n{}", server.log()));
+            }
+        }
+        let in_use = |counts: &Counts| counts.total - counts.free;
+        let others = in_use(&self.store.pool.counts);
+        let mut last = (0, 0);
+        let is_right = wait_for(Duration::from_secs(5), || {
+            last = (in_use(&Counts::read()) - others, self.pages());
+            last.0 == last.1
+        });
+        if !is_right {
+            self.fail(&format!(
+                "{} pages are in use, {} are accounted for",
+                last.0, last.1
+            ));
+        }
+    }
+
+    /// Of servers and of files in the store, each once.
+    fn pages(&self) -> u64 {
+        let store = self.store.arg();
+        let mut removed = HashMap::new();
+        let mut bytes = 0;
+        for (_, server) in &self.servers {
+            for vma in smaps::read(server.pid()) {
+                if !vma.is_huge() {
+                    continue;
+                }
+                let size = vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb");
+                if !vma.path.starts_with(store) {
+                    bytes += size;
+                } else if vma.path.ends_with(" (deleted)") {
+                    removed.insert((vma.inode, vma.offset), size);
+                }
+            }
+        }
+        self.store.pages() + (bytes + removed.values().sum::<u64>()) / PAGE
+    }
+}
+
+/// Whatever of a file a process has mapped or copied is what the file holds.
+fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
+    let file = File::open(model).map_err(|error| error.to_string())?;
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let name = model.to_str().expect("a plain path");
+    let mut seen = 0;
+    for vma in smaps::read(pid) {
+        let is_ours = vma.path == name
+            || vma.path == "/memfd:llama-weights (deleted)"
+            || vma.path.contains(".weights-");
+        if is_ours && vma.offset < length {
+            let bytes = vma.offset..length.min(vma.offset + vma.len());
+            seen += bytes.end - bytes.start;
+            if !smaps::same_bytes(pid, vma.addresses.start, &file, bytes) {
+                return Err(format!("the weights of {pid} changed: {vma:?}"));
+            }
+        }
+    }
+    if seen < length {
+        return Err(format!("{seen} of {length} bytes are mapped in {pid}"));
+    }
+    Ok(())
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn no_order_of_steps_hurts_a_server() {
+    let (_dir, models) = or_skip!(models());
+    let given = number("LLAMA_HUGEPAGES_COMPANY_SEED");
+    let seconds =
+        number("LLAMA_HUGEPAGES_COMPANY_SECONDS").unwrap_or(if full() { 3600 } else { 100 });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut seed = given.unwrap_or_else(|| now.expect("after 1970").as_secs() << 12);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let mut world = or_skip!(World::new(&models, seed));
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.servers.clear();
+        world.store.empty();
+        world.store.pool.assert_all_back();
+        if given.is_some() {
+            break;
+        }
+        seed += 1;
+    }
+}
+
+#[test]
+fn two_servers_share_a_store_that_is_smaller_than_the_model() {
+    let (_dir, models) = or_skip!(models());
+    for model in &models {
+        let store = or_skip!(Store::with_options(PAGES, "size=10M"));
+        let launch = |policy| {
+            model
+                .launch(Launch::ours())
+                .hugepages(policy)
+                .args(["--hugepage-store", store.arg()])
+        };
+        let one = launch("prefer").start();
+        assert_eq!(answer(&one), model.answer);
+        let two = launch("prefer").start();
+        assert_eq!(answer(&two), model.answer);
+        assert_eq!(answer(&one), model.answer);
+        // A start that fails changes nothing either.
+        let three = launch("require").run();
+        three.assert_clean_failure();
+        assert_eq!(three.status.code(), Some(3), "{}", three.log);
+        if model.is_mapped {
+            for server in [&one, &two] {
+                same_weights(server.pid(), &model.path).expect("as before");
+            }
+        }
+        assert_eq!(answer(&one), model.answer);
+        assert_eq!(answer(&two), model.answer);
+        drop((one, two));
+        store.empty();
+        store.pool.assert_all_back();
+    }
+}
+
+/// Read locks need no more than the right to read.
+#[test]
+fn a_reader_who_locks_an_image_keeps_nobody_from_filling_it() {
+    let (_dir, models) = or_skip!(models());
+    let model = &models[0];
+    let store = or_skip!(Store::with_options(PAGES, "size=10M"));
+    let launch = |policy| {
+        model
+            .launch(Launch::ours())
+            .hugepages(policy)
+            .args(["--hugepage-store", store.arg()])
+    };
+    // The mount has no room for the rest, so the image is not complete.
+    drop(launch("prefer").start());
+    let image = OpenOptions::new()
+        .read(true)
+        .open(store.image())
+        .expect("root");
+    // SAFETY: numbers only, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_RDLCK as i16;
+    lock.l_len = 1 << 20;
+    // SAFETY: an open file, and a lock that outlives the call.
+    let locked = unsafe { libc::fcntl(image.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    assert_eq!(locked, 0);
+    let server = launch("prefer").start();
+    assert_eq!(answer(&server), model.answer);
+    drop((server, image));
+    store.empty();
+    store.pool.assert_all_back();
+}
+
+/// A process that stands still while it fills is named by the one that waits.
+#[test]
+fn a_server_that_waits_for_a_filler_names_it() {
+    if !crate::support::is_root() {
+        return skip("root is needed for the pool");
+    }
+    let (_dir, models) = or_skip!(models());
+    let model = &models[0];
+    let store = or_skip!(Store::with_options(PAGES, ""));
+    let launch = || {
+        model
+            .launch(Launch::ours())
+            .hugepages("require")
+            .args(["--hugepage-store", store.arg()])
+    };
+    let mut filler = launch().spawn();
+    let is_filling =
+        || store.names().iter().any(|name| name.ends_with(".lock")) && !store.images().is_empty();
+    wait_for(Duration::from_secs(20), || {
+        is_filling() || filler.has_ended()
+    });
+    let pid = rustix::process::Pid::from_raw(filler.pid().cast_signed()).expect("not 0");
+    rustix::process::kill_process(pid, Signal::STOP).expect("it is a child of ours");
+    if !is_filling() {
+        // It was faster than this test, which shows nothing then.
+        rustix::process::kill_process(pid, Signal::CONT).expect("it is a child of ours");
+        return skip("the fill was over before it could be stopped");
+    }
+    let waiting = launch().spawn();
+    let text = format!("waiting for process {}", filler.pid());
+    assert!(
+        wait_for(Duration::from_secs(30), || waiting.log().contains(&text)),
+        "{}",
+        waiting.log()
+    );
+    rustix::process::kill_process(pid, Signal::CONT).expect("it is a child of ours");
+    let mut waiting = waiting;
+    waiting.wait_until_ready();
+    filler.wait_until_ready();
+    assert_eq!(answer(&waiting), model.answer);
+    drop((filler, waiting));
+    store.empty();
+    store.pool.assert_all_back();
+}
