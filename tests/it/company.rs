@@ -424,7 +424,7 @@ fn a_server_that_waits_for_a_filler_names_it() {
     };
     let mut filler = launch().spawn();
     let is_filling =
-        || store.names().iter().any(|name| name.ends_with(".lock")) && !store.images().is_empty();
+        || store.names().iter().any(|name| name.starts_with('.')) && !store.images().is_empty();
     wait_for(Duration::from_secs(20), || {
         is_filling() || filler.has_ended()
     });

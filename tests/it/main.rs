@@ -16,6 +16,7 @@ mod embeddings;
 mod engine;
 mod environment;
 mod equality;
+mod file_systems;
 mod fuzz;
 mod instrumented;
 mod memory;

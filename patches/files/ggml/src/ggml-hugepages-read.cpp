@@ -7,7 +7,7 @@
 //   not there, or unknown   O_DIRECT: the page cache is neither filled nor evicted
 //   O_DIRECT has no effect  buffered, and what the read brought into the cache is dropped behind it
 //
-// Some file systems accept O_DIRECT and read through the page cache all the same, so the first direct read is checked.
+// Some file systems accept O_DIRECT and read through the page cache all the same, so direct reads are checked.
 //
 // The kernel zeroes a page when it is populated. Each thread populates just ahead of its own read, so that zeroing
 // overlaps the disk and the zeros are still in the CPU's cache when the data comes.
@@ -114,18 +114,22 @@ struct source {
 
     bool can_direct() const { return direct_fd != -1 && effect_of_direct != BUFFERED; }
 
-    // [first, last) was just read with O_DIRECT: whether that kept away from the page cache
-    effect check_direct(size_t first, size_t last, ggml_hugepages_cached before) {
-        if (effect_of_direct != UNTRIED) {
-            return effect_of_direct;
-        }
-        size_t bytes = 0;
-        if (before == GGML_HUGEPAGES_CACHED_UNKNOWN || !cache.count(first, last, &bytes)) {
+    // [first, last) was just read with O_DIRECT: how much of it went through the page cache all the same. A file may have both kinds of
+    // parts (btrfs, compressed), so each read is looked at where that is cheap.
+    size_t bytes_through_cache(size_t first, size_t last, ggml_hugepages_cached before) {
+        if (before == GGML_HUGEPAGES_CACHED_UNKNOWN) {
             effect_of_direct = says_direct ? DIRECT : NOT_TO_BE_SEEN;
-        } else if (before == GGML_HUGEPAGES_CACHED_NONE) {
-            effect_of_direct = bytes > (last - first)/2 ? BUFFERED : DIRECT;
+        } else if (cache.way != ggml_hugepages_page_cache::BY_TRYING || effect_of_direct == UNTRIED) {
+            size_t bytes = 0;
+            const size_t known = ggml_hugepages_overlap(cache.there, first, last);
+            if (!cache.count(first, last, &bytes)) {
+                effect_of_direct = NOT_TO_BE_SEEN;
+                return 0;
+            }
+            effect_of_direct = cache.way == ggml_hugepages_page_cache::BY_TRYING && bytes > (last - first)/2 ? BUFFERED : DIRECT;
+            return bytes - std::min(bytes, known);
         }
-        return effect_of_direct;
+        return 0;
     }
 };
 
@@ -293,12 +297,9 @@ struct reader {
 
     // Says where the bytes of [first, last) came from, and leaves the page cache as it was.
     void count(source & from, size_t first, size_t last, ggml_hugepages_cached state, size_t n_direct, size_t n_other) {
-        const auto effect = n_direct > 0 ? from.check_direct(first, last, state) : source::DIRECT;
-        if (effect == source::BUFFERED) {
-            n_other += n_direct;
-            n_direct = 0;
-        }
-        bytes_direct += n_direct;
+        const size_t n_through = n_direct > 0 ? std::min(n_direct, from.bytes_through_cache(first, last, state)) : 0;
+        bytes_direct   += n_direct - n_through;
+        bytes_buffered += n_through;
         if (state == GGML_HUGEPAGES_CACHED_ALL) {
             bytes_cached += n_other;
             return;
@@ -306,7 +307,7 @@ struct reader {
         const size_t n_there = n_direct > 0 ? 0 : ggml_hugepages_overlap(from.cache.there, first, last);
         bytes_cached   += std::min(n_there, n_other);
         bytes_buffered += n_other - std::min(n_there, n_other);
-        if (n_other > 0 || effect == source::NOT_TO_BE_SEEN) {
+        if (n_through > 0 || n_other > 0 || from.effect_of_direct == source::NOT_TO_BE_SEEN) {
             from.cache.drop_new(first, last);
         }
     }
