@@ -19,6 +19,7 @@ mod equality;
 mod file_systems;
 mod fuzz;
 mod instrumented;
+mod kernel_settings;
 mod memory;
 mod off;
 mod plan;
