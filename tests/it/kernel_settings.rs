@@ -63,8 +63,13 @@ fn answers(server: &Server) {
 
 /// The kernel charges ordinary memory when it is mapped then, and huge pages never.
 #[test]
+#[ignore = "alone: make test-full, as other tests run short of memory meanwhile"]
 fn with_strict_overcommit_buffers_on_huge_pages_take_no_ordinary_memory() {
-    let launch = launch().args(["--ctx-size", "65536"]);
+    // Its KV cache and compute buffers take several times what is left for ordinary memory.
+    let launch = Launch::ours()
+        .model(&models::demo("300M", "Q8_0"))
+        .hugepages("require")
+        .args(["--ctx-size", "65536"]);
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
     let [mode, kbytes, ratio] = [
@@ -80,12 +85,13 @@ fn with_strict_overcommit_buffers_on_huge_pages_take_no_ordinary_memory() {
         .find_map(|line| line.strip_prefix("Committed_AS:"))
         .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
         .expect("proc(5)");
-    // Less than the KV cache and the compute buffers take.
-    let left = need * PAGE / 1024 / 2;
+    // Threads and the rest of the program need some.
+    let left = 400_000;
+    assert!(need * PAGE / 1024 > 2 * left, "it would prove nothing");
     or_skip!(
         fs::write(
             "/proc/sys/vm/overcommit_kbytes",
-            (committed + left.max(400_000)).to_string()
+            (committed + left).to_string()
         )
         .map_err(|error| format!("no right to set overcommit_kbytes: {error}"))
     );

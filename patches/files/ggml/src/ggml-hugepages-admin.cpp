@@ -168,6 +168,15 @@ bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggm
         if (unlinkat(dir_fd, name, 0) != 0) {
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot remove it: %s", strerror(errno));
         }
+        // what a filler left that died
+        const std::string lock_name = ggml_hugepages_lock_name(name);
+        const int lock_fd = ggml_hugepages_open_image(dir_fd, lock_name.c_str(), O_RDWR);
+        if (lock_fd != -1) {
+            if (ggml_hugepages_lock(lock_fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
+                unlinkat(dir_fd, lock_name.c_str(), 0);
+            }
+            close(lock_fd);
+        }
         return true;
     });
 }
