@@ -31,7 +31,7 @@ const UNMOUNT: &str = r#"
     exit 0
 "#;
 
-/// How a kind is made, and what O_DIRECT does on it.
+/// How a kind is made, and what `O_DIRECT` does on it.
 struct Kind {
     name: &'static str,
     /// `$1` is the image, `$2` a folder whose files it shall hold.
