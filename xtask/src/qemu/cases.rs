@@ -104,7 +104,11 @@ impl Case {
     }
 
     pub fn exit_code(&self) -> u32 {
-        u32::from(matches!(self.expect, Expect::RefusedFor(_)))
+        match self.expect {
+            // More pages would help.
+            Expect::RefusedFor(_) => 3,
+            _ => 0,
+        }
     }
 }
 

@@ -313,7 +313,7 @@ mod tests {
     fn a_refusal_names_the_count_of_the_node_and_is_no_signal() {
         let case = find("short-require");
         let mut refused = seen(case, [0, 0]);
-        refused.exit = Some(1);
+        refused.exit = Some(3);
         refused.log = "21 huge pages are needed, node 1 free 4 of 4".to_owned();
         assert_eq!(findings(case.name, &refused), Vec::<String>::new());
         refused.exit = Some(135);
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(
             findings(case.name, &refused),
             [
-                "exit code 135, expected 1",
+                "exit code 135, expected 3",
                 "the log does not say `node 1 free 4 of 4`"
             ]
         );
