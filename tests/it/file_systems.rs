@@ -1,314 +1,283 @@
-//! What the server says of its reads on file systems of many kinds, against what the kernel says of the page cache and the device.
+//! What a server says about its reads is what the kernel did, on every kind of file system.
+//!
+//! Three witnesses, all of the kernel: pages that came into the page cache (a trace event), pages that are there afterwards
+//! (fincore), and bytes that the loop device read.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
+use std::sync::OnceLock;
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::Value;
 
-use crate::support::guardian::Guardian;
+use crate::equality::answers;
+use crate::support::file_system::{FileSystem, Kind};
+use crate::support::gguf::Gguf;
+use crate::support::load::Load;
+use crate::support::page_cache::{self, Arrivals};
 use crate::support::pool::Pool;
-use crate::support::server::{Launch, Server};
-use crate::support::{http, is_root, models, or_skip, page_cache, programs, skip};
+use crate::support::server::Launch;
+use crate::support::{models, need, or_skip};
 
-/// Enough for the model, KV cache and compute buffers.
-const PAGES: u64 = 40;
+const MIB: u64 = 1 << 20;
 
-/// The header, which is read as any file, and what the kernel reads ahead of it.
-const HEADER: u64 = 4 << 20;
+/// Beside the header: what the kernel reads ahead of it, and a first read that finds out what the file system does.
+const SLACK: u64 = 4 * MIB;
 
-/// Unmounts what was told, the last first.
-const UNMOUNT: &str = r#"
-    trap '' INT TERM HUP QUIT PIPE
-    all=
-    while read -r dir; do all="$dir $all"; done
-    for dir in $all; do
-        grep -qF " $dir " /proc/self/mountinfo || continue
-        for i in 1 2 3 4 5 6 7 8 9 10; do umount "$dir" 2>/dev/null && break; sleep 0.2; done
-        grep -qF " $dir " /proc/self/mountinfo && umount -l "$dir"
-    done
-    exit 0
-"#;
+/// More than a reader takes at once: a piece that is cached in part may be read as a whole.
+const CHUNK: u64 = 16 * MIB;
 
-/// How a kind is made, and what `O_DIRECT` does on it.
-struct Kind {
-    name: &'static str,
-    /// `$1` is the image, `$2` a folder whose files it shall hold.
-    make: &'static str,
-    mount: &'static [&'static str],
-    is_read_only: bool,
-    /// `None`: depends on the kernel.
-    is_direct: Option<bool>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    Mapped,
+    /// Mapped too, of which a file system that compresses has some parts as they are and some compressed.
+    Compressible,
+    /// Of which it may compress the header alone.
+    Repacked,
 }
 
-const EMPTY: &str = "truncate -s 400M \"$1\" && ";
+use Weights::{Compressible, Mapped, Repacked};
 
-const KINDS: [Kind; 8] = [
-    Kind {
-        name: "ext4",
-        make: "mkfs.ext4 -q \"$1\"",
-        mount: &[],
-        is_read_only: false,
-        is_direct: Some(true),
-    },
-    Kind {
-        name: "ext4 with data=journal",
-        make: "mkfs.ext4 -q \"$1\"",
-        mount: &["-o", "data=journal"],
-        is_read_only: false,
-        is_direct: Some(false),
-    },
-    Kind {
-        name: "xfs",
-        make: "mkfs.xfs -q \"$1\"",
-        mount: &[],
-        is_read_only: false,
-        is_direct: Some(true),
-    },
-    Kind {
-        name: "btrfs",
-        make: "mkfs.btrfs -q \"$1\"",
-        mount: &[],
-        is_read_only: false,
-        is_direct: None,
-    },
-    Kind {
-        name: "btrfs with compression",
-        make: "mkfs.btrfs -q \"$1\"",
-        mount: &["-o", "compress-force=zstd"],
-        is_read_only: false,
-        is_direct: None,
-    },
-    Kind {
-        name: "squashfs",
-        make: "rm \"$1\" && mksquashfs \"$2\" \"$1\" -quiet -no-progress",
-        mount: &[],
-        is_read_only: true,
-        is_direct: Some(false),
-    },
-    Kind {
-        name: "erofs",
-        make: "rm \"$1\" && mkfs.erofs --quiet \"$1\" \"$2\"",
-        mount: &[],
-        is_read_only: true,
-        is_direct: None,
-    },
-    Kind {
-        name: "overlayfs on ext4",
-        make: "mkfs.ext4 -q \"$1\"",
-        mount: &[],
-        is_read_only: false,
-        is_direct: Some(true),
-    },
-];
-
-/// A file system with a model in it, gone at the end.
-struct Mounted {
-    model: PathBuf,
-    /// The file whose pages are cached: on overlayfs that of the layer.
-    below: PathBuf,
-    /// `loop0`
-    device: String,
-    // Before the folder.
-    _guardian: Guardian,
-    _dir: TempDir,
-}
-
-impl Mounted {
-    fn new(kind: &Kind, model: &Path) -> Result<Self, String> {
-        let dir =
-            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-        let path = |name: &str| dir.path().join(name);
-        let (image, root, source) = (path("image"), path("root"), path("source"));
-        for folder in [&root, &source, &path("upper"), &path("work"), &path("over")] {
-            fs::create_dir(folder).expect("just made");
-        }
-        let copy =
-            |to: &Path| fs::copy(model, to.join("model.gguf")).map_err(|error| error.to_string());
-        if kind.is_read_only {
-            copy(&source)?;
-        }
-        programs::run(
-            Command::new("sh")
-                .args(["-c", &format!("{EMPTY}{}", kind.make), "sh"])
-                .args([&image, &source]),
-        )?;
-        let mut guardian = Guardian::start(UNMOUNT, None);
-        guardian.tell(root.to_str().expect("a plain path"));
-        programs::run(
-            Command::new("mount")
-                .args(["-o", "loop"])
-                .args(kind.mount)
-                .args([&image, &root]),
-        )?;
-        if !kind.is_read_only {
-            copy(&root)?;
-        }
-        let below = root.join("model.gguf");
-        let mut top = below.clone();
-        if kind.name.starts_with("overlayfs") {
-            let over = path("over");
-            guardian.tell(over.to_str().expect("a plain path"));
-            let layers = format!(
-                "lowerdir={},upperdir={},workdir={}",
-                root.display(),
-                path("upper").display(),
-                path("work").display()
-            );
-            programs::run(
-                Command::new("mount")
-                    .args(["-t", "overlay", "-o", &layers, "none"])
-                    .arg(&over),
-            )?;
-            top = over.join("model.gguf");
-        }
-        let source = Command::new("findmnt")
-            .args(["-n", "-o", "SOURCE"])
-            .arg(&root)
-            .output()
-            .map_err(|error| error.to_string())?;
-        let device = String::from_utf8_lossy(&source.stdout).trim().to_owned();
-        Ok(Self {
-            model: top,
-            below,
-            device: device.trim_start_matches("/dev/").to_owned(),
-            _guardian: guardian,
-            _dir: dir,
-        })
-    }
-
-    /// Bytes that were read from the device since it is there.
-    fn read_bytes(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/sys/block/{}/stat", self.device))
-            .expect("a loop device has figures");
-        let sectors = stat.split_whitespace().nth(2).expect("block/stat.rst");
-        sectors.parse::<u64>().expect("a number") * 512
-    }
-
-    fn cached(&self) -> u64 {
-        page_cache::cached_bytes(&self.below).expect("asked before")
-    }
-}
-
-fn answer(server: &Server) -> Value {
-    server.complete(
-        "Once upon a time",
-        &json!({ "temperature": 0, "n_predict": 6 }),
-    )
-}
-
-/// Bytes that came direct, from the page cache, and through it, as `/props` has them.
-fn read(server: &Server) -> [u64; 3] {
-    let load = &http::get_json(&server.url("/props"))["hugepages"]["load"];
-    ["bytes_direct", "bytes_cached", "bytes_buffered"]
-        .map(|name| load[name].as_u64().expect("a number"))
-}
-
-fn says_what_is_so(kind: &Kind) {
-    if !is_root() {
-        return skip("root is needed to mount");
-    }
-    let model = models::demo("20M", "Q8_0");
-    or_skip!(page_cache::cached_bytes(&model).map(drop));
-    let expected = answer(&or_skip!(Launch::stock()).model(&model).start());
-    let mounted = or_skip!(Mounted::new(kind, &model));
-    let size = fs::metadata(&mounted.below).expect("just copied").len();
-    let pool = or_skip!(Pool::with(PAGES));
-    let name = kind.name;
-    for is_repacked in [false, true] {
-        let launch = Launch::ours();
-        let launch = if is_repacked {
-            launch.repacked_model(&mounted.model)
+impl Weights {
+    fn on(kind: Kind) -> [Self; 2] {
+        let mapped = if kind.is_compressed() {
+            Compressible
         } else {
-            launch.model(&mounted.model)
+            Mapped
         };
-        let launch = launch.hugepages("require");
-
-        page_cache::drop_file(&mounted.below);
-        let before = mounted.cached();
-        assert!(before < HEADER, "{name}: {before} bytes stay cached");
-        let server = launch.clone().start();
-        let after = mounted.cached();
-        let [direct, cached, buffered] = read(&server);
-        let said = format!(
-            "{name}, repacked {is_repacked}: {direct} direct, {cached} cached, {buffered} buffered, {after} stay\n{}",
-            server.log()
-        );
-        assert!(after < HEADER, "cold, {said}");
-        assert!(cached < HEADER, "readahead is no page cache: {said}");
-        match kind.is_direct {
-            Some(true) => assert!(direct > size / 2, "{said}"),
-            Some(false) => assert_eq!(direct, 0, "{said}"),
-            None => assert!(direct + buffered > size / 2, "{said}"),
-        }
-        if !is_repacked {
-            assert_eq!(answer(&server), expected, "cold, {name}");
-        }
-        drop(server);
-
-        fs::read(&mounted.below).expect("it can be read");
-        let before = mounted.cached();
-        assert!(before > size - size / 10, "{name}: {before} of {size}");
-        let from_device = mounted.read_bytes();
-        let server = launch.start();
-        let from_device = mounted.read_bytes() - from_device;
-        let [direct, cached, buffered] = read(&server);
-        let said = format!(
-            "{name}, repacked {is_repacked}: {direct} direct, {cached} cached, {buffered} buffered, {from_device} from the device\n{}",
-            server.log()
-        );
-        assert!(from_device < size / 10, "warm, {said}");
-        assert!(cached > size / 2 && direct + buffered < size / 10, "{said}");
-        assert!(mounted.cached() > size - size / 10, "it stays: {said}");
-        drop(server);
+        [mapped, Repacked]
     }
-    pool.assert_all_back();
-}
 
-#[test]
-fn what_is_said_of_reads_is_so_on_each_file_system() {
-    for kind in &KINDS {
-        says_what_is_so(kind);
+    fn demo(self) -> std::path::PathBuf {
+        match self {
+            Mapped => models::demo("100M", "F16"),
+            Compressible => models::compressible_demo(),
+            Repacked => models::demo("100M", "Q4_K"),
+        }
+    }
+
+    fn with(self, launch: Launch, model: &Path) -> Launch {
+        match self {
+            Mapped | Compressible => launch.model(model),
+            Repacked => launch.repacked_model(model),
+        }
+    }
+
+    /// What stock answers, which no file system changes.
+    fn expected(self) -> Result<&'static Value, String> {
+        static ANSWERS: [OnceLock<Value>; 3] = [const { OnceLock::new() }; 3];
+        let stock = Launch::stock()?;
+        Ok(ANSWERS[self as usize].get_or_init(|| answers(&self.with(stock, &self.demo()).start())))
     }
 }
 
-/// `cachestat` tells such a user nothing, and `mincore` that all is there.
-#[test]
-fn a_user_who_may_only_read_the_model_is_told_the_truth_too() {
-    if !is_root() {
-        return skip("root is needed to be another user");
+/// What is in the page cache before the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    Cold,
+    Warm,
+    /// The second half of the file.
+    HalfWarm,
+}
+
+/// The kernel's view of one load.
+#[derive(Debug)]
+struct Seen {
+    size: u64,
+    header: u64,
+    cached_before: u64,
+    /// Bytes that came into the page cache, also if they were dropped again.
+    arrived: u64,
+    cached_after: u64,
+    /// Bytes that the device read.
+    from_device: u64,
+    said: Load,
+}
+
+impl Seen {
+    /// What is true of every load, whatever the server did.
+    fn assert_true(&self, kind: Kind, log: &str) {
+        let Self { size, said, .. } = *self;
+        assert!(
+            (size - size / 10..=size + SLACK).contains(&said.read()),
+            "of {size} bytes {} were read: {self:?}\n{log}",
+            said.read()
+        );
+        // What was direct never was in the page cache.
+        assert!(
+            said.direct + self.arrived <= size + self.header + SLACK || said.direct < SLACK,
+            "{} bytes are called direct, and {} came into the page cache: {self:?}\n{log}",
+            said.direct,
+            self.arrived
+        );
+        assert!(
+            kind.is_compressed() || said.direct <= self.from_device + SLACK,
+            "{} bytes are called direct, and the device read {}: {self:?}\n{log}",
+            said.direct,
+            self.from_device
+        );
+        // What was cached had been there before: neither this load nor readahead had brought it.
+        assert!(
+            said.cached <= self.cached_before + SLACK,
+            "{} bytes are said to come from the page cache, which had {}: {self:?}\n{log}",
+            said.cached,
+            self.cached_before
+        );
     }
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-    programs::run(Command::new("chmod").arg("755").arg(dir.path())).expect("just made");
-    let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    programs::run(Command::new("chmod").arg("644").arg(&model)).expect("just made");
-    let size = fs::metadata(&model).expect("just made").len();
-    let pool = or_skip!(Pool::with(PAGES));
-    let launch = || {
-        let launch = Launch::ours().model(&model).hugepages("require");
-        launch.under_uid(65534)
+
+    fn assert_cold(&self, log: &str) {
+        assert!(
+            self.cached_after <= self.header + SLACK,
+            "{} bytes are left in the page cache: {self:?}\n{log}",
+            self.cached_after
+        );
+    }
+
+    fn assert_warm(&self, log: &str) {
+        assert!(
+            self.from_device <= self.size / 50,
+            "{} bytes were read from the device: {self:?}\n{log}",
+            self.from_device
+        );
+        assert!(
+            self.said.cached >= self.size - self.size / 10,
+            "the page cache had it all: {self:?}\n{log}"
+        );
+        assert!(
+            self.cached_after + self.size / 50 >= self.cached_before,
+            "the page cache was dropped: {self:?}\n{log}"
+        );
+    }
+
+    fn assert_half_warm(&self, is_compressed: bool, log: &str) {
+        let Self {
+            size,
+            cached_before,
+            ..
+        } = *self;
+        assert!(
+            self.cached_after + size / 50 >= cached_before,
+            "what was cached was dropped: {self:?}\n{log}"
+        );
+        assert!(
+            self.cached_after <= cached_before + self.header + SLACK,
+            "what was not cached was left in the page cache: {self:?}\n{log}"
+        );
+        assert!(
+            self.said.cached + self.header + CHUNK >= cached_before,
+            "what was cached was read again: {self:?}\n{log}"
+        );
+        // A compressed block is read as a whole, and its size on the device is not known here.
+        assert!(
+            is_compressed || self.from_device <= size - cached_before + self.header + CHUNK,
+            "{} bytes were read from the device: {self:?}\n{log}",
+            self.from_device
+        );
+    }
+}
+
+fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
+    let expected = weights.expected()?;
+    let demo = weights.demo();
+    let name = "model.gguf";
+    let need = need::of(&weights.with(Launch::ours(), &demo));
+    let pool = Pool::with(need)?;
+    let file_system = FileSystem::with(kind, &[(&demo, name)])?;
+    let (path, cached_path) = (file_system.path(name), file_system.cached_path(name));
+    let size = fs::metadata(&path).expect("it is there").len();
+    // Read from another copy, so that nothing of this one comes into memory.
+    let header = Gguf::read(&demo).data;
+    match cache {
+        Cache::Cold => {}
+        Cache::Warm => page_cache::warm(&path, 0..size),
+        Cache::HalfWarm => page_cache::warm(&path, size / 2..size),
+    }
+    let cached_before = page_cache::cached_bytes(&cached_path)?;
+    let is_as_wanted = match cache {
+        Cache::Cold => cached_before < MIB,
+        Cache::Warm => cached_before >= size,
+        Cache::HalfWarm => (size / 2..size / 2 + SLACK).contains(&cached_before),
     };
-    page_cache::drop_file(&model);
-    let server = launch().start();
-    let stays = or_skip!(page_cache::cached_bytes(&model));
-    let [direct, cached, buffered] = read(&server);
-    assert!(stays < HEADER, "{stays} bytes stay");
     assert!(
-        direct > size / 2 && cached < HEADER && buffered < HEADER,
-        "{direct} {cached} {buffered}"
+        is_as_wanted,
+        "{kind:?}, {cache:?}: {cached_before} of {size} bytes are cached before the load"
     );
-    drop(server);
 
-    fs::read(&model).expect("it can be read");
-    let server = launch().start();
-    let [direct, cached, buffered] = read(&server);
-    // It may say that it does not know and read the file again. It never says what is not so.
-    assert!(
-        cached > size / 2 || direct > size / 2,
-        "{direct} {cached} {buffered}"
-    );
-    assert!(page_cache::cached_bytes(&model).expect("asked before") > size - size / 10);
+    let arrivals = Arrivals::of(&cached_path)?;
+    let device = file_system.device_reads();
+    let launch = weights.with(Launch::ours(), &path).hugepages("require");
+    let server = launch.start();
+    let seen = Seen {
+        size,
+        header,
+        cached_before,
+        arrived: arrivals.bytes(),
+        cached_after: page_cache::cached_bytes(&cached_path)?,
+        from_device: file_system.device_reads() - device,
+        said: Load::of(&server),
+    };
+    println!("{kind:?}, {weights:?}, {cache:?}: {seen:?}");
+    let log = server.log();
+    assert_eq!(&answers(&server), expected, "{seen:?}\n{log}");
     drop(server);
     pool.assert_all_back();
+
+    seen.assert_true(kind, &log);
+    match cache {
+        Cache::Cold => seen.assert_cold(&log),
+        Cache::Warm => seen.assert_warm(&log),
+        Cache::HalfWarm => seen.assert_half_warm(kind.is_compressed(), &log),
+    }
+    Ok(())
+}
+
+/// For each kind of file system the same claims.
+macro_rules! on {
+    ($($module:ident: $kind:ident;)*) => {$(
+        mod $module {
+            use super::*;
+
+            #[test]
+            fn a_cold_load_says_how_it_read_and_leaves_nothing_in_the_page_cache() {
+                for weights in Weights::on(Kind::$kind) {
+                    or_skip!(check(Kind::$kind, weights, Cache::Cold));
+                }
+            }
+
+            #[test]
+            fn a_warm_load_reads_nothing_from_the_device_and_leaves_the_page_cache_alone() {
+                for weights in Weights::on(Kind::$kind) {
+                    or_skip!(check(Kind::$kind, weights, Cache::Warm));
+                }
+            }
+
+            #[test]
+            fn a_half_warm_load_keeps_the_cached_half_and_adds_nothing_to_it() {
+                for weights in Weights::on(Kind::$kind) {
+                    or_skip!(check(Kind::$kind, weights, Cache::HalfWarm));
+                }
+            }
+        }
+    )*};
+}
+
+on! {
+    ext4: Ext4;
+    ext4_that_journals_data: Ext4Journal;
+    xfs: Xfs;
+    btrfs: Btrfs;
+    btrfs_that_compresses: BtrfsCompressed;
+    squashfs: Squashfs;
+    erofs: Erofs;
+    erofs_that_compresses: ErofsCompressed;
+    f2fs: F2fs;
+    overlay_on_ext4: OverlayOnExt4;
+    overlay_on_ext4_that_journals_data: OverlayOnExt4Journal;
+}
+
+/// It has no device: its page cache is the file.
+#[test]
+fn a_model_on_tmpfs_comes_from_the_page_cache_and_stays_there() {
+    for weights in [Mapped, Repacked] {
+        or_skip!(check(Kind::Tmpfs, weights, Cache::Warm));
+    }
 }

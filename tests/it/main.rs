@@ -36,3 +36,4 @@ mod store;
 mod support;
 mod systemd;
 mod tlb;
+mod users;

@@ -51,6 +51,12 @@ impl Cgroup {
 
     /// One with `hugetlb.2MB.{file}` (`max`, `rsvd.max`) set to `pages`.
     pub fn with(file: &str, pages: u64, limit: Limit) -> Result<Self, String> {
+        let name = format!("llama-hugepages-test-{}", process::id());
+        Self::named(&name, file, pages, limit)
+    }
+
+    /// The same with a name.
+    pub fn named(name: &str, file: &str, pages: u64, limit: Limit) -> Result<Self, String> {
         let root = v2_mount().ok_or("no cgroup v2 hierarchy is mounted")?;
         let controllers = fs::read_to_string(root.join("cgroup.controllers"))
             .map_err(|error| error.to_string())?;
@@ -63,7 +69,7 @@ impl Cgroup {
             .open(&control)
             .map_err(|error| format!("no right to make a cgroup: {error}"))?;
 
-        let dir = root.join(format!("llama-hugepages-test-{}", process::id()));
+        let dir = root.join(name);
         let mut guardian = Guardian::start(REMOVE, None);
         if !has_word(
             &fs::read_to_string(&control).map_err(|error| error.to_string())?,

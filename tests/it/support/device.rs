@@ -19,8 +19,12 @@ const REMOVE: &str = r#"
         mountpoint -q "$mount" || break
         sleep 0.2
     done
-    [ -z "$cgroup" ] || while read -r pid; do echo "$pid" > "$cgroup/../cgroup.procs"; done < "$cgroup/cgroup.procs"
-    [ -z "$cgroup" ] || rmdir "$cgroup"
+    # Processes that are about to end cannot be moved, and keep the cgroup until they have ended.
+    [ -z "$cgroup" ] || for i in 1 2 3 4 5 6 7 8 9 10; do
+        while read -r pid; do echo "$pid" > "$cgroup/../cgroup.procs"; done < "$cgroup/cgroup.procs" 2>/dev/null
+        rmdir "$cgroup" 2>/dev/null && break
+        sleep 0.2
+    done
     ! mountpoint -q "$mount"
 "#;
 

@@ -4,10 +4,12 @@
 pub mod cgroup;
 pub mod cxx;
 pub mod device;
+pub mod file_system;
 pub mod gguf;
 pub mod guardian;
 pub mod http;
 pub mod kernels;
+pub mod load;
 pub mod made;
 pub mod models;
 pub mod need;
@@ -17,10 +19,13 @@ pub mod pool;
 pub mod programs;
 pub mod seccomp;
 pub mod server;
+pub mod settings;
 pub mod smaps;
 pub mod snapshot;
 pub mod store;
 pub mod table;
+pub mod thief;
+pub mod weights;
 
 use std::env;
 use std::fmt::Display;

@@ -1,6 +1,7 @@
 //! Models with random weights, made once for all runs.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,20 +24,32 @@ pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
     make(size, kind, shards, &[])
 }
 
-fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
-    let models = target_dir().join("models/test");
-    fs::create_dir_all(&models).expect("target/ can be written");
-    let name = format!("{size}-{kind}-{shards}{}", args.concat());
-    let dir = models.join(name.to_lowercase());
+/// One of 100 MB. A third repeats the same bytes, which any file system can compress; the rest is as good as random.
+pub fn compressible_demo() -> PathBuf {
+    let plain = demo("100M", "F16");
+    once("100M-F16-compressible", |path| {
+        fs::copy(&plain, path).expect("there is space");
+        let file = OpenOptions::new()
+            .write(true)
+            .open(path)
+            .expect("just made");
+        let table = gguf::Gguf::read(path);
+        let feed_forward = |tensor: &&gguf::Tensor| tensor.name.contains(".ffn_up.");
+        for tensor in table.tensors.iter().filter(feed_forward) {
+            // 0.0078 in F16
+            let bytes = [0, 0x20].repeat((tensor.end - tensor.start) as usize / 2);
+            file.write_all_at(&bytes, tensor.start)
+                .expect("there is space");
+        }
+    })
+}
 
-    // Tests ask for the same model at the same time.
-    let lock = File::create(models.join("lock")).expect("target/ can be written");
-    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
-    if !dir.is_dir() {
-        let unfinished = tempfile::tempdir_in(&models).expect("target/ can be written");
+fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
+    let name = format!("{size}-{kind}-{shards}{}", args.concat());
+    once(&name, |path| {
         let mut tool = Command::new(programs::hugepages());
         tool.arg("demo-model")
-            .arg(unfinished.path().join("demo.gguf"))
+            .arg(path)
             .args(["--size", size, "--type", kind])
             .args(args);
         if shards > 1 {
@@ -48,6 +61,21 @@ fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
             "{tool:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    })
+}
+
+/// The folder with a name, made by one test for all.
+fn once(name: &str, write: impl FnOnce(&Path)) -> PathBuf {
+    let models = target_dir().join("models/test");
+    fs::create_dir_all(&models).expect("target/ can be written");
+    let dir = models.join(name.to_lowercase());
+
+    // Tests ask for the same model at the same time.
+    let lock = File::create(models.join("lock")).expect("target/ can be written");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
+    if !dir.is_dir() {
+        let unfinished = tempfile::tempdir_in(&models).expect("target/ can be written");
+        write(&unfinished.path().join("demo.gguf"));
         fs::rename(unfinished.keep(), &dir).expect("the same file system");
     }
     first_file(&dir)

@@ -1,22 +1,41 @@
-//! How much of a file the kernel holds in memory.
+//! How much of a file the kernel holds in memory, and what came into it.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Advice, fadvise, fsync};
 use rustix::io::Errno;
+use tempfile::TempDir;
+
+use super::guardian::Guardian;
+use super::programs::run;
 
 /// Lets the kernel forget a file that nobody maps.
 pub fn drop_file(path: &Path) {
     let file = File::open(path).expect("the file is there");
-    // Only what is on disk can be dropped.
+    // Only what is on disk can be dropped. Nothing else is on a file system that cannot be written.
     match fsync(&file) {
-        // A file system that is read-only by its kind has nothing to write.
-        Ok(()) | Err(Errno::INVAL | Errno::ROFS) => {}
-        Err(error) => panic!("the disk works: {error}"),
+        Ok(()) | Err(Errno::ROFS | Errno::INVAL) => {}
+        Err(error) => panic!("{}: {error}", path.display()),
     }
     fadvise(&file, 0, None, Advice::DontNeed).expect("it is a file");
+}
+
+/// Brings a part of a file into memory, and nothing behind it.
+pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
+    let file = File::open(path).expect("the file is there");
+    fadvise(&file, 0, None, Advice::Random).expect("it is a file");
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let n = (bytes.end - at).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..n], at)
+            .expect("the file is so long");
+        at += n as u64;
+    }
 }
 
 /// Bytes of a file in memory, or why that cannot be told.
@@ -32,4 +51,130 @@ pub fn cached_bytes(path: &Path) -> Result<u64, String> {
         .trim()
         .parse()
         .expect("a number"))
+}
+
+/// Removes the trace and the mount of tracefs.
+const REMOVE: &str = r#"
+    trap '' INT TERM HUP QUIT PIPE
+    read -r dir || exit 0
+    while read -r name; do instance=$name; done
+    [ -z "$instance" ] || rmdir "$dir/instances/$instance" 2>/dev/null
+    umount "$dir" 2>/dev/null
+    rmdir "$dir" 2>/dev/null
+    ! mountpoint -q "$dir"
+"#;
+
+/// Counts the bytes of a file that the kernel puts into the page cache, those that are dropped again included.
+///
+/// What is cached afterwards cannot tell a direct read from a buffered one whose pages were dropped; the kernel's own
+/// trace event can.
+pub struct Arrivals {
+    // In the order of their drop.
+    _guardian: Guardian,
+    dir: TempDir,
+    instance: String,
+}
+
+impl Arrivals {
+    /// From now on. An error is the reason to skip the test.
+    pub fn of(path: &Path) -> Result<Self, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut guardian = Guardian::start(REMOVE, None);
+        guardian.tell(dir.path().to_str().expect("a plain name"));
+        run(Command::new("mount")
+            .args(["-t", "tracefs", "none"])
+            .arg(dir.path()))?;
+        let instance = format!(
+            "llama-hugepages-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        guardian.tell(&instance);
+        let arrivals = Self {
+            _guardian: guardian,
+            dir,
+            instance,
+        };
+        let trace = arrivals.path("");
+        fs::create_dir(&trace).map_err(|error| format!("cannot trace the page cache: {error}"))?;
+        let event = "events/filemap/mm_filemap_add_to_page_cache";
+        if !arrivals.path(event).is_dir() {
+            return Err("this kernel does not trace the page cache".to_owned());
+        }
+        let write = |name: &str, text: &str| {
+            fs::write(arrivals.path(name), text).map_err(|error| format!("{name}: {error}"))
+        };
+        let inode = fs::metadata(path).expect("the file is there").ino();
+        let device = super_block_of(path)?;
+        write("buffer_size_kb", "8192")?;
+        write(
+            &format!("{event}/filter"),
+            &format!("i_ino == {inode} && s_dev == {device}"),
+        )?;
+        write(&format!("{event}/enable"), "1")?;
+        Ok(arrivals)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir
+            .path()
+            .join("instances")
+            .join(&self.instance)
+            .join(name)
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        let cpus = fs::read_dir(self.path("per_cpu")).expect("it is traced");
+        for cpu in cpus {
+            let stats = cpu.expect("a CPU").path().join("stats");
+            let stats = fs::read_to_string(stats).expect("it is traced");
+            assert!(stats.contains("overrun: 0\n"), "events were lost: {stats}");
+        }
+        let trace = fs::read_to_string(self.path("trace")).expect("it is traced");
+        let orders = trace
+            .lines()
+            .filter_map(|line| line.rsplit_once(" order=")?.1.trim().parse::<u32>().ok());
+        let page = rustix::param::page_size() as u64;
+        orders.map(|order| page << order).sum()
+    }
+}
+
+/// The device number of a file's superblock as the kernel's trace has it: stat(2) shows another one on btrfs.
+fn super_block_of(path: &Path) -> Result<u64, String> {
+    let path = fs::canonicalize(path).map_err(|error| error.to_string())?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    // id parent major:minor root mount-point …
+    let mut found: Option<(usize, &str)> = None;
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(2);
+        let (Some(device), Some(place)) = (fields.next(), fields.nth(1)) else {
+            continue;
+        };
+        if path.starts_with(place) && found.is_none_or(|(length, _)| place.len() >= length) {
+            found = Some((place.len(), device));
+        }
+    }
+    let (_, device) = found.ok_or("no mount has the file")?;
+    let (major, minor) = device.split_once(':').ok_or("proc(5)")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
+    // MKDEV of the kernel
+    Ok(number(major)? << 20 | number(minor)?)
+}
+
+#[test]
+fn every_byte_that_comes_into_the_page_cache_is_counted_once_and_also_if_it_is_dropped() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let path = dir.path().join("file");
+    fs::write(&path, vec![1; 8 << 20]).expect("there is space");
+    drop_file(&path);
+    let arrivals = super::or_skip!(Arrivals::of(&path));
+    warm(&path, 0..4 << 20);
+    let first = arrivals.bytes();
+    assert!((4 << 20..5 << 20).contains(&first), "{first}");
+    drop_file(&path);
+    warm(&path, 0..8 << 20);
+    let second = arrivals.bytes() - first;
+    assert!((8 << 20..9 << 20).contains(&second), "{second}");
 }

@@ -1,0 +1,50 @@
+//! The two ways of weights through the engine, with a model for each and what stock answers.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::equality::answers;
+
+use super::models;
+use super::server::Launch;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Into the image of the file.
+    Mapped,
+    /// Through staging buffers into a buffer.
+    Repacked,
+}
+
+use Weights::{Mapped, Repacked};
+
+pub const BOTH: [Weights; 2] = [Mapped, Repacked];
+
+impl Weights {
+    /// Its model, of 100 MB.
+    pub fn demo(self) -> PathBuf {
+        models::demo("100M", if self == Mapped { "Q8_0" } else { "Q4_K" })
+    }
+
+    /// A server of a copy of the model.
+    pub fn with(self, launch: Launch, model: &Path) -> Launch {
+        match self {
+            Mapped => launch.model(model),
+            Repacked => launch.repacked_model(model),
+        }
+    }
+
+    /// Our server of the model.
+    pub fn launch(self) -> Launch {
+        self.with(Launch::ours(), &self.demo())
+    }
+
+    /// What stock answers. An error is the reason to skip the test.
+    pub fn stock_answers(self) -> Result<&'static Value, String> {
+        static ANSWERS: [OnceLock<Value>; 2] = [const { OnceLock::new() }; 2];
+        let stock = Launch::stock()?;
+        Ok(ANSWERS[self as usize].get_or_init(|| answers(&self.with(stock, &self.demo()).start())))
+    }
+}
