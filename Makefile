@@ -68,7 +68,6 @@ test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
 test-full: instrumented test ## the same and the long tests
 	$(call step,tests that look into the program or boot a system)
 	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: systemd::
-	cargo test $(CARGO_FLAGS) --test it -- --ignored kernel_settings::
 
 .PHONY: instrumented
 instrumented: setup-test

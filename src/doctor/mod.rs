@@ -116,6 +116,8 @@ struct Host {
     need: Option<u64>,
     /// Of the server, as a shell takes them.
     arguments: String,
+    /// What the plan says is missing, and its hint.
+    short: Option<(String, String)>,
     /// Why llama-server would not load it.
     refused: Option<String>,
     /// Whether the model file is mapped already with one entry for 2 MiB: the verdict depends on it.
@@ -177,6 +179,11 @@ pub fn examine(
             .as_ref()
             .and_then(|plan| plan.as_ref().ok())
             .map(Plan::page_bytes),
+        short: plan
+            .as_ref()
+            .and_then(|plan| plan.as_ref().ok())
+            .filter(|plan| !plan.fits)
+            .map(|plan| (plan.message.clone(), plan.hint.clone())),
         arguments: shell_words::join(arguments),
         refused: plan.and_then(Result::err).map(|error| error.to_string()),
         mapped: model.as_deref().and_then(model::mapped),

@@ -8,15 +8,15 @@ use crate::status::HvoState;
 use crate::store;
 
 pub fn plan(host: &Host) -> Vec<Finding> {
-    let refused = host.refused.iter();
-    refused
-        .map(|why| {
-            Finding::problem(
-                why.clone(),
-                "no load with these arguments comes as far as huge pages",
-            )
-        })
-        .collect()
+    let refused = host.refused.iter().map(|why| {
+        Finding::problem(
+            why.clone(),
+            "no load with these arguments comes as far as huge pages",
+        )
+    });
+    let short = host.short.iter();
+    let short = short.map(|(why, hint)| Finding::problem(why.clone(), hint.clone()));
+    refused.chain(short).collect()
 }
 
 pub fn pool(host: &Host) -> Vec<Finding> {

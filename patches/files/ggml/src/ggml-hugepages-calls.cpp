@@ -152,7 +152,7 @@ bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
     return ret == 0;
 }
 
-bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t need, ggml_hugepages_error * error) {
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t n_populate, uint64_t need, ggml_hugepages_error * error) {
     if (root[0] != '\0') {
         return true; // another machine's
     }
@@ -172,15 +172,15 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
         call = "mmap";
         void * addr = MAP_FAILED;
         if (ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
-            addr = mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+            addr = mmap(nullptr, n_populate*page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         }
         if (addr == MAP_FAILED) {
             return false;
         }
         call = "madvise";
-        const bool ok  = ggml_hugepages_populate((uint8_t *) addr, page_size);
+        const bool ok  = ggml_hugepages_populate((uint8_t *) addr, n_populate*page_size);
         const int  err = errno;
-        munmap(addr, page_size);
+        munmap(addr, n_populate*page_size);
         errno = err;
         return ok;
     };
@@ -201,7 +201,7 @@ bool ggml_hugepages_punch(int, size_t, size_t) {
     return false;
 }
 
-bool ggml_hugepages_try(const char *, size_t, uint64_t, uint64_t, ggml_hugepages_error *) {
+bool ggml_hugepages_try(const char *, size_t, uint64_t, uint64_t, uint64_t, ggml_hugepages_error *) {
     return true;
 }
 
@@ -214,6 +214,6 @@ bool ggml_hugepages_probe(size_t page_size, ggml_hugepages_error * error) noexce
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s", ggml_hugepages_size_name(page_size).c_str());
         }
         const uint64_t n = supply.usable() > 0 ? 1 : 0;
-        return ggml_hugepages_try("", page_size, n, n, error);
+        return ggml_hugepages_try("", page_size, n, n, n, error);
     });
 }

@@ -18,6 +18,7 @@
 #include <mutex>
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct ggml_hugepages_held {
@@ -55,7 +56,7 @@ struct ggml_hugepages_held {
 static std::mutex g_mutex; // for what follows, and what it points to
 static std::vector<std::shared_ptr<ggml_hugepages_held>> g_held;
 
-bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, size_t * at_page_size) {
+bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size) {
     for (const auto & grant : grants) {
         auto held = std::make_shared<ggml_hugepages_held>();
         held->kind      = grant.kind;
@@ -68,6 +69,18 @@ bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool 
                 continue; // the buffer takes what it finds
             }
             return false;
+        }
+        if (populate) {
+            void * addr = mmap(nullptr, held->end, PROT_READ | PROT_WRITE, MAP_SHARED, held->fd, 0);
+            const bool ok  = addr != MAP_FAILED && ggml_hugepages_populate((uint8_t *) addr, held->end);
+            const int  err = errno;
+            if (addr != MAP_FAILED) {
+                munmap(addr, held->end);
+            }
+            if (!ok) {
+                errno = err;
+                return false;
+            }
         }
         std::lock_guard<std::mutex> lock(g_mutex);
         g_held.push_back(held);

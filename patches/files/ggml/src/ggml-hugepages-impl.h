@@ -42,7 +42,7 @@ struct ggml_hugepages_run {
     int                  rank;
     ggml_hugepages_owner owner = GGML_HUGEPAGES_OWNER_PROCESS;
 
-    std::shared_ptr<ggml_hugepages_held> held;        // of GGML_HUGEPAGES_OWNER_HELD
+    std::shared_ptr<ggml_hugepages_held> held{};      // of GGML_HUGEPAGES_OWNER_HELD
     size_t                               held_at = 0; // offset of the first block in it
 
     bool is_in_store() const { return owner == GGML_HUGEPAGES_OWNER_FILLING || owner == GGML_HUGEPAGES_OWNER_ATTACHED; }
@@ -75,6 +75,7 @@ struct ggml_hugepages_image {
     uint8_t             * addr   = nullptr;
     size_t                length = 0;       // of the address range
     bool                  is_malloc = false; // a buffer under one page, in ordinary memory
+    bool                  limits_may_hide = false; // above the cgroup namespace
     bool                  is_lazy   = false; // a buffer whose pages are populated by those who write to it
     ggml_hugepages_ranges populated;         // of a lazy buffer, or given up
     bool                  is_told = false;   // that pages were refused to it
@@ -390,9 +391,9 @@ bool ggml_hugepages_punch(int fd, size_t first, size_t last);
 // Reserves the pages of [first, last) of such a file. They stay reserved for it until it ends.
 bool ggml_hugepages_reserve(int fd, size_t first, size_t last);
 
-// Tries what a load does with a page: a file of huge pages, a reservation of n_reserve pages, one page populated. Everything is given back.
-// need: of the load, for the message
-bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t need, ggml_hugepages_error * error);
+// Tries what a load does with a page: a file of huge pages, a reservation of n_reserve pages. Everything is given back.
+// n_populate of them are populated. need: of the load, for the message
+bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t n_populate, uint64_t need, ggml_hugepages_error * error);
 
 //
 // the page cache
@@ -427,7 +428,8 @@ struct ggml_hugepages_page_cache {
 struct ggml_hugepages_held;
 
 // Reserves them. False with errno when the kernel refuses, at_page_size: which.
-bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, size_t * at_page_size);
+// populate: so that a hidden limit refuses them now
+bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size);
 
 // how many are held for buffers of this kind, or of all if it is GGML_HUGEPAGES_KIND_COUNT
 uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size);
@@ -491,8 +493,9 @@ bool ggml_hugepages_read(
 // The same for a buffer that has no file. Of a lazy one only the pages that are too large to wait for.
 bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_image ** refused, ggml_hugepages_refusal * refusal, ggml_hugepages_error * error);
 
-// Populates what is missing in resident images, before anything is read: pages of a store cannot be reserved.
-bool ggml_hugepages_populate_store(
+// Populates before anything is read: what is missing in resident images, as pages of a store cannot be reserved, and all pages where a
+// limit may hide that the kernel applies when a page is touched.
+bool ggml_hugepages_populate_ahead(
         ggml_hugepages_image_t *         images,
         size_t                           n_images,
         ggml_hugepages_progress_callback callback,

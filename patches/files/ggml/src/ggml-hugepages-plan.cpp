@@ -521,14 +521,19 @@ bool ggml_hugepages_decide(
         of_store.fail_full(error);
         return end_plan(who, false, error);
     }
-    const bool is_load = n_images > 0 && images[0]->fd != -1;
+    const bool is_load  = n_images > 0 && images[0]->fd != -1;
+    const bool may_hide = ggml_hugepages_limits_may_hide(root);
+    for (size_t i = 0; i < n_images; i++) {
+        images[i]->limits_may_hide = may_hide && !accepts_less;
+    }
     for (const auto & s : supplies) {
         const size_t   page_size = s.pool.page_size;
         const uint64_t wanted    = of_store.need_of_pool(page_size) + need[page_size];
-        // Only a look shows a hidden limit or a forbidden call. A plan reserves all of its pages for a moment only where a limit may hide.
-        const bool     may_hide  = is_load && ggml_hugepages_limits_may_hide(root);
-        const uint64_t reserve   = may_hide ? wanted : std::min<uint64_t>(wanted, 1);
-        if (is_load && wanted > 0 && s.usable() > 0 && !accepts_less && !ggml_hugepages_try(root, page_size, std::max<uint64_t>(reserve, 1), wanted, error)) {
+        // Only a trial shows a hidden limit or a forbidden call. Where a limit may hide, a plan takes all of its pages for a moment; a load is
+        // about to take them itself.
+        const uint64_t n_reserve  = may_hide ? wanted : 1;
+        const uint64_t n_populate = may_hide && params.plan_only ? wanted : 1;
+        if (is_load && wanted > 0 && s.usable() >= wanted && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, wanted, error)) {
             return end_plan(who, false, error);
         }
     }

@@ -85,6 +85,10 @@ struct source {
         const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
         direct_fd   = ggml_hugepages_is_killing(SYS_openat, O_RDONLY | O_CLOEXEC | O_DIRECT) ? -1 : open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
         buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (direct_fd != -1 && !ggml_hugepages_is_killing(SYS_fadvise64)) {
+            // where a file system reads through the cache all the same, it shall not read ahead
+            posix_fadvise(direct_fd, 0, 0, POSIX_FADV_RANDOM);
+        }
 #ifdef STATX_DIOALIGN
         struct statx st = {};
         if (direct_fd != -1 && ggml_hugepages_call(SYS_statx, direct_fd, (long) "", AT_EMPTY_PATH, STATX_DIOALIGN, (long) &st) == 0 &&
@@ -459,11 +463,12 @@ struct reader {
         return ggml_hugepages_normalized(result);
     }
 
-    // only_store: what is missing in a resident image, and its pages are populated only
-    void add_image(ggml_hugepages_image & image, source * from, bool only_store) {
+    // ahead: before anything is read, what cannot be reserved, or would be too late to be refused
+    void add_image(ggml_hugepages_image & image, source * from, bool ahead) {
         for (const auto & run : image.runs) {
             const bool is_large = run.page_size > CHUNK_SIZE;
-            if (only_store ? run.owner != GGML_HUGEPAGES_OWNER_FILLING : image.is_lazy && !is_large) {
+            const bool is_ahead = run.owner == GGML_HUGEPAGES_OWNER_FILLING || (image.limits_may_hide && !run.is_in_store());
+            if (ahead ? !is_ahead : image.is_lazy && !is_large) {
                 continue;
             }
             auto * store = run.is_in_store() ? image.resident.get() : nullptr;
@@ -577,7 +582,7 @@ void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, con
 enum what_to_do {
     READ,
     POPULATE,       // buffers have no file
-    POPULATE_STORE, // what is missing in resident images
+    POPULATE_AHEAD, // what cannot be reserved, or where a limit may hide
 };
 
 static bool run_jobs(
@@ -606,7 +611,7 @@ static bool run_jobs(
                 return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_IO, "cannot open %s: %s", image.path.c_str(), strerror(errno));
             }
         }
-        r.add_image(image, is_read ? r.sources.back().get() : nullptr, what == POPULATE_STORE);
+        r.add_image(image, is_read ? r.sources.back().get() : nullptr, what == POPULATE_AHEAD);
     }
     for (size_t i = 0; i < n_pieces; i++) {
         const auto & p = pieces[i];
@@ -687,7 +692,7 @@ bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_im
     return run_jobs(POPULATE, &handle, 1, nullptr, 0, image.params, nullptr, nullptr, refused, refusal, error);
 }
 
-bool ggml_hugepages_populate_store(
+bool ggml_hugepages_populate_ahead(
         ggml_hugepages_image_t *         images,
         size_t                           n_images,
         ggml_hugepages_progress_callback callback,
@@ -696,7 +701,7 @@ bool ggml_hugepages_populate_store(
         ggml_hugepages_refusal         * refusal,
         ggml_hugepages_error           * error) {
     return n_images == 0 ||
-        run_jobs(POPULATE_STORE, images, n_images, nullptr, 0, images[0]->params, callback, user_data, refused, refusal, error);
+        run_jobs(POPULATE_AHEAD, images, n_images, nullptr, 0, images[0]->params, callback, user_data, refused, refusal, error);
 }
 
 #endif // __linux__

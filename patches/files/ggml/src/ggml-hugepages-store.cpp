@@ -717,7 +717,7 @@ static int find_store(const char * store, size_t page_size, std::string & path, 
         }
     }
     if (!refused.empty()) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no hugetlbfs that is mounted can be the store: %s", refused.c_str());
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "none of the mounted hugetlbfs can be the store: %s", refused.c_str());
         ggml_hugepages_hint(error, "%s", why.hint);
         return -1;
     }

@@ -734,10 +734,11 @@ static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error
         grants.insert(grants.end(), images[i]->grants.begin(), images[i]->grants.end());
     }
     size_t page_size = 0;
-    if (grants.empty() || ggml_hugepages_hold(grants, ggml_hugepages_accepts_less(&images[0]->params), &page_size)) {
+    if (grants.empty() || ggml_hugepages_hold(grants, ggml_hugepages_accepts_less(&images[0]->params), images[0]->limits_may_hide, &page_size)) {
         return true;
     }
-    return fail_load(images, n, *images[0], { "mmap", errno, page_size, 0, false }, error);
+    // EFAULT: refused when it was touched
+    return fail_load(images, n, *images[0], { errno == EFAULT ? "madvise" : "mmap", errno, page_size, 0, false }, error);
 }
 
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
@@ -790,7 +791,7 @@ bool ggml_hugepages_fill(
     ggml_hugepages_refusal refusal = {};
     ggml_hugepages_image * refused = nullptr;
     const bool ok =
-        (ggml_hugepages_accepts_less(params) || ggml_hugepages_populate_store(images, n_images, callback, user_data, &refused, &refusal, error)) &&
+        (ggml_hugepages_accepts_less(params) || ggml_hugepages_populate_ahead(images, n_images, callback, user_data, &refused, &refusal, error)) &&
         ggml_hugepages_read(images, n_images, pieces, n_pieces, *params, callback, user_data, &refused, &refusal, error);
     if (refused) {
         return fail_load(images, n_images, *refused, refusal, error);
@@ -899,7 +900,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     if (ok && is_thp(buffer)) {
         ok = populate_thp(&handle, 1, error);
     } else if (ok) {
-        ok = (accepts_less || ggml_hugepages_populate_store(&handle, 1, nullptr, nullptr, &refused, &refusal, error)) &&
+        ok = (accepts_less || ggml_hugepages_populate_ahead(&handle, 1, nullptr, nullptr, &refused, &refusal, error)) &&
             ggml_hugepages_populate_all(buffer, &refused, &refusal, error);
     }
     if (!ok) {
