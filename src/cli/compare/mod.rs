@@ -14,9 +14,10 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use llama_hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
+use llama_hugepages::pool::Root;
 
 use super::output::{self, Format};
-use super::{Exit, programs, signals};
+use super::{Exit, pool, programs, signals};
 use session::Session;
 
 const SCHEMA: u32 = 1;
@@ -137,6 +138,9 @@ pub fn run(args: &Args) -> Result<Exit> {
     let programs = programs_of(args)?;
     let models = models::all(args, &stop)?;
     let place = models.first().map_or(Path::new("/"), |model| &model.path);
+    if !args.no_reserve {
+        pool::reap(&Root::system());
+    }
     let report = Report::new(
         Machine::read(place),
         env::args().collect(),

@@ -213,6 +213,14 @@ impl Reserve {
     }
 }
 
+/// Returns pages that a killed command left in the pool. The next reservation would do so, and a caller that compares the pool
+/// before and after its work would find fewer pages than at its start.
+pub fn reap(root: &Root) {
+    let reaped = changer(root).and_then(|mut changer| changer.reap());
+    // A user who may not change the pool uses the pages that are free.
+    change::say_reaped(&reaped.unwrap_or_default());
+}
+
 /// The journal and the lock. Says so when somebody else holds it.
 pub fn changer(root: &Root) -> Result<Changer, ChangeError> {
     let waiting = || eprintln!("waiting for another command that changes the pool");

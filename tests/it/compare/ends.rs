@@ -1,8 +1,9 @@
 //! However a comparison or one of its servers ends: it is told, and nothing is left.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -115,6 +116,43 @@ fn what_is_killed_leaves_no_server_no_page_no_cgroup_and_no_file() {
 }
 
 /// A comparison that gets a signal when its baseline was started so often. Returns its number and exit code, too.
+#[test]
+fn pages_that_a_killed_lease_left_are_returned_before_the_pool_is_counted() {
+    let model = models::demo("20M", "Q8_0");
+    let stock = or_skip!(programs::stock("llama-server"));
+    let pool = or_skip!(Pool::with(0));
+    let free = pool.counts.total;
+    let tool = Tool::new(&stock, "cold").model(&model).with(&["--gate"]);
+    let mut lease = Command::new(programs::hugepages())
+        .args(["pool", "reserve", "7", "--size", "2M", "--lease"])
+        .env("LLAMA_HUGEPAGES_STATE", tool.dir.path().join("state"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the tool can be started");
+    let mut line = String::new();
+    let answer = lease.stdout.take().expect("it is piped");
+    BufReader::new(answer)
+        .read_line(&mut line)
+        .expect("the lease answers");
+    assert_eq!((line.trim(), total()), ("ok 7", free + 7));
+    lease.kill().expect("it is our child");
+    lease.wait().expect("it is our child");
+    assert_eq!(total(), free + 7);
+
+    let ended = tool.output();
+    ended.assert_code(0);
+    assert_eq!(total(), free);
+    let before = &ended.report()["pools_before"];
+    let mut pools = before.as_array().expect("a list").iter();
+    let small = pools.find(|pool| pool["page_bytes"] == 2 << 20);
+    assert_eq!(
+        small.expect("the size of the pool")["total"],
+        free,
+        "{before}"
+    );
+}
+
 fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
     let mut started = Started::new();
     let baseline = script_before_ours(started.path(), &started.then(":"));
