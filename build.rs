@@ -14,7 +14,7 @@ use anyhow::Result;
 use build::cargo::Package;
 use build::cmake::{self, Build, commit_label};
 use build::patch::Series;
-use build::{cargo, link, lock, source};
+use build::{cargo, link, lock, source, ui};
 
 fn run() -> Result<()> {
     let Package { root, out, version } = Package::from_env()?;
@@ -27,6 +27,12 @@ fn run() -> Result<()> {
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
     Series::read(&patches)?.apply(&source.dir, &tree)?;
+    if let Err(error) = ui::provide(&root, &source.dir, &tree, &out.join("ui")) {
+        let cause = format!("{error:#}").replace("\nhint: ", "; ");
+        cargo::warning(&format!(
+            "llama-server is built without its chat page: {cause}"
+        ));
+    }
     bindings::generate(&root, &tree, &out)?;
     shim::compile(&root, &tree)?;
     let commit = commit_label(&source, Some(&version));

@@ -60,6 +60,11 @@ pub fn link_shared(name: &str) {
     directive("rustc-link-lib", format_args!("dylib={name}"));
 }
 
+/// Cargo shows the line and goes on.
+pub fn warning(message: &str) {
+    directive("warning", message);
+}
+
 /// Cargo shows these lines in place of the script's whole output.
 pub fn error(message: &str) {
     for line in message.lines() {

@@ -11,6 +11,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::cargo;
 use super::source::Source;
 
+/// What upstream counts up with each commit, which a tree without its history cannot tell.
+pub const BUILD_NUMBER: &str = "0";
+
 /// One CMake build of a tree.
 pub struct Build<'a> {
     /// The directory that holds the tree as `llama.cpp/`, and gets the build as `build/`.
@@ -81,10 +84,11 @@ impl Build<'_> {
             .define("LLAMA_BUILD_TESTS", "OFF")
             .define("LLAMA_BUILD_EXAMPLES", "OFF")
             .define("LLAMA_BUILD_APP", "OFF")
+            // `ui` builds the page, and CMake embeds it.
             .define("LLAMA_BUILD_UI", "OFF")
             // A download during the build.
             .define("LLAMA_USE_PREBUILT_UI", "OFF")
-            .define("LLAMA_BUILD_NUMBER", "0")
+            .define("LLAMA_BUILD_NUMBER", BUILD_NUMBER)
             .define("LLAMA_BUILD_COMMIT", self.commit)
             // ggml asks git, which would name the commit of the repository around the tree: ours.
             .define("GIT_EXE", "OFF")

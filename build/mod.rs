@@ -11,6 +11,7 @@ pub mod lock;
 pub mod patch;
 pub mod source;
 pub mod tree;
+pub mod ui;
 
 fn hex(bytes: &[u8]) -> String {
     bytes

@@ -8,6 +8,7 @@
 mod build;
 mod git;
 mod hint;
+mod model;
 mod patches;
 mod programs;
 mod qemu;
@@ -70,6 +71,10 @@ enum Command {
     /// The patch series: edit it as commits, write it back, check it
     #[command(subcommand)]
     Patches(Patches),
+    /// Build upstream's chat page into vendor/ui/, for every later build (nothing to do when it is there)
+    Ui,
+    /// Download the small model that `make run` serves into target/models/ (nothing to do when it is there)
+    Model,
     /// Build upstream's programs from the pristine source into target/stock/, with the flags of our own build
     Stock,
     /// Build upstream's programs with the series into target/tools/
@@ -157,6 +162,15 @@ fn run(cli: &Cli) -> Result<Exit> {
     match &cli.command {
         Command::Vendor(command) => run_vendor(&repo, command),
         Command::Patches(command) => run_patches(&repo, command),
+        Command::Ui => {
+            let page = build::ui::build(&repo.source()?.dir, &repo.pages())?;
+            println!("{}", page.display());
+            Ok(Exit::Done)
+        }
+        Command::Model => {
+            println!("{}", model::fetch(&repo)?.display());
+            Ok(Exit::Done)
+        }
         Command::Stock => run_build(&repo, Kind::Stock),
         Command::Tools => run_build(&repo, Kind::Tools),
         Command::Instrumented => {
@@ -175,7 +189,7 @@ fn run(cli: &Cli) -> Result<Exit> {
 fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
     match command {
         Vendor::Fetch => {
-            let (dir, is_new) = vendor::fetch(repo)?;
+            let (dir, is_new) = vendor::fetch(&repo)?;
             println!(
                 "{}{}",
                 dir.display(),

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::build::cmake::{self, Build, commit_label};
 use crate::build::patch::Series;
-use crate::build::source;
+use crate::build::{source, ui};
 use crate::repo::Repo;
 
 /// What is compared, measured and tested.
@@ -112,6 +112,11 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let ours = match kind {
         Kind::Stock | Kind::PortableStock => {
             source::copy(&source.dir, &tree)?;
+            if kind == Kind::Stock {
+                if let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages()) {
+                    eprintln!("warning: llama-server is built without its chat page: {error:#}");
+                }
+            }
             None
         }
         Kind::Tools | Kind::Qemu | Kind::PortableTools | Kind::Address | Kind::Thread => {

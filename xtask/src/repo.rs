@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::build::lock::{self, Lock};
 use crate::build::source::{self, Source};
+use crate::build::ui;
 use crate::patches::Folder;
 
 #[derive(Debug)]
@@ -32,6 +33,15 @@ impl Repo {
 
     pub fn lock(&self) -> Result<Lock> {
         lock::read(&self.lock_file())
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Finished chat pages.
+    pub fn pages(&self) -> PathBuf {
+        ui::cache_dir(&self.root)
     }
 
     pub fn cache(&self) -> PathBuf {
