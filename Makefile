@@ -61,6 +61,11 @@ tools: setup ## build llama.cpp's tools with our patches, in target/tools/
 	$(call step,patched tools)
 	cargo xtask tools
 
+.PHONY: model
+model: setup ## download the small real model that `make run` serves and the tests ask
+	$(call step,model)
+	-cargo xtask model
+
 .PHONY: clean
 clean: ## remove target/, downloads and demo models included
 	rm -rf target
@@ -82,7 +87,7 @@ instrumented: setup-test
 	cargo xtask instrumented
 
 .PHONY: unit
-unit: ## unit and integration tests alone
+unit: model ## unit and integration tests alone
 	$(call step,tests)
 	@mkdir -p $(dir $(SKIP_LOG)) && : > $(SKIP_LOG)
 	LLAMA_HUGEPAGES_SKIP_LOG=$(SKIP_LOG) cargo test $(CARGO_FLAGS)

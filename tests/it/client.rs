@@ -1,52 +1,13 @@
 //! What a client sees: the `openai` package for Python, and the endpoints that others poll.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
-use crate::support::{http, models, need, or_skip, programs, target_dir};
-
-/// A Python that has the `openai` package, made once.
-fn python() -> Result<PathBuf, String> {
-    let dir = target_dir().join("venv");
-    let python = dir.join("bin/python");
-    let lock = File::create(target_dir().join("venv.lock")).expect("target/ can be written");
-    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
-    let has_openai = || {
-        Command::new(&python)
-            .args(["-c", "import openai"])
-            .output()
-            .is_ok_and(|output| output.status.success())
-    };
-    if has_openai() {
-        return Ok(python);
-    }
-    run(Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(&dir))?;
-    run(Command::new(&python).args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "openai>=2,<3",
-    ]))?;
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    programs::run(command).map_err(|said| {
-        let last = said.lines().last().unwrap_or_default();
-        format!("no venv with the package `openai`: {last}")
-    })
-}
+use crate::support::{http, models, need, or_skip, python};
 
 /// Stock's and ours, which has all pages that it needs.
 fn servers_of_both(model: &Path, args: &[&str]) -> Result<([Server; 2], Pool), String> {
@@ -57,24 +18,13 @@ fn servers_of_both(model: &Path, args: &[&str]) -> Result<([Server; 2], Pool), S
 }
 
 fn chat(python: &Path, server: &Server) -> Value {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client.py");
-    let output = Command::new(python)
-        .arg(script)
-        .arg(server.url("/v1"))
-        .output()
-        .expect("python can be started");
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        String::from_utf8_lossy(&output.stderr),
-        server.log()
-    );
-    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+    python::run_script(python, "client.py", &[&server.url("/v1")])
+        .unwrap_or_else(|said| panic!("{said}\n{}", server.log()))
 }
 
 #[test]
 fn openais_python_client_streams_what_stock_streams() {
-    let python = or_skip!(python());
+    let python = or_skip!(python::python());
     let model = models::demo("20M", "Q8_0");
     let (servers, _pool) = or_skip!(servers_of_both(&model, &[]));
     let [stock, ours] = servers.map(|server| chat(&python, &server));

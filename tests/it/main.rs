@@ -5,6 +5,7 @@ mod api;
 mod architectures;
 mod bad_input;
 mod build_errors;
+mod chat_page;
 mod client;
 mod company;
 mod compare;

@@ -17,6 +17,7 @@ pub mod page_cache;
 pub mod plan;
 pub mod pool;
 pub mod programs;
+pub mod python;
 pub mod seccomp;
 pub mod server;
 pub mod settings;

@@ -100,3 +100,13 @@ pub fn copy_to(dir: &Path, model: &Path) -> PathBuf {
     }
     dir.join(files[0].file_name().expect("a file"))
 }
+
+/// SmolLM2-135M-Instruct: a real model that answers in English.
+pub fn smollm2() -> Result<PathBuf, String> {
+    let path = target_dir().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("{} is missing: cargo xtask model", path.display()))
+    }
+}
