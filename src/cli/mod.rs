@@ -3,11 +3,14 @@
 mod compare;
 mod demo_model;
 mod doctor;
+mod lease;
 mod man;
 mod output;
+mod overview;
 mod plan;
 mod pool;
 mod programs;
+mod serve;
 mod signals;
 mod status;
 mod store;
@@ -31,14 +34,16 @@ use llama_hugepages::tlb::TlbError;
 
 /// Tools around llama.cpp on huge pages.
 #[derive(Debug, Parser)]
-#[command(name = "hugepages", version, about, after_help = Exit::TABLE, max_term_width = 120, arg_required_else_help = true)]
+#[command(name = "hugepages", version, about, after_help = Exit::TABLE, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a model on huge pages: plan, add the missing pages, run llama-server, return the pages
+    Serve(serve::Args),
     /// Write a model with random weights, for tests, benchmarks and a first try
     DemoModel(demo_model::Args),
     /// Check everything that makes huge pages fail or disappoint
@@ -70,15 +75,17 @@ enum Command {
 /// What the process tells its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    Success = 0,
-    Failure = 1,
-    Usage = 2,
+    Success,
+    Failure,
+    Usage,
     /// What was asked for does not fit, and nothing was changed.
-    Short = 3,
+    Short,
     /// What should be the same was not: tokens of two programs, or an image and its checksums.
-    Unequal = 5,
+    Unequal,
     /// As a shell reports a process that Ctrl-C ended.
-    Interrupted = 130,
+    Interrupted,
+    /// That of the server that was run.
+    Server(u8),
 }
 
 impl Exit {
@@ -94,7 +101,15 @@ Exit codes:
 
 impl Termination for Exit {
     fn report(self) -> ExitCode {
-        ExitCode::from(self as u8)
+        ExitCode::from(match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::Short => 3,
+            Self::Unequal => 5,
+            Self::Interrupted => 130,
+            Self::Server(code) => code,
+        })
     }
 }
 
@@ -112,7 +127,12 @@ pub fn run() -> Result<Exit> {
             });
         }
     };
-    match cli.command {
+    let Some(command) = cli.command else {
+        overview::run()?;
+        return Ok(Exit::Success);
+    };
+    match command {
+        Command::Serve(args) => return serve::run(&args),
         Command::DemoModel(args) => demo_model::run(&args)?,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Status(args) => return status::run(&args),

@@ -1,5 +1,7 @@
 //! Ctrl-C and its kind, for commands that have something to put away.
 
+use std::mem::MaybeUninit;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -15,4 +17,14 @@ pub fn stop() -> Result<Arc<AtomicBool>> {
             .context("cannot install a signal handler")?;
     }
     Ok(stop)
+}
+
+/// Whether this process inherited the signal as ignored, as `nohup` and `trap '' INT` leave it. The caller then wants no such end.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks only; there is room for the answer, which outlives the call.
+    let asked = unsafe { libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) };
+    // SAFETY: zeroed above, which is a valid value, and written by the call.
+    let now = unsafe { now.assume_init() };
+    asked == 0 && now.sa_sigaction == libc::SIG_IGN
 }

@@ -39,6 +39,8 @@ pub struct Loader {
     pub store: OsString,
     /// More arguments of the server, as those of the start that shall find the model there.
     pub arguments: Vec<OsString>,
+    /// Words in front of the server's program, such as those of `setpriv`, which run it as another user.
+    pub wrapper: Vec<OsString>,
 }
 
 /// How far the server is, in whatever it counts.
@@ -52,7 +54,13 @@ impl Loader {
     /// The server's arguments for a model.
     pub fn arguments_for(&self, model: &Path) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["--model".into(), model.into()];
-        arguments.extend(self.arguments.iter().cloned());
+        arguments.extend(self.arguments_of_store());
+        arguments
+    }
+
+    /// The server's arguments without a model, where [`Loader::arguments`] name one.
+    pub fn arguments_of_store(&self) -> Vec<OsString> {
+        let mut arguments = self.arguments.clone();
         // Last, so that they win.
         arguments.extend(["--hugepages", "--hugepage-store"].map(OsString::from));
         arguments.push(self.store.clone());
@@ -69,9 +77,22 @@ impl Loader {
         &self,
         model: &Path,
         stop: &AtomicBool,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
+        self.load_as(&self.arguments_for(model), stop, progress)
+    }
+
+    /// The same with all arguments of the server.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub fn load_as(
+        &self,
+        arguments: &[OsString],
+        stop: &AtomicBool,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {
-        let mut server = Server(self.spawn(model)?);
+        let mut server = Server(self.spawn(arguments)?);
         let log = server.0.stderr.take().map(|stderr| {
             thread::spawn(move || {
                 let mut log = Vec::new();
@@ -130,10 +151,13 @@ impl Loader {
         })
     }
 
-    fn spawn(&self, model: &Path) -> Result<Child, StoreError> {
-        let mut command = Command::new(&self.server);
+    fn spawn(&self, arguments: &[OsString]) -> Result<Child, StoreError> {
+        let server = self.server.as_os_str();
+        let mut words = self.wrapper.iter().map(OsString::as_os_str).chain([server]);
+        let mut command = Command::new(words.next().unwrap_or(server));
         command
-            .args(self.arguments_for(model))
+            .args(words)
+            .args(arguments)
             // A server that serves may have the port.
             .args(["--hugepage-load", "--host", "127.0.0.1", "--port", "0"])
             .stdin(Stdio::null())

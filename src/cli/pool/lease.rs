@@ -1,8 +1,6 @@
 //! `hugepages pool reserve --lease`: pages for as long as somebody holds the other end of standard input.
 
 use std::io::{self, Read, Write};
-use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +15,7 @@ use llama_hugepages::size::ByteSize;
 use super::{Reserve, changer};
 use crate::cli::Exit;
 use crate::cli::pool::change::{say_reaped, say_rounding, wish};
+use crate::cli::signals::is_ignored;
 
 pub const HELP: &str = "\
 For scripts: print one line, keep the pages until standard input ends, then give back what was added.
@@ -159,16 +158,6 @@ fn watch_signals(sender: &Sender<bool>) -> Result<()> {
         }
     });
     Ok(())
-}
-
-/// As `nohup` and `trap '' INT` leave it. Whoever did that wants the end of the input to be the only end.
-fn is_ignored(signal: i32) -> bool {
-    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: asks only; there is room for the answer, which outlives the call.
-    let asked = unsafe { libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) };
-    // SAFETY: zeroed above, which is a valid value, and written by the call.
-    let now = unsafe { now.assume_init() };
-    asked == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
 /// `false` when it ends.

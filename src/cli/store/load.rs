@@ -19,7 +19,7 @@ use super::{SCHEMA, Which};
 use crate::cli::output::{self, Format, printable};
 use crate::cli::{pool, programs, signals};
 
-const BAR: &str = "{prefix} {wide_bar} {percent} %, {eta} left";
+pub const BAR: &str = "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 
 /// Load models into a store, and serve nothing
 ///
@@ -77,6 +77,7 @@ pub fn run(args: &Load, format: Format) -> Result<()> {
             .map_or_else(|| programs::beside("llama-server"), Ok)?,
         store: store.path().into(),
         arguments: args.server_arguments.clone(),
+        wrapper: Vec::new(),
     };
     let mut answer = Answer {
         store: store.path().to_owned(),
@@ -157,21 +158,25 @@ fn need(
     if args.as_file {
         return Ok([(store.page_size(), store.pages_to_copy(model)?)].into());
     }
-    let mut plan = Plan::ask(&loader.server, loader.arguments_for(model))?;
-    // What a server that serves takes besides stays out of a store.
-    let stays = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
-    plan.needs.retain(stays);
-    Ok(plan.pages())
+    let plan = Plan::ask(&loader.server, loader.arguments_for(model))?;
+    Ok(kept(plan))
+}
+
+/// Pages of what a store keeps: KV cache and compute buffers end with their server.
+pub fn kept(mut plan: Plan) -> BTreeMap<HugePageSize, u64> {
+    let is_kept = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
+    plan.needs.retain(is_kept);
+    plan.pages()
 }
 
 /// Pages that the pool has grown by: given back unless the load came to its end.
 #[derive(Default)]
-struct Added {
+pub struct Added {
     changes: Vec<u64>,
 }
 
 impl Added {
-    fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), ChangeError> {
+    pub fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), ChangeError> {
         let root = Root::system();
         for (size, pages) in need {
             let counter = Counter::new(&root, *size, None)?;
@@ -194,7 +199,7 @@ impl Added {
         Ok(())
     }
 
-    fn keep(&mut self) {
+    pub fn keep(&mut self) {
         self.changes.clear();
     }
 }

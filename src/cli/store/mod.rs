@@ -1,6 +1,7 @@
 //! `hugepages store`: models that stay on huge pages when no process has them.
 //! Lives here: the arguments, and what they mean. Not here: what a store is, which is `llama_hugepages::store`.
 
+pub mod fill;
 mod list;
 mod load;
 mod mount;

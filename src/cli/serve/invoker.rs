@@ -1,0 +1,64 @@
+//! The user who called sudo: the pool is root's to change, and the server needs none of root's rights.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use rustix::process::geteuid;
+
+/// A user who became root with sudo.
+#[derive(Debug)]
+pub struct Invoker {
+    uid: u32,
+    gid: u32,
+    name: String,
+    home: String,
+}
+
+impl Invoker {
+    /// `None` for root itself, and for everybody who is not root.
+    pub fn of_sudo() -> Result<Option<Self>> {
+        let number = |name| env::var(name).ok()?.parse::<u32>().ok();
+        let (Some(uid), Some(gid)) = (number("SUDO_UID"), number("SUDO_GID")) else {
+            return Ok(None);
+        };
+        if uid == 0 || !geteuid().is_root() {
+            return Ok(None);
+        }
+        // Not only /etc/passwd has users: a directory service may.
+        let output = Command::new("getent")
+            .args(["passwd", &uid.to_string()])
+            .output()
+            .context("cannot run `getent passwd`")?;
+        let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let fields: Vec<&str> = line.split(':').collect();
+        let field = |index: usize| fields.get(index).copied().unwrap_or_default().to_owned();
+        Ok(Some(Self {
+            uid,
+            gid,
+            name: field(0),
+            home: field(5),
+        }))
+    }
+
+    /// What stands in front of a command that shall run as the user, and shall not outlive this process. The change of users takes
+    /// the death signal from a process, so `setpriv` sets it afterwards.
+    pub fn wrapper(&self) -> Vec<OsString> {
+        let groups = if self.name.is_empty() {
+            "--clear-groups"
+        } else {
+            "--init-groups"
+        };
+        let mut words: Vec<OsString> = vec!["setpriv".into()];
+        words.extend(["--reuid".into(), self.uid.to_string().into()]);
+        words.extend(["--regid".into(), self.gid.to_string().into()]);
+        words.extend([groups, "--pdeathsig", "KILL", "env"].map(OsString::from));
+        if !self.name.is_empty() {
+            words.push(format!("HOME={}", self.home).into());
+            words.push(format!("USER={}", self.name).into());
+            words.push(format!("LOGNAME={}", self.name).into());
+        }
+        words
+    }
+}

@@ -1,0 +1,71 @@
+//! Filling a store for a server that starts next: `hugepages serve --keep`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+use rustix::process::geteuid;
+
+use llama_hugepages::plan::Plan;
+use llama_hugepages::pool::{HugePageSize, Root};
+use llama_hugepages::store::mount::{self as mounts, Options};
+use llama_hugepages::store::{Loader, Store, StoreError};
+
+use super::load::{Added, BAR, kept};
+use crate::cli::output;
+
+/// Each user has images of their own there.
+const SHARED: u32 = 0o1777;
+
+/// Loads the model that the server's arguments name into a store, unless it is there, and says where the store is. Root mounts a
+/// store where none is. `wrapper` stands in front of the server's program.
+pub fn fill(
+    server: &Path,
+    arguments: &[OsString],
+    wrapper: Vec<OsString>,
+    stop: &AtomicBool,
+) -> Result<PathBuf> {
+    let store = open(!wrapper.is_empty())?;
+    let loader = Loader {
+        server: server.to_owned(),
+        store: store.path().into(),
+        arguments: arguments.to_vec(),
+        wrapper,
+    };
+    let arguments = loader.arguments_of_store();
+    let mut words = loader.wrapper.clone();
+    words.push(server.into());
+    words.extend(arguments.iter().cloned());
+    let plan = Plan::ask(words[0].as_ref(), &words[1..])?;
+
+    let mut added = Added::default();
+    added.reserve(&kept(plan))?;
+    let bar = output::progress_bar(BAR);
+    bar.set_prefix("loading");
+    let loaded = loader.load_as(&arguments, stop, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    loaded?;
+    added.keep();
+    Ok(store.path().to_owned())
+}
+
+/// The store that `auto` finds, or a new one.
+fn open(is_for_user: bool) -> Result<Store, StoreError> {
+    let found = Store::open(Store::AUTO);
+    let size = HugePageSize::of_images(&Root::system());
+    let (Err(StoreError::NoStore { .. }), Some(size), true) = (&found, size, geteuid().is_root())
+    else {
+        return found;
+    };
+    let mut options = Options::new(size);
+    if is_for_user {
+        options.mode = SHARED;
+    }
+    let path = mounts::default_path(size);
+    mounts::make(&path, &options)?;
+    Store::open(&path)
+}
