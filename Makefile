@@ -20,7 +20,7 @@ ARGS  ?=
 # once for `make build`, `make lint` and `make test`.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
-SCRIPTS     := scripts/setup scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh
+SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh
 
 step = @printf '\n== %s\n' '$(1)' >&2
 
@@ -37,22 +37,17 @@ help: ## list the targets
 setup: ## install what a build needs, or say what to install
 	@scripts/setup
 
-.PHONY: ui
-ui: setup ## build the chat page of llama-server
-	$(call step,chat page)
-	cargo xtask ui || echo 'warning: llama-server is built without its chat page' >&2
-
 .PHONY: build
-build: ui ## build llama-server and hugepages (release)
+build: ## build llama-server, with its chat page, and hugepages (release)
 	$(call step,build)
-	cargo build $(CARGO_FLAGS)
+	scripts/build $(filter-out --release,$(CARGO_FLAGS))
 
 .PHONY: run
 run: ## serve a model on huge pages, on 127.0.0.1:8080
 	@exec scripts/run --model "$${MODEL-$(MODEL)}" --port $(PORT) -- $(ARGS)
 
 .PHONY: stock
-stock: ui ## build llama.cpp without our patches, same flags, in target/stock/
+stock: setup ## build llama.cpp without our patches, same flags, in target/stock/
 	$(call step,stock llama.cpp)
 	cargo xtask stock
 
