@@ -31,6 +31,7 @@ mod refused_calls;
 mod resident;
 mod router;
 mod serve;
+mod serve_command;
 mod shortage;
 mod status;
 mod store;

@@ -189,7 +189,7 @@ fn run(cli: &Cli) -> Result<Exit> {
 fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
     match command {
         Vendor::Fetch => {
-            let (dir, is_new) = vendor::fetch(&repo)?;
+            let (dir, is_new) = vendor::fetch(repo)?;
             println!(
                 "{}{}",
                 dir.display(),

@@ -74,6 +74,8 @@ const MODEL_VARIABLES: [&str; 3] = [
 ];
 const POLICY: &str = "--hugepage-policy";
 const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+const STORE: &str = "--hugepage-store";
+const STORE_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_STORE";
 
 /// Starts of a server for which other processes take pages before it holds its own.
 const ATTEMPTS: usize = 5;
@@ -107,7 +109,8 @@ pub fn run(args: &Args) -> Result<Exit> {
     let mut arguments: Vec<OsString> = vec!["--hugepages".into()];
     if args.keep {
         let wrapper = invoker.as_ref().map(Invoker::wrapper).unwrap_or_default();
-        let store = fill::fill(&program, &args.arguments, wrapper, signals.flag())?;
+        let wanted = value(&args.arguments, STORE, STORE_VARIABLE);
+        let store = fill::fill(&program, &args.arguments, wrapper, wanted, signals.flag())?;
         arguments.extend(["--hugepage-store".into(), store.into_os_string()]);
     }
     // Last, so that the user's win.
@@ -215,7 +218,7 @@ fn usable(size: HugePageSize) -> u64 {
 fn names_model(arguments: &[OsString]) -> bool {
     let is_option = |argument: &OsString| MODEL.iter().any(|name| is(argument, name));
     let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(|name| is_set(name))
+    arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(is_set)
 }
 
 fn chooses_policy(arguments: &[OsString]) -> bool {

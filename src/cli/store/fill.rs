@@ -19,14 +19,18 @@ use crate::cli::output;
 const SHARED: u32 = 0o1777;
 
 /// Loads the model that the server's arguments name into a store, unless it is there, and says where the store is. Root mounts a
-/// store where none is. `wrapper` stands in front of the server's program.
+/// store where none is, unless one is `wanted`. `wrapper` stands in front of the server's program.
 pub fn fill(
     server: &Path,
     arguments: &[OsString],
     wrapper: Vec<OsString>,
+    wanted: Option<String>,
     stop: &AtomicBool,
 ) -> Result<PathBuf> {
-    let store = open(!wrapper.is_empty())?;
+    let store = match wanted {
+        Some(wanted) => Store::open(wanted)?,
+        None => open(!wrapper.is_empty())?,
+    };
     let loader = Loader {
         server: server.to_owned(),
         store: store.path().into(),
@@ -43,12 +47,12 @@ pub fn fill(
     added.reserve(&kept(plan))?;
     let bar = output::progress_bar(BAR);
     bar.set_prefix("loading");
-    let loaded = loader.load_as(&arguments, stop, |done, total| {
+    let result = loader.load_as(&arguments, stop, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    loaded?;
+    result?;
     added.keep();
     Ok(store.path().to_owned())
 }

@@ -41,6 +41,14 @@ impl Launch {
         Self::of(programs::server())
     }
 
+    /// `hugepages serve`, with options of its own.
+    pub fn served(options: &[&str]) -> Self {
+        let mut launch = Self::of(programs::hugepages());
+        let words = ["serve"].iter().chain(options).map(OsString::from);
+        launch.args.splice(0..0, words);
+        launch
+    }
+
     /// Upstream's, or why there is none.
     pub fn stock() -> Result<Self, String> {
         Ok(Self::of(programs::stock("llama-server")?))
@@ -150,7 +158,15 @@ impl Launch {
 
     /// Started, not yet ready.
     pub fn spawn(self) -> Server {
-        let port = free_port();
+        self.spawn_on(free_port())
+    }
+
+    /// Run to its end on a port that it does not choose.
+    pub fn run_on(self, port: u16) -> Ended {
+        self.spawn_on(port).wait()
+    }
+
+    fn spawn_on(self, port: u16) -> Server {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let log = dir.path().join("log");
         let mut line = self.wrapper;
