@@ -93,9 +93,9 @@ fn a_kill_takes_the_server_along_and_returns_the_pages() {
     let pool = or_skip!(Pool::with(0));
     let before = pool.counts.total;
     let served = Tool::new().serve(&[], &model).start();
-    let server = child_of(&served);
+    let pid = child_of(&served);
     let ended = served.stop(Signal::KILL);
-    let is_gone = || !Path::new(&format!("/proc/{server}")).exists();
+    let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
     assert!(wait_for(PATIENCE, is_gone), "{}", ended.log);
     assert_returned(before, &ended.log);
 }
@@ -106,8 +106,8 @@ fn the_end_of_the_server_is_the_end_of_the_command_with_its_exit_code() {
     let pool = or_skip!(Pool::with(0));
     let before = pool.counts.total;
     let served = Tool::new().serve(&[], &model).start();
-    let server = Pid::from_raw(child_of(&served).cast_signed()).expect("not 0");
-    kill_process(server, Signal::KILL).expect("it runs");
+    let process = Pid::from_raw(child_of(&served).cast_signed()).expect("not 0");
+    kill_process(process, Signal::KILL).expect("it runs");
     let ended = served.wait();
     assert_eq!(ended.status.code(), Some(128 + 9), "{}", ended.log);
     assert_returned(before, &ended.log);
@@ -145,20 +145,20 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
         .env("SUDO_UID", &id)
         .env("SUDO_GID", &id)
         .start();
-    let server = child_of(&served);
-    let status = fs::read_to_string(format!("/proc/{server}/status")).expect("it runs");
+    let pid = child_of(&served);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let ids = line.expect("a line").split_whitespace().map(str::to_owned);
         ids.collect::<Vec<_>>()
     };
-    assert_eq!(of("Uid:"), [&id, &id, &id, &id]);
-    assert_eq!(of("Gid:"), [&id, &id, &id, &id]);
+    assert_eq!(of("Uid:"), [id.as_str(); 4]);
+    assert_eq!(of("Gid:"), [id.as_str(); 4]);
     assert!(of("Groups:").iter().all(|group| *group == id), "{status}");
     assert!(total() > before);
     // The death of the command still reaches a process of another user.
     let ended = served.stop(Signal::KILL);
-    let is_gone = || !Path::new(&format!("/proc/{server}")).exists();
+    let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
     assert!(wait_for(PATIENCE, is_gone), "{}", ended.log);
     assert_returned(before, &ended.log);
 }
