@@ -46,11 +46,14 @@ impl Tool {
     /// With what it says first.
     fn lease(&self, amount: &[&str]) -> (Child, String) {
         let mut command = self.command(&[&["reserve"], amount, &["--lease"]].concat());
-        // The tool leaves a SIGINT ignored that was, as for all that a script starts in the background: these tests, too.
+        // The tool keeps ignoring signals that its caller ignores, and these tests may run under `nohup` or in the background of
+        // a script.
         // SAFETY: `signal` may be called between fork and exec.
         unsafe {
             command.pre_exec(|| {
-                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 Ok(())
             });
         }

@@ -14,6 +14,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -27,6 +29,7 @@
 
 static const long   SYS_CACHESTAT = 451;      // newer than many headers
 static const size_t STEP          = 64*1024;  // what is looked at as a whole
+static const int    N_DROPS       = 6;
 static const size_t WINDOW        = 64*1024*1024; // of mincore
 
 static size_t base_page() {
@@ -201,6 +204,29 @@ void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
             drop(fd, r.first, r.second);
         }
     }
+}
+
+size_t ggml_hugepages_page_cache::drop_all(const ggml_hugepages_ranges & of) const {
+    size_t left = 0;
+    // fadvise reports no page that it skips; a page that another task holds for a moment can be dropped after it
+    for (int i = 0; i < N_DROPS; i++) {
+        if (i > 0) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        }
+        drop(fd, 0, ggml_hugepages_align_up(size, base_page()));
+        left = 0;
+        for (const auto & r : of) {
+            size_t bytes = 0;
+            if (way == BY_TRYING || !count(r.first, r.second, &bytes)) {
+                return 0; // a look by trying would read the pages again
+            }
+            left += bytes;
+        }
+        if (left == 0) {
+            break;
+        }
+    }
+    return left;
 }
 
 #endif // __linux__

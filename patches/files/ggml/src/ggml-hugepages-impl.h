@@ -419,6 +419,9 @@ struct ggml_hugepages_page_cache {
 
     // drops from the cache what was not there at the first look
     void drop_new(size_t first, size_t last) const;
+
+    // drops the whole file; returns the bytes of the ranges that the kernel keeps, 0 if it does not tell
+    size_t drop_all(const ggml_hugepages_ranges & of) const;
 };
 
 //

@@ -662,8 +662,17 @@ static bool run_jobs(
                 }
             }
         }
-        if (params.drop_cache && !ggml_hugepages_is_killing(SYS_fadvise64)) {
-            posix_fadvise(s->buffered_fd, 0, 0, POSIX_FADV_DONTNEED);
+        if (params.drop_cache) {
+            ggml_hugepages_ranges read;
+            for (const auto & j : r.jobs) {
+                if (j.from == s.get() && j.first < j.last) {
+                    read.emplace_back(j.first, j.last);
+                }
+            }
+            const size_t left = s->cache.drop_all(ggml_hugepages_normalized(read));
+            if (left > 0) {
+                GGML_LOG_WARN("%s: the kernel keeps %.2f MiB of the model in the page cache\n", __func__, left/1024.0/1024.0);
+            }
         }
     }
     if (!r.sources.empty()) {
