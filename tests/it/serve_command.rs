@@ -33,6 +33,8 @@ impl Tool {
         let state = self.state.path().to_str().expect("UTF-8");
         Launch::served(options)
             .env("LLAMA_HUGEPAGES_STATE", state)
+            // Signals that this process ignores, as under `nohup`, do not end the command.
+            .wrapped(["env", "--default-signal=INT,TERM,HUP"])
             .model(model)
     }
 }
@@ -75,8 +77,9 @@ fn exactly_the_missing_pages_join_the_pool_and_leave_it_with_the_server() {
     let need = pages_of(&model);
     let pool = or_skip!(Pool::with(3));
     let before = pool.counts.total;
+    let tool = Tool::new();
     for (signal, code) in [(Signal::INT, 0), (Signal::TERM, 0), (Signal::HUP, 0)] {
-        let served = Tool::new().serve(&[], &model).start();
+        let served = tool.serve(&[], &model).start();
         assert_eq!(total(), before + need - 3, "{}", served.log());
         let backed = smaps::hugetlb_bytes(child_of(&served));
         assert!(backed > 0, "{}", served.log());
@@ -92,7 +95,8 @@ fn a_kill_takes_the_server_along_and_returns_the_pages() {
     let model = models::demo("20M", "Q8_0");
     let pool = or_skip!(Pool::with(0));
     let before = pool.counts.total;
-    let served = Tool::new().serve(&[], &model).start();
+    let tool = Tool::new();
+    let served = tool.serve(&[], &model).start();
     let pid = child_of(&served);
     let ended = served.stop(Signal::KILL);
     let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
@@ -105,7 +109,8 @@ fn the_end_of_the_server_is_the_end_of_the_command_with_its_exit_code() {
     let model = models::demo("20M", "Q8_0");
     let pool = or_skip!(Pool::with(0));
     let before = pool.counts.total;
-    let served = Tool::new().serve(&[], &model).start();
+    let tool = Tool::new();
+    let served = tool.serve(&[], &model).start();
     let process = Pid::from_raw(child_of(&served).cast_signed()).expect("not 0");
     kill_process(process, Signal::KILL).expect("it runs");
     let ended = served.wait();
@@ -140,7 +145,8 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
     let pool = or_skip!(Pool::with(0));
     let before = pool.counts.total;
     let id = NOBODY.to_string();
-    let served = Tool::new()
+    let tool = Tool::new();
+    let served = tool
         .serve(&[], &model)
         .env("SUDO_UID", &id)
         .env("SUDO_GID", &id)
@@ -174,7 +180,8 @@ fn a_user_without_rights_gets_the_command_and_a_server_on_the_free_pages() {
     for free in [0, 5, need] {
         pool.set(free);
         let before = total();
-        let served = Tool::new().serve(&[], &model).under_uid(NOBODY).start();
+        let tool = Tool::new();
+        let served = tool.serve(&[], &model).under_uid(NOBODY).start();
         let log = served.log();
         let hint = format!("sudo hugepages pool reserve {need}");
         assert_eq!(log.contains(&hint), free < need, "{free} free\n{log}");
@@ -192,7 +199,8 @@ fn what_cannot_be_served_is_refused_before_the_pool_is_touched() {
     let before = pool.counts.total;
 
     let missing = Path::new("/nonexistent/model.gguf");
-    let ended = Tool::new().serve(&[], missing).run();
+    let tool = Tool::new();
+    let ended = tool.serve(&[], missing).run();
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     assert!(
         ended.log.contains("/nonexistent/model.gguf"),
@@ -202,11 +210,7 @@ fn what_cannot_be_served_is_refused_before_the_pool_is_touched() {
 
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("it is bound").port();
-    // The last `--port` counts; the launcher appends one of its own.
-    let ended = Tool::new()
-        .serve(&[], &model)
-        .args(["--host", "127.0.0.1"])
-        .run_on(port);
+    let ended = tool.serve(&[], &model).run_on(port);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     let hint = format!("--port {}", port + 1);
     assert!(ended.log.contains("in use"), "{}", ended.log);
@@ -241,7 +245,11 @@ fn with_keep_the_second_start_attaches() {
     assert_returned(before + kept, &ended.log);
 
     let second = serve().start();
-    assert!(second.log().contains("attached"), "{}", second.log());
+    assert!(
+        second.log().contains("were resident in the store already"),
+        "{}",
+        second.log()
+    );
     let again = second.complete("Hello", &json!({ "temperature": 0 }));
     assert_eq!(again["tokens"], answer["tokens"]);
     let ended = second.stop(Signal::INT);
