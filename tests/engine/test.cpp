@@ -37,6 +37,17 @@ bool test_has_failed() {
     return g_n_failed > 0;
 }
 
+bool test_says(const char * file, int line, const std::string & text, const std::vector<std::string> & facts) {
+    bool ok = true;
+    for (const auto & fact : facts) {
+        if (text.find(fact) == std::string::npos) {
+            test_fail(file, line, "\"" + fact + "\" is not in \"" + text + "\"");
+            ok = false;
+        }
+    }
+    return ok;
+}
+
 void test_skip(const std::string & reason) {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_skipped = reason;

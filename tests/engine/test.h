@@ -70,6 +70,11 @@ bool test_eq(const char * file, int line, const char * a_text, const char * b_te
 #define CHECK(cond)    ((cond) ? true : (test_fail(__FILE__, __LINE__, #cond), false))
 #define CHECK_EQ(a, b) test_eq(__FILE__, __LINE__, #a, #b, a, b)
 
+// whether a message has all these facts; its other words may change
+bool test_says(const char * file, int line, const std::string & text, const std::vector<std::string> & facts);
+
+#define CHECK_SAYS(text, ...) test_says(__FILE__, __LINE__, text, { __VA_ARGS__ })
+
 // for what the rest of a test cannot do without
 #define REQUIRE(cond)    do { if (!CHECK(cond))    { return; } } while (0)
 #define REQUIRE_EQ(a, b) do { if (!CHECK_EQ(a, b)) { return; } } while (0)
