@@ -535,7 +535,10 @@ fn a_store_that_is_none_is_told_with_a_hint() {
     assert!(
         start(store.arg(), &["--hugepage-size", "1G"]).contains("has pages of 2 MiB, not of 1 GiB")
     );
-    assert!(start(store.arg(), &["--hugepage-size", "thp"]).contains("a store cannot use transparent huge pages"));
+    assert!(
+        start(store.arg(), &["--hugepage-size", "thp"])
+            .contains("a store cannot use transparent huge pages")
+    );
 }
 
 #[test]

@@ -572,11 +572,7 @@ fn too_little_address_space_is_an_error_and_enough_is_enough() {
             // Half of the weights have no room.
             let launch = weights.launch().hugepages(policy);
             let ended = within(mapped - need * PAGE / 2, launch).run();
-            assert_says(
-                &ended,
-                &["no address space for "],
-                &["ulimit -v unlimited"],
-            );
+            assert_says(&ended, &["no address space for "], &["ulimit -v unlimited"]);
             pool.assert_all_back();
 
             // There is room for the weights, and hardly more: either is right.
