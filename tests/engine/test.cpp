@@ -1,6 +1,6 @@
-// test-engine GROUP...: runs the tests of these groups, of all without one.
+// test-engine GROUP...: runs the tests of these groups, or all tests without an argument.
 //
-// stdout has a line for each test: "ok NAME", "failed NAME" or "skipped NAME: REASON". Ends with 1 if a check failed.
+// stdout has a line for each test: "ok NAME", "failed NAME" or "skipped NAME: REASON". The exit code is 1 if a check failed.
 
 #include "test.h"
 
@@ -18,7 +18,7 @@
 
 #include <unistd.h>
 
-static std::mutex       g_mutex; // for what follows
+static std::mutex       g_mutex; // for g_log and g_skipped
 static std::string      g_log;
 static std::string      g_skipped;
 static std::atomic<int> g_n_failed{0};
