@@ -28,7 +28,7 @@ static std::vector<size_t> sizes_of(const machine & m) {
 // the hint up to its last alternative
 static std::string commands_of(const ggml_hugepages_error & error) {
     const std::string hint = error.hint;
-    const size_t end = hint.find(", or --hugepage-policy prefer");
+    const size_t end = hint.find(", or use --hugepage-policy prefer");
     CHECK(end != std::string::npos);
     return hint.substr(0, end);
 }

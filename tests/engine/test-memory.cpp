@@ -34,8 +34,7 @@ static const size_t PAGE = 2*MIB;
 //
 
 // The number of bytes that a simulated cgroup limit allows this process to touch. Linked with --wrap=madvise, because only a real cgroup
-// can
-// limit pages after their reservation.
+// can limit pages after their reservation.
 static std::atomic<int64_t> g_allowance{INT64_MAX};
 
 extern "C" int __real_madvise(void * addr, size_t size, int advice); // NOLINT

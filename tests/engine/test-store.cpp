@@ -294,7 +294,7 @@ TEST(store, who_dies_while_filling_leaves_whole_segments_and_no_lock) {
 TEST(store, a_cancelled_load_leaves_nothing) {
     STORE_OR_SKIP(24);
     const source_file file(40*MIB);
-    // the callback may be called again after the end
+    // cancels at the first and at the second call; a later call may come after the end of the load
     for (int calls = 0; calls < 2; calls++) {
         resident_load load(file, store.dir);
         int left = calls;

@@ -341,7 +341,7 @@ fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
         let store = or_skip!(Store::with_options(PAGES, "size=20M"));
         let ended = launch(&model, &store).run();
         ended.assert_clean_failure();
-        ended.line_with("are left of the size of the mount");
+        ended.line_with("the mount has only ");
         assert_eq!(store.names(), Vec::<String>::new(), "{kind}");
         store.pool.assert_all_back();
 

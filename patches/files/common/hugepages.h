@@ -25,6 +25,5 @@ int common_hugepages_exit_code();
 void common_hugepages_begin(const common_params & params);
 
 // Logs the report. After this call, a buffer without free huge pages uses ordinary memory, and the report counts it. Skips the warm-up if
-// all
-// weights are in memory and in the page table, because on a CPU the warm-up only brings them there.
+// all weights are in memory and in the page table, because on a CPU the warm-up only brings them there.
 void common_hugepages_ready(common_params & params);

@@ -73,8 +73,7 @@ static size_t smallest_page(const ggml_hugepages_params & params) {
 }
 
 // Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped, and each norm
-// would
-// take a block of its own.
+// would take a block of its own.
 static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const ggml_hugepages_params & params) {
     const size_t page_size = smallest_page(params);
     if (page_size == 0) {

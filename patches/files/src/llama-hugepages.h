@@ -50,8 +50,7 @@ struct llama_hugepages {
     void overlay();
 
     // Whether these tensors get a buffer although they could be mapped: they are so far apart in the file that their blocks would take many
-    // more
-    // pages than a buffer.
+    // more pages than a buffer.
     bool is_packed(const ggml_context * ctx) const;
 
     // Whether fill() writes the whole buffer of these tensors, so that its pages can be populated one after the other.
@@ -75,7 +74,7 @@ struct llama_hugepages {
     // bytes that fill() has read and load_all_data() has not counted yet, for the progress
     size_t ahead() const;
 
-    // tells that load_all_data() has counted a tensor
+    // load_all_data() calls this after it has counted a tensor
     void counted(const ggml_context * ctx, size_t size);
 
 private:
@@ -99,8 +98,7 @@ private:
 };
 
 // The size of a CPU buffer in the need: whole pages, or 0 if it is smaller than a page. The unchanged size if the option is off, or for
-// other
-// devices.
+// other devices.
 size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size);
 
 // maps the file of an image, throws on failure

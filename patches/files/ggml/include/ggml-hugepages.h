@@ -4,8 +4,7 @@
 // Huge pages for memory that the CPU reads
 //
 // The whole engine: page sizes and usable pages, which bytes of a file or a buffer get huge pages, mapping, filling and protecting them,
-// and
-// the kernel's view of the result. The engine knows files, buffers and byte ranges, but no models.
+// and the kernel's view of the result. The engine knows files, buffers and byte ranges, but no models.
 //
 // - huge page:  a HugeTLB page from an explicit pool. Transparent huge pages are always called THP.
 // - file image: a file as one mapping, in which offset in the mapping = offset in the file
@@ -241,8 +240,7 @@ struct ggml_hugepages_need {
 };
 
 // The needs that the last ggml_hugepages_plan with plan_only found, whether they fit or not. Writes at most n needs and returns the number
-// of
-// all needs.
+// of all needs.
 GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
 
 // The result of the last plan with plan_only: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage. Returns false if there was no such plan.
@@ -258,8 +256,7 @@ GGML_API size_t ggml_hugepages_image_length(ggml_hugepages_image_t image);
 GGML_API size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image);
 
 // The i-th byte range [first, last) of the file that ggml_hugepages_fill will read: runs of planned blocks, then the ranges of pieces.
-// Returns
-// false if there is no i-th range.
+// Returns false if there is no i-th range.
 GGML_API bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last);
 
 // Any thread calls this when the bytes [first, last) of the file are in place at data. Return false to end the load.
@@ -337,14 +334,12 @@ GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_err
 //                                               [  manifest      ]     ends with the file
 //
 // A segment has a checksum if it is complete, and never before. A process that finds all its segments complete attaches: it maps them
-// read-only.
-// If segments are missing, one process at a time fills them. The other processes wait, and continue if the filler dies. Locks are open file
-// description locks, so the kernel releases them when their process ends.
+// read-only. If segments are missing, one process at a time fills them. The other processes wait, and continue if the filler dies. Locks
+// are open file description locks, so the kernel releases them when their process ends.
 //
 
 // The identity of a file as a line of text: device, inode, size, modification time, and a hash of its first header_size bytes. Returns
-// false
-// if the file cannot be read.
+// false if the file cannot be read.
 GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Opens nothing yet.
@@ -402,8 +397,7 @@ struct ggml_hugepages_resident_info {
 GGML_API bool ggml_hugepages_resident_is_name(const char * name) GGML_HUGEPAGES_NOEXCEPT;
 
 // dir_fd: a directory on hugetlbfs. Fails with GGML_HUGEPAGES_STATUS_INVALID and the reason if no process would attach to the file; info
-// then
-// has the facts that are known. Allocates no page.
+// then has the facts that are known. Allocates no page.
 GGML_API bool ggml_hugepages_resident_read(int dir_fd, const char * name, struct ggml_hugepages_resident_info * info, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 // Compares all complete segments with their checksums. Allocates no page.

@@ -1,8 +1,7 @@
 // System calls that a filter may refuse, and facts that only a trial shows.
 //
 // A filter that returns an error is harmless, because the caller sees the error. A filter may also kill the process, so a child process
-// tries the
-// call first. Without a filter the engine starts no child.
+// tries the call first. Without a filter the engine starts no child.
 
 #include "ggml-hugepages-impl.h"
 

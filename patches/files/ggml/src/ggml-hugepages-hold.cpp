@@ -1,8 +1,7 @@
 // Pages that are reserved for the buffers after the weights: KV cache and compute.
 //
 // The plan counts these pages before the first read, but the buffers are allocated after the last one. Until then a reservation in a memfd
-// keeps
-// the pages from other processes. Buffers take pages from the front:
+// keeps the pages from other processes. Buffers take pages from the front:
 //
 //   held   [ a buffer | a buffer |  free, was a buffer  |  reserved  ]
 //          0                                            used         end

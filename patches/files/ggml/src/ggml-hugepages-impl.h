@@ -224,8 +224,7 @@ uint64_t ggml_hugepages_checksum(const void * data, size_t size);
 uint64_t ggml_hugepages_header_checksum(const ggml_hugepages_store_header & h);
 
 // Proof that only this process may write to a resident image. The lock is on a file of mode 0600 beside the image, so a process that may
-// only
-// read the image cannot take it. The lock belongs to the open file, so the kernel releases it when the process ends.
+// only read the image cannot take it. The lock belongs to the open file, so the kernel releases it when the process ends.
 struct ggml_hugepages_fill_lock {
     int         dir_fd;
     int         fd;
@@ -343,8 +342,7 @@ struct ggml_hugepages_refusal {
 };
 
 // The kernel refused [first, last) of an image. True: ordinary memory replaced the blocks, and the load continues. False: the load ends
-// with the
-// error that ggml_hugepages_fail_refused sets.
+// with the error that ggml_hugepages_fail_refused sets.
 bool ggml_hugepages_policy_refused(
         ggml_hugepages_image         & image,
         const ggml_hugepages_refusal & refusal,
@@ -454,8 +452,7 @@ void ggml_hugepages_held_refused(const ggml_hugepages_run & run);
 //
 
 // Replaces [first, last), whole blocks of one size, with the ordinary mapping, and returns pages that belong to this process alone. Pages
-// in a
-// store remain.
+// in a store remain.
 bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t first, size_t last, ggml_hugepages_error * error);
 
 // Returns the pages of a failed load, so that the message counts only the pages of others. Nobody may use the blocks after this.
@@ -480,8 +477,7 @@ size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params);
 void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, const std::function<void()> & idle = nullptr);
 
 // Populates the runs of all images, reads the files into them, and reads the pieces. ggml_hugepages_policy_refused decides what happens if
-// the
-// kernel refuses pages.
+// the kernel refuses pages.
 // refused, refusal: the image and the cause, if the load ends for lack of a page; error has no message then
 bool ggml_hugepages_read(
         ggml_hugepages_image_t *           images,
@@ -499,8 +495,7 @@ bool ggml_hugepages_read(
 bool ggml_hugepages_populate_all(ggml_hugepages_image & image, ggml_hugepages_image ** refused, ggml_hugepages_refusal * refusal, ggml_hugepages_error * error);
 
 // Populates pages before the first read: the missing pages of resident images, because the engine does not reserve pages of a store, and
-// all
-// pages if an invisible limit may apply, because the kernel enforces it on touch.
+// all pages if an invisible limit may apply, because the kernel enforces it on touch.
 bool ggml_hugepages_populate_ahead(
         ggml_hugepages_image_t *         images,
         size_t                           n_images,

@@ -1,8 +1,7 @@
 // The plan: which blocks get which pages. Allocates nothing, and reports a shortage.
 //
 // All wanted bytes are cut into blocks of the smallest page size, each with the best rank of its bytes. Larger pages replace whole aligned
-// ranges
-// of these blocks, so they waste no more memory than the small pages. Then the blocks get pages in the order of their ranks.
+// ranges of these blocks, so they waste no more memory than the small pages. Then the blocks get pages in the order of their ranks.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -228,7 +227,7 @@ struct residents {
                 note_need(who[e.owner], p, e.file->page_size);
             }
             if (e.manifest > 0) {
-                // the manifest has no bytes of tensors, because it lies behind them
+                // the manifest has no bytes of tensors, because it is behind them
                 note_need(who[e.owner], { 0, nullptr, e.file->length - e.manifest*e.file->page_size, e.file->length }, e.file->page_size);
             }
         }
@@ -237,7 +236,7 @@ struct residents {
     bool fail_full(ggml_hugepages_error * error) const {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, but the mount has only %.2f MiB left",
             bytes()/1024.0/1024.0, free/1024.0/1024.0);
-        ggml_hugepages_hint(error, "hugepages store gc, or a larger limit of the mount (hugepages store unmount, then mount --limit), or --hugepage-policy prefer");
+        ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or use --hugepage-policy prefer");
         return false;
     }
 };
@@ -530,8 +529,7 @@ bool ggml_hugepages_decide(
         const size_t   page_size = s.pool.page_size;
         const uint64_t wanted    = of_store.need_of_pool(page_size) + need[page_size];
         // Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages
-        // for a
-        // moment; a load only reserves them, because it populates them soon.
+        // for a moment; a load only reserves them, because it populates them soon.
         const uint64_t n_reserve  = may_hide ? wanted : 1;
         const uint64_t n_populate = may_hide && params.plan_only ? wanted : 1;
         if (is_load && wanted > 0 && s.usable() >= wanted && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, wanted, error)) {

@@ -1,4 +1,4 @@
-// The reaction to a shortage, and its cause. The planner, the overlay, the readers and the buffers ask here.
+// The reaction to a shortage, and its cause. The planner, the overlay, the readers and the buffers use this file.
 //
 //   require   the load ends with the need and the cause
 //   prefer    ordinary memory replaces the blocks, and the load continues
@@ -77,7 +77,7 @@ void ggml_hugepages_hint(ggml_hugepages_error * error, const char * fmt, ...) {
     va_end(args);
 }
 
-static const char PREFER[] = "--hugepage-policy prefer to load with fewer huge pages";
+static const char PREFER[] = "use --hugepage-policy prefer to load with fewer huge pages";
 
 // malloc takes pages from the same pool, also after the engine counted them
 static bool is_malloc_on_huge_pages() {
@@ -205,7 +205,7 @@ bool ggml_hugepages_fail_refused(
         if (room < refusal.page_size) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the mount of the store is full: no huge page for '%s' at offset %zu",
                 image.resident->path.c_str(), refusal.at);
-            ggml_hugepages_hint(error, "hugepages store gc, or a larger limit of the mount (hugepages store unmount, then mount --limit), or %s", PREFER);
+            ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or %s", PREFER);
             return false;
         }
     }
@@ -213,8 +213,7 @@ bool ggml_hugepages_fail_refused(
         return ggml_hugepages_fail_short("", { { pages, supply } }, error);
     }
     // madvise(2): MADV_POPULATE_WRITE reports EFAULT if a touch would end in SIGBUS. A reserved page is only refused because of a limit or
-    // a
-    // node without free pages.
+    // a node without free pages.
     const char * cause = refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err);
     const bool is_hidden = ggml_hugepages_limits_may_hide("");
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,

@@ -388,8 +388,7 @@ ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_
 uint64_t ggml_hugepages_supply::usable_of_pool() const {
     uint64_t result = ggml_hugepages_pool_usable(&pool);
     // Reservations belong to no node, so pages that others reserved may be on these nodes or on others. Surplus pages come from any node
-    // with
-    // memory.
+    // with memory.
     if (is_bound && !nodes.empty()) {
         uint64_t free = 0;
         for (const auto & node : nodes) {

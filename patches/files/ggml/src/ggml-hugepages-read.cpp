@@ -10,8 +10,7 @@
 // Some file systems accept O_DIRECT and still use the page cache, so the engine checks direct reads.
 //
 // The kernel zeroes a page when it is populated. Each thread populates just before its own read, so zeroing overlaps the disk, and the
-// zeros are
-// still in the CPU's cache when the data arrives.
+// zeros are still in the CPU's cache when the data arrives.
 
 #ifdef __linux__
 
@@ -184,8 +183,7 @@ struct job {
 };
 
 // Each thread is one request in flight. Only a trial shows how many a device needs: four keep one disk busy, sixteen are too few for an
-// array of
-// disks.
+// array of disks.
 struct queue_depth {
     uint64_t begin;              // of the current test, microseconds
     uint64_t bytes      = 0;     // read at its begin
@@ -251,8 +249,7 @@ struct reader {
     }
 
     // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment. Returns false
-    // after a
-    // failure or a stop.
+    // after a failure or a stop.
     template <typename F> bool read(source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
         stopwatch time{us_read};
         const auto & image = *from.image;

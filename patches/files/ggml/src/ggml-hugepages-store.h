@@ -12,10 +12,8 @@
 //   complete    a page and a checksum    no process writes or returns it. Processes that trust the file may map it read-only
 //
 // The filler populates a segment, writes it, and stores its checksum in one atomic store. At that moment the segment becomes complete for
-// all
-// processes. A process uses only complete segments, and segments that it populated itself while it fills. A page of 1 GiB has several
-// segments,
-// so it may be returned only if none of them is complete. The pages of the manifest are never returned.
+// all processes. A process uses only complete segments, and segments that it populated itself while it fills. A page of 1 GiB has several
+// segments, so it may be returned only if none of them is complete. The pages of the manifest are never returned.
 //
 // A buffer is complete as a whole or not at all: before the fill, the filler clears the checksums of an earlier attempt.
 //
@@ -78,8 +76,7 @@ bool ggml_hugepages_read_all(int fd, void * data, size_t size, off_t at);
 int ggml_hugepages_open_image(int dir_fd, const char * name, int flags);
 
 // Fails with the reason if the file is not trusted. All checks use the open file, so nothing can change between two checks. any_owner: root
-// may
-// look at files of others, but attaches to none of them.
+// may look at files of others, but attaches to none of them.
 bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error);
 
 // Compares complete segments with their checksums. It uses read(2), because a damaged file could end a mapping's read with SIGBUS.

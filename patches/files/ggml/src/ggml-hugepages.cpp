@@ -1,12 +1,9 @@
 // Memory: file images with their overlay, and buffers.
 //
 // Blocks are ranges of hugetlb memfds, one memfd for each page size, at the same offsets as in the image. A shared mapping of a memfd keeps
-// its
-// reservation in the inode, not in the mapping. So the engine reserves the pages with a mapping at any address. A later MAP_FIXED then
-// cannot fail
-// for lack of pages; a failed MAP_FIXED would leave a hole in the image, which another thread's mmap could take. The engine returns
-// unneeded pages
-// by punching holes.
+// its reservation in the inode, not in the mapping. So the engine reserves the pages with a mapping at any address. A later MAP_FIXED then
+// cannot fail for lack of pages; a failed MAP_FIXED would leave a hole in the image, which another thread's mmap could take. The engine
+// returns unneeded pages by punching holes.
 //
 // A buffer is an image without a file: it has ordinary anonymous memory instead of the file mapping.
 
@@ -48,7 +45,7 @@
 #endif
 #endif // __linux__
 
-// Finished images and buffers. The mutex is needed because another thread than the loader may ask for a report.
+// Finished images and buffers. The mutex is needed because a thread other than the loader may read them for a report.
 static std::mutex                          g_mutex;
 static std::vector<ggml_hugepages_image_t> g_images;
 static std::vector<ggml_hugepages_image_t> g_buffers;
@@ -358,8 +355,7 @@ static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error
         return false;
     }
     // The gaps of a buffer get ordinary memory later, when its runs are final: with vm.overcommit_memory=2 the kernel charges memory when
-    // it is
-    // mapped, not when it is touched.
+    // it is mapped, not when it is touched.
     if (image.fd != -1 && !map_ordinary(image, 0, image.length, error)) {
         munmap(image.addr, image.length);
         image.addr = nullptr;
@@ -490,8 +486,7 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
     }
     image.runs = std::move(kept);
     // A hole returns pages, but not the reservation of a page that was never touched. Only a shorter file returns it, so the file is cut
-    // after
-    // its last block.
+    // after its last block.
     size_t end = 0;
     for (const auto & r : image.runs) {
         end = r.page_size == page_size && r.owner == GGML_HUGEPAGES_OWNER_PROCESS ? std::max(end, r.last) : end;
@@ -727,7 +722,7 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     if (!ggml_hugepages_accepts_less(&images[0]->params)) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "only %.2f of %.2f MiB got transparent huge pages",
             huge/1024.0/1024.0, wanted/1024.0/1024.0);
-        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or --hugepage-policy prefer to load with fewer huge pages");
+        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or use --hugepage-policy prefer to load with fewer huge pages");
         return false;
     }
     GGML_LOG_WARN("%s: only %.2f of %.2f MiB got transparent huge pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
@@ -925,8 +920,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
 }
 
 // Two threads may populate the page that their parts share. If the kernel refuses it to one of them and ordinary memory replaces it, bytes
-// that
-// the other thread wrote would be lost. So with a policy that accepts less, only one thread populates at a time.
+// that the other thread wrote would be lost. So with a policy that accepts less, only one thread populates at a time.
 static std::mutex g_lazy_mutex;
 
 static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t last, ggml_hugepages_error * error) {

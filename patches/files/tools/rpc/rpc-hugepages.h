@@ -1,8 +1,7 @@
 #pragma once
 
-// The huge page options of rpc-server, which does not use libcommon. Its clients do not tell the purpose of their buffers, so all buffers
-// have
-// the kind "other".
+// The huge page options of rpc-server, which does not use libcommon. Its clients do not send the purpose of their buffers, so all buffers
+// have the kind "other".
 
 #include "ggml-hugepages.h"
 
