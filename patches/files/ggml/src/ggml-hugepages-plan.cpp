@@ -371,7 +371,7 @@ bool ggml_hugepages_decide(
         }
     }
 
-    // images first, so that the index of an image is its place in the list
+    // images first; a demand has no image, so its pieces need no pointer to it
     std::vector<std::vector<piece>> owners;
     std::vector<owner>              who; // the owners of these pieces
     residents                       of_store;

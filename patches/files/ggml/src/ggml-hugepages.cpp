@@ -528,7 +528,7 @@ void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images) {
         }
         for (const auto & [_, fd] : images[i]->memfds) {
             if (!ggml_hugepages_resize(fd, 0)) {
-                GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
+                GGML_LOG_WARN("%s: cannot return huge pages: ftruncate: %s\n", __func__, strerror(errno));
             }
         }
     }
