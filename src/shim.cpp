@@ -25,7 +25,7 @@ int lh_server_main(int argc, char ** argv) noexcept {
     return EXIT_FAILURE;
 }
 
-// Runs call(). If it throws, error has the text and the result is on_throw.
+// Runs call(). If it throws, sets the text of error and returns on_throw.
 template <typename T, typename F>
 static T lh_try(lh_error * error, T on_throw, F && call) noexcept {
     error->message[0] = '\0';
@@ -75,7 +75,7 @@ struct lh_env {
     common_params params;
 };
 
-// as parse_bool_value in common/arg.cpp
+// same as parse_bool_value in common/arg.cpp
 static bool lh_parse_bool(const std::string & value) {
     if (common_arg_utils::is_truthy(value)) {
         return true;
@@ -86,7 +86,7 @@ static bool lh_parse_bool(const std::string & value) {
     throw std::invalid_argument("invalid boolean value");
 }
 
-// as common_params_parse_ex in common/arg.cpp
+// same as common_params_parse_ex in common/arg.cpp
 static void lh_handle_env(common_params & params, const common_arg & opt, const std::string & value) {
     if (opt.handler_void && common_arg_utils::is_truthy(value)) {
         opt.handler_void(params);

@@ -1,4 +1,4 @@
-// C interface over the C++ parts of llama.cpp. Nothing here throws.
+// A C interface for the C++ parts of llama.cpp. No function throws.
 #pragma once
 
 #include "llama.h"
@@ -14,11 +14,11 @@ extern "C" {
 #define LH_NOEXCEPT
 #endif
 
-// llama-server as a function: takes the command line, returns the exit code.
-// `argv` ends with a null pointer and outlives the call.
+// Runs llama-server: takes the command line and returns the exit code.
+// `argv` ends with a null pointer and must outlive the call.
 int lh_server_main(int argc, char ** argv) LH_NOEXCEPT;
 
-// What was thrown, as text that ends with a zero byte and is cut where it is too long. Empty if nothing was.
+// The text of a caught exception, cut if it is too long, with a zero byte at the end. Empty if the call threw nothing.
 struct lh_error {
     char message[512];
 };
@@ -51,10 +51,10 @@ int32_t lh_token_to_piece(
         int32_t                    length,
         struct lh_error          * error) LH_NOEXCEPT;
 
-// The parameters that the LLAMA_ARG_* environment variables give, read by the parser of upstream's programs.
+// The parameters from the LLAMA_ARG_* environment variables, read by the parser of upstream's programs.
 struct lh_env;
 
-// Which variable was refused, and why. `variable` is empty if it was none of them.
+// The refused variable and the reason. `variable` is empty if no variable caused the failure.
 struct lh_env_error {
     char variable[64];
     char reason[512];

@@ -1,4 +1,4 @@
-// What is decided on a given machine, which is a folder with /sys and /proc in it.
+// Decisions on made-up machines, each a folder with /sys and /proc.
 
 #include "test.h"
 
@@ -25,7 +25,15 @@ static std::vector<size_t> sizes_of(const machine & m) {
     return std::vector<size_t>(sizes, sizes + n);
 }
 
-// all of an image, in one rank
+// the hint up to its last alternative
+static std::string commands_of(const ggml_hugepages_error & error) {
+    const std::string hint = error.hint;
+    const size_t end = hint.find(", or use --hugepage-policy prefer");
+    CHECK(end != std::string::npos);
+    return hint.substr(0, end);
+}
+
+// the whole image, with one rank
 static wants all_of(size_t size) {
     return { size, { { 0, size, GGML_HUGEPAGES_RANK_LAYERS } } };
 }
@@ -54,13 +62,13 @@ TEST(machines, without_hugetlb_there_is_nothing_to_be_had) {
         const auto d = decide(m, { all_of(4*MIB) }, params);
         CHECK(!d.ok);
         CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-        CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages (no size of 2 MiB or more in /sys/kernel/mm/hugepages)");
+        CHECK_SAYS(d.error.message, "no pool of huge pages", "2 MiB", "/sys/kernel/mm/hugepages");
         CHECK_EQ(std::string(d.error.hint), "");
         CHECK_EQ(d.runs(), "");
     }
     const auto d = decide(m, { all_of(4*MIB) }, require(2*MIB));
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-    CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages of 2 MiB, it has: none");
+    CHECK_SAYS(d.error.message, "no pool of huge pages of 2 MiB", "it has: none");
 }
 
 TEST(machines, without_hugetlb_there_may_be_thp) {
@@ -68,14 +76,14 @@ TEST(machines, without_hugetlb_there_may_be_thp) {
     m.file("/proc/meminfo", "MemTotal:       16384 kB\nMemAvailable:    8192 kB\n");
     auto d = decide(m, { all_of(4*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-    CHECK_EQ(std::string(d.error.message), "this kernel has no THP");
+    CHECK_SAYS(d.error.message, "no transparent huge pages");
     CHECK_EQ(std::string(d.error.hint), "");
 
     m.file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "2097152\n");
     m.file("/sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
     d = decide(m, { all_of(4*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-    CHECK_EQ(std::string(d.error.message), "this kernel has THP switched off");
+    CHECK_SAYS(d.error.message, "transparent huge pages disabled");
     CHECK_EQ(std::string(d.error.hint), "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
 
     m.file("/sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
@@ -85,7 +93,7 @@ TEST(machines, without_hugetlb_there_may_be_thp) {
 
     d = decide(m, { all_of(9*MIB) }, require(GGML_HUGEPAGES_SIZE_THP));
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    CHECK_EQ(std::string(d.error.message), "the model needs 10.00 MiB of anonymous memory for THP, 8.00 MiB are available");
+    CHECK_SAYS(d.error.message, "needs 10.00 MiB", "8.00 MiB are available");
     CHECK(decide(m, { all_of(9*MIB) }, prefer(GGML_HUGEPAGES_SIZE_THP)).ok);
 }
 
@@ -116,7 +124,7 @@ TEST(machines, usable_is_what_is_free_and_not_promised_and_what_may_still_grow) 
         { 100,  10, 15,  0,  0,   0 }, // reservations that surplus pages will serve
         {   0,   0,  0,  0, 40,  40 }, // overcommit alone
         {  12,   2,  0,  5, 40,  37 },
-        {  12,   0,  0, 10,  4,   0 }, // overcommit was lowered since
+        {  12,   0,  0, 10,  4,   0 }, // overcommit was lowered later
     };
     for (const auto & t : table) {
         machine m;
@@ -134,9 +142,9 @@ TEST(machines, blocks_that_hold_wanted_bytes_are_taken_and_no_others) {
     const auto d = decide(m, { { 64*MIB + 5, {
         { 10,          20,          0 },
         { 2*MIB - 1,   2*MIB + 1,   0 }, // across a border
-        { 8*MIB,       10*MIB,      0 }, // from border to border
+        { 8*MIB,       10*MIB,      0 }, // both ends at a border
         { 20*MIB + 7,  20*MIB + 7,  0 }, // empty
-        { 63*MIB,      64*MIB + 5,  0 }, // to the end, in the middle of a block
+        { 63*MIB,      64*MIB + 5,  0 }, // to the end of the image, inside a block
     } } }, require());
     CHECK(d.ok);
     CHECK_EQ(d.runs(), "0-4:2M 8-10:2M 62-66:2M");
@@ -145,21 +153,21 @@ TEST(machines, blocks_that_hold_wanted_bytes_are_taken_and_no_others) {
 
 TEST(machines, one_page_short_is_an_error_with_the_numbers_and_the_new_total) {
     machine m;
-    m.pool(2*MIB, 100, 60, 10); // others have 40 pages and were promised 10
+    m.pool(2*MIB, 100, 60, 10); // others use 40 pages and reserved 10
     CHECK(decide(m, { all_of(100*MIB) }, require()).ok);
 
     const auto d = decide(m, { all_of(100*MIB + 1) }, require());
     CHECK(!d.ok);
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    CHECK_EQ(std::string(d.error.message), "the model needs 51 huge pages of 2 MiB (102.00 MiB), 50 can be had: "
+    CHECK_SAYS(d.error.message, "needs 51 huge pages of 2 MiB (102.00 MiB)", "only 50 are usable",
         "free 60, reserved 10, total 100, surplus 0, overcommit 0");
-    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=101, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=101");
     CHECK_EQ(d.runs(), "");
 
     const auto p = decide(m, { all_of(100*MIB + 1), { 0, {} } }, prefer());
     CHECK(p.ok);
     CHECK_EQ(p.runs(), "0-100:2M");
-    CHECK(take_log().find("50 of 51 huge pages of 2 MiB can be had, the rest is ordinary memory") != std::string::npos);
+    CHECK_SAYS(take_log(), " 50 of 51 huge pages of 2 MiB");
 }
 
 TEST(machines, the_need_is_the_sum_over_all_images_and_buffers) {
@@ -168,7 +176,7 @@ TEST(machines, the_need_is_the_sum_over_all_images_and_buffers) {
     const std::vector<ggml_hugepages_demand> demands = {
         { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      5*MIB     }, // 3 pages
         { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB     }, // 1
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB - 1 }, // less than a page: none
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB - 1 }, // less than a page needs no page
         { GGML_HUGEPAGES_KIND_OTHER,   GGML_HUGEPAGES_RANK_LAYERS,  0         },
     };
     auto d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands); // 3 + 2 + 1
@@ -178,7 +186,7 @@ TEST(machines, the_need_is_the_sum_over_all_images_and_buffers) {
     m.pool(2*MIB, 9, 9);
     d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands);
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    CHECK(std::string(d.error.message).find("the model needs 10 huge pages of 2 MiB (20.00 MiB), 9 can be had") == 0);
+    CHECK_SAYS(d.error.message, "needs 10 huge pages of 2 MiB (20.00 MiB)", "only 9 are usable");
 }
 
 TEST(machines, a_pool_that_only_grows_on_demand_is_used) {
@@ -187,18 +195,18 @@ TEST(machines, a_pool_that_only_grows_on_demand_is_used) {
     CHECK_EQ(decide(m, { all_of(16*MIB) }, require()).runs(), "0-16:2M");
 
     auto d = decide(m, { all_of(17*MIB) }, require());
-    CHECK_EQ(std::string(d.error.message), "the model needs 9 huge pages of 2 MiB (18.00 MiB), 8 can be had: "
+    CHECK_SAYS(d.error.message, "needs 9 huge pages of 2 MiB (18.00 MiB)", "only 8 are usable",
         "free 0, reserved 0, total 0, surplus 0, overcommit 8");
-    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=1, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=1");
 
-    // nr_hugepages reads with its surplus, so the new total is never below what others hold
+    // nr_hugepages includes surplus pages, so the new total is never below the pages of others
     m.pool(2*MIB, 7, 0, 0, 7, 8);
     d = decide(m, { all_of(16*MIB) }, require());
-    CHECK(std::string(d.error.hint).find("sysctl vm.nr_hugepages=14,") == 0);
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=14");
 }
 
 TEST(machines, when_pages_are_short_ranks_are_served_in_order) {
-    // in the file as llama.cpp writes it: embeddings first
+    // in the order of llama.cpp's files: embeddings first
     const wants model = { 40*MIB, {
         { 0,      8*MIB,  GGML_HUGEPAGES_RANK_EMBEDDINGS },
         { 8*MIB,  16*MIB, GGML_HUGEPAGES_RANK_OUTPUT     },
@@ -254,8 +262,8 @@ TEST(machines, a_size_that_the_kernel_does_not_have_names_those_that_it_has) {
         const auto d = decide(m, { all_of(4*MIB) }, params);
         CHECK(!d.ok);
         CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-        CHECK_EQ(std::string(d.error.message), "this kernel has no pool of huge pages of 1 GiB, it has: 2 MiB");
-        CHECK_EQ(std::string(d.error.hint), "--hugepage-size auto");
+        CHECK_SAYS(d.error.message, "no pool of huge pages of 1 GiB", "it has: 2 MiB");
+        CHECK_SAYS(d.error.hint, "--hugepage-size auto");
     }
 }
 
@@ -278,15 +286,15 @@ TEST(machines, one_gib_pages_are_for_whole_gigabytes_and_2_mib_for_the_rest) {
     CHECK_EQ(sizes_of(m).size(), (size_t) 2);
     CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
 
-    CHECK_EQ(decide(m, { all_of(GIB - 1) }, require()).runs(), "0-1024:1G");         // its last block ends there
-    CHECK_EQ(decide(m, { all_of(GIB - 2*MIB) }, require()).runs(), "0-1022:2M");     // a gigabyte would waste a block
+    CHECK_EQ(decide(m, { all_of(GIB - 1) }, require()).runs(), "0-1024:1G");         // its last block ends at the gigabyte
+    CHECK_EQ(decide(m, { all_of(GIB - 2*MIB) }, require()).runs(), "0-1022:2M");     // a page of 1 GiB would waste a block
     CHECK_EQ(decide(m, { all_of(2*GIB + 3*MIB) }, require()).runs(), "0-2048:1G 2048-2052:2M");
     CHECK_EQ(decide(m, { { 3*GIB, { { 4*MIB, 3*GIB - 4*MIB, 0 } } } }, require()).runs(), "4-1024:2M 1024-2048:1G 2048-3068:2M");
-    // neighbours of different ranks make one gigabyte
+    // one page of 1 GiB covers neighbours of different ranks
     CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB + 1, 4 }, { 100*MIB + 1, GIB, 0 } } } }, require()).runs(), "0-1024:1G");
-    // a hole of a block does not
+    // a hole of a whole block prevents the page of 1 GiB
     CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB, 0 }, { 102*MIB, GIB, 0 } } } }, require()).runs(), "0-100:2M 102-1024:2M");
-    // a hole in a block does
+    // a hole inside a block does not
     CHECK_EQ(decide(m, { { GIB, { { 0, 100*MIB + 1, 0 }, { 102*MIB - 1, GIB, 0 } } } }, require()).runs(), "0-1024:1G");
 }
 
@@ -295,13 +303,13 @@ TEST(machines, large_pages_go_as_far_as_they_go_and_are_never_short) {
     m.pool(2*MIB, 600, 512).pool(GIB, 1, 1);
     CHECK_EQ(decide(m, { all_of(2*GIB) }, require()).runs(), "0-1024:1G 1024-2048:2M");
 
-    // the need in the message is what the pool that can be grown lacks
+    // the message contains only the need from the pool that can grow
     auto d = decide(m, { all_of(2*GIB + 2*MIB) }, require());
-    CHECK_EQ(std::string(d.error.message), "the model needs 513 huge pages of 2 MiB (1026.00 MiB), 512 can be had: "
+    CHECK_SAYS(d.error.message, "needs 513 huge pages of 2 MiB (1026.00 MiB)", "only 512 are usable",
         "free 512, reserved 0, total 600, surplus 0, overcommit 0");
-    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=601, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=601");
 
-    // ranks hold for large pages too
+    // ranks apply to large pages too
     d = decide(m, { { 2*GIB, { { 0, GIB, GGML_HUGEPAGES_RANK_EMBEDDINGS }, { GIB, 2*GIB, GGML_HUGEPAGES_RANK_LAYERS } } } }, require());
     CHECK_EQ(d.runs(), "0-1024:2M 1024-2048:1G");
 
@@ -313,7 +321,7 @@ TEST(machines, large_pages_go_as_far_as_they_go_and_are_never_short) {
 TEST(machines, a_buffer_may_take_the_large_page_and_leaves_the_image_the_small_ones) {
     machine m;
     m.pool(2*MIB, 512, 512).pool(GIB, 1, 1);
-    // the KV cache is read more than embeddings
+    // a token reads more of the KV cache than of the embeddings
     const auto d = decide(m, { { GIB, { { 0, GIB, GGML_HUGEPAGES_RANK_EMBEDDINGS } } } }, prefer(),
         { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB } });
     CHECK(d.ok);
@@ -327,14 +335,13 @@ TEST(machines, an_explicit_size_is_the_only_one) {
     CHECK_EQ(decide(m, { all_of(GIB + 1) }, require(2*MIB)).runs(), "0-1026:2M");
 
     auto d = decide(m, { all_of(4*GIB + 1) }, require(GIB));
-    CHECK_EQ(std::string(d.error.message), "the model needs 5 huge pages of 1 GiB (5120.00 MiB), 4 can be had: "
+    CHECK_SAYS(d.error.message, "needs 5 huge pages of 1 GiB (5120.00 MiB)", "only 4 are usable",
         "free 4, reserved 0, total 4, surplus 0, overcommit 0");
-    // sysctl speaks of the default size, which is another
-    CHECK_EQ(std::string(d.error.hint), "echo 5 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages, "
-        "or --hugepage-policy prefer to use what there is");
+    // sysctl sets only the default size, and this is another size
+    CHECK_EQ(commands_of(d.error), "echo 5 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages");
     d = decide(m, { all_of(4*GIB + 1) }, prefer(GIB));
     CHECK_EQ(d.runs(), "0-4096:1G");
-    // less than a page of a buffer stays ordinary memory
+    // the rest of a buffer, if smaller than a page, uses ordinary memory
     CHECK(decide(m, { all_of(4*GIB) }, require(GIB), { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB - 1 } }).ok);
 }
 
@@ -344,7 +351,7 @@ TEST(machines, an_explicit_size_is_the_only_one) {
 
 static machine & two_nodes(machine & m) {
     return m.pool(2*MIB, 300, 120)
-        .node(0, 2*MIB, 200, 100, "0-4095")  // all CPUs, so that the placement can be foretold
+        .node(0, 2*MIB, 200, 100, "0-4095")  // all CPUs, so that the placement does not depend on the CPU of this process
         .node(1, 2*MIB, 100,  20, "");
 }
 
@@ -361,9 +368,9 @@ TEST(machines, a_process_that_may_use_all_nodes_has_all_pages) {
     CHECK_EQ(ggml_hugepages_all_nodes(m.root()).size(), (size_t) 2);
 
     const auto d = decide(m, { all_of(242*MIB) }, require());
-    CHECK_EQ(std::string(d.error.message), "the model needs 121 huge pages of 2 MiB (242.00 MiB), 120 can be had: "
+    CHECK_SAYS(d.error.message, "needs 121 huge pages of 2 MiB (242.00 MiB)", "only 120 are usable",
         "free 120, reserved 0, total 300, surplus 0, overcommit 0, node 0 free 100 of 200, node 1 free 20 of 100");
-    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=301, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=301");
 }
 
 TEST(machines, a_process_that_is_bound_has_the_pages_of_its_nodes) {
@@ -376,13 +383,13 @@ TEST(machines, a_process_that_is_bound_has_the_pages_of_its_nodes) {
     CHECK_EQ(supply.usable(), (uint64_t) 20);
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 0, 1 }).usable(), (uint64_t) 120);
 
-    // reservations may lie on any node
+    // reservations may be for any node
     m.pool(2*MIB, 300, 120, 110);
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 1 }).usable(), (uint64_t) 10);
-    // surplus pages come from where there is memory
+    // surplus pages can come from any node
     m.pool(2*MIB, 300, 120, 0, 0, 7);
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 1 }).usable(), (uint64_t) 27);
-    // a node that is not there
+    // a node that does not exist
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, { 7 }).nodes.size(), (size_t) 0);
 }
 
@@ -400,10 +407,9 @@ TEST(machines, a_bound_process_is_told_to_grow_its_own_node) {
     params.placement = GGML_HUGEPAGES_PLACEMENT_BIND;
     CHECK(decide(m, { all_of(200*MIB) }, params).ok);
     const auto d = decide(m, { all_of(202*MIB) }, params);
-    CHECK_EQ(std::string(d.error.message), "the model needs 101 huge pages of 2 MiB (202.00 MiB), 100 can be had: "
+    CHECK_SAYS(d.error.message, "needs 101 huge pages of 2 MiB (202.00 MiB)", "only 100 are usable",
         "free 120, reserved 0, total 300, surplus 0, overcommit 0, node 0 free 100 of 200");
-    CHECK_EQ(std::string(d.error.hint), "echo 201 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages, "
-        "or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "echo 201 > /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages");
 }
 
 TEST(machines, cpus_on_all_nodes_are_no_restriction) {
@@ -441,22 +447,19 @@ TEST(machines, a_limit_of_any_ancestor_counts_for_pages_and_for_reservations) {
 
     CHECK(decide(m, { all_of(160*MIB) }, require()).ok);
     auto d = decide(m, { all_of(161*MIB) }, require());
-    CHECK_EQ(std::string(d.error.message), "the model needs 81 huge pages of 2 MiB (162.00 MiB), 80 can be had: "
-        "free 1000, reserved 0, total 1000, surplus 0, overcommit 0, hugetlb.2MB.rsvd.max of cgroup /kube/pod 209715200 (used 41943040)"
-        " (the pool is large enough, the cgroup is not)");
-    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.rsvd.max of cgroup /kube/pod: 211812352, or --hugepage-policy prefer to use what there is");
+    CHECK_SAYS(d.error.message, "needs 81 huge pages of 2 MiB (162.00 MiB)", "only 80 are usable",
+        "free 1000, reserved 0, total 1000, surplus 0, overcommit 0, hugetlb.2MB.rsvd.max of cgroup /kube/pod 209715200 (used 41943040)");
+    CHECK_EQ(commands_of(d.error), "set hugetlb.2MB.rsvd.max of cgroup /kube/pod to 211812352");
 
     // both limits are too low
     d = decide(m, { all_of(182*MIB) }, require());
-    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.max of cgroup /kube/pod: 211812352, hugetlb.2MB.rsvd.max of cgroup /kube/pod: 232783872, "
-        "or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "set hugetlb.2MB.max of cgroup /kube/pod to 211812352, set hugetlb.2MB.rsvd.max of cgroup /kube/pod to 232783872");
 
-    // the pool and the limit are too small
+    // both the pool and the limit are too small
     m.pool(2*MIB, 1000, 70);
     d = decide(m, { all_of(162*MIB) }, require());
-    CHECK(std::string(d.error.message).find("the cgroup is not") == std::string::npos);
-    CHECK_EQ(std::string(d.error.hint), "sysctl vm.nr_hugepages=1011, hugetlb.2MB.rsvd.max of cgroup /kube/pod: 211812352, "
-        "or --hugepage-policy prefer to use what there is");
+    CHECK(std::string(d.error.message).find("the pool is large enough") == std::string::npos);
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=1011, set hugetlb.2MB.rsvd.max of cgroup /kube/pod to 211812352");
     CHECK_EQ(decide(m, { all_of(162*MIB) }, prefer()).runs(), "0-140:2M");
 }
 
@@ -465,7 +468,7 @@ TEST(machines, a_limit_below_what_is_used_leaves_nothing) {
     m.pool(2*MIB, 10, 10).cgroup2("/box");
     m.file(V2 + "/box/hugetlb.2MB.max", "4194304\n").file(V2 + "/box/hugetlb.2MB.current", "8388608\n");
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 0);
-    // a limit that is no whole page
+    // a limit inside a page
     m.file(V2 + "/box/hugetlb.2MB.max", "6291455\n").file(V2 + "/box/hugetlb.2MB.current", "0\n");
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 2);
 }
@@ -485,7 +488,7 @@ TEST(machines, limits_of_cgroup_v1_count) {
     m.mounts("33 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
              "36 30 0:30 / /sys/fs/cgroup/hugetlb rw,nosuid shared:9 master:2 - cgroup cgroup rw,hugetlb\n");
     const std::string dir = "/sys/fs/cgroup/hugetlb/docker";
-    // "no limit" is a number
+    // cgroup v1 shows "no limit" as a number
     m.file(dir + "/box/hugetlb.2MB.limit_in_bytes", "9223372036852678656\n").file(dir + "/box/hugetlb.2MB.usage_in_bytes", "0\n");
     m.file(dir + "/box/hugetlb.2MB.rsvd.limit_in_bytes", "20971520\n").file(dir + "/box/hugetlb.2MB.rsvd.usage_in_bytes", "2097152\n");
     m.file(dir + "/hugetlb.2MB.limit_in_bytes", "16777216\n").file(dir + "/hugetlb.2MB.usage_in_bytes", "2097152\n");
@@ -496,7 +499,7 @@ TEST(machines, limits_of_cgroup_v1_count) {
     }));
     CHECK_EQ(supply.usable(), (uint64_t) 7);
     const auto d = decide(m, { all_of(16*MIB) }, require());
-    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.limit_in_bytes of cgroup /docker: 18874368, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "set hugetlb.2MB.limit_in_bytes of cgroup /docker to 18874368");
 }
 
 TEST(machines, in_a_hybrid_hierarchy_the_limits_may_be_in_cgroup2) {
@@ -508,7 +511,7 @@ TEST(machines, in_a_hybrid_hierarchy_the_limits_may_be_in_cgroup2) {
              "34 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
     const std::string dir = "/sys/fs/cgroup/unified/user.slice";
     m.file(dir + "/job/hugetlb.2MB.max", "8388608\n").file(dir + "/job/hugetlb.2MB.current", "0\n");
-    // nobody asks these
+    // these limits do not apply to the process
     m.file("/sys/fs/cgroup/memory/other/hugetlb.2MB.limit_in_bytes", "0\n").file("/sys/fs/cgroup/memory/other/hugetlb.2MB.usage_in_bytes", "0\n");
     m.file("/sys/fs/cgroup/systemd/user.slice/hugetlb.2MB.max", "0\n").file("/sys/fs/cgroup/systemd/user.slice/hugetlb.2MB.current", "0\n");
     const auto supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
@@ -528,12 +531,12 @@ TEST(machines, in_a_container_the_mount_may_be_a_part_of_the_hierarchy) {
     }));
     CHECK_EQ(supply.usable(), (uint64_t) 2);
 
-    // the process is where the mount begins
+    // the process is in the cgroup at the start of the mount
     m.file("/proc/self/cgroup", "0::/docker/box\n");
     supply = ggml_hugepages_supply_read(m.root(), 2*MIB, {});
     CHECK_EQ(limits_of(supply), (limits { "hugetlb.2MB.max of /: 2097152 of 6291456" }));
 
-    // a cgroup whose name only begins like the one that is mounted
+    // a cgroup whose name starts with the name of the mounted one
     m.file("/proc/self/cgroup", "0::/docker/box/job\n").file("/proc/self/mountinfo", "29 24 0:26 /docker/bo /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
     m.file(V2 + "/x/job/hugetlb.2MB.max", "0\n").file(V2 + "/x/job/hugetlb.2MB.current", "0\n");
     m.file(V2 + "x/job/hugetlb.2MB.max", "0\n").file(V2 + "x/job/hugetlb.2MB.current", "0\n");
@@ -549,7 +552,7 @@ TEST(machines, a_hierarchy_that_is_mounted_twice_is_counted_once) {
         m.file(mount + "/box/hugetlb.2MB.max", "4194304\n").file(mount + "/box/hugetlb.2MB.current", "0\n");
     }
     const auto d = decide(m, { all_of(6*MIB) }, require());
-    CHECK_EQ(std::string(d.error.hint), "hugetlb.2MB.max of cgroup /box: 6291456, or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "set hugetlb.2MB.max of cgroup /box to 6291456");
 }
 
 TEST(machines, files_that_cannot_be_understood_are_no_limits) {
@@ -559,10 +562,10 @@ TEST(machines, files_that_cannot_be_understood_are_no_limits) {
         "29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
     m.file(V2 + "/hugetlb.2MB.max", "many\n").file(V2 + "/hugetlb.2MB.current", "0\n");
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 10);
-    // a limit without its use is none that could be kept to
+    // a limit without a usage file cannot be applied
     m.file(V2 + "/hugetlb.2MB.max", "4194304\n").file(V2 + "/hugetlb.2MB.current", "");
     CHECK_EQ(ggml_hugepages_supply_read(m.root(), 2*MIB, {}).usable(), (uint64_t) 10);
-    // half a pool is none
+    // a pool with missing files is ignored
     machine half;
     half.file("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "10\n");
     CHECK_EQ(ggml_hugepages_supply_read(half.root(), 2*MIB, {}).usable(), (uint64_t) 0);
@@ -579,19 +582,18 @@ TEST(machines, arm64_with_4k_base_pages_has_four_sizes_and_begins_with_2_mib) {
     CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
 
     CHECK_EQ(decide(m, { all_of(GIB + 70*MIB + 1) }, require()).runs(), "0-1024:1G 1024-1088:32M 1088-1096:2M");
-    // not enough large ones: the next smaller
+    // too few pages of 1 GiB: the next smaller size replaces them
     m.pool(GIB, 2, 0);
     CHECK_EQ(decide(m, { all_of(GIB + 262*MIB) }, require()).runs(), "0-1280:32M 1280-1286:2M");
     m.pool(32*MIB, 40, 1);
     CHECK_EQ(decide(m, { all_of(70*MIB) }, require()).runs(), "0-32:32M 32-70:2M");
 
-    // 64K has to be asked for
+    // pages of 64K need an explicit size
     CHECK_EQ(decide(m, { { 8*MIB, { { 100*KIB, 200*KIB, 0 } } } }, require(64*KIB)).runs(), "64K-256K:64K");
     const auto d = decide(m, { all_of(100*64*KIB + 1) }, require(64*KIB));
-    CHECK_EQ(std::string(d.error.message), "the model needs 101 huge pages of 64 KiB (6.31 MiB), 100 can be had: "
+    CHECK_SAYS(d.error.message, "needs 101 huge pages of 64 KiB (6.31 MiB)", "only 100 are usable",
         "free 100, reserved 0, total 100, surplus 0, overcommit 0");
-    CHECK_EQ(std::string(d.error.hint), "echo 101 > /sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages, "
-        "or --hugepage-policy prefer to use what there is");
+    CHECK_EQ(commands_of(d.error), "echo 101 > /sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages");
 }
 
 TEST(machines, arm64_with_64k_base_pages_has_2_mib_512_mib_and_16_gib) {
@@ -601,13 +603,11 @@ TEST(machines, arm64_with_64k_base_pages_has_2_mib_512_mib_and_16_gib) {
     CHECK_EQ(ggml_hugepages_page_size(m.root()), 2*MIB);
     CHECK_EQ(decide(m, { all_of(16*GIB + 513*MIB) }, require()).runs(), "0-16384:16G 16384-16896:512M 16896-16898:2M");
 
-    // the default size is 512 MiB there
-    CHECK_EQ(std::string(decide(m, { all_of(4*512*MIB) }, require(512*MIB)).error.hint),
-        "sysctl vm.nr_hugepages=4, or --hugepage-policy prefer to use what there is");
-    CHECK_EQ(std::string(decide(m, { all_of(17*GIB) }, require(16*GIB)).error.hint),
-        "echo 2 > /sys/kernel/mm/hugepages/hugepages-16777216kB/nr_hugepages, or --hugepage-policy prefer to use what there is");
+    // the default size of this machine is 512 MiB
+    CHECK_EQ(commands_of(decide(m, { all_of(4*512*MIB) }, require(512*MIB)).error), "sysctl vm.nr_hugepages=4");
+    CHECK_EQ(commands_of(decide(m, { all_of(17*GIB) }, require(16*GIB)).error), "echo 2 > /sys/kernel/mm/hugepages/hugepages-16777216kB/nr_hugepages");
 
-    // names as the kernel writes them
+    // the names of the kernel's files
     for (const char * name : { "512MB", "16GB", "64KB" }) {
         m.file(V2 + "/box/hugetlb." + name + ".max", "0\n").file(V2 + "/box/hugetlb." + name + ".current", "0\n");
     }
@@ -646,7 +646,7 @@ TEST(machines, a_plan_has_what_a_decision_takes_for_each_file_and_each_buffer) {
         CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_PLANNED);
         std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
         REQUIRE(ggml_hugepages_get_needs(needs.data(), needs.size()) == 5);
-        std::map<int, std::map<size_t, uint64_t>> pages; // of files, and of all buffers together
+        std::map<int, std::map<size_t, uint64_t>> pages; // by file, -1 for all buffers together
         uint64_t bytes = 0;
         for (const auto & need : needs) {
             pages[need.image][need.page_size] += need.pages;
@@ -661,7 +661,7 @@ TEST(machines, a_plan_has_what_a_decision_takes_for_each_file_and_each_buffer) {
         CHECK_EQ(pages[0][2*MIB] + pages[1][2*MIB], taken.pages(2*MIB));
     }
 
-    // what cannot be had is planned too, also where a load would go on without
+    // a plan also describes a need that does not fit, even if a load would continue with fewer pages
     m.pool(2*MIB, 8, 8);
     params.policy = GGML_HUGEPAGES_POLICY_PREFER;
     const auto d = decide(m, files, params, demands);

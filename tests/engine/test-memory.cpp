@@ -1,7 +1,7 @@
 // Memory, files and pages of the real kernel.
 //
 //   anywhere   needs no pool
-//   pool       needs some usable pages of 2 MiB, and nobody else who takes any
+//   pool       needs some usable pages of 2 MiB, and no other process that takes pages
 //   large      needs a usable page of 1 GiB, and some of 2 MiB
 
 #include "test.h"
@@ -33,8 +33,8 @@ static const size_t PAGE = 2*MIB;
 // refusing pages
 //
 
-// What a cgroup would let this process touch, in bytes. Linked with --wrap=madvise, as a limit that lies below the
-// reservation cannot be had without a cgroup.
+// The number of bytes that a simulated cgroup limit allows this process to touch. Linked with --wrap=madvise, because only a real cgroup
+// can limit pages after their reservation.
 static std::atomic<int64_t> g_allowance{INT64_MAX};
 
 extern "C" int __real_madvise(void * addr, size_t size, int advice); // NOLINT
@@ -56,7 +56,7 @@ struct allowance {
     ~allowance() { g_allowance = INT64_MAX; }
 };
 
-// in file order, so that it can be foretold which blocks get the last pages
+// in file order, so that the test knows which blocks get the last pages
 static ggml_hugepages_params one_thread(ggml_hugepages_params params) {
     params.n_threads = 1;
     return params;
@@ -72,16 +72,16 @@ static ggml_hugepages_pool pool_now(size_t page_size = PAGE) {
     return pool;
 }
 
-// pages, without those that overcommit may add
+// usable pages without those of overcommit
 static uint64_t usable_now(size_t page_size = PAGE) {
     const auto pool = pool_now(page_size);
     return pool.free - std::min(pool.free, pool.reserved);
 }
 
-// At its end all pages are back.
+// Checks at its end that all pages are back.
 struct pool_watch {
     size_t   page_size;
-    uint64_t usable;   // at its beginning
+    uint64_t usable;   // at its start
     uint64_t reserved;
     uint64_t free;
 
@@ -98,7 +98,7 @@ struct pool_watch {
     uint64_t promised() const { return usable - usable_now(page_size); }       // populated or reserved
 };
 
-// so that each test has something to be short of
+// enough pages for each test, and few enough to run short of them
 static const uint64_t MIN_PAGES = 16;
 static const uint64_t MAX_PAGES = 64;
 
@@ -109,7 +109,7 @@ static const uint64_t MAX_PAGES = 64;
     }                                                                                       \
     pool_watch pool
 
-// Pages that somebody else has taken.
+// Pages that another process has taken.
 struct other_process {
     void * addr;
     size_t size;
@@ -136,7 +136,7 @@ static uint8_t byte_at(uint64_t seed, size_t offset) {
     return (uint8_t) (x >> (8*(offset % 8)));
 }
 
-// where the bytes differ from those of the file, SIZE_MAX if nowhere
+// offset of the first byte that differs from the file, SIZE_MAX if none differs
 static size_t first_difference(const uint8_t * data, uint64_t seed, size_t first, size_t last) {
     for (size_t i = first; i < last; i++) {
         if (data[i - first] != byte_at(seed, i)) {
@@ -152,7 +152,7 @@ struct temp_file {
     uint64_t    seed;
     std::string path;
 
-    // sparse: zeros
+    // sparse: a file of zeros
     explicit temp_file(size_t size, uint64_t seed = 1, bool sparse = false) : size(size), seed(seed) {
         path = scratch_dir() + "/file-XXXXXX";
         fd = mkstemp(path.data());
@@ -177,7 +177,7 @@ struct temp_file {
         unlink(path.c_str());
     }
 
-    // out of the page cache
+    // drops the file from the page cache
     void drop() const {
         CHECK_EQ(fsync(fd), 0);
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
@@ -192,7 +192,7 @@ static size_t count_bytes(const ggml_hugepages_image & image) {
     return n;
 }
 
-// A load, as llama.cpp does it.
+// A load with the calls of llama.cpp.
 struct load {
     struct entry { const temp_file * file; ggml_hugepages_image_t image; uint8_t * addr; };
 
@@ -244,7 +244,7 @@ struct load {
     }
     bool run() { return plan() && map() && overlay() && fill(); }
 
-    // every byte that can be read through the image is the file's
+    // compares every byte of the image with the file
     void check_bytes() const {
         for (const auto & e : entries) {
             CHECK_EQ(first_difference(e.addr, e.file->seed, 0, e.file->size), (size_t) SIZE_MAX);
@@ -270,7 +270,7 @@ struct load {
     }
 };
 
-// the kernel writes into memory for us, and says EFAULT where we would get a signal
+// The kernel writes into the memory and returns EFAULT where a write of this process would raise a signal.
 static bool is_writable(const void * addr) {
     int fds[2];
     if (pipe(fds) != 0) {
@@ -283,7 +283,7 @@ static bool is_writable(const void * addr) {
     return ok;
 }
 
-// a line of /proc/self/smaps of the mapping that holds the address, e.g. "KernelPageSize", in bytes; VmFlags as text
+// the value of a line of /proc/self/smaps for the mapping of the address, e.g. "KernelPageSize" in bytes; VmFlags as text
 static std::string smaps_of(const void * addr, const char * name) {
     std::string result;
     FILE * file = fopen("/proc/self/smaps", "r");
@@ -400,7 +400,7 @@ TEST(anywhere, scopes_nest_and_end) {
     const ggml_hugepages_scope inner = { prefer(),  GGML_HUGEPAGES_KIND_COMPUTE, true  };
     CHECK(ggml_hugepages_scope_set(&outer) == nullptr);
     CHECK(ggml_hugepages_scope_set(&inner) == &outer);
-    // a scope is a thread's own
+    // each thread has its own scope
     std::thread([] { CHECK(ggml_hugepages_scope_set(nullptr) == nullptr); }).join();
     CHECK(ggml_hugepages_scope_set(&outer) == &inner);
     CHECK(ggml_hugepages_scope_set(nullptr) == &outer);
@@ -410,7 +410,7 @@ TEST(anywhere, scopes_nest_and_end) {
 TEST(anywhere, a_size_without_a_pool_is_an_error_or_ordinary_memory_that_is_counted) {
     const size_t size = 5*MIB;
     {
-        scoped on(require(4*MIB)); // no kernel for a CPU of ours has it
+        scoped on(require(4*MIB)); // no kernel for this CPU has this size
         CHECK(ggml_hugepages_buffer_alloc(size) == nullptr);
         const std::string log = take_log();
         CHECK(log.find("this kernel has no pool of huge pages of 4 MiB") != std::string::npos);
@@ -445,7 +445,7 @@ static bool place(const void * data, size_t size, const ggml_hugepages_piece * p
     auto & p = *(placed *) piece->user_data;
     const bool ok = size == piece->last - piece->first && first_difference((const uint8_t *) data, p.seed, piece->first, piece->last) == SIZE_MAX;
     if (p.fail_at != SIZE_MAX && piece->offset > p.fail_at) {
-        // lets the one that is refused come to an end, also on a machine that is busy
+        // gives the refused piece time to end, also on a busy machine
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     std::lock_guard<std::mutex> lock(p.mutex);
@@ -466,7 +466,8 @@ TEST(anywhere, pieces_come_once_and_whole_from_any_offset) {
         load l(prefer());
         l.add(file);
         size_t total = 0;
-        // small ones, across sectors and chunks, one after the other and over each other, the whole file, its last byte, and none
+        // small pieces, pieces across sectors and chunks, adjacent and overlapping pieces, the whole file, its last byte, and an empty
+        // piece
         for (size_t i = 0; i < 200; i++) {
             const size_t first = random.below(file.size);
             const size_t size  = random.below(std::min(file.size - first, i % 3 == 0 ? 3*MIB : 9*KIB)) + 1;
@@ -593,7 +594,7 @@ TEST(anywhere, thp_holds_the_file) {
     CHECK(!is_writable(l.entries[0].addr + 3*size));
     ggml_hugepages_report report;
     CHECK(ggml_hugepages_get_report(&report));
-    // the first block's other bytes are in it, but nobody wanted them
+    // the report counts only the wanted bytes of the first block
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_THP) +
              bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_BASE), (uint64_t) (100 + a.size - 2*size + b.size));
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE), (uint64_t) 0);
@@ -610,7 +611,7 @@ TEST(anywhere, thp_that_cannot_be_had_leaves_the_file) {
         l.add(file).want_all();
         REQUIRE(l.plan() && l.map());
         {
-            allowance some(3*size); // as under a memory limit
+            allowance some(3*size); // like a memory limit
             REQUIRE(l.overlay());
         }
         REQUIRE(l.fill());
@@ -694,7 +695,7 @@ TEST(pool, a_buffer_that_is_one_page_too_large_is_refused_and_takes_nothing) {
     const std::string log = take_log();
     CHECK(log.find("needs " + std::to_string(pool.usable + 1) + " huge pages of 2 MiB") != std::string::npos);
     CHECK(log.find("hint: sysctl vm.nr_hugepages=" + std::to_string(pool_now().total + 1)) != std::string::npos);
-    // and the next one is not
+    // the next load fails too
     void * ptr = ggml_hugepages_buffer_alloc(pool.usable*PAGE);
     CHECK(ptr != nullptr);
     ggml_hugepages_buffer_free(ptr, pool.usable*PAGE);
@@ -719,7 +720,7 @@ TEST(pool, a_buffer_that_is_too_large_takes_what_there_is_under_prefer) {
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_BASE) +
              bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_THP), (uint64_t) (size - pool.usable*PAGE));
 
-    // with none left at all
+    // now no page is left
     void * other = ggml_hugepages_buffer_alloc(3*PAGE);
     REQUIRE(other != nullptr);
     memset(other, 1, 3*PAGE);
@@ -763,7 +764,7 @@ TEST(pool, a_lazy_buffer_takes_a_page_when_it_is_written_to) {
     REQUIRE(ptr != nullptr);
     CHECK_EQ(pool.taken(), (uint64_t) 0);
     CHECK_EQ(pool.promised(), (uint64_t) 6);
-    // a part that begins and ends inside of pages
+    // a part that starts and ends inside pages
     CHECK(ggml_hugepages_buffer_populate(ptr + PAGE + 1, PAGE));
     CHECK_EQ(pool.taken(), (uint64_t) 2);
     memset(ptr + PAGE + 1, 7, PAGE);
@@ -774,7 +775,7 @@ TEST(pool, a_lazy_buffer_takes_a_page_when_it_is_written_to) {
     CHECK_EQ(ptr[PAGE], 0);
     ggml_hugepages_buffer_free(ptr, size);
     CHECK_EQ(pool.promised(), (uint64_t) 0);
-    // other memory is none of its business
+    // has no effect on other memory
     uint8_t byte = 0;
     CHECK(ggml_hugepages_buffer_populate(&byte, 1));
     CHECK(ggml_hugepages_buffer_settle(&byte, &error));
@@ -836,7 +837,7 @@ TEST(pool, the_default_scope_is_for_threads_that_are_in_none) {
         ggml_hugepages_report report;
         CHECK(ggml_hugepages_get_report(&report));
         CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_BACKING_HUGE), (uint64_t) 2*PAGE);
-        // a scope of its own goes before
+        // the scope of the thread overrides the default
         auto params = require();
         params.enabled = false;
         scoped off(params);
@@ -857,7 +858,7 @@ TEST(pool, later_growth_never_fails_and_is_counted) {
     ggml_hugepages_report report;
     CHECK(ggml_hugepages_get_report(&report));
     const uint64_t before = report.late;
-    // though the scope requires
+    // a late buffer may use ordinary memory although the scope requires huge pages
     scoped on(require(), GGML_HUGEPAGES_KIND_COMPUTE, true);
     void * fits = ggml_hugepages_buffer_alloc(3*PAGE);
     CHECK(fits != nullptr);
@@ -894,7 +895,7 @@ TEST(pool, threads_that_allocate_at_once_get_what_is_theirs) {
             }
         }
     };
-    // together they never ask for more than there is
+    // together they never need more pages than are usable
     std::thread a(work, 1, pool.usable/2);
     std::thread b(work, 2, pool.usable/2);
     a.join();
@@ -907,7 +908,7 @@ TEST(pool, threads_that_allocate_at_once_get_what_is_theirs) {
 
 TEST(pool, a_file_on_pages_is_the_file) {
     NEEDS_POOL();
-    // small, one byte over a page, many chunks with an odd end
+    // a small file, one byte more than a page, and many chunks with an odd end
     for (const size_t size : { (size_t) 1, (size_t) 5000, PAGE, PAGE + 1, 23*MIB + 12345 }) {
         const temp_file file(size, size);
         for (const bool is_cached : { true, false }) {
@@ -917,7 +918,7 @@ TEST(pool, a_file_on_pages_is_the_file) {
             load l(require());
             l.add(file).want_all();
             REQUIRE(l.plan());
-            CHECK_EQ(pool.promised(), (uint64_t) 0); // a plan takes nothing
+            CHECK_EQ(pool.promised(), (uint64_t) 0); // a plan takes no page
             REQUIRE(l.map());
             CHECK_EQ(pool.promised(), (uint64_t) 0);
             const uint64_t pages = (size + PAGE - 1)/PAGE;
@@ -1021,7 +1022,7 @@ TEST(pool, an_aborted_load_gives_everything_back) {
     if (l.error.status != GGML_HUGEPAGES_STATUS_OK) {
         CHECK_EQ(l.error.status, GGML_HUGEPAGES_STATUS_ABORTED);
     }
-    // the watch looks when the load has ended
+    // pool_watch checks the pool after the end of the load
 }
 
 TEST(pool, a_file_that_is_cut_after_the_overlay_is_an_error_and_no_signal) {
@@ -1069,7 +1070,7 @@ TEST(pool, half_the_pages_hold_what_is_read_most) {
     CHECK_EQ(smaps_of(addr, "KernelPageSize"), base_page());
     ggml_hugepages_report report;
     CHECK(ggml_hugepages_get_report(&report));
-    // the last block of layers was the one too many
+    // the last block of the layers got no page
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE) + bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_FILE),
         (uint64_t) (file.size - PAGE));
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE), (uint64_t) (half - PAGE + 4321));
@@ -1085,12 +1086,11 @@ TEST(pool, pages_lost_between_plan_and_overlay_are_an_error_that_holds_nothing) 
     const other_process other(1);
     CHECK(!l.overlay());
     CHECK_EQ(l.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    // the sum, and what is there without what the load held
-    const std::string begin = "the model needs " + std::to_string(pool.usable) + " huge pages of 2 MiB (" + std::to_string(2*pool.usable) + ".00 MiB), " +
-        std::to_string(pool.usable - 1) + " can be had";
-    CHECK_EQ(std::string(l.error.message).substr(0, begin.size()), begin);
+    // the sum of the need, and the usable pages without those that the load held
+    CHECK_SAYS(l.error.message, "needs " + std::to_string(pool.usable) + " huge pages of 2 MiB (" + std::to_string(2*pool.usable) + ".00 MiB)",
+        "only " + std::to_string(pool.usable - 1) + " are usable");
     CHECK(std::string(l.error.hint).find("sysctl vm.nr_hugepages=" + std::to_string(pool_now().total + 1)) == 0);
-    CHECK_EQ(pool.promised(), (uint64_t) 1); // the other's
+    CHECK_EQ(pool.promised(), (uint64_t) 1); // taken by the other process
 }
 
 TEST(pool, pages_lost_between_plan_and_overlay_are_done_without_under_prefer) {
@@ -1105,7 +1105,7 @@ TEST(pool, pages_lost_between_plan_and_overlay_are_done_without_under_prefer) {
         REQUIRE(l.overlay());
         REQUIRE(l.fill());
         CHECK_EQ(l.pages(), pool.usable - 7);
-        CHECK(l.entries[0].image->runs.empty()); // read least
+        CHECK(l.entries[0].image->runs.empty()); // has the lowest rank
         l.check_bytes();
     }
 }
@@ -1126,7 +1126,7 @@ TEST(pool, pages_refused_when_touched_end_a_load_that_requires_them) {
         CHECK(message.find(" the kernel refuses one at offset ") != std::string::npos);
         CHECK(message.find("refused at the page fault") != std::string::npos);
         CHECK(std::string(l.error.hint).find("cgroup") != std::string::npos);
-        CHECK_EQ(pool.promised(), (uint64_t) 0); // though the images are still mapped
+        CHECK_EQ(pool.promised(), (uint64_t) 0); // although the images are still mapped
     }
 }
 
@@ -1145,7 +1145,7 @@ TEST(pool, pages_refused_when_touched_become_the_file_under_prefer) {
             CHECK_EQ(l.pages(), (uint64_t) (bytes/PAGE));
             CHECK_EQ(pool.taken(), (uint64_t) (bytes/PAGE));
             if (params.n_threads == 1) {
-                CHECK_EQ(pool.promised(), (uint64_t) (bytes/PAGE)); // others may have what was refused to us
+                CHECK_EQ(pool.promised(), (uint64_t) (bytes/PAGE)); // the refused pages are usable for others
             }
             ggml_hugepages_report report;
             CHECK(ggml_hugepages_get_report(&report));
@@ -1189,7 +1189,7 @@ TEST(pool, two_loads_at_once_do_not_see_each_other) {
             }
         });
     }
-    // and somebody asks all the time
+    // another thread asks for reports all the time
     std::atomic<bool> stop{false};
     std::thread asking([&] {
         while (!stop) {
@@ -1242,7 +1242,7 @@ TEST(pool, a_report_says_what_was_asked_for) {
     }
     CHECK_EQ(report.load.bytes_direct + report.load.bytes_cached + report.load.bytes_buffered, (uint64_t) 6*MIB);
     CHECK(report.load.us_total > 0);
-    CHECK_EQ(report.load.n_threads, 1u); // one chunk
+    CHECK_EQ(report.load.n_threads, 1u); // there is only one chunk
     ggml_hugepages_buffer_free(kv, 3*MIB);
     ggml_hugepages_buffer_free(compute, 100*KIB);
 }
@@ -1340,7 +1340,7 @@ TEST(large, a_file_may_have_both_sizes) {
 #ifdef __SANITIZE_THREAD__
     SKIP("its shadow would take 4 GiB");
 #endif
-    // zeros, with something at both ends of the gigabyte
+    // zeros, with some other bytes at both ends of the gigabyte
     const temp_file file(GIB + 6*MIB + 5, 0, true);
     for (const size_t at : { (size_t) 0, GIB - 5, GIB, GIB + 6*MIB }) {
         CHECK_EQ(pwrite(file.fd, "12345", 5, at), (ssize_t) 5);

@@ -1,4 +1,4 @@
-// What people type, and what they read.
+// Options that people type, and tables that they read.
 
 #include "test.h"
 
@@ -52,7 +52,7 @@ TEST(names, a_backing_has_a_short_name) {
         CHECK_EQ(ggml_hugepages_backing_to_str(backing, page_size, buf, sizeof(buf)), (int) std::string(name).size());
         CHECK_EQ(std::string(buf), name);
     }
-    // as snprintf: what did not fit is counted
+    // like snprintf, it also counts the bytes that did not fit
     char small[2];
     CHECK_EQ(ggml_hugepages_backing_to_str(GGML_HUGEPAGES_BACKING_FILE, 0, small, sizeof(small)), 4);
     CHECK_EQ(std::string(small), "f");

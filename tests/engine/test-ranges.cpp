@@ -1,4 +1,4 @@
-// What holds for any wants: numbers from a seeded generator, against the plainest way to count.
+// Random wants from a seeded generator, compared with the simplest way to count.
 
 #include "test.h"
 
@@ -74,7 +74,7 @@ struct block {
     bool operator<(const block & b) const { return std::make_pair(image, index) < std::make_pair(b.image, b.index); }
 };
 
-// images of sizes that are no round numbers, wants that overlap, touch, and lie about borders of pages
+// images with odd sizes, and wants that overlap, touch, and start or end near page borders
 static std::vector<wants> random_images(random_numbers & random, size_t page_size) {
     std::vector<wants> images(1 + random.below(3));
     for (auto & image : images) {
@@ -95,7 +95,7 @@ static std::vector<wants> random_images(random_numbers & random, size_t page_siz
     return images;
 }
 
-// the blocks that hold wanted bytes, with the best rank of these
+// the blocks that contain wanted bytes, each with its best rank
 static std::map<block, int> blocks_of(const std::vector<wants> & images, size_t page_size) {
     std::map<block, int> result;
     for (size_t i = 0; i < images.size(); i++) {
@@ -109,7 +109,7 @@ static std::map<block, int> blocks_of(const std::vector<wants> & images, size_t 
     return result;
 }
 
-// checks the shape of all runs, and returns the blocks in them
+// checks the shape of all runs, and returns their blocks
 static std::set<block> blocks_of(const decision & d, size_t page_size) {
     std::set<block> result;
     for (size_t i = 0; i < d.images.size(); i++) {
@@ -153,7 +153,7 @@ TEST(ranges, one_size_takes_exactly_the_blocks_that_hold_wanted_bytes) {
                 }
                 const uint64_t need = wanted.size() + pages_of(demands, page_size);
 
-                // all or nothing
+                // require: all or nothing
                 const auto strict = decide(m, images, require(page_size), demands);
                 CHECK_EQ(strict.ok, need <= pool);
                 const auto taken = blocks_of(strict, page_size);
@@ -164,12 +164,12 @@ TEST(ranges, one_size_takes_exactly_the_blocks_that_hold_wanted_bytes) {
                     const std::string begin = "the model needs " + std::to_string(need) + " huge pages";
                     CHECK_EQ(std::string(strict.error.message).substr(0, begin.size()), begin);
                     CHECK_EQ(strict.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-                    // exactly what is missing, on top of what there is
+                    // the new total adds exactly the missing pages
                     CHECK(std::string(strict.error.hint).find(std::to_string(pool + 7 + need - pool)) != std::string::npos);
                     CHECK(taken.empty());
                 }
 
-                // as many as there are, the best first
+                // prefer: all usable pages, the best ranks first
                 const auto d = decide(m, images, prefer(page_size), demands);
                 CHECK(d.ok);
                 const auto got = blocks_of(d, page_size);
@@ -214,7 +214,7 @@ TEST(ranges, mixed_sizes_cover_the_same_blocks_as_the_smallest_alone) {
             for (const auto & params : { require(), prefer() }) {
                 const auto d = decide(m, images, params);
                 if (!d.ok) {
-                    // nobody can be served by more than there is
+                    // only require may fail, and only if the need exceeds the pool
                     CHECK(params.policy == GGML_HUGEPAGES_POLICY_REQUIRE);
                     CHECK(wanted.size() > pools.at(smallest));
                     CHECK(decide(m, images, prefer()).ok);

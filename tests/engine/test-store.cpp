@@ -1,4 +1,4 @@
-// Resident images: manifests that anybody may have written, and files on a hugetlbfs of their own.
+// Resident images: manifests that any user may have written, and files on a hugetlbfs mount of the test.
 //
 //   manifest   needs nothing
 //   store      needs the right to mount, and some usable pages of 2 MiB
@@ -34,7 +34,7 @@ static header_page page_of(const header & h) {
     return page;
 }
 
-// One that is right but for its name: of an image of 5 MiB in pages of 2 MiB.
+// A header of an image of 5 MiB in pages of 2 MiB. Everything in it is valid except the name of its file.
 static header good_header() {
     header h = {};
     const char magic[8] = GGML_HUGEPAGES_STORE_MAGIC;
@@ -51,13 +51,13 @@ static header good_header() {
     return h;
 }
 
-// without a name, so that what is checked is the rest
+// without a name, to reach the other checks
 static bool is_good(const header_page & page, uint64_t length, uint64_t page_size = PAGE) {
     auto info = std::make_unique<ggml_hugepages_resident_info>();
     ggml_hugepages_error error = {};
     const bool ok = ggml_hugepages_manifest_check(page.data(), page.size(), length, page_size, nullptr, info.get(), &error);
     CHECK(ok || error.message[0] != '\0');
-    // whoever reads the checksums trusts this
+    // the readers of the checksums rely on this
     CHECK(!ok || (info->size <= length && info->n_segments <= length/4096 && memchr(info->source, 0, sizeof(info->source)) &&
         memchr(info->identity, 0, sizeof(info->identity))));
     return ok;
@@ -85,7 +85,7 @@ TEST(manifest, every_bit_of_it_counts) {
     }
 }
 
-// What a fuzzer does: numbers at their borders and bytes at random, with a checksum that is right, so that it comes far.
+// Like a fuzzer: border values and random bytes with a valid checksum, to get past the first check.
 TEST(manifest, nonsense_with_a_right_checksum_is_survived) {
     random_numbers random = { 1 };
     const uint64_t edges[] = { 0, 1, 4095, 4096, PAGE - 1, PAGE, PAGE + 1, 5*MIB, 8*MIB, GIB, UINT64_MAX/4, UINT64_MAX/2, UINT64_MAX - 4096, UINT64_MAX };
@@ -109,7 +109,7 @@ TEST(manifest, nonsense_with_a_right_checksum_is_survived) {
         const uint64_t page_size = random.below(4) ? PAGE : edges[random.below(n_edges)];
         n_good += is_good(page_of(h), length, page_size);
     }
-    // some of it is only another name or time, so this looks at more than the first check
+    // many of these headers differ only in name or time, so they pass all checks
     CHECK(n_good > 1000);
 }
 
@@ -145,7 +145,7 @@ static uint64_t free_pages() {
     return pool.free - std::min(pool.free, pool.reserved);
 }
 
-// bytes that tell where they belong
+// bytes that depend on their offset
 struct source_file {
     int    fd;
     size_t size;
@@ -163,7 +163,7 @@ struct source_file {
     ~source_file() { close(fd); }
 };
 
-// One load of all of a file through a store.
+// One load of a whole file through a store.
 struct resident_load {
     const source_file       & file;
     ggml_hugepages_params     params;
@@ -236,7 +236,7 @@ TEST(store, the_second_load_attaches_and_reads_nothing) {
         CHECK(second.is_right());
         CHECK_EQ(resident_load::bytes_read(), (uint64_t) 0);
         CHECK_EQ(before - free_pages(), (uint64_t) 5);
-        // another identity is another image
+        // a different identity gives a different image
         resident_load other(file, store.dir, "file 0:1 0 bytes, modified 0.0, header 0");
         REQUIRE(other.run());
         CHECK_EQ(before - free_pages(), (uint64_t) 10);
@@ -250,7 +250,7 @@ TEST(store, what_is_missing_is_added_and_what_is_there_is_not_read_again) {
     {
         resident_load part(file, store.dir);
         REQUIRE(part.open(0, 3*MIB) && part.fill());
-        CHECK_EQ(before - free_pages(), (uint64_t) 3); // two blocks and the one with the manifest
+        CHECK_EQ(before - free_pages(), (uint64_t) 3); // two blocks, and one page for the manifest
     }
     resident_load whole(file, store.dir);
     REQUIRE(whole.run());
@@ -294,7 +294,7 @@ TEST(store, who_dies_while_filling_leaves_whole_segments_and_no_lock) {
 TEST(store, a_cancelled_load_leaves_nothing) {
     STORE_OR_SKIP(24);
     const source_file file(40*MIB);
-    // more calls may come after its end
+    // cancels at the first and at the second call; a later call may come after the end of the load
     for (int calls = 0; calls < 2; calls++) {
         resident_load load(file, store.dir);
         int left = calls;

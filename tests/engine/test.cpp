@@ -1,6 +1,6 @@
-// test-engine GROUP...: runs the tests of these groups, of all without one.
+// test-engine GROUP...: runs the tests of these groups, or all tests without an argument.
 //
-// stdout has a line for each test: "ok NAME", "failed NAME" or "skipped NAME: REASON". Ends with 1 if a check failed.
+// stdout has a line for each test: "ok NAME", "failed NAME" or "skipped NAME: REASON". The exit code is 1 if a check failed.
 
 #include "test.h"
 
@@ -18,7 +18,7 @@
 
 #include <unistd.h>
 
-static std::mutex       g_mutex; // for what follows
+static std::mutex       g_mutex; // for g_log and g_skipped
 static std::string      g_log;
 static std::string      g_skipped;
 static std::atomic<int> g_n_failed{0};
@@ -35,6 +35,17 @@ void test_fail(const char * file, int line, const std::string & text) {
 
 bool test_has_failed() {
     return g_n_failed > 0;
+}
+
+bool test_says(const char * file, int line, const std::string & text, const std::vector<std::string> & facts) {
+    bool ok = true;
+    for (const auto & fact : facts) {
+        if (text.find(fact) == std::string::npos) {
+            test_fail(file, line, "\"" + fact + "\" is not in \"" + text + "\"");
+            ok = false;
+        }
+    }
+    return ok;
 }
 
 void test_skip(const std::string & reason) {

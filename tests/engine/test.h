@@ -1,6 +1,6 @@
 #pragma once
 
-// Checks, and what the tests stand on. A failed check says where and what, is counted, and the test goes on.
+// Checks, and shared parts of the tests. A failed check prints its place and values and is counted, and the test continues.
 
 #include "ggml-hugepages-impl.h"
 
@@ -35,7 +35,7 @@ struct test_registration {
     static test_registration registration_##group##_##name(#group, #name, group##_##name); \
     static void group##_##name()
 
-// any thread may fail
+// may be called by any thread
 void test_fail(const char * file, int line, const std::string & text);
 bool test_has_failed();
 void test_skip(const std::string & reason);
@@ -70,17 +70,22 @@ bool test_eq(const char * file, int line, const char * a_text, const char * b_te
 #define CHECK(cond)    ((cond) ? true : (test_fail(__FILE__, __LINE__, #cond), false))
 #define CHECK_EQ(a, b) test_eq(__FILE__, __LINE__, #a, #b, a, b)
 
-// for what the rest of a test cannot do without
+// whether a message has all these facts; its other words may change
+bool test_says(const char * file, int line, const std::string & text, const std::vector<std::string> & facts);
+
+#define CHECK_SAYS(text, ...) test_says(__FILE__, __LINE__, text, { __VA_ARGS__ })
+
+// ends the test if a condition of its other checks fails
 #define REQUIRE(cond)    do { if (!CHECK(cond))    { return; } } while (0)
 #define REQUIRE_EQ(a, b) do { if (!CHECK_EQ(a, b)) { return; } } while (0)
 
-// ends the test: what cannot run here is counted by whoever started the program
+// ends the test: the program that starts this one counts the tests that cannot run here
 #define SKIP(reason)     do { test_skip(reason); return; } while (0)
 
-// what the engine has logged since the last call
+// the log of the engine since the last call
 std::string take_log();
 
-// where tests may write, on a disk
+// a writable folder on a disk
 const std::string & scratch_dir();
 
 //
@@ -100,7 +105,7 @@ struct random_numbers {
     size_t below(size_t n) { return next() % n; }
 };
 
-// A folder with /sys and /proc in it, gone with the object.
+// A folder with made-up /sys and /proc, removed with the object.
 struct machine {
     std::string dir;
 
@@ -117,10 +122,10 @@ struct machine {
 
     machine & node(int id, size_t page_size, uint64_t total, uint64_t free, const char * cpulist = "");
 
-    // a cgroup2 hierarchy, and the process' place in it
+    // a cgroup2 hierarchy, and the cgroup of the process in it
     machine & cgroup2(const char * cgroup, const char * mount = "/sys/fs/cgroup", const char * fs_root = "/");
 
-    // mountinfo, whole lines
+    // whole lines of mountinfo
     machine & mounts(const std::string & lines);
 
 private:
@@ -131,7 +136,7 @@ private:
 struct decision {
     bool                                     ok = false;
     ggml_hugepages_error                     error = {};
-    std::vector<ggml_hugepages_image>        images; // as they were decided
+    std::vector<ggml_hugepages_image>        images; // after the decision
     std::string runs(size_t image = 0) const; // e.g. "0-1024:1G 1024-1026:2M", in MiB
     uint64_t    pages(size_t page_size) const;
 };

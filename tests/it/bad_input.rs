@@ -54,7 +54,7 @@ fn assert_tells_the_need(ended: &Ended, before: Counts, need: u64) {
     } = before;
     for part in [
         format!("needs {need} huge pages of 2 MiB"),
-        format!("{} can be had", before.usable()),
+        format!("only {} are usable", before.usable()),
         format!("free {free}"),
         format!("reserved {reserved}"),
         format!("total {total}"),
@@ -420,7 +420,7 @@ fn require_beyond_a_cgroup_limit_fails(model: &Path) {
     let name = Path::new(cgroup.dir.file_name().expect("a folder"));
     for part in [
         format!("needs {need} huge pages of 2 MiB"),
-        format!("{} can be had", need / 2),
+        format!("only {} are usable", need / 2),
         format!("free {need}"),
         "hugetlb.2MB.max".to_owned(),
         // As the process has it in /proc/self/cgroup, without the mount point.

@@ -140,7 +140,7 @@ fn a_size_that_the_kernel_has_no_pool_of_is_an_error_with_those_that_it_has() {
     ended.assert_clean_failure();
     let line = ended.line_with("no pool of huge pages of");
     assert!(line.contains("2 MiB"), "{line}");
-    ended.line_with("hint: --hugepage-size auto");
+    ended.line_with("hint: use --hugepage-size auto");
 }
 
 #[test]

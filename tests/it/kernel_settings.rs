@@ -297,7 +297,7 @@ fn a_long_hint_has_no_number_that_is_cut() {
         let ended = launch.in_cgroup(&cgroup.dir).run();
         ended.assert_clean_failure();
         let hint = ended.line_with("hint: ");
-        let wanted = format!("/{name}: ");
+        let wanted = format!("/{name} to ");
         let numbers: Vec<&str> = hint
             .split(&wanted)
             .skip(1)

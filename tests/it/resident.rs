@@ -341,7 +341,7 @@ fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
         let store = or_skip!(Store::with_options(PAGES, "size=20M"));
         let ended = launch(&model, &store).run();
         ended.assert_clean_failure();
-        ended.line_with("are left of the size of the mount");
+        ended.line_with("the mount has only ");
         assert_eq!(store.names(), Vec::<String>::new(), "{kind}");
         store.pool.assert_all_back();
 
@@ -431,7 +431,7 @@ fn what_was_changed_in_memory_is_found_by_verify() {
         store::patch(&image, 5 * PAGE + 123, |bytes| bytes[0] ^= 1, 1);
         let ended = launch(&model, &store).args(["--hugepage-verify"]).run();
         ended.assert_clean_failure();
-        ended.line_with("are not those that were put there");
+        ended.line_with("checksum mismatch at offset ");
         ended.line_with("hint: hugepages store drop");
     }
 }
@@ -454,7 +454,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
         ("does not end with a manifest", &|| {
             store::patch(&image, header, |bytes| bytes[0] ^= 1, 1);
         }),
-        ("its size is not that of its manifest", &|| {
+        ("its size does not match its manifest", &|| {
             let file = OpenOptions::new().write(true).open(&image).expect("ours");
             file.set_len(whole + PAGE).expect("a sparse file");
             drop(file);
@@ -474,7 +474,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
                 .set_len(PAGE)
                 .expect("a page");
         }),
-        ("it is no ordinary file", &|| {
+        ("it is not a regular file", &|| {
             fs::remove_file(&image).expect("ours");
             let made = std::process::Command::new("mkfifo").arg(&image).status();
             assert!(made.expect("coreutils").success());
@@ -535,7 +535,10 @@ fn a_store_that_is_none_is_told_with_a_hint() {
     assert!(
         start(store.arg(), &["--hugepage-size", "1G"]).contains("has pages of 2 MiB, not of 1 GiB")
     );
-    assert!(start(store.arg(), &["--hugepage-size", "thp"]).contains("a store has no THP"));
+    assert!(
+        start(store.arg(), &["--hugepage-size", "thp"])
+            .contains("a store cannot use transparent huge pages")
+    );
 }
 
 #[test]

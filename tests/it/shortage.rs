@@ -138,7 +138,7 @@ fn a_repacked_model_short_by_one_page_is_not_loaded() {
         &ended,
         &[
             &format!("needs {need} huge pages of 2 MiB"),
-            &format!("{} can be had", need - 1),
+            &format!("only {} are usable", need - 1),
         ],
         &[
             &format!("sysctl vm.nr_hugepages={total}"),
@@ -174,17 +174,17 @@ fn beyond_a_limit(weights: Weights, file: &str, limit: Limit) {
         &ended,
         &[
             &format!("needs {need} huge pages of 2 MiB"),
-            &format!("{} can be had", need - 1),
+            &format!("only {} are usable", need - 1),
             &format!("free {need}"),
             &format!(
                 "{file} of cgroup /{} {} (used 0)",
                 cgroup.name(),
                 (need - 1) * PAGE
             ),
-            "(the pool is large enough, the cgroup is not)",
+            "the pool is large enough",
         ],
         &[&format!(
-            "{file} of cgroup /{}: {}",
+            "{file} of cgroup /{} to {}",
             cgroup.name(),
             need * PAGE
         )],
@@ -311,7 +311,7 @@ fn require_is_robbed_of_its_pages(weights: Weights) {
         let ended = traced.server.wait();
         assert_says(
             &ended,
-            &["the model needs ", " can be had: free "],
+            &["the model needs ", " are usable: free "],
             &["sysctl vm.nr_hugepages=", "--hugepage-policy prefer"],
         );
         // With the total of the hint it would have been enough, and it is no more than that.
@@ -425,7 +425,7 @@ fn pages_refused_at_the_fault_while_all_counts_are_right_are_found() {
             &traced.server.wait(),
             &[
                 "the model needs ",
-                &format!("{need} can be had"),
+                &format!("{need} seem usable"),
                 "refused at the page fault",
             ],
             &["--hugepage-policy prefer"],
@@ -464,7 +464,7 @@ fn pages_of_1_gib_where_there_are_only_smaller_ones_are_an_error_with_a_hint() {
     let ended = Mapped.require().args(["--hugepage-size", "1G"]).run();
     assert_says(
         &ended,
-        &["needs 1 huge pages of 1 GiB", "0 can be had: free 0"],
+        &["needs 1 huge pages of 1 GiB", "only 0 are usable: free 0"],
         &[&format!("echo 1 > {}/nr_hugepages", dir.display())],
     );
     pool.assert_all_back();
@@ -572,11 +572,7 @@ fn too_little_address_space_is_an_error_and_enough_is_enough() {
             // Half of the weights have no room.
             let launch = weights.launch().hugepages(policy);
             let ended = within(mapped - need * PAGE / 2, launch).run();
-            assert_says(
-                &ended,
-                &["no address space for "],
-                &["ulimit -v unlimited: it is "],
-            );
+            assert_says(&ended, &["no address space for "], &["ulimit -v unlimited"]);
             pool.assert_all_back();
 
             // There is room for the weights, and hardly more: either is right.
@@ -673,7 +669,7 @@ fn a_context_that_does_not_fit_is_known_before_the_weights_are_read() {
         &ended,
         &[
             &format!("needs {large} huge pages of 2 MiB"),
-            &format!("{small} can be had"),
+            &format!("only {small} are usable"),
         ],
         &["sysctl vm.nr_hugepages="],
     );

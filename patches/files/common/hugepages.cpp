@@ -62,7 +62,7 @@ static void measure(const common_params & params, bool model_only, llama_model_p
         hugepages.kv_bytes      = data.back().context;
         hugepages.compute_bytes = data.back().compute;
     } catch (const std::runtime_error &) {
-        // the load will fail in the same way, and say why
+        // the load will fail in the same way and log the cause
     }
 }
 
@@ -71,7 +71,7 @@ int common_hugepages_exit_code() {
     return status == GGML_HUGEPAGES_STATUS_SHORT || status == GGML_HUGEPAGES_STATUS_NO_MEMORY ? 3 : 1;
 }
 
-// as JSON on stdout: who asks reads it with a program
+// JSON on stdout, for programs
 static void print_plan(const common_params & params, const ggml_hugepages_error & error) {
     std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
     ggml_hugepages_get_needs(needs.data(), needs.size());
@@ -99,7 +99,7 @@ static void print_plan(const common_params & params, const ggml_hugepages_error 
 }
 
 static void plan_and_exit(const common_params & params, const llama_model_params & mparams) {
-    // that the load ends there is no failure: what it logs is of interest when it fails before
+    // With plan_only the load always ends with an error. Its log matters only if it fails before the plan.
     std::string log;
     ggml_log_callback before; void * before_data; // NOLINT
     llama_log_get(&before, &before_data);
@@ -119,7 +119,7 @@ static void plan_and_exit(const common_params & params, const llama_model_params
         std::exit(1);
     }
     if (error.status != GGML_HUGEPAGES_STATUS_PLANNED && common_hugepages_exit_code() != 3) {
-        // no number of pages would help
+        // more pages would not help
         LOG_ERR("%s\n", error.message);
         if (error.hint[0]) {
             LOG_ERR("hint: %s\n", error.hint);
@@ -132,7 +132,7 @@ static void plan_and_exit(const common_params & params, const llama_model_params
     std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : common_hugepages_exit_code());
 }
 
-// one object a line: how far it is
+// the progress, one JSON object a line
 static bool print_progress(float progress, void * user_data) {
     auto & last = *(int *) user_data;
     const int permille = (int) (1000*progress);
@@ -151,7 +151,7 @@ static void load_and_exit(const common_params & params, llama_model_params mpara
         std::exit(1);
     }
     int last = -1;
-    // all of it, or say that it is not
+    // all weights on huge pages, or a failure
     mparams.hugepages.policy            = GGML_HUGEPAGES_POLICY_REQUIRE;
     mparams.progress_callback           = print_progress;
     mparams.progress_callback_user_data = &last;
@@ -181,9 +181,9 @@ static void set_default(const common_params & params, bool late) {
 
 void common_hugepages_begin(const common_params & params) {
     if (params.hugepages.enabled) {
-        ggml_hugepages_hold_end(); // of a load that failed
+        ggml_hugepages_hold_end(); // for a failed load
         set_default(params, false);
-        // programs that return from main() at once would take the reason along
+        // the log would be lost if main() returns soon
         static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
         GGML_UNUSED(registered);
     }
@@ -206,11 +206,11 @@ void common_hugepages_ready(common_params & params) {
     ggml_hugepages_hold_end();
     set_default(params, true);
     if (!ggml_hugepages_get_report(&report)) {
-        LOG_WRN("hugepages: the kernel does not tell what the memory lies on\n");
+        LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;
     }
     if (params.warmup && !has_file_backing(report) && !has_other_devices()) {
-        LOG_INF("hugepages: no warm-up, all weights are in memory\n");
+        LOG_INF("hugepages: warm-up skipped, all weights are in memory\n");
         params.warmup = false;
     }
     char text[4096];
@@ -228,7 +228,7 @@ void common_hugepages_ready(common_params & params) {
             bytes/1024.0/1024.0, load.us_total/1e6, bytes/1e3/load.us_total, load.n_threads, load.us_populate/1e6, load.us_read/1e6, load.us_place/1e6,
             load.bytes_direct/1024.0/1024.0, load.bytes_cached/1024.0/1024.0, load.bytes_buffered/1024.0/1024.0);
         if (params.hugepages.store[0]) {
-            LOG_INF("hugepages: %.2f MiB were resident in the store already\n", load.bytes_attached/1024.0/1024.0);
+            LOG_INF("hugepages: %.2f MiB were already resident in the store\n", load.bytes_attached/1024.0/1024.0);
         }
     }
 }

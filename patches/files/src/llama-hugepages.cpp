@@ -48,8 +48,7 @@ llama_hugepages_scope::~llama_hugepages_scope() {
     }
 }
 
-// How much of a tensor is read for each token. Embeddings of which only rows are read come last, unless they are the
-// output too.
+// How much of a tensor each token reads. Embeddings come last, because a token reads only a few rows, unless they are also the output.
 static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * name) {
     const bool is_tied = ml.get_weight("output.weight") == nullptr;
     if (strcmp(name, "output.weight") == 0 || (is_tied && strcmp(name, "token_embd.weight") == 0)) {
@@ -58,7 +57,7 @@ static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * n
     return strstr(name, "token_embd") ? GGML_HUGEPAGES_RANK_EMBEDDINGS : GGML_HUGEPAGES_RANK_LAYERS;
 }
 
-// calls f with every tensor of a context that is in a file
+// calls f for each tensor of a context that is in a file
 template <typename F> static void for_each_weight(const llama_model_loader & ml, ggml_context * ctx, F f) {
     for (auto * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
         if (const auto * weight = ml.get_weight(ggml_get_name(cur))) {
@@ -67,14 +66,14 @@ template <typename F> static void for_each_weight(const llama_model_loader & ml,
     }
 }
 
-// the pages that a decision cuts everything into, 0 if there are none
+// the smallest page of a plan, 0 if there is none
 static size_t smallest_page(const ggml_hugepages_params & params) {
     const bool is_any = params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == GGML_HUGEPAGES_SIZE_THP;
     return is_any ? ggml_hugepages_page_size("") : params.page_size;
 }
 
-// Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped,
-// and each norm would have a block of its own.
+// Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped, and each norm
+// would take a block of its own.
 static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const ggml_hugepages_params & params) {
     const size_t page_size = smallest_page(params);
     if (page_size == 0) {
@@ -103,13 +102,13 @@ void llama_hugepages::begin(const llama_model_params & model_params) {
     progress_callback_user_data = model_params.progress_callback_user_data;
 }
 
-// Other kinds of buffers may keep in memory what is not the same in another process.
+// Buffers of other types may contain data that is valid only in this process.
 static bool is_plain(ggml_backend_buffer_type_t buft) {
     const std::string name = ggml_backend_buft_name(buft);
     return name == "CPU" || name == "CPU_REPACK";
 }
 
-// what the CPU can do decides how its buffers are laid out
+// the features of the CPU, which decide the layout of its buffers
 static std::string cpu_features() {
     auto * reg = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
     auto * get = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features");
@@ -120,7 +119,7 @@ static std::string cpu_features() {
     return text;
 }
 
-// of each file, its header is what lies before the first tensor
+// The identity of each file. Its header ends at the first tensor.
 static std::vector<std::string> identities_of(const llama_model_loader & ml) {
     std::vector<size_t> headers(ml.files.size(), SIZE_MAX);
     for (const auto & [_, weight] : ml.weights_map) {
@@ -138,7 +137,7 @@ static std::vector<std::string> identities_of(const llama_model_loader & ml) {
     return result;
 }
 
-// all that a buffer's bytes depend on
+// everything that determines the bytes of a buffer
 static std::string identity_of(const std::vector<std::string> & files, ggml_context * ctx, ggml_backend_buffer_type_t buft) {
     std::string text;
     for (const auto & file : files) {
@@ -154,13 +153,13 @@ static std::string identity_of(const std::vector<std::string> & files, ggml_cont
 
 void llama_hugepages::open_residents(const llama_model_loader & ml) {
     const auto files = identities_of(ml);
-    std::vector<llama_hugepages_resident> all; // images share what they lie in
+    std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
     const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
         all.emplace_back(ggml_hugepages_resident_init(kind, fd, identity.c_str(), size), ggml_hugepages_resident_free);
         return all.back();
     };
     for (size_t i = 0; i < images.size(); i++) {
-        // a file that is on hugetlbfs itself stays there anyway
+        // a file on hugetlbfs stays in memory without a resident image
         if (ggml_hugepages_image_is_wanted(images[i].get()) && !ggml_hugepages_image_is_huge(images[i].get())) {
             const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, ml.files[i]->file_id(), files[i], ml.files[i]->size());
             ggml_hugepages_image_reside(images[i].get(), resident.get());
@@ -190,7 +189,7 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
         if (!ggml_hugepages_accepts_less(&params) || error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
             raise(error);
         }
-        LLAMA_LOG_WARN("%s: nothing stays resident: %s\n", __func__, error.message);
+        LLAMA_LOG_WARN("%s: no weights will remain in memory after this process ends: %s\n", __func__, error.message);
         for (const auto & image : images) {
             ggml_hugepages_image_reside(image.get(), nullptr);
         }
@@ -248,7 +247,7 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         if (there && ggml_hugepages_resident_is_complete(there)) {
             attached.push_back(ctx);
         }
-        // also what is attached: upstream's prefetch would bring it into the page cache
+        // includes attached buffers, because upstream's prefetch would bring their tensors into the page cache
         for_each_weight(ml, ctx, [&](const ggml_tensor * cur, const auto & weight) {
             ggml_hugepages_image_expect(images.at(weight.idx).get(), weight.offs, weight.offs + ggml_nbytes(cur));
         });
@@ -291,12 +290,12 @@ bool llama_hugepages::is_buffered(const ggml_context * ctx) const {
 
 namespace {
 
-// where a piece of a file goes: rows of a tensor in a CPU buffer
+// the destination of a piece: rows of a tensor in a CPU buffer
 struct rows_target {
     ggml_tensor          * tensor;
-    std::mutex           * mutex; // nullptr if rows can be placed by several threads
+    std::mutex           * mutex; // nullptr if several threads can place rows at the same time
     bool                   check;
-    std::atomic<bool>    * refused; // set when its buffer gets no page
+    std::atomic<bool>    * refused; // set when the buffer gets no page
 };
 
 bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * piece) {
@@ -305,7 +304,7 @@ bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * pie
         LLAMA_LOG_ERROR("%s: tensor '%s' has invalid data\n", __func__, ggml_get_name(target.tensor));
         return false;
     }
-    // a tensor of these rows alone: repacking wants whole tensors
+    // a tensor with only these rows, because repacking needs whole tensors
     ggml_tensor rows = *target.tensor;
     const size_t row_size = ggml_row_size(rows.type, rows.ne[0]);
     rows.data  = (char *) rows.data + piece->offset;
@@ -315,7 +314,7 @@ bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * pie
         rows.ne[3] = 1;
         rows.nb[2] = rows.nb[3] = size;
     }
-    // what is not split by rows may take more memory than it has bytes
+    // a tensor that is not split by rows may need more memory than its bytes
     const size_t n_populate = target.mutex ? ggml_backend_buffer_get_alloc_size(target.tensor->buffer, target.tensor) : size;
     if (!ggml_hugepages_buffer_populate(rows.data, n_populate)) {
         *target.refused = true;
@@ -329,7 +328,7 @@ bool place_rows(const void * data, size_t size, const ggml_hugepages_piece * pie
     return true;
 }
 
-// A tensor that is mapped: its data is looked at by the thread that brings the last of it, while the others read on.
+// A mapped tensor. The thread that reads its last bytes checks its data, while the other threads continue to read.
 struct arriving {
     const ggml_tensor * tensor;
     size_t              first; // bytes [first, last) of the file
@@ -339,7 +338,7 @@ struct arriving {
     arriving(const ggml_tensor * tensor, size_t first) : tensor(tensor), first(first), last(first + ggml_nbytes(tensor)), missing(last - first) {}
 };
 
-using arrivals = std::deque<arriving>; // of one file, in its order
+using arrivals = std::deque<arriving>; // of one file, by offset
 
 bool check_arrivals(const void * data, size_t first, size_t last, void * user_data) {
     auto & tensors = *(arrivals *) user_data;
@@ -358,7 +357,7 @@ bool check_arrivals(const void * data, size_t first, size_t last, void * user_da
     return true;
 }
 
-// what of each file arrives in place
+// the mapped tensors of each file
 std::vector<arrivals> arrivals_of(const llama_model_loader & ml, const std::vector<const ggml_context *> & contexts, const std::vector<ggml_context *> & buffered) {
     std::vector<std::vector<std::pair<size_t, const ggml_tensor *>>> sorted(ml.files.size());
     for (const auto & [_, ctx] : ml.ctx_map) {
@@ -391,7 +390,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
     std::vector<ggml_hugepages_piece> pieces;
     for (auto * ctx : buffered) {
         for_each_weight(ml, ctx, [&](ggml_tensor * cur, const auto & weight) {
-            // CPU_REPACK interleaves up to 64 rows, and leaves each group of rows where it was
+            // CPU_REPACK interleaves up to 64 rows, and keeps each group of rows at its offset
             const std::string buft     = ggml_backend_buft_name(ggml_backend_buffer_get_type(cur->buffer));
             const bool        by_rows  = buft == "CPU" || buft == "CPU_REPACK";
             const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
@@ -457,7 +456,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
     settle();
     for (const auto & tensors : arriving) {
         for (const auto & t : tensors) {
-            // what stayed the file mapping, or was resident, did not arrive
+            // tensors in the file mapping, and resident tensors, were not read
             if (t.missing == 0) {
                 checked_tensors.insert(t.tensor);
             }
@@ -521,7 +520,7 @@ std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepag
 
 void llama_hugepages_hint(const llama_model_params & params, const std::string & fname, const std::exception & err) {
 #ifdef __linux__
-    // the pass that only measures memory fails on the same file first
+    // the pass that only measures memory fails on the same file before
     if (!params.hugepages.enabled || params.no_alloc || fname.empty()) {
         return;
     }
@@ -533,7 +532,7 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
         return;
     }
     if (S_ISDIR(st.st_mode)) {
-        LLAMA_LOG_ERROR("hint: '%s' is a directory, pass a .gguf file in it\n", fname.c_str());
+        LLAMA_LOG_ERROR("hint: '%s' is a directory, use a .gguf file in it\n", fname.c_str());
         fclose(file);
         return;
     }
@@ -556,7 +555,7 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
 #endif
 }
 
-// Upstream asks with a run over all weights, as recurrent states cannot forget a part. A KV cache always can.
+// Upstream learns this with a run over all weights, because recurrent states cannot drop a part of a sequence. A KV cache always can.
 bool llama_hugepages_can_seq_rm(const llama_context * ctx) {
     const auto & model  = ctx->get_model();
     const auto * memory = ctx->get_memory();

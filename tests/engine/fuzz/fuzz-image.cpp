@@ -1,9 +1,9 @@
-// A whole file in a store, as ggml_hugepages_resident_read and ggml_hugepages_resident_verify see it.
+// A whole file in a store, for ggml_hugepages_resident_read and ggml_hugepages_resident_verify.
 //
-// hugetlbfs takes no write(2), and its pages are few. So the files lie in memory, and what the kernel tells of their file system is changed:
-// link with -Wl,--wrap=fstatfs.
+// hugetlbfs has no write(2) and few pages. So the files are in ordinary memory, and a wrapper of fstatfs reports hugetlbfs: link with
+// -Wl,--wrap=fstatfs.
 //
-// input: flags (1 byte), length of the file (8), the header, checksums, in front of it
+// input: flags (1 byte), length of the file (8), the header, then the checksums, which precede the header in the file
 
 #include "manifest.h"
 

@@ -1,4 +1,4 @@
-// The manifest of a resident image, and names of files in a store.
+// The manifest of a resident image, and the names of files in a store.
 //
 // input: flags (1 byte), length of the file (8), page size (8), a name up to a zero byte, the header
 
@@ -41,7 +41,7 @@ bool fuzz_one(fuzz_input input) {
     FUZZ_CHECK(memchr(error.message, 0, sizeof(error.message)) && memchr(error.hint, 0, sizeof(error.hint)));
     FUZZ_CHECK(ok || error.message[0] != '\0');
     if (ok) {
-        // what the readers of an image believe
+        // the readers of an image rely on these
         FUZZ_CHECK(info->size > 0 && info->size <= length && info->file_bytes == length && info->page_size == page_size);
         FUZZ_CHECK(info->n_segments > 0 && info->n_segments <= length/4096);
         FUZZ_CHECK(info->kind < GGML_HUGEPAGES_KIND_COUNT);

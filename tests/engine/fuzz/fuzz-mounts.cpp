@@ -1,6 +1,6 @@
-// The mount table, the cgroup of the process, its limits and the counts of a pool, in a made-up /proc and /sys.
+// The mount table, the cgroup of the process, its limits, and the counts of a pool, in made-up /proc and /sys.
 //
-// input: texts, each up to a zero byte: mountinfo, cgroup, the limits, what is used, the counts of the pool
+// input: texts, each with a zero byte at the end: mountinfo, cgroup, the limits, the usage, the counts of the pool
 
 #include "fuzz.h"
 

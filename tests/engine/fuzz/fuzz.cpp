@@ -12,7 +12,7 @@ static void remove_dir() {
 
 const std::string & fuzz_dir() {
     if (g_dir.empty()) {
-        // whoever starts the program may clean up after it, as a program that dies cannot
+        // the program that starts this one may remove the folder, because this one cannot if it dies
         const char * parent = getenv("FUZZ_DIR");
         g_dir = std::string(parent ? parent : "/dev/shm") + "/llama-fuzz-XXXXXX";
         FUZZ_CHECK(mkdtemp(g_dir.data()));
@@ -31,7 +31,7 @@ static int write_seeds(const std::string & dir) {
             return 1;
         }
     }
-    // Once the format changes, inputs that are all refused at the first check would find nothing.
+    // If the format changes, all seeds may fail at the first check, and the fuzzer would find nothing.
     for (const auto & seed : seeds) {
         if (fuzz_one({ (const uint8_t *) seed.data(), seed.size() })) {
             return 0;

@@ -1,9 +1,9 @@
 #pragma once
 
-// What the fuzz targets share. Each target is a program of its own:
+// Shared parts of the fuzz targets. Each target is a program of its own:
 //
-//   TARGET seeds DIR       writes inputs to begin with, and fails if the parser refuses all of them
-//   TARGET [OPTION] DIR    is libFuzzer
+//   TARGET seeds DIR       writes the first inputs, and fails if the parser refuses all of them
+//   TARGET [OPTION] DIR    runs libFuzzer
 
 #include "ggml-hugepages-impl.h"
 
@@ -36,7 +36,7 @@ struct fuzz_input {
         return value;
     }
 
-    // up to the next zero byte
+    // the bytes before the next zero byte
     std::string text() {
         const auto * end = size > 0 ? (const uint8_t *) memchr(data, 0, size) : nullptr;
         const size_t n   = end ? end - data : size;
@@ -48,7 +48,7 @@ struct fuzz_input {
     }
 };
 
-// The target: whether the parser accepted the input.
+// The target. Returns whether the parser accepted the input.
 bool fuzz_one(fuzz_input input);
 
 std::vector<std::string> fuzz_seeds();

@@ -1,4 +1,4 @@
-// What the engine takes from ggml, for programs that link the engine alone.
+// The parts of ggml that the engine uses, for programs that link only the engine.
 
 #include "ggml-impl.h"
 
@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 void ggml_log_internal(ggml_log_level, const char * format, ...) {
-    // formatted all the same: a wrong argument is found
+    // formats the line without printing it, to find wrong arguments
     char line[4096];
     va_list args;
     va_start(args, format);

@@ -1,6 +1,6 @@
 #pragma once
 
-// Manifests that are right but for what an input changes.
+// Manifests that are valid except for the changes of an input.
 
 #include "fuzz.h"
 
@@ -27,18 +27,18 @@ inline uint64_t fuzz_length(const ggml_hugepages_store_header & h) {
     return ggml_hugepages_align_up(behind + sums + GGML_HUGEPAGES_HEADER_SIZE, h.page_size);
 }
 
-// The version is the engine's own, so the seeds have one manifest of each of the first few.
+// Only one version is valid, but the targets do not know it, so the seeds contain one manifest of each of these versions.
 static const uint32_t FUZZ_VERSIONS = 16;
 
 // Bits of an input's first byte.
 enum {
-    FUZZ_CHECKSUM = 1, // make the checksum of the header right
-    FUZZ_NAMED    = 2, // use the name that belongs to the manifest
-    FUZZ_FULL     = 4, // the end of the file has its pages
-    FUZZ_LARGE    = 8, // pages of 2 MiB, not of 64 KiB
+    FUZZ_CHECKSUM = 1, // set the right checksum of the header
+    FUZZ_NAMED    = 2, // use the name that matches the manifest
+    FUZZ_FULL     = 4, // the end of the file has pages
+    FUZZ_LARGE    = 8, // pages of 2 MiB instead of 64 KiB
 };
 
-// As the engine names an image; the seeds fail if it does so no longer.
+// The engine's name of an image. The seeds fail if the engine changes its names.
 inline std::string fuzz_name(const ggml_hugepages_store_header & h) {
     char buf[4096];
     const std::string identity(h.identity, strnlen(h.identity, sizeof(h.identity)));

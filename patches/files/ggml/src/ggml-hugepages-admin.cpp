@@ -1,4 +1,4 @@
-// Resident images, for programs that look after a store: what is in it, is it whole, away with it. Files may be anybody's.
+// Resident images for programs that manage a store: list, verify, remove. Files may belong to any user.
 
 #include "ggml-hugepages-store.h"
 
@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// The header is not read again: whoever looks at many images would read many files.
+// Compares without the hash of the header, because a list of many images would read many files.
 static bool is_stale(const char * source, const char * identity) {
     struct stat st = {};
     uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
@@ -77,9 +77,9 @@ bool ggml_hugepages_verify(
         }
     });
     if (wrong != UINT64_MAX) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its bytes at offset %" PRIu64 " are not those that were put there", wrong*g.segment);
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "checksum mismatch at offset %" PRIu64 "", wrong*g.segment);
     }
-    return cancelled ? ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "it was cancelled") : true;
+    return cancelled ? ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "cancelled") : true;
 }
 
 static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) {
@@ -99,7 +99,7 @@ static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_in
     info->used_bytes  = (uint64_t) st.st_blocks*512;
     info->used        = st.st_mtim.tv_sec;
     info->is_filling  = ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING);
-    // a lock for writing needs a file that is open for it: a reader asks whether one would be granted, F_OFD_GETLK does not mind
+    // A write lock needs a file that is open for writing, but F_OFD_GETLK also works with a read-only one.
     info->is_attached = ggml_hugepages_is_locked(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
     char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
     if ((size_t) st.st_size < sizeof(data)) {
@@ -112,9 +112,9 @@ static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_in
         return false;
     }
     const auto g = ggml_hugepages_geometry_of(info->size, page_size);
-    // a sparse file may claim any size, and a manifest that was written has its pages
+    // a sparse file may claim any size, but a written manifest has its pages
     if (g.length - ggml_hugepages_align_down(g.sums_at, page_size) > info->used_bytes) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest is not all there");
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest is incomplete");
     }
     uint64_t n_complete = 0;
     if (!ggml_hugepages_each_checksum(fd, g, [&](uint64_t, uint64_t sum) { n_complete += sum != 0; return true; })) {
@@ -145,7 +145,7 @@ bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepage
     });
 }
 
-// the process that fills it, 0 if nobody does or that cannot be told
+// PID of the filling process, 0 if there is none or it is unknown
 static off_t filler_of(int fd) {
     off_t n = 0;
     return ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &n) ? n - 1 : 0;
@@ -153,22 +153,22 @@ static off_t filler_of(int fd) {
 
 bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
     return ggml_hugepages_guard(error, [&] {
-        // what is no ordinary file is nobody's memory
+        // a file that cannot be opened as an image has no attached process
         const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDWR);
         if (fd == -1 && (errno == ENOENT || errno == EACCES || errno == EROFS)) {
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
         }
         std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
-        // a filler uses it too; nobody attaches between the look and the removal
+        // a filler is attached too; the exclusive lock prevents an attach before the removal
         const bool is_free = fd == -1 || ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
         if (!is_free && !force) {
             const off_t filler = filler_of(fd);
-            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, filler > 0 ? "a process uses it: process %jd fills it" : "a process uses it", (intmax_t) filler);
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, filler > 0 ? "process %jd fills it" : "a process is attached to it", (intmax_t) filler);
         }
         if (unlinkat(dir_fd, name, 0) != 0) {
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot remove it: %s", strerror(errno));
         }
-        // what a filler left that died
+        // the lock file of a dead filler
         const std::string lock_name = ggml_hugepages_lock_name(name);
         const int lock_fd = ggml_hugepages_open_image(dir_fd, lock_name.c_str(), O_RDWR);
         if (lock_fd != -1) {
@@ -184,7 +184,7 @@ bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggm
 #else
 
 static bool unsupported(ggml_hugepages_error * error) {
-    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
+    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages are available only on Linux");
 }
 
 bool ggml_hugepages_resident_read(int, const char *, ggml_hugepages_resident_info *, ggml_hugepages_error * error) noexcept {

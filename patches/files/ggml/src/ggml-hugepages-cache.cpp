@@ -1,12 +1,12 @@
-// What of a file is in the page cache.
+// The parts of a file that the page cache holds.
 //
-// The kernel has three answers, and each can be wrong without an error:
+// The kernel has three system calls for this, and each can give a wrong answer without an error:
 //
-//   cachestat(2)   since Linux 6.5; EPERM for a user who neither owns the file nor may write it (since 6.13); 0 on overlayfs
-//   mincore(2)     says that everything is there to a user who neither owns the file nor may write it
-//   preadv2(2)     RWF_NOWAIT fails where the data is not there; some file systems refuse the flag
+//   cachestat(2)   since Linux 6.5; since 6.13 EPERM for a user who neither owns the file nor may write it; 0 on overlayfs
+//   mincore(2)     reports all pages as cached to a user who neither owns the file nor may write it
+//   preadv2(2)     RWF_NOWAIT fails if the data is not cached; some file systems refuse the flag
 //
-// So each way is tried on a page that was just read, and mincore also on a page behind the end of the file, which is never there.
+// So each call is tried on a page that was just read. mincore is also tried on a page behind the end of the file, which is never cached.
 
 #ifdef __linux__
 
@@ -27,17 +27,17 @@
 #define RWF_NOWAIT 8
 #endif
 
-static const long   SYS_CACHESTAT = 451;      // newer than many headers
-static const size_t STEP          = 64*1024;  // what is looked at as a whole
-static const int    N_DROPS       = 6;
-static const size_t WINDOW        = 64*1024*1024; // of mincore
+static const long   SYS_CACHESTAT = 451;      // missing in many headers
+static const size_t STEP          = 64*1024;  // the smallest range that is counted
+static const int    N_DROPS       = 6;        // attempts to drop a file
+static const size_t WINDOW        = 64*1024*1024; // of one mincore call
 
 static size_t base_page() {
     static const size_t size = sysconf(_SC_PAGESIZE);
     return size;
 }
 
-// pages of [first, last) that are in the cache, -1 if the kernel does not tell
+// number of cached pages of [first, last), -1 if unknown
 static int64_t by_cachestat(int fd, size_t first, size_t last) {
     struct { uint64_t off, len; } range = { first, last - first };
     struct { uint64_t cache, dirty, writeback, evicted, recently_evicted; } stat = {};
@@ -62,7 +62,7 @@ static void add_by_cachestat(int fd, size_t first, size_t last, ggml_hugepages_r
     }
 }
 
-// a byte for each page of [first, last), first on a page border; empty if the kernel does not tell
+// a byte for each page of [first, last), first at a page border; empty if unknown
 static std::vector<unsigned char> by_mincore(int fd, size_t first, size_t last) {
     const size_t size = ggml_hugepages_align_up(last - first, base_page());
     std::vector<unsigned char> result;
@@ -96,11 +96,11 @@ static void drop(int fd, size_t first, size_t last) {
     }
 }
 
-// Whether a byte can be read without the device. The attempt starts to read a page that is not there, so the page is dropped again.
+// Whether the byte is cached. The attempt makes the kernel read a missing page, so the page is dropped again.
 static bool is_there(int fd, size_t at) {
     char byte;
     const struct iovec iov = { &byte, 1 };
-    // the offset goes in two halves, of which 64-bit systems ignore the second
+    // the system call takes the offset in two halves; 64-bit systems ignore the second
     if (ggml_hugepages_call(SYS_preadv2, fd, (long) &iov, 1, (long) at, 0, RWF_NOWAIT) == 1) {
         return true;
     }
@@ -117,14 +117,14 @@ void ggml_hugepages_page_cache::look(int fd, size_t size, const ggml_hugepages_r
     way = BY_NOTHING;
     there.clear();
     if (!ggml_hugepages_is_killing(SYS_fadvise64)) {
-        // a read brings what it asks for and nothing else into the cache
+        // a read must not bring more pages into the cache
         posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     }
     char byte;
     if (size == 0 || pread(fd, &byte, 1, 0) != 1) {
         return;
     }
-    // the last page of the file, and the one behind it
+    // the last page of the file, and the page behind it
     const size_t end   = ggml_hugepages_align_up(size, base_page());
     const auto   pages = by_mincore(fd, end - base_page(), end + base_page());
     const auto   first = by_mincore(fd, 0, base_page());
@@ -136,7 +136,7 @@ void ggml_hugepages_page_cache::look(int fd, size_t size, const ggml_hugepages_r
         way = BY_TRYING;
     }
     for (const auto & r : of) {
-        // direct reads begin and end at sectors
+        // direct reads start and end at sectors
         const size_t first = ggml_hugepages_align_down(r.first, GGML_HUGEPAGES_GUARD_SIZE);
         const size_t last  = std::min(size, ggml_hugepages_align_up(r.second, GGML_HUGEPAGES_GUARD_SIZE));
         if (way == BY_CACHESTAT) {
@@ -167,7 +167,7 @@ bool ggml_hugepages_page_cache::count(size_t first, size_t last, size_t * bytes)
             return true;
         }
         case BY_TRYING: {
-            // the first page that is missing tells that a part is missing, and each look at a missing page reads it
+            // stop at the first missing page, because each check of a missing page reads it
             for (size_t at = first; at < last; at += STEP) {
                 if (!is_there(fd, at)) {
                     break;
@@ -196,7 +196,7 @@ ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last
 }
 
 void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
-    // pages that it shares with others too: what is dropped is read again where it is needed
+    // includes pages that the range shares with its neighbours: readers that need them read them again
     first = ggml_hugepages_align_down(first, base_page());
     last  = std::min(ggml_hugepages_align_up(last, base_page()), ggml_hugepages_align_up(size, base_page()));
     if (first < last) {
@@ -208,7 +208,7 @@ void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
 
 size_t ggml_hugepages_page_cache::drop_all(const ggml_hugepages_ranges & of) const {
     size_t left = 0;
-    // fadvise reports no page that it skips; a page that another task holds for a moment can be dropped after it
+    // fadvise does not report the pages that it skips. If another task holds a page for a moment, a later attempt drops the page
     for (int i = 0; i < N_DROPS; i++) {
         if (i > 0) {
             std::this_thread::sleep_for(std::chrono::milliseconds(20));

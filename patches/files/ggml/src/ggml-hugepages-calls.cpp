@@ -1,7 +1,7 @@
-// System calls that a filter may refuse, and what can only be learned by trying.
+// System calls that a filter may refuse, and facts that only a trial shows.
 //
-// A filter that answers with an error is harmless: the caller sees the error. A filter that kills is not, so a child process makes the
-// call first. Without a filter no child is started.
+// A filter that returns an error is harmless, because the caller sees the error. A filter may also kill the process, so a child process
+// tries the call first. Without a filter the engine starts no child.
 
 #include "ggml-hugepages-impl.h"
 
@@ -30,7 +30,7 @@
 #define MFD_NOEXEC_SEAL 8U
 #endif
 
-// proc_pid_status(5): how many filters this thread has; a filter cannot be taken back
+// proc_pid_status(5): number of seccomp filters of this thread; a filter cannot be removed
 static unsigned n_filters() {
     FILE * file = fopen("/proc/self/status", "r");
     if (!file) {
@@ -47,12 +47,12 @@ static unsigned n_filters() {
     return mode == 0 ? 0 : count == 0 ? 1 : count;
 }
 
-// Calls with arguments that do nothing: the kernel refuses them, or they only ask.
+// Makes the call with arguments that have no effect: the kernel refuses them, or only answers.
 static bool survives(long call, long third) {
-    // as fork(2), but no handler of the host runs and no SIGCHLD is sent
+    // like fork(2), but runs no handlers of the host program and sends no SIGCHLD
     const long pid = syscall(SYS_clone, 0, 0, 0, 0, 0);
     if (pid == 0) {
-        // a core dump of the child helps nobody
+        // a core dump of the child is useless
         syscall(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
         syscall(call, -1L, 0L, third, 0L, 0L, 0L);
         syscall(SYS_exit_group, 0);
@@ -65,7 +65,8 @@ static bool survives(long call, long third) {
     return ret == pid && WIFEXITED(status);
 }
 
-// Threads inherit the filters of the thread that starts them, so each asks once, and again when a load begins.
+// A thread inherits the filters of the thread that starts it, so each thread counts them once, and the loading thread again when a
+// load starts.
 static thread_local int t_n_filters = -1;
 
 void ggml_hugepages_forget_filters() {
@@ -154,9 +155,9 @@ bool ggml_hugepages_populate(uint8_t * addr, size_t size) {
 
 bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t n_populate, uint64_t need, ggml_hugepages_error * error) {
     if (root[0] != '\0') {
-        return true; // another machine's
+        return true; // a made-up machine has no pages to try
     }
-    const char * call  = "memfd_create"; // the last one
+    const char * call  = "memfd_create"; // the last call
     const auto   tried = [&](int fd) {
         if (fd == -1) {
             return false;
@@ -188,10 +189,10 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
     const bool ok  = tried(fd);
     const int  err = errno;
     if (fd != -1) {
-        close(fd); // before anything is counted
+        close(fd); // before fail_refused counts pages
     }
     ggml_hugepages_image nothing;
-    nothing.path = "a first page";
+    nothing.path = "a trial page";
     return ok || ggml_hugepages_fail_refused({ { page_size, need } }, nothing, { call, err, page_size, 0, false }, error);
 }
 

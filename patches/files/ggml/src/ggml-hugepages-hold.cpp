@@ -1,12 +1,12 @@
-// Pages that are reserved for buffers which follow the weights: KV cache and compute.
+// Pages that are reserved for the buffers after the weights: KV cache and compute.
 //
-// The plan counts them before anything is read, and the buffers are allocated after everything is read. A reservation in a memfd keeps
-// other processes away until then. Buffers take pages from the front:
+// The plan counts these pages before the first read, but the buffers are allocated after the last one. Until then a reservation in a memfd
+// keeps the pages from other processes. Buffers take pages from the front:
 //
 //   held   [ a buffer | a buffer |  free, was a buffer  |  reserved  ]
 //          0                                            used         end
 //
-// A reserved page that was never populated is only given back by cutting the file, a populated one by punching a hole.
+// A shorter file returns a reserved page that was never populated. A hole returns a populated page.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -25,11 +25,11 @@ struct ggml_hugepages_held {
     ggml_hugepages_kind   kind;
     size_t                page_size;
     int                   fd   = -1;
-    size_t                end  = 0; // bytes that are reserved or in use
-    size_t                used = 0; // bytes that buffers have taken at some time
-    ggml_hugepages_ranges free;     // of them, those of buffers that are gone
-    ggml_hugepages_ranges refused;  // of them, those that the kernel refused when they were touched
-    bool                  is_open = true; // may be taken from
+    size_t                end  = 0; // reserved or used bytes
+    size_t                used = 0; // bytes that buffers have used, now or earlier
+    ggml_hugepages_ranges free;     // used bytes whose buffer is gone
+    ggml_hugepages_ranges refused;  // used bytes that the kernel refused on touch
+    bool                  is_open = true; // buffers may take pages
 
     ~ggml_hugepages_held() {
         if (fd != -1) {
@@ -46,14 +46,14 @@ struct ggml_hugepages_held {
     }
 
     void punch(size_t first, size_t last) const {
-        // they go with the file in any case
+        // closing the file returns the pages in any case
         if (!ggml_hugepages_punch(fd, first, last) && is_open) {
-            GGML_LOG_WARN("%s: cannot give back %zu huge pages: fallocate: errno %d\n", __func__, (last - first)/page_size, errno);
+            GGML_LOG_WARN("%s: cannot return %zu huge pages: fallocate: errno %d\n", __func__, (last - first)/page_size, errno);
         }
     }
 };
 
-static std::mutex g_mutex; // for what follows, and what it points to
+static std::mutex g_mutex; // for g_held and its elements
 static std::vector<std::shared_ptr<ggml_hugepages_held>> g_held;
 
 bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size) {
@@ -66,7 +66,7 @@ bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool 
         held->fd        = ggml_hugepages_memfd((std::string("llama-") + ggml_hugepages_kind_name(grant.kind)).c_str(), grant.page_size);
         if (held->fd == -1 || !ggml_hugepages_resize(held->fd, held->end) || !ggml_hugepages_reserve(held->fd, 0, held->end)) {
             if (accept_less) {
-                continue; // the buffer takes what it finds
+                continue; // the buffer takes usable pages later
             }
             return false;
         }
@@ -96,7 +96,7 @@ void ggml_hugepages_hold_end(void) {
             held->punch(r.first, r.second);
         }
         if (!ggml_hugepages_resize(held->fd, held->used)) {
-            GGML_LOG_WARN("%s: cannot give back reserved huge pages: ftruncate: errno %d\n", __func__, errno);
+            GGML_LOG_WARN("%s: cannot return reserved huge pages: ftruncate: errno %d\n", __func__, errno);
         }
     }
     g_held.clear();
@@ -155,7 +155,7 @@ void ggml_hugepages_held_return(const ggml_hugepages_run & run) {
     auto & held = *run.held;
     const size_t last = run.held_at + (run.last - run.first);
     if (held.is_open) {
-        // the next buffer of the start may need them
+        // the next buffer of the start may need these pages
         held.free.emplace_back(run.held_at, last);
         held.free = ggml_hugepages_normalized(held.free);
     } else {
@@ -168,7 +168,7 @@ void ggml_hugepages_held_refused(const ggml_hugepages_run & run) {
     auto & held = *run.held;
     const size_t last = run.held_at + (run.last - run.first);
     held.punch(run.held_at, last);
-    // what follows the last page that was served can be cut off
+    // the file can be cut after its last served page
     held.refused.emplace_back(run.held_at, last);
     held.refused = ggml_hugepages_normalized(held.refused);
     if (held.refused.back().second == held.used) {

@@ -1,4 +1,4 @@
-// The manifest of a resident image: its format, its name, and what of it is believed. Does no I/O.
+// The manifest of a resident image: its format, its name, and its checks. Does no I/O.
 
 #include "ggml-hugepages-store.h"
 
@@ -105,7 +105,7 @@ bool ggml_hugepages_manifest_check(
     const auto refuse = [&](const char * reason) { return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", reason); };
     ggml_hugepages_store_header h = {};
     if (size != GGML_HUGEPAGES_HEADER_SIZE || page_size == 0 || length == 0 || length % page_size != 0) {
-        return refuse("its length is not that of an image");
+        return refuse("its length fits no image");
     }
     memcpy(&h, data, sizeof(h));
     if (memcmp(h.magic, MAGIC, sizeof(MAGIC)) != 0) {
@@ -115,21 +115,21 @@ bool ggml_hugepages_manifest_check(
         return refuse("its manifest is damaged");
     }
     if (h.version != GGML_HUGEPAGES_STORE_VERSION) {
-        return refuse("its manifest is of another version");
+        return refuse("its manifest has another version");
     }
     if (h.kind >= GGML_HUGEPAGES_KIND_COUNT || !memchr(h.source, 0, sizeof(h.source)) || !memchr(h.identity, 0, sizeof(h.identity))) {
-        return refuse("its manifest makes no sense");
+        return refuse("its manifest has invalid fields");
     }
-    // the largest that anybody could have: sums of sizes must not wrap around
+    // the limit prevents overflow in sums of sizes
     if (h.size == 0 || h.size > length || length > UINT64_MAX/4 || h.page_size != page_size) {
-        return refuse("its size is not that of its manifest");
+        return refuse("its size does not match its manifest");
     }
     const auto g = ggml_hugepages_geometry_of(h.size, page_size);
     if (g.length != length || g.segment != h.segment || g.n_segments != h.n_segments) {
-        return refuse("its size is not that of its manifest");
+        return refuse("its size does not match its manifest");
     }
     if (name && ggml_hugepages_image_name(h.kind, h.source, h.size, page_size, h.identity) != name) {
-        return refuse("its name is not that of its manifest");
+        return refuse("its name does not match its manifest");
     }
     info->kind       = (ggml_hugepages_kind) h.kind;
     info->page_size  = page_size;
@@ -144,7 +144,7 @@ bool ggml_hugepages_manifest_check(
 }
 
 //
-// what the checksums say
+// checksums
 //
 
 bool ggml_hugepages_store_file::has(size_t first, size_t last) const {

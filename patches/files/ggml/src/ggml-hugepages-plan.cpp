@@ -1,8 +1,7 @@
-// The decision: which blocks lie on which pages. Takes nothing, and says what is missing.
+// The plan: which blocks get which pages. Allocates nothing, and reports a shortage.
 //
-// Whatever is wanted is cut into blocks of the smallest page size, each with the best rank of the bytes in it. Larger pages
-// replace whole aligned ranges of these blocks, so that they waste no more than the smallest would. Pages are then given out
-// in the order of ranks.
+// All wanted bytes are cut into blocks of the smallest page size, each with the best rank of its bytes. Larger pages replace whole aligned
+// ranges of these blocks, so they waste no more memory than the small pages. Then the blocks get pages in the order of their ranks.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -59,10 +58,10 @@ size_t ggml_hugepages_overlap(const ranges & rs, size_t first, size_t last) {
 
 namespace {
 
-// who wants pages: an image or a demand
+// an image or a demand that wants pages
 struct owner {
     ggml_hugepages_kind      kind;
-    int32_t                  image;  // its index, -1 for a demand
+    int32_t                  image;  // index of the image, -1 for a demand
     ranges                   wanted; // bytes of tensors
     std::map<size_t, ggml_hugepages_need> needs; // by page size
 };
@@ -73,10 +72,10 @@ struct piece {
     ggml_hugepages_image * image;
     size_t                 first;
     size_t                 last;
-    const ggml_hugepages_store_file * file = nullptr; // of the store, if it lies there
+    const ggml_hugepages_store_file * file = nullptr; // the file in the store that holds them, or nullptr
 };
 
-// what owners need, for whoever asks after a decision that was only a question
+// the needs of the last plan with plan_only
 std::mutex                       g_needs_mutex;
 std::vector<ggml_hugepages_need> g_needs;
 ggml_hugepages_error             g_plan_end = {};
@@ -92,7 +91,7 @@ void note_need(owner & o, const piece & p, size_t page_size) {
 
 bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * error) {
     if (ok) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is made");
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is complete");
     }
     std::lock_guard<std::mutex> lock(g_needs_mutex);
     g_plan_end = *error;
@@ -105,7 +104,7 @@ bool end_plan(const std::vector<owner> & who, bool ok, ggml_hugepages_error * er
     return false;
 }
 
-// the largest blocks that lie wholly in the pieces, which are those of one image or one demand
+// the blocks of page_size inside the pieces, which belong to one image or one demand
 void cut_large(const std::vector<piece> & pieces, size_t page_size, std::vector<piece> & large) {
     ranges rs;
     for (const auto & p : pieces) {
@@ -124,7 +123,7 @@ void cut_large(const std::vector<piece> & pieces, size_t page_size, std::vector<
     }
 }
 
-// takes [first, last) out of the pieces
+// removes [first, last) from the pieces
 void cut_out(std::vector<piece> & pieces, size_t first, size_t last) {
     std::vector<piece> out;
     for (const auto & p : pieces) {
@@ -142,17 +141,17 @@ void cut_out(std::vector<piece> & pieces, size_t first, size_t last) {
     pieces = std::move(out);
 }
 
-// What has a place in a store: its page size is the store's, and what is there already needs no page.
+// Blocks that belong in a store. They use the store's page size, and blocks that are already in the store need no page.
 struct residents {
     struct entry {
         const ggml_hugepages_store_file * file;
         size_t                            owner;
         uint64_t                          manifest; // pages
-        std::vector<piece>                missing;  // a page each
-        bool                              is_whole; // a buffer: all of it or nothing
+        std::vector<piece>                missing;  // one piece for each page
+        bool                              is_whole; // a buffer: the store holds all of it or nothing
     };
     std::vector<entry>           entries;
-    std::map<size_t, uint64_t>   own;      // pages that the store has by itself, by page size
+    std::map<size_t, uint64_t>   own;      // pages that the store already has, by page size
     uint64_t                     free = UINT64_MAX; // bytes of the mount
 
     void add(const ggml_hugepages_store_file & f, const std::vector<piece> & all, size_t owner) {
@@ -160,7 +159,7 @@ struct residents {
         for (const auto & p : all) {
             for (size_t at = p.first; at < p.last; at += f.page_size) {
                 if (!f.has_page(at)) {
-                    // the page that ends with the manifest is taken first in any case
+                    // the filler allocates the page with the manifest first in any case
                     const int rank = at + f.page_size > f.sums_at ? -1 : p.rank;
                     e.missing.push_back({ rank, p.image, at, at + f.page_size, &f });
                 } else if (p.image) {
@@ -186,7 +185,7 @@ struct residents {
         return pages;
     }
 
-    // what the store does not have by itself
+    // the pages that the store does not have yet
     uint64_t need_of_pool(size_t page_size) const {
         const auto it = own.find(page_size);
         return need(page_size) - std::min(need(page_size), it == own.end() ? 0 : it->second);
@@ -202,7 +201,7 @@ struct residents {
 
     bool is_full() const { return bytes() > free; }
 
-    // Leaves in the store what its mount has room for, the best ranks first. Returns the rest.
+    // Keeps the blocks that fit in the mount, the best ranks first. Returns the rest.
     std::vector<std::pair<size_t, piece>> fit() {
         std::vector<std::pair<size_t, piece>> rest; // with their owner
         uint64_t room = free;
@@ -228,23 +227,23 @@ struct residents {
                 note_need(who[e.owner], p, e.file->page_size);
             }
             if (e.manifest > 0) {
-                // no bytes of tensors: it lies behind them
+                // the manifest has no bytes of tensors, because it is behind them
                 note_need(who[e.owner], { 0, nullptr, e.file->length - e.manifest*e.file->page_size, e.file->length }, e.file->page_size);
             }
         }
     }
 
     bool fail_full(ggml_hugepages_error * error) const {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, %.2f MiB are left of the size of the mount",
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, but the mount has only %.2f MiB left",
             bytes()/1024.0/1024.0, free/1024.0/1024.0);
-        ggml_hugepages_hint(error, "hugepages store gc, a mount with a larger limit (hugepages store unmount, then mount --limit), or --hugepage-policy prefer");
+        ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or use --hugepage-policy prefer");
         return false;
     }
 };
 
 } // namespace
 
-// what an image wants, in blocks, each with its best rank
+// the blocks that contain wanted bytes of an image, each with its best rank
 static std::vector<piece> pieces_of(ggml_hugepages_image & image, size_t page_size) {
     std::vector<piece> result;
     ranges wanted, taken;
@@ -269,7 +268,7 @@ static std::vector<piece> pieces_of(ggml_hugepages_image & image, size_t page_si
     return result;
 }
 
-// in the order of the file; neighbours of one size and owner are one run, whatever their rank: fewer mappings
+// Sorts the runs by offset, and joins neighbours of one size and owner, to save mappings.
 static void join_runs(ggml_hugepages_image_t * images, size_t n_images) {
     for (size_t i = 0; i < n_images; i++) {
         auto & runs = images[i]->runs;
@@ -307,7 +306,7 @@ static bool decide_thp(
         const ggml_hugepages_params & params,
         ggml_hugepages_error        * error) {
     if (page_size == 0 || !enabled) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel %s", page_size == 0 ? "has no THP" : "has THP switched off");
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel %s", page_size == 0 ? "has no transparent huge pages" : "has transparent huge pages disabled");
         if (page_size != 0) {
             ggml_hugepages_hint(error, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
         }
@@ -324,7 +323,7 @@ static bool decide_thp(
     }
     const uint64_t available = ggml_hugepages_mem_available(root);
     if (!ggml_hugepages_accepts_less(&params) && need > available) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of anonymous memory for THP, %.2f MiB are available",
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, only %.2f MiB are available",
             need/1024.0/1024.0, available/1024.0/1024.0);
     }
     return true;
@@ -338,7 +337,7 @@ bool ggml_hugepages_decide(
         size_t                        n_demands,
         const ggml_hugepages_params & params,
         ggml_hugepages_error *        error) {
-    // the pools that are used, the smallest first
+    // the usable pools, the smallest size first
     std::vector<ggml_hugepages_supply> supplies;
     const auto nodes = ggml_hugepages_placement_nodes(root, params.placement);
     bool   thp_enabled = false;
@@ -367,14 +366,14 @@ bool ggml_hugepages_decide(
         if (supplies.empty()) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s, it has: %s",
                 ggml_hugepages_size_name(smallest).c_str(), names.empty() ? "none" : names.c_str());
-            ggml_hugepages_hint(error, "--hugepage-size auto");
+            ggml_hugepages_hint(error, "use --hugepage-size auto");
             return false;
         }
     }
 
-    // images first, so that pointers to demands need not be kept: a demand has no image
+    // images first; a demand has no image, so its pieces need no pointer to it
     std::vector<std::vector<piece>> owners;
-    std::vector<owner>              who; // the owners' names
+    std::vector<owner>              who; // the owners of these pieces
     residents                       of_store;
     for (size_t i = 0; i < n_images; i++) {
         images[i]->params = params;
@@ -393,7 +392,7 @@ bool ggml_hugepages_decide(
     }
     for (size_t i = 0; i < n_demands; i++) {
         const auto * file = demands[i].resident ? demands[i].resident->file.get() : nullptr;
-        // less than a page of the store has no place in it
+        // a demand smaller than a page of the store does not use the store
         const auto * resident = file && demands[i].bytes >= file->page_size ? file : nullptr;
         const piece  all      = { (int) demands[i].rank, nullptr, 0, ggml_hugepages_align_up(demands[i].bytes, resident ? resident->page_size : smallest) };
         who.push_back({ demands[i].kind, -1, { { 0, demands[i].bytes } }, {} });
@@ -403,7 +402,7 @@ bool ggml_hugepages_decide(
         } else if (demands[i].bytes >= smallest) {
             owners.back().push_back(all);
         } else if (demands[i].bytes > 0) {
-            // less than a page stays ordinary memory
+            // a demand smaller than a page uses ordinary memory
             note_need(who.back(), all, 0);
         }
     }
@@ -419,17 +418,17 @@ bool ggml_hugepages_decide(
     }
     const bool accepts_less = ggml_hugepages_accepts_less(&params);
     if (of_store.is_full() && accepts_less) {
-        GGML_LOG_WARN("%s: the mount of the store has room for %.2f of %.2f MiB, the rest does not stay when the process ends\n", __func__,
+        GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB, the rest will not remain in memory after this process ends\n", __func__,
             of_store.free/1024.0/1024.0, of_store.bytes()/1024.0/1024.0);
         for (const auto & [o, p] : of_store.fit()) {
-            // pages of a smaller size than the process' own have no place beside the store
+            // the process' own pages can replace only store pages that are at least as large
             if (p.file->page_size % smallest == 0) {
                 owners[o].push_back({ std::max(0, p.rank), p.image, p.first, p.last });
             }
         }
     }
     of_store.note(who);
-    // a store may have pages that are too small for anything else
+    // the store may use a page size that nothing else uses
     for (const auto & e : of_store.entries) {
         const size_t page_size = e.file->page_size;
         if (std::none_of(supplies.begin(), supplies.end(), [&](const auto & s) { return s.pool.page_size == page_size; })) {
@@ -437,7 +436,7 @@ bool ggml_hugepages_decide(
         }
     }
     std::sort(supplies.begin(), supplies.end(), [](const auto & a, const auto & b) { return a.pool.page_size < b.pool.page_size; });
-    // a buffer that the plan of the weights has counted
+    // a buffer that the plan of the weights already counted
     if (n_images == 1 && images[0]->fd == -1) {
         for (auto & s : supplies) {
             s.held     = ggml_hugepages_held_pages(images[0]->kind, s.pool.page_size);
@@ -498,7 +497,7 @@ bool ggml_hugepages_decide(
     }
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
     for (const auto & s : supplies) {
-        // of larger pages as many are used as there are, so only a store of theirs can be short
+        // a plan never needs more large pages than are usable, so only a store with large pages can be short of them
         const size_t   page_size = s.pool.page_size;
         const uint64_t wanted    = of_store.need_of_pool(page_size) + (page_size == smallest ? need[smallest] : 0);
         if (wanted > s.usable()) {
@@ -510,10 +509,10 @@ bool ggml_hugepages_decide(
             ggml_hugepages_fail_short(root, shortages, error);
             return end_plan(who, false, error);
         }
-        // once for a model, not again for each of its buffers
+        // once for a model, and not for each of its buffers
         if (n_images != 1 || images[0]->fd != -1) {
             for (const auto & [pages, s] : shortages) {
-                GGML_LOG_WARN("%s: %" PRIu64 " of %" PRIu64 " huge pages of %s can be had, the rest is ordinary memory\n", __func__,
+                GGML_LOG_WARN("%s: only %" PRIu64 " of %" PRIu64 " huge pages of %s are usable, the rest uses ordinary memory\n", __func__,
                     s.usable(), pages, ggml_hugepages_size_name(s.pool.page_size).c_str());
             }
         }
@@ -529,8 +528,8 @@ bool ggml_hugepages_decide(
     for (const auto & s : supplies) {
         const size_t   page_size = s.pool.page_size;
         const uint64_t wanted    = of_store.need_of_pool(page_size) + need[page_size];
-        // Only a trial shows a hidden limit or a forbidden call. Where a limit may hide, a plan takes all of its pages for a moment; a load is
-        // about to take them itself.
+        // Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages
+        // for a moment; a load only reserves them, because it populates them soon.
         const uint64_t n_reserve  = may_hide ? wanted : 1;
         const uint64_t n_populate = may_hide && params.plan_only ? wanted : 1;
         if (is_load && wanted > 0 && s.usable() >= wanted && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, wanted, error)) {
@@ -546,7 +545,7 @@ bool ggml_hugepages_decide(
         uint64_t own  = of_store.own[page_size];
         auto pieces = page_size == smallest ? rest : std::vector<std::pair<size_t, piece>>();
         for (const auto & e : of_store.entries) {
-            // without a page for the manifest nothing can stay
+            // without a page for the manifest, no page remains in the store
             if (e.file->page_size == page_size && !e.missing.empty() && own + left > e.manifest) {
                 const uint64_t from_own = std::min(own, e.manifest);
                 own  -= from_own;

@@ -1,7 +1,7 @@
-// What happens when pages run out, and why they did. The planner, the overlay, the readers and the buffers ask here.
+// The reaction to a shortage, and its cause. The planner, the overlay, the readers and the buffers use this file.
 //
-//   require   the load ends, with the need and the cause
-//   prefer    the blocks become ordinary memory again, and the load goes on
+//   require   the load ends with the need and the cause
+//   prefer    ordinary memory replaces the blocks, and the load continues
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -37,7 +37,7 @@ ggml_hugepages_status ggml_hugepages_get_failure(void) noexcept {
 // messages
 //
 
-// Never ends in the middle of a word or of a number.
+// Cuts at a word border.
 static void copy_text(char * to, size_t size, const std::string & text) {
     static const char MORE[] = " ...";
     if (text.size() < size) {
@@ -77,9 +77,9 @@ void ggml_hugepages_hint(ggml_hugepages_error * error, const char * fmt, ...) {
     va_end(args);
 }
 
-static const char PREFER[] = "--hugepage-policy prefer to use what there is";
+static const char PREFER[] = "use --hugepage-policy prefer to load with fewer huge pages";
 
-// malloc takes pages from the same pool, before and after they are counted
+// malloc takes pages from the same pool, also after the engine counted them
 static bool is_malloc_on_huge_pages() {
     const char * tunables = getenv("GLIBC_TUNABLES");
     return tunables && strstr(tunables, "glibc.malloc.hugetlb=2");
@@ -88,7 +88,7 @@ static bool is_malloc_on_huge_pages() {
 static std::string to_str(uint64_t need, const ggml_hugepages_supply & supply) {
     const auto & pool = supply.pool;
     char buf[512];
-    snprintf(buf, sizeof(buf), "%" PRIu64 " huge pages of %s (%.2f MiB), %" PRIu64 " can be had: "
+    snprintf(buf, sizeof(buf), "%" PRIu64 " huge pages of %s (%.2f MiB), only %" PRIu64 " are usable: "
         "free %" PRIu64 ", reserved %" PRIu64 ", total %" PRIu64 ", surplus %" PRIu64 ", overcommit %" PRIu64,
         need, ggml_hugepages_size_name(pool.page_size).c_str(), need*pool.page_size/1024.0/1024.0, supply.usable(),
         pool.free, pool.reserved, pool.total, pool.surplus, pool.overcommit);
@@ -105,7 +105,7 @@ static std::string to_str(uint64_t need, const ggml_hugepages_supply & supply) {
     return text;
 }
 
-// the commands, each with a new total that keeps what others have
+// the commands; each new total keeps the pages of others
 static std::string to_hint(const char * root, uint64_t need, const ggml_hugepages_supply & supply) {
     const auto   & pool   = supply.pool;
     const uint64_t usable = supply.usable_of_pool();
@@ -122,7 +122,7 @@ static std::string to_hint(const char * root, uint64_t need, const ggml_hugepage
     // a larger pool does not help against a limit
     for (const auto & limit : supply.limits) {
         if (limit.used + need*pool.page_size > limit.limit) {
-            text += (text.empty() ? "" : ", ") + limit.file + " of cgroup " + limit.path + ": " + std::to_string(limit.used + need*pool.page_size);
+            text += (text.empty() ? "set " : ", set ") + limit.file + " of cgroup " + limit.path + " to " + std::to_string(limit.used + need*pool.page_size);
         }
     }
     return text;
@@ -137,10 +137,10 @@ bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<ui
         hint += (hint.empty() || h.empty() ? "" : ", ") + h;
         limit_only = limit_only && need <= supply.usable_of_pool();
     }
-    message += limit_only ? " (the pool is large enough, the cgroup is not)" : "";
+    message += limit_only ? " (the pool is large enough, the limit of the cgroup is too low)" : "";
     if (root[0] == '\0' && is_malloc_on_huge_pages()) {
-        message += "; malloc of this process takes huge pages too (GLIBC_TUNABLES has glibc.malloc.hugetlb=2)";
-        hint    += (hint.empty() ? "" : ", and ") + std::string("start without glibc.malloc.hugetlb=2 in GLIBC_TUNABLES");
+        message += "; malloc of this process also takes huge pages (glibc.malloc.hugetlb=2 in GLIBC_TUNABLES)";
+        hint    += (hint.empty() ? "" : ", and ") + std::string("remove glibc.malloc.hugetlb=2 from GLIBC_TUNABLES");
     }
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %s", message.c_str());
     ggml_hugepages_hint(error, "%s%s%s", hint.c_str(), hint.empty() ? "" : ", or ", PREFER);
@@ -153,7 +153,7 @@ static bool is_forbidden(int err) {
     return err == EPERM || err == EACCES || err == ENOSYS;
 }
 
-// of RLIMIT_AS, UINT64_MAX without a limit
+// bytes left below RLIMIT_AS, UINT64_MAX without a limit
 static uint64_t address_space_left() {
     struct rlimit limit = {};
     unsigned long pages = 0;
@@ -172,7 +172,7 @@ static uint64_t address_space_left() {
 void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size) {
     struct rlimit limit = {};
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-        ggml_hugepages_hint(error, "ulimit -v unlimited: it is %ju KiB, of which this alone takes %" PRIu64 " KiB", (uintmax_t) limit.rlim_cur/1024, size/1024);
+        ggml_hugepages_hint(error, "ulimit -v unlimited: the limit is %ju KiB, and this mapping alone needs %" PRIu64 " KiB", (uintmax_t) limit.rlim_cur/1024, size/1024);
     }
 }
 
@@ -185,7 +185,7 @@ bool ggml_hugepages_fail_refused(
     const auto it   = need.find(refusal.page_size);
     const uint64_t pages = it == need.end() ? 0 : it->second;
     if (is_forbidden(refusal.err)) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, which is forbidden to this process (%s)",
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, which this process may not use (%s)",
             refusal.call, refusal.err == ENOSYS ? "ENOSYS" : refusal.err == EACCES ? "EACCES" : "EPERM");
         ggml_hugepages_hint(error, "allow %s in the system call filter of the service or container (systemd: SystemCallFilter=, containers: seccomp profile), or %s",
             refusal.call, PREFER);
@@ -193,7 +193,7 @@ bool ggml_hugepages_fail_refused(
     }
     const uint64_t room = address_space_left();
     if (strcmp(refusal.call, "mmap") == 0 && refusal.err == ENOMEM && room < pages*refusal.page_size) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space for %" PRIu64 " KiB of huge pages: %" PRIu64 " KiB are left",
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no address space for %" PRIu64 " KiB of huge pages: only %" PRIu64 " KiB are left",
             pages*refusal.page_size/1024, room/1024);
         ggml_hugepages_hint_address_space(error, pages*refusal.page_size);
         return false;
@@ -203,27 +203,27 @@ bool ggml_hugepages_fail_refused(
     if (refusal.is_in_store && image.resident) {
         const uint64_t room = ggml_hugepages_store_free(*image.resident);
         if (room < refusal.page_size) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the mount of the store is full: '%s' gets no huge page at offset %zu",
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the mount of the store is full: no huge page for '%s' at offset %zu",
                 image.resident->path.c_str(), refusal.at);
-            ggml_hugepages_hint(error, "hugepages store gc, a mount with a larger limit (hugepages store unmount, then mount --limit), or %s", PREFER);
+            ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or %s", PREFER);
             return false;
         }
     }
     if (supply.pool.page_size != 0 && pages > supply.usable()) {
         return ggml_hugepages_fail_short("", { { pages, supply } }, error);
     }
-    // madvise(2): EFAULT is what MADV_POPULATE_WRITE answers where a touch would be SIGBUS. A reserved page is only refused by a limit or a
-    // short node.
+    // madvise(2): MADV_POPULATE_WRITE reports EFAULT if a touch would end in SIGBUS. A reserved page is only refused because of a limit or
+    // a node without free pages.
     const char * cause = refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err);
     const bool is_hidden = ggml_hugepages_limits_may_hide("");
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
-        "the model needs %" PRIu64 " huge pages of %s, %" PRIu64 " can be had by all that can be seen from here, and the kernel refuses one at offset %zu of %s (%s: %s): %s",
+        "the model needs %" PRIu64 " huge pages of %s, %" PRIu64 " seem usable, but the kernel refuses one at offset %zu of %s (%s: %s): %s",
         pages, page.c_str(), supply.usable(), refusal.at, image.path.c_str(), refusal.call, cause,
-        is_hidden ? "a hugetlb limit of a cgroup above this one's namespace applies, which cannot be seen from here" :
-                    "another process took pages a moment ago, or a memory policy or a limit applies that cannot be seen from here");
+        is_hidden ? "an invisible hugetlb limit applies, of a cgroup above this namespace" :
+                    "another process took pages in the meantime, or an invisible limit or a memory policy applies");
     ggml_hugepages_hint(error, "%s, or %s", is_hidden ?
             ("raise the hugetlb limit of the container or the pod to at least " + std::to_string(std::max<uint64_t>(pages, 1)*refusal.page_size) + " bytes").c_str() :
-            "try again, or look at the hugetlb limits of all cgroups above and at numactl --show", PREFER);
+            "try again, or check the hugetlb limits of all cgroups above and numactl --show", PREFER);
     return false;
 }
 
@@ -234,12 +234,12 @@ bool ggml_hugepages_policy_refused(
         size_t                         last,
         ggml_hugepages_error         * error) {
     if (!ggml_hugepages_accepts_less(&image.params)) {
-        error->status = GGML_HUGEPAGES_STATUS_SHORT; // the message follows once everything is given back
+        error->status = GGML_HUGEPAGES_STATUS_SHORT; // fail_refused sets the message, after the load has returned its pages
         return false;
     }
     if (!image.is_told) {
         image.is_told = true;
-        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s: %s), ordinary memory takes their place\n", __func__,
+        GGML_LOG_WARN("%s: no huge page of %s left at offset %zu of %s (%s: %s), ordinary memory replaces the rest\n", __func__,
             ggml_hugepages_size_name(refusal.page_size).c_str(), first, image.path.c_str(), refusal.call,
             refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err));
     }

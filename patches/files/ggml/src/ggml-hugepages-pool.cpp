@@ -1,4 +1,4 @@
-// What the kernel offers: page sizes, pools, nodes, limits, and the command that grows a pool. Only reads.
+// The kernel's page sizes, pools, nodes and limits, and the command that grows a pool. This file only reads.
 
 #include "ggml-hugepages-impl.h"
 
@@ -96,7 +96,7 @@ static std::string read_text(const std::string & path) {
     return text;
 }
 
-// the numbers in the names of a folder's entries, e.g. 0 and 1 for node0 and node1, ascending
+// the numbers in the names of a folder's entries, ascending, e.g. 0 and 1 for node0 and node1
 static std::vector<size_t> numbered_entries(const std::string & path, const char * fmt) {
     std::vector<size_t> result;
 #ifdef __linux__
@@ -130,7 +130,7 @@ size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t 
 size_t ggml_hugepages_page_size(const char * root) noexcept {
     size_t sizes[16];
     const size_t n = std::min<size_t>(16, ggml_hugepages_page_sizes(root, sizes, 16));
-    // arm64 has 64 KiB pages too: they save page table entries, but not whole levels of the walk
+    // arm64 also has 64 KiB pages: they save page table entries, but no level of the walk
     const auto * it = std::find_if(sizes, sizes + n, [](size_t size) { return size >= 2*MIB; });
     return it == sizes + n ? 0 : *it;
 }
@@ -196,7 +196,7 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
 #ifdef __linux__
     const auto nodes = ggml_hugepages_all_nodes(root);
     if (placement == GGML_HUGEPAGES_PLACEMENT_LOCAL) {
-        // once: the scheduler may move the process, and its memory shall stay together
+        // once, because the scheduler may move the process, and its memory must stay on one node
         static const int current = [] {
             unsigned cpu  = 0;
             unsigned node = 0;
@@ -206,7 +206,7 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
             result.push_back(current);
         }
     } else if (placement == GGML_HUGEPAGES_PLACEMENT_BIND) {
-        // a memory policy that numactl has set says more than the CPUs do
+        // a memory policy from numactl is more exact than the CPUs
         int mode = 0;
         const int MPOL_DEFAULT = 0;
         if (ggml_hugepages_call(SYS_get_mempolicy, (long) &mode) == 0 && mode != MPOL_DEFAULT) {
@@ -240,7 +240,7 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
 // limits
 //
 
-// as the kernel writes it in the names of the cgroup's files
+// the size in the names of the cgroup's files
 static std::string cgroup_size_name(size_t page_size) {
     if (page_size >= GIB) {
         return std::to_string(page_size/GIB) + "GB";
@@ -267,13 +267,12 @@ std::vector<ggml_hugepages_mount> ggml_hugepages_mounts(const char * root) {
     return result;
 }
 
-// Where the hierarchy with the hugetlb controller is mounted, and this process' cgroup in it. A cgroup2 hierarchy is taken
-// when no v1 hierarchy has the controller.
+// A mounted hierarchy with the hugetlb controller, and the cgroup of this process in it. cgroup2 is listed without a controller check.
 struct hierarchy {
     bool        is_v2;
     std::string mount;  // with root
     std::string cgroup; // relative to the mount
-    bool        is_outside; // of the tree that the mount shows: cgroup_namespaces(7) writes that as /..
+    bool        is_outside; // the cgroup is outside the mounted tree: cgroup_namespaces(7) shows it as /..
 };
 
 static std::vector<hierarchy> read_hierarchies(const char * root) {
@@ -302,7 +301,7 @@ static std::vector<hierarchy> read_hierarchies(const char * root) {
                 continue;
             }
             std::string cgroup = line.substr(second + 1);
-            // in a container only a part of the hierarchy may be mounted
+            // a container may mount only a part of the hierarchy
             const auto & part = mount.fs_root;
             if (part != "/" && (cgroup + "/").compare(0, part.size() + 1, part + "/") == 0) {
                 cgroup = cgroup.substr(part.size());
@@ -322,11 +321,11 @@ static std::vector<ggml_hugepages_limit> read_limits(const char * root, size_t p
     std::vector<ggml_hugepages_limit> result;
     const std::string prefix = "hugetlb." + cgroup_size_name(page_size) + ".";
     for (const auto & h : read_hierarchies(root)) {
-        // from the process' cgroup up to the root: each of them can say no
+        // from the cgroup of the process up to the root: the limit of each cgroup applies
         for (std::string cgroup = h.cgroup; ; cgroup = cgroup.substr(0, cgroup.rfind('/'))) {
             const std::string dir = h.mount + (cgroup == "/" ? "" : cgroup) + "/";
             for (const auto & names : h.is_v2 ? v2 : v1) {
-                // "max" is no number, and v1 says "no limit" with one that no machine reaches
+                // "max" is no number; cgroup v1 shows "no limit" as a huge number
                 uint64_t limit = 0;
                 uint64_t used  = 0;
                 if (read_u64(dir + prefix + names.limit, &limit) && limit < UINT64_MAX/4 &&
@@ -358,7 +357,7 @@ bool ggml_hugepages_limits_may_hide(const char * root) {
     const auto hierarchies = read_hierarchies(root);
     bool is_seen = false;
     for (const auto & h : hierarchies) {
-        // The root of the machine's tree has no cgroup.events (v2), and it alone has release_agent (v1).
+        // The root of the machine's tree has no cgroup.events (v2), and only this root has release_agent (v1).
         const bool is_root = h.is_v2 ? !exists(h.mount + "/cgroup.events") : exists(h.mount + "/release_agent");
         if (!is_root || h.is_outside) {
             return true;
@@ -388,8 +387,8 @@ ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_
 
 uint64_t ggml_hugepages_supply::usable_of_pool() const {
     uint64_t result = ggml_hugepages_pool_usable(&pool);
-    // Reservations are not made per node, so what others have reserved may or may not lie on these. Surplus pages come from
-    // wherever there is memory.
+    // Reservations belong to no node, so pages that others reserved may be on these nodes or on others. Surplus pages come from any node
+    // with memory.
     if (is_bound && !nodes.empty()) {
         uint64_t free = 0;
         for (const auto & node : nodes) {
@@ -400,10 +399,10 @@ uint64_t ggml_hugepages_supply::usable_of_pool() const {
     return result;
 }
 
-// bytes that a limit leaves
+// bytes below a limit
 static uint64_t left_of(const ggml_hugepages_limit & l, const ggml_hugepages_supply & supply) {
     const uint64_t left = l.limit - std::min(l.limit, l.used);
-    // a limit on reservations has counted what is reserved, a limit on pages counts it when it is touched
+    // a limit on reservations counts reserved pages already, a limit on pages counts them on touch
     const bool is_of_reservations = l.file.find(".rsvd.") != std::string::npos;
     const uint64_t more = is_of_reservations ? supply.held*supply.pool.page_size : 0;
     const uint64_t less = is_of_reservations ? 0 : supply.promised*supply.pool.page_size;
@@ -462,7 +461,7 @@ std::string ggml_hugepages_overcommit(const char * root) {
 }
 
 std::string ggml_hugepages_pool_command(const char * root, size_t page_size, uint64_t total) {
-    // vm.nr_hugepages speaks of the default size only
+    // vm.nr_hugepages sets only the pool of the default size
     if (page_size == read_meminfo(root, "Hugepagesize")) {
         return "sysctl vm.nr_hugepages=" + std::to_string(total);
     }

@@ -1,16 +1,16 @@
 // Reading: threads take jobs in file order.
 //
 //   chunk of a block   read into place
-//   piece              read into a staging buffer and handed to whoever asked for it
+//   piece              read into a staging buffer, then passed to a callback
 //
-//   in the page cache       copied from there, the cache is left as it was
+//   in the page cache       copied from there; the cache does not change
 //   not there, or unknown   O_DIRECT: the page cache is neither filled nor evicted
-//   O_DIRECT has no effect  buffered, and what the read brought into the cache is dropped behind it
+//   O_DIRECT has no effect  buffered; the engine drops the pages that the read brought into the cache
 //
-// Some file systems accept O_DIRECT and read through the page cache all the same, so direct reads are checked.
+// Some file systems accept O_DIRECT and still use the page cache, so the engine checks direct reads.
 //
-// The kernel zeroes a page when it is populated. Each thread populates just ahead of its own read, so that zeroing
-// overlaps the disk and the zeros are still in the CPU's cache when the data comes.
+// The kernel zeroes a page when it is populated. Each thread populates just before its own read, so zeroing overlaps the disk, and the
+// zeros are still in the CPU's cache when the data arrives.
 
 #ifdef __linux__
 
@@ -33,26 +33,26 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// large enough for the device, small enough that a cancelled load ends soon
+// large enough for the device, small enough for a quick end of a cancelled load
 static const size_t CHUNK_SIZE = GGML_HUGEPAGES_CHUNK_SIZE;
 
-// Of a chunk this much is read at once, so that a slow device can be told to stop, and its progress is seen: more while it takes
-// less than the first time, less when it takes more than the second.
+// One read of a chunk has this size, so that a load from a slow device can be cancelled and shows progress. It grows after reads that were
+// shorter than READ_US_SHORT and shrinks after reads that were longer than READ_US_LONG.
 static const size_t   READ_SIZE_MIN  = 64*1024;
 static const size_t   READ_SIZE      = 1024*1024;
 static const uint64_t READ_US_SHORT  = 5*1000;
 static const uint64_t READ_US_LONG   = 20*1000;
 
-// all staging buffers together, unless a single piece is larger
+// limit of all staging buffers together, unless a single piece is larger
 static const size_t STAGING_SIZE = 128*1024*1024;
 
-// O_DIRECT wants offset, length and address on a multiple of the logical block size, which is rarely more than this
+// O_DIRECT needs offset, length and address at a multiple of the logical block size, which is rarely larger than this
 static const size_t DIRECT_ALIGNMENT = 4096;
 
-// how often the caller's progress callback is asked
+// interval of the caller's progress callback
 static const auto PROGRESS_INTERVAL = std::chrono::milliseconds(20);
 
-// how long a number of threads is tried, and how many there are at most
+// duration of a test of a number of threads, and the largest number
 static const uint64_t PROBE_US    = 200*1000;
 static const size_t   MAX_THREADS = 32;
 
@@ -62,38 +62,38 @@ uint64_t now_us() {
     return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// adds the time until its end
+// adds the time between its construction and its destruction
 struct stopwatch {
     std::atomic<uint64_t> & sum;
     uint64_t                begin = now_us();
     ~stopwatch() { sum += now_us() - begin; }
 };
 
-// a file with descriptions of its own: O_DIRECT on a duplicate would hold for upstream's reads too
+// A file with its own open file descriptions, because O_DIRECT on a duplicate would also affect upstream's reads.
 struct source {
     const ggml_hugepages_image * image;
-    int    direct_fd   = -1; // -1 if refused
+    int    direct_fd   = -1; // -1 if the file system refuses it
     int    buffered_fd = -1;
     size_t alignment   = DIRECT_ALIGNMENT;
     ggml_hugepages_page_cache cache;
-    // whether O_DIRECT keeps away from the page cache: not known before it was tried
+    // whether O_DIRECT avoids the page cache: unknown before the first direct read
     enum effect { UNTRIED, DIRECT, BUFFERED, NOT_TO_BE_SEEN };
     std::atomic<effect> effect_of_direct{UNTRIED};
-    bool                says_direct = false; // the file system does
+    bool                says_direct = false; // the file system reports it
 
     explicit source(const ggml_hugepages_image * image) : image(image) {
         const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
         direct_fd   = ggml_hugepages_is_killing(SYS_openat, O_RDONLY | O_CLOEXEC | O_DIRECT) ? -1 : open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
         buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
         if (direct_fd != -1 && !ggml_hugepages_is_killing(SYS_fadvise64)) {
-            // where a file system reads through the cache all the same, it shall not read ahead
+            // a file system that still uses the cache must not read ahead
             posix_fadvise(direct_fd, 0, 0, POSIX_FADV_RANDOM);
         }
 #ifdef STATX_DIOALIGN
         struct statx st = {};
         if (direct_fd != -1 && ggml_hugepages_call(SYS_statx, direct_fd, (long) "", AT_EMPTY_PATH, STATX_DIOALIGN, (long) &st) == 0 &&
                 (st.stx_mask & STATX_DIOALIGN)) {
-            // statx(2): zero where direct I/O is not supported on this file
+            // statx(2): zero if the file does not support direct I/O
             if (st.stx_dio_offset_align == 0 || st.stx_dio_mem_align == 0) {
                 effect_of_direct = BUFFERED;
             }
@@ -118,8 +118,8 @@ struct source {
 
     bool can_direct() const { return direct_fd != -1 && effect_of_direct != BUFFERED; }
 
-    // [first, last) was just read with O_DIRECT: how much of it went through the page cache all the same. A file may have both kinds of
-    // parts (btrfs, compressed), so each read is looked at where that is cheap.
+    // [first, last) was read with O_DIRECT: the bytes that still went through the page cache. A file may have both kinds of parts (btrfs,
+    // compressed), so every read is checked if the check is cheap.
     size_t bytes_through_cache(size_t first, size_t last, ggml_hugepages_cached before) {
         if (before == GGML_HUGEPAGES_CACHED_UNKNOWN) {
             effect_of_direct = says_direct ? DIRECT : NOT_TO_BE_SEEN;
@@ -137,7 +137,7 @@ struct source {
     }
 };
 
-// memory to read a piece into, used again for the next one: its first touch costs as much as copying from it
+// Memory for a piece. Later pieces reuse it, because its first touch costs as much as the copy from it.
 struct staging {
     void * addr = MAP_FAILED;
     size_t size = 0;
@@ -164,7 +164,7 @@ struct staging {
     }
 };
 
-// a page larger than a chunk: populated by who comes first
+// a page larger than a chunk: the first thread that needs it populates it
 struct large_page {
     std::mutex mutex;
     enum { UNTOUCHED, POPULATED, DROPPED } state = UNTOUCHED;
@@ -175,22 +175,22 @@ struct job {
     source                     * from;      // nullptr for a buffer
     const ggml_hugepages_piece * piece;     // nullptr for a chunk of a block
     size_t                       first;
-    size_t                       last;      // may lie behind the end of the file
+    size_t                       last;      // may be behind the end of the file
     size_t                       page_size; // of the block
-    large_page                 * large;     // that the chunk is a part of, or nullptr
+    large_page                 * large;     // the page that contains the chunk, or nullptr
     size_t                       turn;      // jobs are taken in this order
-    ggml_hugepages_store_file  * store = nullptr; // that the chunk completes, or nullptr
+    ggml_hugepages_store_file  * store = nullptr; // the file in the store that contains the chunk, or nullptr
 };
 
-// Each thread is one request in flight. How many a device wants can only be tried: one disk is busy with four, an array of them is
-// not with sixteen.
+// Each thread is one request in flight. Only a trial shows how many a device needs: four keep one disk busy, sixteen are too few for an
+// array of disks.
 struct queue_depth {
-    uint64_t begin;              // of the time that is looked at, microseconds
-    uint64_t bytes      = 0;     // that had been read then
-    double   rate       = 0.0;   // before the threads were doubled last
-    bool     is_settled = false; // the last doubling brought nothing
+    uint64_t begin;              // of the current test, microseconds
+    uint64_t bytes      = 0;     // read at its begin
+    double   rate       = 0.0;   // before the last doubling of the threads
+    bool     is_settled = false; // the last doubling gained nothing
 
-    // at most every PROBE_US: whether twice as many are worth a try, which they are as long as the last doubling brought a fifth
+    // Whether to double the threads, at most every PROBE_US: yes while each doubling gains a fifth.
     bool wants_more(uint64_t direct, uint64_t cached) {
         const uint64_t now = now_us();
         if (is_settled || now - begin < PROBE_US || direct <= bytes) {
@@ -221,15 +221,15 @@ struct reader {
     std::atomic<uint64_t> us_populate{0}, us_read{0}, us_place{0};
     uint64_t              bytes_attached = 0;
 
-    std::mutex              mutex; // for what follows, and the runs of the images
+    std::mutex              mutex; // for the fields below, and the runs of the images
     std::condition_variable changed;
     size_t                  n_running = 0;
-    size_t                  n_started = 0; // once it has run
+    size_t                  n_started = 0; // set at the end of run()
     size_t                  n_staged  = 0; // bytes of staging buffers in use
-    std::vector<std::unique_ptr<staging>> unused; // kept for the next piece
+    std::vector<std::unique_ptr<staging>> unused; // reused for later pieces
     bool                    failed    = false;
     ggml_hugepages_error    error     = {};
-    ggml_hugepages_image *  refused   = nullptr; // no page for it
+    ggml_hugepages_image *  refused   = nullptr; // the image that got no page
     ggml_hugepages_refusal  refusal   = {};
 
     void fail(const ggml_hugepages_error & e) {
@@ -248,8 +248,8 @@ struct reader {
         fail(e);
     }
 
-    // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment.
-    // Returns false when it failed or was stopped.
+    // Reads [first, last) of the file, at most up to its end, to dst. dst has room up to the next multiple of the alignment. Returns false
+    // after a failure or a stop.
     template <typename F> bool read(source & from, size_t first, size_t last, uint8_t * dst, F on_read) {
         stopwatch time{us_read};
         const auto & image = *from.image;
@@ -260,7 +260,7 @@ struct reader {
         size_t n_direct = 0, n_other = 0;
         size_t at = first;
         while (at < last && !stop) {
-            // the last read of a file asks for whole sectors and gets what there is
+            // the last direct read of a file asks for whole sectors and gets the bytes up to the end
             const uint64_t begin = now_us();
             const size_t   step  = std::min<size_t>(last - at, read_size);
             const size_t   size  = direct ? ggml_hugepages_align_up(step, from.alignment) : step;
@@ -277,7 +277,7 @@ struct reader {
                 on_read(at, at + got);
                 (direct ? n_direct : n_other) += got;
                 at += got;
-                // a short read may end between two sectors, from where only a buffered read can go on
+                // a short read may end inside a sector, and only a buffered read can continue there
                 direct = direct && at % from.alignment == 0;
             } else if (ret == -1 && errno == EINTR) {
                 continue;
@@ -299,7 +299,7 @@ struct reader {
         return at == last;
     }
 
-    // Says where the bytes of [first, last) came from, and leaves the page cache as it was.
+    // Counts the sources of the bytes of [first, last), and drops new pages from the page cache.
     void count(source & from, size_t first, size_t last, ggml_hugepages_cached state, size_t n_direct, size_t n_other) {
         const size_t n_through = n_direct > 0 ? std::min(n_direct, from.bytes_through_cache(first, last, state)) : 0;
         bytes_direct   += n_direct - n_through;
@@ -316,7 +316,7 @@ struct reader {
         }
     }
 
-    // what the kernel has no page for becomes ordinary memory again, or the end
+    // lets the policy decide: ordinary memory replaces the pages, or the load ends
     bool on_shortage(const job & j, size_t first, size_t last, int err) {
         std::lock_guard<std::mutex> lock(mutex);
         const ggml_hugepages_refusal r = { "madvise", err, j.page_size, first, j.store != nullptr };
@@ -335,7 +335,7 @@ struct reader {
         return false;
     }
 
-    // Returns the part of the chunk that has pages now, as its end: all of it, or what came before the first one refused.
+    // Returns the end of the populated part of the chunk: all of it, or the part before the first refused page.
     size_t populate(const job & j) {
         stopwatch time{us_populate};
         uint8_t * addr = j.image->addr;
@@ -354,7 +354,7 @@ struct reader {
         if (ggml_hugepages_populate(addr + j.first, j.last - j.first)) {
             return j.last;
         }
-        // page by page, to use the last ones; those behind the first that is refused get ordinary memory, if they have no page yet
+        // page by page, to use the last free pages; ordinary memory replaces the pages after the first refusal
         for (size_t at = j.first; at < j.last; at += j.page_size) {
             if (!ggml_hugepages_populate(addr + at, j.page_size)) {
                 on_shortage(j, at, j.last, errno);
@@ -367,11 +367,11 @@ struct reader {
     void read_chunk(const job & j) {
         const size_t populated = populate(j);
         const size_t last      = j.from ? std::min(populated, j.image->size) : j.first;
-        // what stays the file mapping is not read, and done
+        // the rest stays in the file mapping and needs no read
         done += ggml_hugepages_overlap(j.image->wanted, std::max(last, j.first), j.last);
         const auto on_read = [&](size_t from, size_t to) { done += ggml_hugepages_overlap(j.image->wanted, from, to); };
         if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
-            // of the last sector the device may have given more than the file has
+            // a direct read of the last sector may write bytes behind the end of the file
             memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
             stopwatch time{us_place};
             if (j.image->arrived && !j.image->arrived(j.image->addr + j.first, j.first, last, j.image->arrived_data)) {
@@ -448,7 +448,7 @@ struct reader {
         changed.notify_all();
     }
 
-    // what of [first, last) is to be read: of a resident image what nobody has read yet
+    // the parts of [first, last) to read: of a resident image only missing segments
     static ggml_hugepages_ranges missing(const ggml_hugepages_image & image, const ggml_hugepages_run & run, size_t first, size_t last) {
         if (!run.is_in_store()) {
             return { { first, last } };
@@ -463,7 +463,7 @@ struct reader {
         return ggml_hugepages_normalized(result);
     }
 
-    // ahead: before anything is read, what cannot be reserved, or would be too late to be refused
+    // ahead: only runs that the engine cannot reserve, or whose refusal after the read would be too late
     void add_image(ggml_hugepages_image & image, source * from, bool ahead) {
         for (const auto & run : image.runs) {
             const bool is_large = run.page_size > CHUNK_SIZE;
@@ -473,7 +473,7 @@ struct reader {
             }
             auto * store = run.is_in_store() ? image.resident.get() : nullptr;
             const size_t step = is_large ? CHUNK_SIZE : ggml_hugepages_align_up(CHUNK_SIZE, run.page_size);
-            size_t       page_at = SIZE_MAX; // of the last of large_pages
+            size_t       page_at = SIZE_MAX; // the start of the last page in large_pages
             for (size_t at = run.first; at < run.last; at += step) {
                 const size_t end = std::min(at + step, run.last);
                 size_t       left = end - at;
@@ -482,7 +482,7 @@ struct reader {
                     if (is_large && page_at != ggml_hugepages_align_down(first, run.page_size)) {
                         large_pages.push_back(std::make_unique<large_page>());
                         page_at = ggml_hugepages_align_down(first, run.page_size);
-                        // an empty chunk populates: the next page while this one is read
+                        // an empty chunk only populates: threads populate the next page while others read this one
                         jobs.push_back({ &image, from, nullptr, first, first, run.page_size, large_pages.back().get(),
                             page_at - std::min(page_at, run.page_size), store });
                     }
@@ -494,9 +494,9 @@ struct reader {
         }
     }
 
-    // Returns false if the callback says so. Starts n_threads, and more up to max_threads while the device is the faster for it.
+    // Returns false if the callback cancels. Starts n_threads, and more up to max_threads as long as they speed up the device.
     bool run(size_t n_threads, size_t max_threads, ggml_hugepages_progress_callback callback, void * user_data) {
-        // before anything is read: a small file may be done before the first look at it
+        // before the first read, because a small file may be done before the first interval ends
         if (callback && !callback(0, total, user_data)) {
             return false;
         }
@@ -506,7 +506,7 @@ struct reader {
             std::unique_lock<std::mutex> lock(mutex);
             start(threads, std::min(n_threads, jobs.size()));
             queue_depth depth = { now_us() };
-            // the callback is upstream's, and is called by the thread that upstream expects
+            // the callback is upstream's, so only the thread that upstream expects calls it
             while (n_running > 0) {
                 lock.unlock();
                 if (!aborted && callback && !callback(done, total, user_data)) {
@@ -529,7 +529,7 @@ struct reader {
         return !aborted;
     }
 
-    // up to n of them
+    // starts threads until n run
     void start(std::vector<std::thread> & threads, size_t n) {
         try {
             while (threads.size() < n) {
@@ -537,9 +537,9 @@ struct reader {
                 n_running++;
             }
         } catch (const std::system_error & e) {
-            // those that run do it alone
+            // the threads that already run do all the work
             if (threads.empty()) {
-                ggml_hugepages_fail(&error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a thread to read with: %s", e.what());
+                ggml_hugepages_fail(&error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot start a reader thread: %s", e.what());
                 failed = true;
             }
         }
@@ -549,7 +549,7 @@ struct reader {
 } // namespace
 
 size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params) {
-    // more than the cores there are, since they wait for the disk
+    // can be more than the cores, because the threads wait for the disk
     return params.n_threads > 0 ? params.n_threads : std::min<size_t>(8, std::max<size_t>(4, std::thread::hardware_concurrency()));
 }
 
@@ -565,7 +565,7 @@ void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, con
             });
         }
     } catch (const std::system_error &) {
-        running--; // the one that did not start; those that run do it alone
+        running--; // the thread that did not start; the others do all the work
     }
     if (threads.empty()) {
         work();
@@ -582,7 +582,7 @@ void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, con
 enum what_to_do {
     READ,
     POPULATE,       // buffers have no file
-    POPULATE_AHEAD, // what cannot be reserved, or where a limit may hide
+    POPULATE_AHEAD, // pages that the engine cannot reserve, or all pages if an invisible limit may apply
 };
 
 static bool run_jobs(
@@ -624,7 +624,7 @@ static bool run_jobs(
     std::stable_sort(r.jobs.begin(), r.jobs.end(), [&](const job & a, const job & b) {
         return std::make_pair(order.at(a.image), a.turn) < std::make_pair(order.at(b.image), b.turn);
     });
-    // before anything is read: reads change the answer
+    // before the first read, because reads change the answer
     for (const auto & s : r.sources) {
         ggml_hugepages_ranges of;
         for (const auto & j : r.jobs) {
@@ -654,7 +654,7 @@ static bool run_jobs(
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_ABORTED, "loading was cancelled");
     }
     for (const auto & s : r.sources) {
-        // readahead may have gone further than what was read
+        // the kernel's readahead may have read more
         if (r.bytes_buffered > 0 && s->cache.way != ggml_hugepages_page_cache::BY_NOTHING) {
             for (const auto & j : r.jobs) {
                 if (j.from == s.get() && j.first < j.last) {

@@ -1,4 +1,4 @@
-// What the kernel says of the memory that is alive: smaps for the backing, numa_maps for the nodes.
+// The kernel's view of the images and buffers: smaps for the backing, numa_maps for the nodes.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -55,7 +55,7 @@ int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * bu
             huge += u.bytes;
         }
     }
-    // never "100" for less than all
+    // rounds down, so that "100" means all
     snprintf(line, sizeof(line), "\n%.2f of %.2f MiB on huge pages (%.1f %%)", huge/1024.0/1024.0, total/1024.0/1024.0,
         total > 0 ? (double) (int64_t) (1000.0*huge/total)/10.0 : 0.0);
     text += line;
@@ -86,11 +86,11 @@ void ggml_hugepages_log_report(void) {
 
 namespace {
 
-// one mapping, as smaps and numa_maps tell
+// one mapping of smaps and numa_maps
 struct vma {
     size_t first;
     size_t last;
-    bool   is_file        = false; // of a file system, not a memfd
+    bool   is_file        = false; // in a file system, not in a memfd
     size_t page_size      = 0;
     size_t hugetlb        = 0; // bytes
     size_t anon_huge      = 0;
@@ -104,7 +104,7 @@ std::vector<vma> read_vmas(uint32_t * n_nodes) {
     if (!file) {
         return result;
     }
-    char line[8192]; // a path can be long, a longer one is cut into lines that match nothing
+    char line[8192]; // long enough for most paths; the rest of a longer line matches nothing
     while (fgets(line, sizeof(line), file)) {
         size_t first, last, inode, kib; // NOLINT
         if (sscanf(line, "%zx-%zx %*s %*s %*s %zu", &first, &last, &inode) == 3) {
@@ -127,7 +127,7 @@ std::vector<vma> read_vmas(uint32_t * n_nodes) {
     fclose(file);
 
     *n_nodes = 0;
-    file = fopen("/proc/self/numa_maps", "r"); // without CONFIG_NUMA there is none
+    file = fopen("/proc/self/numa_maps", "r"); // absent without CONFIG_NUMA
     if (!file) {
         return result;
     }
@@ -193,9 +193,9 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept try {
         for (; it != vmas.end() && it->first < addr + image.length; ++it) {
             const size_t bytes = ggml_hugepages_overlap(image.wanted, std::max(it->first, addr) - addr, it->last - addr);
             if (bytes == 0) {
-                continue; // a part that was unmapped, where something else lies now
+                continue; // this part was unmapped, and another mapping may be there now
             }
-            // a mapping of blocks is ours alone, one of ordinary memory may be shared with anybody
+            // a mapping of blocks belongs to one image, a mapping of ordinary memory may contain other memory
             const bool is_ours = it->first >= addr && it->last <= addr + image.length;
             const auto add = [&](ggml_hugepages_backing backing, size_t page_size, uint64_t n, uint64_t pages, bool with_nodes) {
                 auto * u = n > 0 ? usage_of(report, image.kind, backing, page_size) : nullptr;
@@ -212,7 +212,7 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept try {
             } else if (it->is_file) {
                 add(GGML_HUGEPAGES_BACKING_FILE, 0, bytes, 0, bytes > 0);
             } else {
-                // Which bytes of a mapping are THP is not said, only how many: those that are not count against the tensors first.
+                // smaps reports how many bytes of a mapping are THP, but not which. So the other bytes count against the tensors first.
                 const size_t base = (it->last - it->first) - std::min(it->last - it->first, it->anon_huge);
                 const size_t thp  = bytes - std::min(bytes, base);
                 add(GGML_HUGEPAGES_BACKING_THP,  thp_size, thp, thp_size && is_ours ? it->anon_huge/thp_size : 0, thp > 0);

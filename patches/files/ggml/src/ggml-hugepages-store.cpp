@@ -1,4 +1,4 @@
-// Resident images: opening, filling, and giving back. States and locks are in ggml-hugepages-store.h.
+// Resident images: opening, filling, and returning pages. ggml-hugepages-store.h describes states and locks.
 
 #include "ggml-hugepages-store.h"
 #include "ggml-impl.h"
@@ -24,7 +24,7 @@
 
 static const long HUGETLBFS = 0x958458f6; // linux/magic.h
 
-// how long a process waits for a lock in silence, and how often it tells afterwards
+// time without a message while a process waits for a lock, and interval of the messages after it
 static const auto SILENCE  = std::chrono::seconds(2);
 static const auto INTERVAL = std::chrono::seconds(10);
 
@@ -109,10 +109,10 @@ bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struc
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not on hugetlbfs");
     }
     if (!S_ISREG(st->st_mode)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is no ordinary file");
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not a regular file");
     }
     if (st->st_uid != 0 && st->st_uid != geteuid() && !(any_owner && geteuid() == 0)) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it belongs to user %u, not to root or to this one", (unsigned) st->st_uid);
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it belongs to user %u, not to root or this user", (unsigned) st->st_uid);
     }
     if (st->st_mode & (S_IWGRP | S_IWOTH)) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to it");
@@ -133,12 +133,12 @@ ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() {
 
 enum lock_answer { LOCK_MINE, LOCK_OTHERS, LOCK_IMPOSSIBLE };
 
-// holder: its process, if another one has the lock
+// holder: PID of the process that holds the lock, if it is another one
 static lock_answer take_fill_lock(ggml_hugepages_store_file & file, off_t * holder) {
     const std::string name = ggml_hugepages_lock_name(file.name);
     const int         dir  = *file.dir;
     *holder = 0;
-    // proc(5), protected_regular: in a sticky directory O_CREAT refuses a file of another user, so an existing one is opened first
+    // proc(5), protected_regular: in a sticky directory O_CREAT refuses another user's file, so open without O_CREAT first
     int fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR);
     if (fd == -1 && errno == ENOENT) {
         fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
@@ -158,7 +158,7 @@ static lock_answer take_fill_lock(ggml_hugepages_store_file & file, off_t * hold
         close(fd);
         return LOCK_OTHERS;
     }
-    // the one before may have removed it meanwhile
+    // the previous holder may have removed the file before this process got the lock
     if (fstatat(dir, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {
         close(fd);
         return LOCK_OTHERS;
@@ -198,10 +198,10 @@ void ggml_hugepages_store_file::complete(const uint8_t * addr, size_t first, siz
     }
 }
 
-// Returns populated pages in which nothing is complete. Nobody else uses them: whoever uses a page that is not complete has the lock.
+// Returns populated pages without a complete segment. No other process uses them, because only the holder of the lock uses such a page.
 void ggml_hugepages_store_file::return_pages(const ggml_hugepages_fill_lock & proof) {
     GGML_ASSERT(lock.get() == &proof);
-    const size_t end = ggml_hugepages_align_down(sums_at, page_size); // of what may be returned: the manifest follows
+    const size_t end = ggml_hugepages_align_down(sums_at, page_size); // the manifest follows, and its pages are never returned
     for (size_t at = 0; at < end; at += page_size) {
         const size_t first = at;
         while (at < end && !has_page(at)) {
@@ -213,7 +213,7 @@ void ggml_hugepages_store_file::return_pages(const ggml_hugepages_fill_lock & pr
     }
 }
 
-// Readers of the model file are readers of the image, as far as owners can tell.
+// Users who may read the model file may also read the image, as far as owner and group allow.
 static mode_t mode_of(const ggml_hugepages_store_file & file) {
     struct stat st = {};
     if (stat(file.source.c_str(), &st) != 0) {
@@ -223,15 +223,15 @@ static mode_t mode_of(const ggml_hugepages_store_file & file) {
     return 0600 | (st.st_mode & 0004 ? 0044 : 0) | (is_group ? 0040 : 0);
 }
 
-// A file without a name gets its manifest, then its name: nobody sees an image without a manifest.
+// A file without a name gets its manifest, then its name, so no process sees an image without a manifest.
 bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
     const auto fail = [&](const char * call) {
         const int err = errno;
         const bool is_short = err == EFAULT || err == ENOMEM || err == ENOSPC;
         ggml_hugepages_fail(error, is_short ? GGML_HUGEPAGES_STATUS_SHORT : GGML_HUGEPAGES_STATUS_INVALID,
-            "cannot make resident image '%s': %s: %s", path.c_str(), call, is_short ? "no huge page for its manifest" : strerror(err));
-        ggml_hugepages_hint(error, "%s", is_short ? "hugepages store gc, a larger pool, or a mount with a larger limit" :
-            "a store that this user may write to (hugepages store mount --uid)");
+            "cannot create resident image '%s': %s: %s", path.c_str(), call, is_short ? "no free huge page for the manifest" : strerror(err));
+        ggml_hugepages_hint(error, "%s", is_short ? "run hugepages store gc, grow the pool, or raise the limit of the mount" :
+            "use a store that this user may write to (hugepages store mount --uid)");
         if (manifest) {
             munmap(manifest, manifest_size);
             manifest = nullptr;
@@ -276,7 +276,7 @@ bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
     if (linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), *dir, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
         return fail("link");
     }
-    // Opened again by its name, which /proc/PID/maps then shows: the name of the first open file is a number.
+    // Opened again by its name, because /proc/PID/maps shows the name of the open, and O_TMPFILE has only a number.
     munmap(manifest, manifest_size);
     manifest = nullptr;
     struct stat made = {}, named = {};
@@ -336,7 +336,7 @@ void ggml_hugepages_store_file::close_manifest() {
     lock.reset();
 }
 
-// not essential: only gc --older-than looks at it
+// optional: only gc --older-than reads the time
 static void touch(int fd) {
     if (!ggml_hugepages_is_killing(SYS_utimensat)) {
         futimens(fd, nullptr);
@@ -401,7 +401,7 @@ uint64_t ggml_hugepages_store_set_aside(const ggml_hugepages_store_file & file) 
             continue;
         }
         const uint64_t kept = strtoull(mount.options.c_str() + at + OPTION.size(), nullptr, 10);
-        // statfs tells what the files take only where the mount has a limit as well
+        // statfs shows the use of the files only if the mount also has a limit
         uint64_t used = 0;
         std::error_code ec;
         std::filesystem::recursive_directory_iterator files(mount.path, ec);
@@ -436,13 +436,13 @@ struct ggml_hugepages_store {
         if (is_mine) {
             ggml_hugepages_hint(error, "hugepages store drop %s, or start without --hugepage-store", file.name.c_str());
         } else {
-            ggml_hugepages_hint(error, "hugepages store drop %s as user %u or root, another store, or start without --hugepage-store", file.name.c_str(),
+            ggml_hugepages_hint(error, "run hugepages store drop %s as user %u or root, use another store, or start without --hugepage-store", file.name.c_str(),
                 (unsigned) st.st_uid);
         }
         return false;
     }
 
-    // fd stays -1 if there is none
+    // leaves fd at -1 if the image does not exist
     bool open_file(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), plan_only ? O_RDONLY : O_RDWR);
         file.is_writable = !plan_only;
@@ -458,7 +458,7 @@ struct ggml_hugepages_store {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open resident image '%s': %s", file.path.c_str(),
                 err == ELOOP ? "it is a symbolic link" : strerror(err));
             if (err == EACCES) {
-                ggml_hugepages_hint(error, "a store that this user may write to (hugepages store mount --uid), or hugepages store load as its owner");
+                ggml_hugepages_hint(error, "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one");
             }
             return false;
         }
@@ -479,7 +479,7 @@ struct ggml_hugepages_store {
         }
     }
 
-    // what of it is there
+    // reads the checksums and verifies that complete segments have pages
     bool look(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         std::fill(file.sums.begin(), file.sums.end(), 0);
         struct stat st = {};
@@ -493,20 +493,20 @@ struct ggml_hugepages_store {
             return refuse(file, error);
         }
         if (info->size != file.size || info->kind != file.kind || file.identity != info->identity) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is of something else");
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest describes another image");
             return refuse(file, error);
         }
         if (!ggml_hugepages_read_all(file.fd, file.sums.data(), file.sums.size()*sizeof(uint64_t), file.sums_at)) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
             return refuse(file, error);
         }
-        // a hole reads as zeros, and would be used as weights
+        // a hole reads as zeros, which would be used as weights
         uint64_t known = 0;
         for (size_t at = 0; at < file.length; at += page_size) {
             known += file.has_page(at);
         }
         if (fstat(file.fd, &st) != 0 || (uint64_t) st.st_blocks*512 < known*page_size) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "pages are missing that its manifest counts as complete");
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "pages of its complete segments are missing");
             return refuse(file, error);
         }
         return true;
@@ -517,7 +517,7 @@ struct ggml_hugepages_store {
         return fstat(file.fd, &st) != 0 || st.st_nlink == 0;
     }
 
-    // With the fill lock nobody else makes or fills it.
+    // This process holds the fill lock, so no other process creates or fills the image.
     bool open_locked(ggml_hugepages_store_file & file, bool * again, ggml_hugepages_error * error) const {
         if (file.fd == -1) {
             if (!open_file(file, error)) {
@@ -531,7 +531,7 @@ struct ggml_hugepages_store {
                 return true;
             }
         }
-        // it may have gone on since
+        // another process may have completed more segments
         if (!look(file, error)) {
             return false;
         }
@@ -542,23 +542,23 @@ struct ggml_hugepages_store {
         if (!file.is_writable) {
             return fail_read_only(file, error);
         }
-        // an attempt that came to its last step: its checksums go before its pages do
+        // a buffer whose filler died during the last step: clear its checksums before its pages are returned
         const bool has_sums = std::any_of(file.sums.begin(), file.sums.end(), [](uint64_t sum) { return sum != 0; });
         if (file.is_buffer && has_sums && !file.begin(error)) {
             return false;
         }
-        // what a process left that died: it would count as missing, and its pages would not be free
+        // pages of a dead filler would count as missing, and would not be free
         file.return_left_over();
         return true;
     }
 
     bool fail_read_only(const ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "resident image '%s' is not complete, and this user may not write to it", file.path.c_str());
-        ggml_hugepages_hint(error, "hugepages store load as its owner");
+        ggml_hugepages_hint(error, "run hugepages store load as the owner of the image");
         return false;
     }
 
-    // At its end the image is attached, or this process has its fill lock, or it does not exist and a look was all that was asked for.
+    // Returns when the image is attached, or this process holds its fill lock, or the image does not exist and plan_only is set.
     bool open(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         const auto begin = std::chrono::steady_clock::now();
         auto told = begin + SILENCE - INTERVAL;
@@ -569,7 +569,7 @@ struct ggml_hugepages_store {
             if (plan_only) {
                 return file.fd == -1 || look(file, error);
             }
-            // somebody removes it just now, or has done so
+            // another process is removing the image, or has removed it
             if (file.fd != -1 && (!ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED) || is_unlinked(file))) {
                 forget(file);
                 continue;
@@ -578,7 +578,7 @@ struct ggml_hugepages_store {
                 return false;
             }
             if (file.fd != -1 && file.is_complete()) {
-                touch(file.fd); // used now, as far as this user may say so
+                touch(file.fd); // the time of the last use, if this user may set it
                 return true;
             }
             off_t holder = 0;
@@ -599,7 +599,7 @@ struct ggml_hugepages_store {
                 }
                 if (answer == LOCK_IMPOSSIBLE && (file.fd != -1 || std::chrono::steady_clock::now() - begin > SILENCE)) {
                     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s' to fill it: %s", file.path.c_str(), strerror(err));
-                    ggml_hugepages_hint(error, "a store that this user may write to (hugepages store mount --uid), or hugepages store load as its owner");
+                    ggml_hugepages_hint(error, "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one");
                     return false;
                 }
             } else if (!ggml_hugepages_is_locked(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &holder)) {
@@ -619,7 +619,7 @@ struct ggml_hugepages_store {
         return (file.sums.size() - std::count(file.sums.begin(), file.sums.end(), 0))*file.segment;
     }
 
-    // now and then what this process waits for
+    // logs the holder of the lock at each interval
     static void tell(const ggml_hugepages_store_file & file, off_t holder, std::chrono::steady_clock::time_point & told) {
         const auto now = std::chrono::steady_clock::now();
         if (now - told < INTERVAL) {
@@ -636,7 +636,7 @@ struct ggml_hugepages_store {
 // the directory
 //
 
-// a directory that this user has to itself, in one that others may write to too
+// the private directory of this user in a directory where others may also write
 static std::string private_dir(const char * path) {
     return std::string(path) + "/llama-" + std::to_string(geteuid());
 }
@@ -647,14 +647,14 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
     struct stat   st = {};
     if (fd == -1 || fstatfs(fd, &fs) != 0 || fstat(fd, &st) != 0) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open the store '%s': %s", path, strerror(errno));
-        ggml_hugepages_hint(error, "hugepages store mount, and --hugepage-store auto");
+        ggml_hugepages_hint(error, "run hugepages store mount, then use --hugepage-store auto");
     } else if ((long) fs.f_type != HUGETLBFS) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' is not a directory on hugetlbfs", path);
-        ggml_hugepages_hint(error, "hugepages store mount, and --hugepage-store auto");
+        ggml_hugepages_hint(error, "run hugepages store mount, then use --hugepage-store auto");
     } else if (page_size != GGML_HUGEPAGES_SIZE_AUTO && page_size != (size_t) fs.f_bsize) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, not of %s", path,
             ggml_hugepages_size_name(fs.f_bsize).c_str(), ggml_hugepages_size_name(page_size).c_str());
-        ggml_hugepages_hint(error, "--hugepage-size auto, or a store of that size");
+        ggml_hugepages_hint(error, "use --hugepage-size auto, or a store with pages of that size");
     } else if ((st.st_uid != 0 && st.st_uid != geteuid() && geteuid() != 0) || ((st.st_mode & (S_IWGRP | S_IWOTH)) && !(st.st_mode & S_ISVTX))) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to the store '%s' (mode %04o, user %u)", path,
             (unsigned) st.st_mode & 07777, (unsigned) st.st_uid);
@@ -662,9 +662,9 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
         if (st.st_uid == geteuid()) {
             ggml_hugepages_hint(error, "chmod go-w %s", path);
         } else if (faccessat(AT_FDCWD, path, W_OK | X_OK, AT_EACCESS) == 0) {
-            ggml_hugepages_hint(error, "mkdir -m 0700 %s, and --hugepage-store %s", own.c_str(), own.c_str());
+            ggml_hugepages_hint(error, "mkdir -m 0700 %s, then use --hugepage-store %s", own.c_str(), own.c_str());
         } else {
-            ggml_hugepages_hint(error, "a directory of user %u or of root there that only its owner may write to", (unsigned) geteuid());
+            ggml_hugepages_hint(error, "use a directory in it that belongs to user %u or root, and that only its owner may write to", (unsigned) geteuid());
         }
     } else {
         *found = fs.f_bsize;
@@ -676,7 +676,7 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
     return -1;
 }
 
-// What `hugepages store mount` makes, then all mounts, each with the directory that this user may have in it.
+// The mounts of `hugepages store mount`, then all other mounts, each with the private directory of this user in it.
 static std::vector<std::string> candidates() {
     std::vector<std::string> result = { "/run/llama-hugepages/store/2M", "/run/llama-hugepages/store/1G" };
     for (const auto & mount : ggml_hugepages_mounts("")) {
@@ -690,15 +690,15 @@ static std::vector<std::string> candidates() {
 
 static int find_store(const char * store, size_t page_size, std::string & path, size_t * found, ggml_hugepages_error * error) {
     if (page_size == GGML_HUGEPAGES_SIZE_THP) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "a store has no THP");
-        ggml_hugepages_hint(error, "--hugepage-size auto, or no --hugepage-store");
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "a store cannot use transparent huge pages");
+        ggml_hugepages_hint(error, "use --hugepage-size auto, or remove --hugepage-store");
         return -1;
     }
     if (strcmp(store, "auto") != 0) {
         path = store;
         return open_store(store, page_size, found, error);
     }
-    std::string refused; // the first one that may be used but not trusted
+    std::string refused; // the first store that this user may access but must not trust
     ggml_hugepages_error why = {};
     for (const int access_wanted : { W_OK, R_OK }) {
         for (const auto & candidate : candidates()) {
@@ -717,14 +717,14 @@ static int find_store(const char * store, size_t page_size, std::string & path, 
         }
     }
     if (!refused.empty()) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "none of the mounted hugetlbfs can be the store: %s", refused.c_str());
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no mounted hugetlbfs can be the store: %s", refused.c_str());
         ggml_hugepages_hint(error, "%s", why.hint);
         return -1;
     }
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no hugetlbfs%s%s is mounted that this user may use",
         page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : " with pages of ",
         page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : ggml_hugepages_size_name(page_size).c_str());
-    ggml_hugepages_hint(error, "hugepages store mount, or --hugepage-store DIR");
+    ggml_hugepages_hint(error, "run hugepages store mount, or use --hugepage-store DIR");
     return -1;
 }
 
@@ -772,12 +772,12 @@ bool ggml_hugepages_residents_open(
         file.sums.assign(g.n_segments, 0);
         file.name      = ggml_hugepages_image_name(file.kind, file.source, file.size, store.page_size, file.identity.c_str());
         file.path      = store.path + "/" + file.name;
-        // a small buffer is ordinary memory
+        // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
             files.push_back(&file);
         }
     }
-    // in the same order in every process: none waits for another that waits for it
+    // all processes open them in the same order, which prevents a deadlock
     std::sort(files.begin(), files.end(), [](const auto * a, const auto * b) { return a->name < b->name; });
     for (auto * file : files) {
         if (!store.open(*file, error)) {
@@ -802,7 +802,7 @@ uint64_t ggml_hugepages_store_file::pages_left_over() const {
 }
 
 static bool unsupported(ggml_hugepages_error * error) {
-    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
+    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages are available only on Linux");
 }
 
 bool ggml_hugepages_file_identity(int, size_t, char *, size_t) noexcept {
@@ -834,7 +834,7 @@ ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind,
     file.source   = ggml_hugepages_path_of(fd);
     file.size     = size;
     file.identity = std::string(identity) + "\nggml " + ggml_version() + " " + ggml_commit();
-    // what does not fit in the manifest is there as its hash
+    // a hash replaces the part that does not fit in the manifest
     const size_t room = sizeof(ggml_hugepages_store_header::identity) - 1;
     if (file.identity.size() > room) {
         const uint64_t hash = ggml_hugepages_checksum(file.identity.data(), file.identity.size());

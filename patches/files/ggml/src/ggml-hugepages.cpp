@@ -1,11 +1,11 @@
 // Memory: file images with their overlay, and buffers.
 //
-// Blocks are ranges of hugetlb memfds, one for each page size, at the same offsets as in the image. A shared mapping of such a
-// file keeps its reservation in the inode, not in the mapping. So the pages are reserved by a mapping anywhere, and
-// putting the blocks in place with MAP_FIXED afterwards can no longer fail for want of pages: a failing MAP_FIXED would
-// leave a hole in the image that another thread's mmap may take. What is not needed is given back by punching a hole.
+// Blocks are ranges of hugetlb memfds, one memfd for each page size, at the same offsets as in the image. A shared mapping of a memfd keeps
+// its reservation in the inode, not in the mapping. So the engine reserves the pages with a mapping at any address. A later MAP_FIXED then
+// cannot fail for lack of pages; a failed MAP_FIXED would leave a hole in the image, which another thread's mmap could take. The engine
+// returns unneeded pages by punching holes.
 //
-// A buffer is an image without a file: where an image has the file mapping, it has ordinary anonymous memory.
+// A buffer is an image without a file: it has ordinary anonymous memory instead of the file mapping.
 
 #include "ggml-hugepages-impl.h"
 #include "ggml-impl.h"
@@ -45,22 +45,22 @@
 #endif
 #endif // __linux__
 
-// Images and buffers that are alive and done: whoever asks for a report may be another thread than the one that loads.
+// Finished images and buffers. The mutex is needed because a thread other than the loader may read them for a report.
 static std::mutex                          g_mutex;
 static std::vector<ggml_hugepages_image_t> g_images;
 static std::vector<ggml_hugepages_image_t> g_buffers;
 static std::atomic<size_t>                 g_n_buffers{0};
 static std::atomic<uint64_t>               g_late{0};
-static std::atomic<uint64_t>               g_attached{0}; // bytes of buffers, since the last load
+static std::atomic<uint64_t>               g_attached{0}; // bytes of attached buffers since the last load
 static ggml_hugepages_load                 g_load;
-static std::map<const ggml_hugepages_image *, std::map<size_t, uint64_t>> g_promised; // pages by size, reserved and not touched
+static std::map<const ggml_hugepages_image *, std::map<size_t, uint64_t>> g_promised; // reserved and untouched pages, by size
 
 std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
     std::lock_guard<std::mutex> lock(g_mutex);
     std::vector<ggml_hugepages_image> result;
     for (const auto * list : { &g_images, &g_buffers }) {
         for (const auto * image : *list) {
-            // what is still being written is not done
+            // its writers still populate it
             if (!image->is_lazy) {
                 result.push_back(*image);
             }
@@ -79,7 +79,7 @@ uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * 
     return pages;
 }
 
-// It has touched what it reserved, or gives it back.
+// The image has touched its reserved pages, or returns them.
 static void forget_promise(const ggml_hugepages_image & image) {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_promised.erase(&image);
@@ -235,7 +235,7 @@ void ggml_hugepages_image_on_arrival(ggml_hugepages_image_t image, ggml_hugepage
 
 bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last) {
     if (image->fd_page != 0) {
-        // there already
+        // already in memory
         *first = 0;
         *last  = image->size;
         return i == 0;
@@ -255,7 +255,7 @@ bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * 
 }
 
 static thread_local const ggml_hugepages_scope * t_scope = nullptr;
-static std::mutex                                g_scope_mutex; // for what follows
+static std::mutex                                g_scope_mutex; // for g_scope
 static ggml_hugepages_scope                      g_scope = {};
 
 const ggml_hugepages_scope * ggml_hugepages_scope_set(const ggml_hugepages_scope * scope) {
@@ -290,13 +290,13 @@ static std::string mapping_name(const ggml_hugepages_image & image) {
     return std::string("llama-") + ggml_hugepages_kind_name(image.kind);
 }
 
-// shown in /proc/PID/maps as [anon:NAME], and keeps the kernel from merging it with its neighbours
+// shown in /proc/PID/maps as [anon:NAME]; the kernel does not merge it with neighbours of another name
 static void set_name(const ggml_hugepages_image & image, void * addr, size_t size) {
     const std::string name = mapping_name(image);
     ggml_hugepages_call(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, (long) addr, (long) size, (long) name.c_str());
 }
 
-// An address range of `length` bytes that begins at a multiple of `alignment`. Nothing lies in it.
+// An empty address range of `length` bytes that starts at a multiple of `alignment`.
 static uint8_t * reserve_range(size_t length, size_t alignment) {
     auto * addr = (uint8_t *) mmap(nullptr, length + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (addr == MAP_FAILED) {
@@ -310,7 +310,7 @@ static uint8_t * reserve_range(size_t length, size_t alignment) {
     return base;
 }
 
-// too little ordinary memory, or a limit of it
+// too little ordinary memory, or a limit on it
 static bool fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size) {
     const int err = errno;
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no ordinary memory for %.2f MiB of %s: %s", size/1024.0/1024.0,
@@ -318,15 +318,15 @@ static bool fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_ima
     const std::string strict = ggml_hugepages_overcommit("");
     ggml_hugepages_hint_address_space(error, size);
     if (error->hint[0] == '\0' && !strict.empty()) {
-        ggml_hugepages_hint(error, "end other programs, raise vm.overcommit_kbytes or vm.overcommit_ratio, or add huge pages: %s", strict.c_str());
+        ggml_hugepages_hint(error, "end other programs, raise vm.overcommit_kbytes or vm.overcommit_ratio, or add huge pages (%s)", strict.c_str());
     }
     return false;
 }
 
-// what lies in [first, last) without huge pages: the file, as far as it goes, or ordinary memory
+// maps [first, last) without huge pages: the file up to its end, or ordinary memory
 static bool map_ordinary(ggml_hugepages_image & image, size_t first, size_t last, ggml_hugepages_error * error) {
     const bool has_file = image.fd != -1;
-    // room first, then the file: it may end inside of a block, and a huge mapping can only be cut at its page borders
+    // The placeholder first, then the file: the file may end inside a block, and a huge mapping can only be cut at its page borders.
     if (mmap(image.addr + first, last - first, has_file ? PROT_NONE : PROT_READ | PROT_WRITE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | (has_file ? MAP_NORESERVE : 0), -1, 0) == MAP_FAILED) {
         return fail_ordinary(error, image, last - first);
@@ -354,7 +354,7 @@ static bool map_image(ggml_hugepages_image & image, ggml_hugepages_error * error
         ggml_hugepages_hint_address_space(error, image.length);
         return false;
     }
-    // A buffer gets ordinary memory where it has no runs once these are settled: with vm.overcommit_memory=2 the kernel charges memory when
+    // The gaps of a buffer get ordinary memory later, when its runs are final: with vm.overcommit_memory=2 the kernel charges memory when
     // it is mapped, not when it is touched.
     if (image.fd != -1 && !map_ordinary(image, 0, image.length, error)) {
         munmap(image.addr, image.length);
@@ -390,10 +390,10 @@ bool ggml_hugepages_plan(
         const ggml_hugepages_params * params,
         ggml_hugepages_error *        error) {
     ggml_hugepages_forget_filters();
-    // madvise(2): an empty range only asks whether the advice is known (since Linux 5.14)
+    // madvise(2): with an empty range the kernel only checks whether it knows the advice (since Linux 5.14)
     if (ggml_hugepages_advise(nullptr, 0, MADV_POPULATE_WRITE) != 0 && errno == EINVAL) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
-            "huge pages need MADV_POPULATE_WRITE, which came with Linux 5.14");
+            "huge pages need MADV_POPULATE_WRITE, which this kernel lacks (Linux 5.14 or later has it)");
     }
     return ggml_hugepages_decide("", images, n_images, demands, n_demands, *params, error);
 }
@@ -402,7 +402,7 @@ static bool is_thp(const ggml_hugepages_image & image) {
     return image.params.page_size == GGML_HUGEPAGES_SIZE_THP;
 }
 
-// the file of the process' own pages of one size
+// the memfd with this process' own pages of one size
 static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
     const auto it = image.memfds.find(page_size);
     if (it != image.memfds.end()) {
@@ -421,7 +421,7 @@ static int memfd_of(ggml_hugepages_image & image, size_t page_size) {
     return fd;
 }
 
-// the file that a run lies in, and the offset of its first block there
+// the file of a run, and the offset of its first block in this file
 static std::pair<int, size_t> file_of(ggml_hugepages_image & image, const ggml_hugepages_run & run) {
     switch (run.owner) {
         case GGML_HUGEPAGES_OWNER_PROCESS:  return { memfd_of(image, run.page_size), run.first };
@@ -432,7 +432,7 @@ static std::pair<int, size_t> file_of(ggml_hugepages_image & image, const ggml_h
     return { image.resident->fd, run.first };
 }
 
-// The longest head of a run whose pages can be reserved. Sets errno if that is not all of it.
+// The end of the longest head of a run that can be reserved. Sets errno if this is not the whole run.
 static size_t reserve_head(int fd, const ggml_hugepages_run & run) {
     size_t at   = run.first;
     size_t step = run.last - run.first;
@@ -471,7 +471,7 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
                 kept.push_back(part);
             }
         }
-        // A page in a store belongs to all who attach to it; only ggml_hugepages_store_file returns one.
+        // All attached processes share a page of a store, so only ggml_hugepages_store_file returns one.
         if (r.is_in_store()) {
             continue;
         }
@@ -485,8 +485,8 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
         }
     }
     image.runs = std::move(kept);
-    // A hole gives back pages, but not the reservation of one that was never touched: only cutting the file does. When pages run
-    // out, those behind the last block that was served are given back this way.
+    // A hole returns pages, but not the reservation of a page that was never touched. Only a shorter file returns it, so the file is cut
+    // after its last block.
     size_t end = 0;
     for (const auto & r : image.runs) {
         end = r.page_size == page_size && r.owner == GGML_HUGEPAGES_OWNER_PROCESS ? std::max(end, r.last) : end;
@@ -498,7 +498,7 @@ bool ggml_hugepages_drop(ggml_hugepages_image & image, size_t page_size, size_t 
     return true;
 }
 
-// pages that the images take, without what is complete in a store
+// number of pages of the images, without pages that are already allocated in a store
 static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_t n) {
     std::map<size_t, uint64_t> need;
     for (size_t i = 0; i < n; i++) {
@@ -528,14 +528,14 @@ void ggml_hugepages_release(ggml_hugepages_image_t * images, size_t n_images) {
         }
         for (const auto & [_, fd] : images[i]->memfds) {
             if (!ggml_hugepages_resize(fd, 0)) {
-                GGML_LOG_WARN("%s: ftruncate failed: %s\n", __func__, strerror(errno));
+                GGML_LOG_WARN("%s: cannot return huge pages: ftruncate: %s\n", __func__, strerror(errno));
             }
         }
     }
     ggml_hugepages_hold_end();
 }
 
-// The load cannot go on: gives back what it holds, so that the counts in the message are those of others.
+// Returns the pages of the load before the message, so that the message counts only the pages of others.
 static bool fail_load(
         ggml_hugepages_image_t *       images,
         size_t                         n,
@@ -573,7 +573,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
         if (!ggml_hugepages_accepts_less(&e.image->params)) {
             return fail_load(images, n, *e.image, refusal, error);
         }
-        GGML_LOG_WARN("%s: no more huge pages of %s at offset %zu of %s (%s: %s), ordinary memory from there\n", __func__,
+        GGML_LOG_WARN("%s: no huge page of %s left at offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
             ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), refusal.call, strerror(refusal.err));
         run.last = end;
     }
@@ -600,9 +600,9 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     return true;
 }
 
-// Sets from where the pages of a range come. Before they are populated: it does not move any.
+// Sets the nodes of a range. Must run before the pages are populated, because it moves no page.
 static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size_t size) {
-    // linux/mempolicy.h, which not every libc has
+    // linux/mempolicy.h, which some libcs lack
     const int MPOL_BIND       = 2;
     const int MPOL_INTERLEAVE = 3;
 
@@ -624,12 +624,12 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
     }
     const int mode = image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE ? MPOL_INTERLEAVE : MPOL_BIND;
     if (ggml_hugepages_call(SYS_mbind, (long) addr, (long) size, mode, (long) mask, 16*bits, 0) != 0) {
-        // seccomp profiles of containers forbid it
-        GGML_LOG_WARN("%s: mbind failed for %s: %s, the kernel chooses the nodes\n", __func__, image.path.c_str(), strerror(errno));
+        // the default seccomp profiles of containers forbid mbind
+        GGML_LOG_WARN("%s: cannot choose the nodes of %s (mbind: %s), the kernel chooses them\n", __func__, image.path.c_str(), strerror(errno));
     }
 }
 
-// puts the blocks of an image in place
+// maps the blocks of an image
 static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
     for (const auto & r : image.runs) {
         void * addr = image.addr + r.first;
@@ -644,7 +644,7 @@ static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error)
             ret = mmap(addr, size, prot, MAP_SHARED | MAP_FIXED | (r.is_in_store() ? MAP_NORESERVE : 0), fd, at);
         }
         if (ret == MAP_FAILED) {
-            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map huge pages", image.path);
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot map the huge pages", image.path);
         }
         if (is_thp(image)) {
             ggml_hugepages_advise(addr, size, MADV_HUGEPAGE);
@@ -659,7 +659,8 @@ static bool map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error)
     return true;
 }
 
-// Makes the image in the store writable, if this process shall write to it. Without a page for its manifest nothing is kept.
+// Maps the manifest of the resident image writable, if this process fills it. Without a page for the manifest, no page remains in the
+// store.
 static bool begin_filling(ggml_hugepages_image & image, ggml_hugepages_error * error) {
     const auto is_filling = [](const auto & r) { return r.owner == GGML_HUGEPAGES_OWNER_FILLING; };
     if (!image.resident || std::none_of(image.runs.begin(), image.runs.end(), is_filling) || image.resident->begin(error)) {
@@ -668,12 +669,13 @@ static bool begin_filling(ggml_hugepages_image & image, ggml_hugepages_error * e
     if (!ggml_hugepages_accepts_less(&image.params)) {
         return false;
     }
-    GGML_LOG_WARN("%s: %s does not stay when the process ends: %s\n", __func__, image.path.c_str(), error->message);
+    GGML_LOG_WARN("%s: %s will not remain in memory after this process ends: %s\n", __func__, image.path.c_str(), error->message);
     image.runs.erase(std::remove_if(image.runs.begin(), image.runs.end(), is_filling), image.runs.end());
     return true;
 }
 
-// The kernel gives a THP when it has one, and never says no. So all of it is populated before anything is read, and counted.
+// The kernel gives a THP if it can, and never reports a shortage. So the engine populates all memory before the first read and counts its
+// THP.
 static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     size_t wanted = 0;
     for (size_t i = 0; i < n; i++) {
@@ -699,7 +701,7 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     size_t huge = 0;
     FILE * file = fopen("/proc/self/smaps", "r");
     if (!file) {
-        return fail_errno(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "cannot count THP", "/proc/self/smaps");
+        return fail_errno(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "cannot count transparent huge pages", "/proc/self/smaps");
     }
     char line[8192];
     bool is_inside = false;
@@ -718,16 +720,16 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
         return true;
     }
     if (!ggml_hugepages_accepts_less(&images[0]->params)) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "%.2f of %.2f MiB became THP, the rest got base pages",
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "only %.2f of %.2f MiB got transparent huge pages",
             huge/1024.0/1024.0, wanted/1024.0/1024.0);
-        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or --hugepage-policy prefer to use what there is");
+        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or use --hugepage-policy prefer to load with fewer huge pages");
         return false;
     }
-    GGML_LOG_WARN("%s: %.2f of %.2f MiB became THP, the rest got base pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
+    GGML_LOG_WARN("%s: only %.2f of %.2f MiB got transparent huge pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
     return true;
 }
 
-// what the plan counted for buffers that follow
+// holds the pages that the plan counted for buffers after the weights
 static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     std::vector<ggml_hugepages_grant> grants;
     for (size_t i = 0; i < n; i++) {
@@ -737,12 +739,12 @@ static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error
     if (grants.empty() || ggml_hugepages_hold(grants, ggml_hugepages_accepts_less(&images[0]->params), images[0]->limits_may_hide, &page_size)) {
         return true;
     }
-    // EFAULT: refused when it was touched
+    // EFAULT: the kernel refused the page on touch
     return fail_load(images, n, *images[0], { errno == EFAULT ? "madvise" : "mmap", errno, page_size, 0, false }, error);
 }
 
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
-    // all pages of all files first: nothing has been put in place when they are not there
+    // reserve all pages of all files first, so that nothing is mapped if pages are short
     if (!reserve_all(images, n, error) || !hold(images, n, error)) {
         return false;
     }
@@ -765,15 +767,15 @@ bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_huge
     return populate_thp(images, n, error);
 }
 
-// Read-only from now on. What was there already gets its place in the page table now, not at the first token.
+// Makes the blocks read-only. Fills the page table for resident pages now, so that the first token does not have to.
 static bool protect(const ggml_hugepages_image & image, ggml_hugepages_error * error) {
     for (const auto & r : image.runs) {
         if (mprotect(image.addr + r.first, r.last - r.first, PROT_READ) != 0) {
             return fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mprotect failed", image.path);
         }
-        // where the call is forbidden, a page gets its place at its first touch
+        // if the call is forbidden, the first touch maps the page
         if (r.is_in_store() && ggml_hugepages_advise(image.addr + r.first, r.last - r.first, MADV_POPULATE_READ) != 0 && errno != EPERM && errno != ENOSYS) {
-            return fail_errno(error, GGML_HUGEPAGES_STATUS_IO, "cannot attach to resident pages", image.path);
+            return fail_errno(error, GGML_HUGEPAGES_STATUS_IO, "cannot attach to the resident pages", image.path);
         }
     }
     return true;
@@ -814,7 +816,7 @@ bool ggml_hugepages_fill(
         forget_promise(*images[i]);
     }
     std::lock_guard<std::mutex> lock(g_mutex);
-    // not before all are filled: a shortage in a later image gives back what the earlier ones hold
+    // Only after all images are filled, because a shortage in a later image returns the pages of the earlier ones.
     for (size_t i = 0; i < n_images; i++) {
         close_memfds(*images[i]);
         if (images[i]->addr) {
@@ -843,7 +845,7 @@ static void unmap_buffer(ggml_hugepages_image & buffer) {
     buffer.addr = nullptr;
 }
 
-// whether all of it lies in the store
+// whether the store holds all of the buffer
 static bool is_in_store(const ggml_hugepages_image & buffer) {
     size_t covered = 0;
     for (const auto & r : buffer.runs) {
@@ -856,7 +858,7 @@ static bool is_attached(const ggml_hugepages_image & buffer) {
     return buffer.resident && buffer.resident->is_complete();
 }
 
-// pages of this process, as the store has no room for the buffer as a whole
+// plans the buffer on pages of this process, because the store lacks room for all of it
 static bool leave_store(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto * handle = &buffer;
     buffer.resident->give_up();
@@ -864,12 +866,12 @@ static bool leave_store(ggml_hugepages_image & buffer, const ggml_hugepages_para
     return ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
 }
 
-// Decides, maps and populates. False with an error when pages are refused and the policy does not accept less.
+// Plans, maps and populates. False with an error if the kernel refuses pages and the policy does not accept less.
 static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto * handle = &buffer;
     const bool accepts_less = ggml_hugepages_accepts_less(&params);
     bool planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
-    // such a buffer is shared as a whole or not at all
+    // a resident buffer is shared as a whole or not at all
     if (planned && buffer.resident && !is_attached(buffer) && (!is_in_store(buffer) || !buffer.resident->begin(error))) {
         planned = accepts_less && leave_store(buffer, params, error);
         if (!planned && !accepts_less && error->status == GGML_HUGEPAGES_STATUS_SHORT) {
@@ -917,8 +919,8 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     return true;
 }
 
-// Two threads may want the page that their parts share. When it is refused to one of them and becomes ordinary memory, the other
-// must not have written to it: where the policy accepts that, one at a time.
+// Two threads may populate the page that their parts share. If the kernel refuses it to one of them and ordinary memory replaces it, bytes
+// that the other thread wrote would be lost. So with a policy that accepts less, only one thread populates at a time.
 static std::mutex g_lazy_mutex;
 
 static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t last, ggml_hugepages_error * error) {
@@ -963,7 +965,7 @@ static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t la
     return true;
 }
 
-// the buffer that an address lies in
+// the buffer that contains an address
 static ggml_hugepages_image * find_buffer(const void * ptr) {
     std::lock_guard<std::mutex> lock(g_mutex);
     const auto it = std::find_if(g_buffers.begin(), g_buffers.end(), [&](const auto * b) { return b->addr <= ptr && ptr < b->addr + b->length; });
@@ -986,12 +988,12 @@ bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
     return ok;
 }
 
-// all of it is written: others may have it
+// completes a fully written buffer, so that other processes can attach
 static bool ggml_hugepages_make_resident(ggml_hugepages_image & buffer, ggml_hugepages_error * error) {
     auto & file = *buffer.resident;
     if (!is_in_store(buffer)) {
-        // a page was refused on the way: what there is stays with this process alone
-        GGML_LOG_WARN("%s: '%s' did not get all its pages: it is not kept\n", __func__, file.path.c_str());
+        // the kernel refused a page, so only this process keeps the buffer
+        GGML_LOG_WARN("%s: '%s' did not get all its pages, so it will not remain in memory after this process ends\n", __func__, file.path.c_str());
         file.unlink();
         file.finish();
         return true;
@@ -1044,7 +1046,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     buffer->size   = size;
     buffer->length = size;
     buffer->params = params;
-    // what becomes THP is counted before anything is written
+    // populate_thp counts the THP before the first write, so such a buffer is not lazy
     buffer->is_lazy = scope.lazy && params.page_size != GGML_HUGEPAGES_SIZE_THP;
     buffer->wants.push_back({ 0, size, 0 });
     if (scope.resident && scope.resident->file->is_open() && scope.resident->file->size == size) {
@@ -1109,7 +1111,7 @@ void ggml_hugepages_buffer_free(void * ptr, size_t size) {
 #else
 
 static bool unsupported(ggml_hugepages_error * error) {
-    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages need Linux");
+    return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages are available only on Linux");
 }
 
 bool ggml_hugepages_plan(ggml_hugepages_image_t *, size_t, const ggml_hugepages_demand *, size_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {

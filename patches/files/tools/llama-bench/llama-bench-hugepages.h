@@ -1,6 +1,6 @@
 #pragma once
 
-// The huge page options of llama-bench: lists of values, as all of its options are.
+// The huge page options of llama-bench: lists of values, like its other options.
 
 #include "llama.h"
 
@@ -15,21 +15,21 @@ struct bench_hugepages {
     static const char * usage();
     static bool is_option(const std::string & arg);
 
-    // Appends the values to the list of the option. Throws std::invalid_argument.
+    // Adds the values to the list of the option. Throws std::invalid_argument.
     void parse(const std::string & arg, const std::string & values);
 
-    // Everything to run. Without huge pages policy and size say nothing, so that is one combination.
+    // All combinations to run. Without huge pages, policy and size have no effect, so this is one combination.
     std::vector<ggml_hugepages_params> combinations(ggml_numa_strategy numa) const;
 
-    // the fields that are worth a column
+    // the fields that get a column
     std::vector<std::string> columns() const;
 
-    // does a run need another model in memory?
+    // whether both runs can use the same loaded model
     static bool equal(const ggml_hugepages_params & a, const ggml_hugepages_params & b);
 
-    // Errors only: without --verbose nothing else would say how many pages are missing.
+    // Prints only errors: without --verbose nothing else would print the number of missing pages.
     static void log(ggml_log_level level, const char * text, void * user_data);
 
-    // With "prefer" the values of a row do not say how much there was: a line for each change of it.
+    // With "prefer", a row does not show how much memory is on huge pages, so this prints a line for each change.
     static void report(const ggml_hugepages_params & params);
 };

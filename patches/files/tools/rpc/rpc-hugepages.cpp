@@ -6,7 +6,7 @@
 #include <vector>
 
 static bool set_enabled(const std::string & value, ggml_hugepages_params & params) {
-    // NOTE: as common_arg reads the environment
+    // NOTE: same as common_arg for environment variables
     for (const char * yes : { "on", "enabled", "true", "1" }) {
         if (value == yes) {
             params.enabled = true;
@@ -79,10 +79,10 @@ static std::string size_name(ggml_hugepages_backing backing, size_t page_size) {
 }
 
 void rpc_hugepages_print_usage(const ggml_hugepages_params & params) {
-    fprintf(stderr, "  --hugepages, --no-hugepages      whether to put what the CPU device allocates on huge pages (default: %s)\n", params.enabled ? "enabled" : "disabled");
-    fprintf(stderr, "  --hugepage-policy POLICY         require: refuse a client when there are fewer huge pages than it needs\n");
-    fprintf(stderr, "                                   prefer: use what there is (default: %s)\n", ggml_hugepages_policy_name(params.policy));
-    fprintf(stderr, "  --hugepage-size SIZE             auto, thp, or a size that this kernel has a pool of, such as 2M or 1G (default: auto)\n");
+    fprintf(stderr, "  --hugepages, --no-hugepages      whether to allocate the CPU device's memory on huge pages (default: %s)\n", params.enabled ? "enabled" : "disabled");
+    fprintf(stderr, "  --hugepage-policy POLICY         require: refuse a client that needs more huge pages than are usable\n");
+    fprintf(stderr, "                                   prefer: use the usable huge pages, then ordinary memory (default: %s)\n", ggml_hugepages_policy_name(params.policy));
+    fprintf(stderr, "  --hugepage-size SIZE             page size: auto, thp, or the size of a pool of this kernel, such as 2M or 1G (default: auto)\n");
 }
 
 bool rpc_hugepages_begin(const ggml_hugepages_params & params) {
@@ -102,7 +102,7 @@ bool rpc_hugepages_begin(const ggml_hugepages_params & params) {
             }
             has_pool = true;
             const uint64_t usable = ggml_hugepages_pool_usable(&pool);
-            printf("hugepages: %s, pool of %s: %" PRIu64 " pages can be had (%.2f MiB)\n", ggml_hugepages_policy_name(params.policy),
+            printf("hugepages: %s, pool of %s: %" PRIu64 " usable pages (%.2f MiB)\n", ggml_hugepages_policy_name(params.policy),
                 size_name(GGML_HUGEPAGES_BACKING_HUGE, page_size).c_str(), usable, usable*(page_size/1024.0/1024.0));
         }
         if (!has_pool && params.policy == GGML_HUGEPAGES_POLICY_REQUIRE) {

@@ -15,7 +15,7 @@ json server_hugepages_props(const common_params & params) {
         return nullptr;
     }
     ggml_hugepages_report report;
-    json usages = nullptr; // not an empty list: that would say that there is nothing
+    json usages = nullptr; // unknown; an empty list would mean that no memory is in use
     if (ggml_hugepages_get_report(&report)) {
         usages = json::array();
         for (uint32_t i = 0; i < report.n_usages; i++) {
@@ -73,21 +73,21 @@ std::string server_hugepages_metrics(const common_params & params) {
                    << "\",backing=\"" << backing_of(usage) << "\"" << more << "} " << value << "\n";
     };
 
-    add_head("bytes", "Bytes of tensors that the CPU reads, by what they are for and by the memory that they lie on");
+    add_head("bytes", "Bytes of tensors that the CPU reads, by kind and backing");
     for (uint32_t i = 0; i < report.n_usages; i++) {
         add_item("bytes", report.usages[i], "", report.usages[i].bytes);
     }
-    add_head("pages", "Huge pages that they lie on");
+    add_head("pages", "Huge pages under these bytes");
     for (uint32_t i = 0; i < report.n_usages; i++) {
         add_item("pages", report.usages[i], "", report.usages[i].pages);
     }
-    add_head("node_bytes", "Resident memory under them on each NUMA node");
+    add_head("node_bytes", "Resident memory under these bytes on each NUMA node");
     for (uint32_t i = 0; i < report.n_usages; i++) {
         for (uint32_t node = 0; node < report.n_nodes; node++) {
             add_item("node_bytes", report.usages[i], ",node=\"" + std::to_string(node) + "\"", report.usages[i].node_bytes[node]);
         }
     }
-    add_head("late_bytes", "Bytes that were asked for after the start and got ordinary memory");
+    add_head("late_bytes", "Bytes that were allocated after the start on ordinary memory");
     prometheus << "llamacpp:hugepages_late_bytes " << report.late << "\n";
     return prometheus.str();
 }
