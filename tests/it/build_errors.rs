@@ -164,7 +164,7 @@ fn a_download_with_another_hash_is_refused() {
         return skip("the archive cannot be fetched from here");
     }
     assert!(
-        cause.contains("hash is not the one in vendor/llama.cpp.lock"),
+        cause.contains("hash differs from vendor/llama.cpp.lock"),
         "{cause}"
     );
     assert!(hint.contains("do not trust this download"), "{hint}");

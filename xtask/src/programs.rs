@@ -1,5 +1,5 @@
-//! Upstream's own programs: of the pristine source (stock), and with the series (tools), for any CPU (qemu),
-//! and to be looked into (instrumented).
+//! Upstream's programs: without the series (stock), with the series (tools), for any CPU (qemu), and for Valgrind and
+//! sanitizers (instrumented).
 
 use std::path::PathBuf;
 
@@ -112,10 +112,10 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let ours = match kind {
         Kind::Stock | Kind::PortableStock => {
             source::copy(&source.dir, &tree)?;
-            if kind == Kind::Stock {
-                if let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages()) {
-                    eprintln!("warning: llama-server is built without its chat page: {error:#}");
-                }
+            if kind == Kind::Stock
+                && let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages())
+            {
+                eprintln!("warning: llama-server is built without its chat page: {error:#}");
             }
             None
         }

@@ -101,7 +101,7 @@ fn libraries(ldd: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
     for line in ldd.lines().map(str::trim) {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
-            [name, "=>", "not", ..] => bail!("the library `{name}` is not found"),
+            [name, "=>", "not", ..] => bail!("library `{name}` not found"),
             [name, "=>", path, ..] => found.push((Path::new("lib").join(name), path.into())),
             [loader, ..] if loader.starts_with('/') => found.push((loader.into(), loader.into())),
             _ => {} // the vdso

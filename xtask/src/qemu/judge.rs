@@ -1,4 +1,4 @@
-//! Holds what was seen in the guest against what is expected.
+//! Compares the data of the guest with the expectations.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ impl Judge {
         if let Expect::RefusedFor(node) = case.expect {
             let count = format!("node {node} free {0} of {0}", case.pages);
             if !seen.log.contains(&count) {
-                wrong.push(format!("the log does not say `{count}`"));
+                wrong.push(format!("the log lacks `{count}`"));
             }
             return wrong;
         }
@@ -80,7 +80,7 @@ impl Judge {
         let (told, found) = (report::table(&seen.log), table(seen));
         if told != found {
             wrong.push(format!(
-                "the log's table has {told:?}, the kernel {found:?}"
+                "the table in the log has {told:?}, the kernel has {found:?}"
             ));
         }
         wrong
@@ -118,10 +118,7 @@ impl Judge {
             Expect::Plain | Expect::RefusedFor(_) => {
                 let pages = pages(seen, "");
                 if !pages.is_empty() {
-                    wrong.push(format!(
-                        "huge pages that nobody asked for: {}",
-                        summary(seen)
-                    ));
+                    wrong.push(format!("unexpected huge pages: {}", summary(seen)));
                 }
             }
             Expect::Anywhere => all_of_them(),

@@ -88,7 +88,7 @@ impl Machine {
                 Err(_) if self.interrupted.load(Ordering::Relaxed) => bail!("interrupted"),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > self.deadline => {
-                    eprintln!("the guest takes longer than {} s", LIMIT.as_secs());
+                    eprintln!("the guest exceeded the time limit of {} s", LIMIT.as_secs());
                     return Ok(None);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
