@@ -1,4 +1,4 @@
-//! GGUF files through the linked `gguf_*` API, so that a file is read and written by the same code as in the server.
+//! GGUF files through the linked `gguf_*` API, so that this crate and the server read and write them with the same code.
 //!
 //! [`Gguf`] is the header of a file: keys, values and the table of tensors. Tensor data never passes through here; a caller
 //! reads or writes it at the offsets that the table gives:
@@ -25,25 +25,25 @@ use std::{
 
 use crate::ffi;
 
-/// What can go wrong with a header.
+/// Errors of a header.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum GgufError {
     /// Upstream's parser gives no reason; it has logged one.
-    #[error("`{path}` is not a GGUF file that can be read")]
+    #[error("cannot parse `{path}` as a GGUF file")]
     NotReadable { path: PathBuf },
     #[error("cannot open `{path}`")]
     Open { path: PathBuf, source: io::Error },
-    #[error("`{0}` holds a zero byte")]
+    #[error("`{0}` contains a zero byte")]
     ZeroByte(String),
-    #[error("`{0}` cannot be changed here")]
+    #[error("cannot set key `{0}`: it is fixed")]
     Reserved(String),
     #[error("tensor name `{0}` is longer than {max} bytes", max = ffi::GGML_MAX_NAME - 1)]
     NameTooLong(String),
-    #[error("tensor `{0}` is there twice")]
+    #[error("duplicate tensor `{0}`")]
     DuplicateTensor(String),
-    #[error("tensor `{name}` of type {ty} cannot have the shape {shape:?}")]
+    #[error("tensor `{name}` has an invalid shape for type {ty}: {shape:?}")]
     Shape {
         name: String,
         ty: TensorType,
