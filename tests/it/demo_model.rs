@@ -133,7 +133,6 @@ fn nonsense_arguments_are_explained_with_exit_code_2() {
         .assert()
         .code(2);
     tool(&["demo-model"]).assert().code(2);
-    tool(&[]).assert().code(2);
 }
 
 #[test]
