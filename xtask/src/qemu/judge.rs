@@ -319,7 +319,7 @@ mod tests {
             findings(case.name, &refused),
             [
                 "exit code 135, expected 3",
-                "the log does not say `node 1 free 4 of 4`"
+                "the log lacks `node 1 free 4 of 4`"
             ]
         );
     }
@@ -384,7 +384,9 @@ mod tests {
         told.log = told.log.replace("42.00", "40.00");
         assert_eq!(
             findings(case.name, &told),
-            ["the log's table has {(\"weights\", 1): 40}, the kernel {(\"weights\", 1): 42}"]
+            [
+                "the table in the log has {(\"weights\", 1): 40}, the kernel has {(\"weights\", 1): 42}"
+            ]
         );
     }
 }
