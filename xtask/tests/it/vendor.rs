@@ -186,7 +186,7 @@ fn bump_asks_for_the_commit_when_the_carrier_does_not_tell_it() {
     let commit = carrier(&fixture, "2.0.0", AS_IT_WAS, Commit::Untold);
     xtask(&fixture, &["vendor", "bump", "2.0.0"])
         .exits(3)
-        .says("does not tell")
+        .says("does not name")
         .says("hint: ");
     assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
     xtask(&fixture, &["vendor", "bump", "2.0.0", "--commit", &commit])
@@ -268,5 +268,5 @@ fn verify_refuses_an_archive_with_another_hash() {
     carrier(&fixture, "1.0.0", ("line 1\n", "line one\n"), Commit::Told);
     xtask(&fixture, &["vendor", "verify"])
         .exits(3)
-        .says("hash is not the one");
+        .says("its hash differs");
 }
