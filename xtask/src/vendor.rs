@@ -128,7 +128,7 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
             }
         }
         None => warnings.push(
-            "cannot verify --commit: the carrier does not contain the upstream commit".to_owned(),
+            "--commit is used without verification: the carrier does not contain the upstream commit".to_owned(),
         ),
     }
 

@@ -191,7 +191,7 @@ fn bump_asks_for_the_commit_when_the_carrier_does_not_tell_it() {
     assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
     xtask(&fixture, &["vendor", "bump", "2.0.0", "--commit", &commit])
         .succeeds()
-        .says("taken on trust");
+        .says("without verification");
     assert_eq!(value(&fixture, "commit"), commit);
 }
 
