@@ -75,7 +75,7 @@ pub enum Error {
     /// The batch contains a sequence that the context does not have.
     #[error("sequence {sequence} is out of range: the context has {n_seq_max} sequences")]
     InvalidSequence {
-        /// What was passed.
+        /// The value of the caller.
         sequence: i32,
         /// How many sequences the context has, counted from 0.
         n_seq_max: usize,
@@ -83,7 +83,7 @@ pub enum Error {
     /// A position is negative, or too large for a model with learned positions.
     #[error("position {position} is out of range: it must be below {limit}")]
     InvalidPosition {
-        /// What was passed.
+        /// The value of the caller.
         position: i32,
         /// The first position that is too large.
         limit: i32,
@@ -108,7 +108,7 @@ pub enum Error {
     /// Nothing was computed for this entry of the last batch.
     #[error("entry {index} of the last batch has no {what}")]
     NoOutput {
-        /// What was asked for: logits or embeddings.
+        /// The kind of output: logits or embeddings.
         what: &'static str,
         /// Entry of the batch, or sequence for pooled embeddings.
         index: usize,

@@ -157,7 +157,7 @@ impl Gguf {
             .ok_or_else(|| GgufError::NotReadable { path: path.into() })
     }
 
-    /// Sets a `u16`, in place of what the key had.
+    /// Sets a `u16`, and replaces an earlier value.
     pub fn set_u16(&mut self, key: &str, value: u16) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: the context is ours and the key outlives the call, which copies it.
@@ -165,7 +165,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an `i32`, in place of what the key had.
+    /// Sets an `i32`, and replaces an earlier value.
     pub fn set_i32(&mut self, key: &str, value: i32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -173,7 +173,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a `u32`, in place of what the key had.
+    /// Sets a `u32`, and replaces an earlier value.
     pub fn set_u32(&mut self, key: &str, value: u32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -181,7 +181,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an `f32`, in place of what the key had.
+    /// Sets an `f32`, and replaces an earlier value.
     pub fn set_f32(&mut self, key: &str, value: f32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -189,7 +189,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a `bool`, in place of what the key had.
+    /// Sets a `bool`, and replaces an earlier value.
     pub fn set_bool(&mut self, key: &str, value: bool) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -197,7 +197,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a string, in place of what the key had.
+    /// Sets a string, and replaces an earlier value.
     pub fn set_str(&mut self, key: &str, value: &str) -> Result<(), GgufError> {
         let (key, value) = (setting(key)?, c_string(value)?);
         // SAFETY: as in `set_u16`; the value is a C string that is copied as well.
@@ -205,7 +205,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an array of `i32`, in place of what the key had.
+    /// Sets an array of `i32`, and replaces an earlier value.
     pub fn set_i32_array(&mut self, key: &str, values: &[i32]) -> Result<(), GgufError> {
         let key = setting(key)?;
         let (raw, ty) = (self.0.as_ptr(), ffi::GGUF_TYPE_INT32);
@@ -215,7 +215,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an array of strings, in place of what the key had.
+    /// Sets an array of strings, and replaces an earlier value.
     pub fn set_str_array<S: AsRef<str>>(
         &mut self,
         key: &str,

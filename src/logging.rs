@@ -3,7 +3,7 @@
 //! llama.cpp has one log callback for the process and calls it on the thread that speaks, with pieces of lines. Here
 //! each thread joins its own pieces into lines. While this library makes a call that can fail, the error lines of the
 //! calling thread are set aside: they become part of the [`Error`](crate::Error) when the call fails, and go the usual
-//! way when it does not. So two loads on two threads cannot get each other's causes, and a cause is told once.
+//! way when it does not. So two loads on two threads cannot mix their causes, and a cause is reported once.
 //!
 //! A program that replaces the callback with `ffi::llama_log_set` removes these causes: errors then contain "llama.cpp
 //! gave no reason".

@@ -20,8 +20,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts to watch this process, which is about to be a server with these arguments. Returns at once.
 ///
-/// A server that cannot be asked (HTTPS, a port that nobody named) is called ready when it starts: a service that is
-/// killed because nobody heard of it is worse.
+/// A server with HTTPS or an unknown port counts as ready when it starts, because the service manager would kill a service
+/// that never becomes ready.
 pub fn when_ready(arguments: &[OsString]) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else {
         return;

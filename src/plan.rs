@@ -89,7 +89,7 @@ impl Plan {
     /// Asks a `llama-server`. Takes no page and needs no right but to read the model.
     ///
     /// # Errors
-    /// [`PlanError`], with what the server says.
+    /// [`PlanError`], with the message of the server.
     pub fn ask<A: AsRef<OsStr>>(
         server: &Path,
         args: impl IntoIterator<Item = A>,

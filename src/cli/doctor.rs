@@ -31,7 +31,7 @@ pub struct Args {
     server: Vec<String>,
 }
 
-/// Runs all checks and prints what they found.
+/// Runs all checks and prints their findings.
 pub fn run(args: &Args) -> Result<Exit> {
     let root = args
         .root

@@ -195,7 +195,7 @@ pub const CASES: [Row; 23] = [
 /// Programs and arguments for the recipes.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// What is compared with.
+    /// The baseline.
     pub baseline: Program,
     /// This project's server.
     pub ours: Program,

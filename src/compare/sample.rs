@@ -66,7 +66,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Bytes a second, of what was read.
+    /// Read speed in bytes a second.
     pub fn bytes_per_second(&self) -> f64 {
         let bytes = self.bytes_direct + self.bytes_cached + self.bytes_buffered;
         bytes as f64 * 1e6 / self.us_total.max(1) as f64

@@ -1,6 +1,6 @@
 //! Models with random weights, for tests, benchmarks and a first try: any size, several architectures, no download.
 //!
-//! A model is a [`Spec`] (what is wanted), which becomes a [`Plan`] (every tensor and its place), which is written as one file or
+//! A [`Spec`] (the requested properties) becomes a [`Plan`] (every tensor and its place), which is written as one file or
 //! as shards. The same spec gives the same bytes on every machine. Each tensor has a random stream of its own, seeded by the
 //! spec's seed and the tensor's name, so neither its place nor the number of shards changes its bytes. Data is made and written
 //! a megabyte at a time: memory does not grow with the model.
@@ -55,7 +55,7 @@ pub const WEIGHT_TYPES: [TensorType; 7] = [
     TensorType::Q6_K,
 ];
 
-/// A mixture of experts: so many per layer, of which so many work on each token.
+/// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
     /// Experts per layer, at least 2.
@@ -64,14 +64,14 @@ pub struct Experts {
     pub used: u32,
 }
 
-/// What a model should be like.
+/// The requested properties of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// The family of the model.
     pub arch: Arch,
     /// Type of the weights: one of [`WEIGHT_TYPES`].
     pub weights: TensorType,
-    /// Size of the file, or of all shards together. What comes out is within 5 %, at a megabyte or two within 25 %.
+    /// Size of the file, or of all shards together. The result is within 5 %, at a megabyte or two within 25 %.
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
@@ -294,7 +294,7 @@ impl Plan {
     }
 }
 
-/// `general.file_type`, llama.cpp's `llama_ftype`: what most of the weights are.
+/// `general.file_type`, llama.cpp's `llama_ftype`: the type of most weights.
 fn file_type(weights: TensorType) -> u32 {
     use crate::ffi;
     match weights {

@@ -177,7 +177,7 @@ mod tests {
         assert!(matches!(Part::create(&path), Err(Error::Busy(_))));
         drop(first);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
-        // What a killed process left is taken over.
+        // The incomplete file of a killed process is used again.
         fs::write(dir.path().join("x.gguf.part"), vec![1; 5000]).unwrap();
         Part::create(&path).unwrap().finish().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);

@@ -35,16 +35,16 @@ const WIDTHS: [u64; 21] = [
 ];
 const MAX_LAYERS: u64 = 128;
 
-/// The header beside the table of tensors: about what the keys and the vocabulary take.
+/// Approximate size of the header without the table of tensors: keys and vocabulary.
 const HEADER_BYTES: u64 = 7000;
-/// What a tensor takes in the table, with its name, and half of the padding behind its data.
+/// Size of a tensor in the table, with its name, and half of the padding after its data.
 const TABLE_ENTRY_BYTES: u64 = 80;
 
 impl Shape {
     /// The shape whose file comes nearest to `spec.size`, preferring the proportions of real models among those that are near.
     pub(super) fn choose(spec: &Spec) -> Result<Self, Error> {
         let weights = spec.weights;
-        // Far beyond what can be made, and far from overflow below.
+        // Far beyond the largest model, and far below an overflow.
         let target = spec.size.bytes().min(1 << 60);
         let mut best: Option<(f64, Self)> = None;
         let (mut smallest, mut largest) = (u64::MAX, 0);
@@ -89,7 +89,7 @@ impl Shape {
                 }
             }
         }
-        // A quarter off is still what was asked for; beyond that it is something else.
+        // An error of a quarter is acceptable, a larger one is not.
         if target < smallest / 5 * 4 {
             return Err(Error::TooSmall {
                 asked: spec.size,

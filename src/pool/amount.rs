@@ -33,7 +33,7 @@ impl Amount {
         }
     }
 
-    /// Bytes that are added because only whole pages can be had.
+    /// Bytes that rounding up to whole pages adds.
     pub fn rounded_up(self, size: HugePageSize) -> u64 {
         match self {
             Self::Pages(_) => 0,

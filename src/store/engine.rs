@@ -98,7 +98,7 @@ fn bytes(letters: &[c_char]) -> Vec<u8> {
     bytes.take_while(|byte| *byte != 0).collect()
 }
 
-/// Tries what a load does with a page: a filter or a limit may refuse what all counts allow.
+/// Takes and returns a page like a load, because a filter or a limit can refuse a page that all counters allow.
 pub(crate) fn probe(size: HugePageSize) -> Result<(), Reason> {
     checked(|error| {
         // SAFETY: a number and room for an error that outlives the call.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Image, Store, StoreError};
 
-/// What is looked for. With nothing set: what nobody can use any more.
+/// Rules for removable images. Without a rule: images that no process can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
     /// Only images whose model file changed or no longer exists.
@@ -104,7 +104,7 @@ fn sum(garbage: &[Garbage]) -> u64 {
     garbage.iter().map(|it| it.bytes).sum()
 }
 
-/// Why nobody can use an image any more.
+/// Why no process can use an image.
 fn useless(image: &Image, own: u32, page: u64) -> Option<String> {
     match &image.problem {
         // Its owner may trust the image, so this user does not remove it.

@@ -200,7 +200,7 @@ impl Server {
         }
     }
 
-    /// It has closed its output, so there is little left to do.
+    /// Waits for the end of the process, which closed its output.
     fn wait(&mut self, stop: &AtomicBool) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.0.try_wait()? {

@@ -203,7 +203,7 @@ fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
 /// keep their memory until they end. Never drops files of other programs.
 ///
 /// # Errors
-/// [`StoreError::NotMounted`], [`StoreError::OtherMount`], [`StoreError::Holds`], [`StoreError::Io`] and what [`Store::drop`] gives.
+/// [`StoreError::NotMounted`], [`StoreError::OtherMount`], [`StoreError::Holds`], [`StoreError::Io`] and those of [`Store::drop`].
 pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
     match mounted(path) {
         Some(There::Hugetlbfs(_)) => {}

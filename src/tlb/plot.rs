@@ -1,4 +1,4 @@
-//! The report as a picture: bars with what the rounds spread over.
+//! The report as a diagram: bars with the range of the rounds.
 
 use std::fmt::Write;
 

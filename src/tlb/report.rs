@@ -179,7 +179,7 @@ pub enum Outcome {
 pub struct Row {
     /// Which.
     pub pages: Pages,
-    /// What came out.
+    /// Its result.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -284,7 +284,7 @@ pub(super) struct PerRead {
     misses: Option<f64>,
 }
 
-/// A loop's time and what was counted in it.
+/// The time and the counted events of a loop.
 pub(super) struct Timed<T> {
     pub time: T,
     pub events: Option<u64>,

@@ -35,7 +35,7 @@ const FIXED: &[&str] = &[
     "maintenance.auto=false",
 ];
 
-/// Commits that nobody wrote (the base, the files) always get the same id.
+/// Generated commits (the base, the files) always get the same id.
 const NOBODY: &[(&str, &str)] = &[
     ("GIT_AUTHOR_NAME", "llama-hugepages"),
     ("GIT_AUTHOR_EMAIL", "patches@llama-hugepages.invalid"),
@@ -52,7 +52,7 @@ pub struct Git {
 }
 
 impl Git {
-    /// The repository in `dir`, or none if there is none in just that folder.
+    /// The repository in `dir`; `None` if `dir` itself has no repository.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         if !dir.join(".git").exists() {
             return Ok(None);
@@ -63,7 +63,7 @@ impl Git {
         Ok(Some(Self { dir }))
     }
 
-    /// A repository of its own in `dir`, whatever repository may lie around it.
+    /// A separate repository in `dir`, even inside another repository.
     pub fn init(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create `{}`", dir.display()))?;
@@ -218,7 +218,7 @@ impl Git {
     }
 }
 
-/// What git separated with NUL.
+/// Splits output of git at NUL.
 pub fn split_nul(bytes: &[u8]) -> Result<Vec<String>> {
     bytes
         .split(|&byte| byte == 0)

@@ -269,7 +269,7 @@ impl Told {
             )));
         }
         let object = self.git.bytes(["cat-file", "commit", commit])?;
-        // Git does not hash what it reads from a pack, so it is hashed here.
+        // Git does not verify the hash of objects in a pack.
         if self
             .git
             .feed(["hash-object", "-t", "commit", "--stdin"], &object)?

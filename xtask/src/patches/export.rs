@@ -54,10 +54,10 @@ const FORMAT_PATCH: &[&str] = &[
     "-O/dev/null",
 ];
 
-/// A file to be written: its name and what is in it.
+/// A file to write: its name and content.
 type Content = (String, Vec<u8>);
 
-/// What an export changed in `patches/`, one path each, relative to it.
+/// Changes of an export in `patches/`, as relative paths.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Written {
     pub patches: usize,
@@ -259,7 +259,7 @@ impl Written {
     }
 }
 
-/// Writes what an export of the commits in `tree` gives to an empty folder, whatever the work tree holds.
+/// Exports the commits in `tree` to an empty directory, independent of uncommitted changes.
 pub fn export_to(tree: &WorkTree, dir: &Path) -> Result<Folder> {
     let folder = Folder::new(dir);
     write(&tree.git, &folder)?;

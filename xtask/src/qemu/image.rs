@@ -27,7 +27,7 @@ impl<W: Write> Image<W> {
         }
     }
 
-    /// Adds a file; one that is there already stays.
+    /// Adds a file; keeps an existing one.
     pub fn file(&mut self, path: impl AsRef<Path>, content: &[u8]) -> Result<()> {
         let path = path.as_ref();
         let path = path.strip_prefix("/").unwrap_or(path);
@@ -94,8 +94,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
 }
 
-/// What `ldd` names, and where it belongs in the guest: all libraries in one folder, which the guest has in its
-/// `LD_LIBRARY_PATH`; the loader where the program's header asks for it.
+/// Libraries from `ldd`, and their paths in the guest: all libraries in one directory in the guest's `LD_LIBRARY_PATH`;
+/// the loader at the path in the program's header.
 fn libraries(ldd: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut found = Vec::new();
     for line in ldd.lines().map(str::trim) {

@@ -54,7 +54,7 @@ impl Judge {
         }
     }
 
-    /// What is wrong, a line each.
+    /// Findings, one line each.
     pub fn findings(&mut self, case: &Case, seen: &Seen) -> Vec<String> {
         let mut wrong = pools(case, seen);
         if seen.exit != Some(case.exit_code()) {
@@ -159,7 +159,7 @@ impl Judge {
     }
 }
 
-/// What the server's own table has to say: MiB of huge pages by kind and node.
+/// The server's table: MiB of huge pages by kind and node.
 fn table(seen: &Seen) -> Table {
     let mut table = Table::new();
     for mapping in seen.mappings.iter().filter(|one| one.page_kb >= SMALL_KB) {

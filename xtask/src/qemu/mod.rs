@@ -31,7 +31,7 @@ const SETUP: &str = "scripts/setup --test";
 /// Lines of a server's log that are shown with a failure: where this runs, the log itself may not be kept.
 const TAIL: usize = 20;
 
-/// What a run takes of the machine.
+/// Programs of this machine that a run needs.
 #[derive(Debug)]
 pub struct Needs {
     kernel: PathBuf,
@@ -87,7 +87,7 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
 pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
-    // Before there is anything to leave behind.
+    // Before the first temporary file.
     let interrupted = machine::catch_signals()?;
     let scratch = tempfile::Builder::new()
         .prefix(".run-")
