@@ -190,7 +190,11 @@ fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
     match command {
         Vendor::Fetch => {
             let (dir, is_new) = vendor::fetch(repo)?;
-            println!("{}{}", dir.display(), if is_new { "" } else { " (exists)" });
+            println!(
+                "{}{}",
+                dir.display(),
+                if is_new { "" } else { " (already unpacked)" }
+            );
         }
         Vendor::Verify => {
             let verified = vendor::verify(repo)?;

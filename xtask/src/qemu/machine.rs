@@ -37,7 +37,7 @@ pub struct Machine {
     deadline: Instant,
 }
 
-/// A flag that Ctrl-C and similar signals set; they no longer end the process.
+/// What becomes true at Ctrl-C and the like, which from now on do not end the process by themselves.
 pub fn catch_signals() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {

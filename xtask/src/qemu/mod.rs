@@ -87,7 +87,7 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
 pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
-    // Before the first temporary file.
+    // Before there is anything to leave behind.
     let interrupted = machine::catch_signals()?;
     let scratch = tempfile::Builder::new()
         .prefix(".run-")

@@ -228,7 +228,7 @@ fn fetch_unpacks_once() {
     fs::remove_dir_all(index(&fixture)).unwrap();
     xtask(&fixture, &["vendor", "fetch"])
         .succeeds()
-        .finds(&["(exists)"]);
+        .finds(&["(already unpacked)"]);
 }
 
 #[test]
