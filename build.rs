@@ -1,4 +1,4 @@
-//! From the pin to a linked llama.cpp.
+//! Builds llama.cpp from the pin, and links it.
 
 #[path = "build/bindings.rs"]
 mod bindings;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::build::cargo;
 
-/// What the demo model's writer and the examples need of ggml. llama's and gguf's interfaces are taken whole.
+/// The functions of ggml for the demo model and the examples. The interfaces of llama and gguf are bound completely.
 const GGML: &[&str] = &[
     "ggml_init",
     "ggml_free",
@@ -27,10 +27,10 @@ const GGML: &[&str] = &[
     "ggml_hugepages_.*",
 ];
 
-/// That libclang can be loaded: better known now than after the download.
+/// Checks that libclang loads, before the download.
 pub fn check() -> Result<()> {
     clang_sys::load().map_err(|e| {
-        // What follows is a list of file names and variables.
+        // The rest of the message is a list of file names and variables.
         let cause = e.split([':', '\n']).next().unwrap_or_default();
         anyhow!("bindgen cannot load libclang: {cause}\nhint: apt-get install libclang-dev")
     })

@@ -1,4 +1,4 @@
-//! What a build script says to Cargo: one helper per directive.
+//! Directives of a build script for Cargo: one helper each.
 //!
 //! Outside a build script (xtask, tests) the directives are not printed.
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// What Cargo tells a build script.
+/// Cargo's variables for a build script.
 pub struct Package {
     /// The directory of `Cargo.toml`.
     pub root: PathBuf,
@@ -22,8 +22,9 @@ pub struct Package {
 impl Package {
     pub fn from_env() -> Result<Self> {
         let var = |name: &str| {
-            env::var_os(name)
-                .with_context(|| format!("`{name}` is not set: run this through cargo"))
+            env::var_os(name).with_context(|| {
+                format!("variable `{name}` is not set: run this program with cargo")
+            })
         };
         Ok(Self {
             root: var("CARGO_MANIFEST_DIR")?.into(),
@@ -33,13 +34,13 @@ impl Package {
     }
 }
 
-/// A variable that is read is also watched. An empty one counts as not set.
+/// Reads and watches a variable. An empty variable counts as not set.
 pub fn env(name: &str) -> Option<OsString> {
     directive("rerun-if-env-changed", name);
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// A file that is read, or a directory with all that is in it.
+/// Watches a file, or a directory with all its files.
 pub fn rerun_if_changed(path: &Path) {
     directive("rerun-if-changed", path.display());
 }

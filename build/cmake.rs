@@ -1,4 +1,4 @@
-//! llama.cpp's own build, with the same flags whatever the Cargo profile, for us and for stock.
+//! llama.cpp's CMake build, with the same flags for every Cargo profile, for our programs and for stock.
 
 use std::ffi::OsString;
 use std::panic::{self, AssertUnwindSafe};
@@ -11,21 +11,21 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::cargo;
 use super::source::Source;
 
-/// What upstream counts up with each commit, which a tree without its history cannot tell.
+/// Upstream's build number, which a tree without history does not contain.
 pub const BUILD_NUMBER: &str = "0";
 
 /// One CMake build of a tree.
 pub struct Build<'a> {
     /// The directory that holds the tree as `llama.cpp/`, and gets the build as `build/`.
     pub dir: &'a Path,
-    /// What `--version` shows as the commit.
+    /// The commit in `--version`.
     pub commit: &'a str,
     pub targets: &'a [&'a str],
-    /// For CMake, after those of the environment.
+    /// Options for CMake, after those of the environment.
     pub args: &'a [&'a str],
 }
 
-/// What `--version` shows as the commit: upstream's, and our version on a patched tree.
+/// The commit in `--version`: upstream's commit, with our version on a patched tree.
 pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
     let upstream: String = source
         .commit
@@ -39,7 +39,7 @@ pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
     })
 }
 
-/// That the tools for a build are there: better known now than after the download.
+/// Checks that the tools for a build exist, before the download.
 pub fn check() -> Result<()> {
     for (variable, tool, package) in [
         ("CMAKE", "cmake", "cmake"),
@@ -48,7 +48,7 @@ pub fn check() -> Result<()> {
         let tool = cargo::env(variable).unwrap_or(tool.into());
         ensure!(
             find(&tool).is_some(),
-            "there is no `{}`, which builds llama.cpp\nhint: apt-get install {package}",
+            "program `{}` not found, which builds llama.cpp\nhint: apt-get install {package}",
             tool.display()
         );
     }
@@ -75,7 +75,7 @@ impl Build<'_> {
             .out_dir(self.dir)
             .target(&triple.target)
             .host(&triple.host)
-            // The crate would derive these from Cargo's profile. Upstream's own flags make the same code as stock's.
+            // The crate would derive these flags from Cargo's profile, but the code must be the same as stock's.
             .profile("Release")
             .no_default_flags(true)
             .define("CMAKE_C_FLAGS", self.flags(cflags)?)
@@ -90,7 +90,7 @@ impl Build<'_> {
             .define("LLAMA_USE_PREBUILT_UI", "OFF")
             .define("LLAMA_BUILD_NUMBER", BUILD_NUMBER)
             .define("LLAMA_BUILD_COMMIT", self.commit)
-            // ggml asks git, which would name the commit of the repository around the tree: ours.
+            // ggml asks git, which would return the commit of our repository around the tree.
             .define("GIT_EXE", "OFF")
             .define("GGML_BUILD_COMMIT", self.commit)
             .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?);
@@ -119,18 +119,18 @@ impl Build<'_> {
         for target in others {
             config.build_arg(target);
         }
-        // The crate panics where it should return an error.
+        // The crate panics instead of returning an error.
         panic::catch_unwind(AssertUnwindSafe(|| config.build())).map_err(|_| {
             anyhow!(
-                "the CMake build of {} failed: see its output",
+                "CMake build of {} failed: see its output",
                 self.dir.join("llama.cpp").display()
             )
         })?;
         Ok(self.dir.join("build"))
     }
 
-    /// `__FILE__` stands in every assertion. Relative to here it names no folder of the machine that built it, and
-    /// objects are the same wherever they are built, so that ccache finds them.
+    /// Makes `__FILE__` in assertions relative, so that objects contain no directory of this machine, and ccache finds
+    /// them from every directory.
     fn flags(&self, mut given: OsString) -> Result<OsString> {
         let dir = self
             .dir
@@ -143,7 +143,7 @@ impl Build<'_> {
         Ok(given)
     }
 
-    /// Keeps ggml's AMX kernels away from compilers that break them; the file says why.
+    /// Disables ggml's AMX kernels for compilers that break them; the file has the reason.
     fn write_amx_fix(&self) -> Result<PathBuf> {
         let path = self.dir.join("build/amx.cmake");
         fs::write(&path, include_str!("amx.cmake"))
@@ -151,7 +151,7 @@ impl Build<'_> {
         Ok(path)
     }
 
-    /// CMake keeps in its cache what it was once told; an option that is no longer given must not stay.
+    /// Clears CMake's cache if the options changed, because the cache keeps removed options.
     fn forget_other_options(&self, options: &str) -> Result<()> {
         let stamp = self.dir.join("build/options");
         if fs::read_to_string(&stamp).is_ok_and(|before| before == options) {

@@ -1,4 +1,4 @@
-//! What is linked, in order.
+//! The libraries to link, in order.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cargo;
 
-/// Upstream's archives: a linker reads them once, so each stands before those that it needs.
+/// Upstream's archives. A linker reads them once, so each archive stands before the archives that it needs.
 const ARCHIVES: &[(&str, &str)] = &[
     ("llama-server-impl", "tools/server"),
     ("server-context", "tools/server"),
@@ -19,7 +19,7 @@ const ARCHIVES: &[(&str, &str)] = &[
     ("llama-common-base", "common"),
     ("vendor-hash", "vendor/hash"),
     ("llama", "src"),
-    // Before the backends: its registry names each of them.
+    // Before the backends, because its registry refers to each backend.
     ("ggml", "ggml/src"),
 ];
 
@@ -49,7 +49,7 @@ const BACKENDS: &[(&str, &str, &[&str])] = &[
 /// After the backends, which call into both.
 const BASE: &[(&str, &str)] = &[("ggml-cpu", "ggml/src"), ("ggml-base", "ggml/src")];
 
-/// Tells Cargo to link what CMake built.
+/// Prints the link directives for the CMake build.
 pub fn emit(build: &Path) -> Result<()> {
     let cache = Cache::read(&build.join("CMakeCache.txt"))?;
     for (name, dir) in ARCHIVES {
@@ -78,7 +78,11 @@ pub fn emit(build: &Path) -> Result<()> {
 
 fn archive(build: &Path, name: &str, dir: &str) -> Result<()> {
     let path = path(build, name, dir);
-    ensure!(path.is_file(), "the CMake build made no {}", path.display());
+    ensure!(
+        path.is_file(),
+        "the CMake build did not create `{}`",
+        path.display()
+    );
     cargo::link_search(&build.join(dir));
     cargo::link_static(name);
     Ok(())
@@ -88,7 +92,7 @@ fn path(build: &Path, name: &str, dir: &str) -> PathBuf {
     build.join(dir).join(format!("lib{name}.a"))
 }
 
-/// `CMakeCache.txt`: what CMake was told and what it found.
+/// `CMakeCache.txt`: the options and results of CMake.
 struct Cache(HashMap<String, String>);
 
 impl Cache {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// Which llama.cpp is built, and the package that carries it.
+/// The pinned llama.cpp, and its carrier package.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
@@ -16,9 +16,9 @@ pub struct Lock {
     pub version: String,
     /// SHA-256 of the carrier's source archive, in hex.
     pub sha256: String,
-    /// Where llama.cpp lies below the archive's single top directory.
+    /// Path of llama.cpp below the archive's single top directory.
     pub subdir: PathBuf,
-    /// The upstream commit that the carrier holds there, 40 hex digits.
+    /// The upstream commit in the carrier, 40 hex digits.
     pub commit: String,
     /// Date of that commit.
     pub date: String,

@@ -1,8 +1,7 @@
 //! The steps of the build, one file each.
 //!
-//! `build.rs` runs them all; `xtask` mounts the same files for what it shares: fetching the source, checking the
-//! series, building stock. So nothing here reads a build script's environment by itself, except through `cargo`.
-//! `bindings` and `shim` serve the Rust side only and are mounted by `build.rs`.
+//! `build.rs` runs all steps. `xtask` uses the same files to fetch the source, check the series and build stock, so only
+//! `cargo` reads the environment of a build script. Only `build.rs` uses `bindings` and `shim`.
 
 pub mod cargo;
 pub mod cmake;

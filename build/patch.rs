@@ -1,7 +1,7 @@
 //! The series: applied in memory, proved by blob ids.
 //!
 //! Each patch carries, for each file that it touches, git's id of the content before and after (`--full-index`).
-//! Both are checked, so it does not matter where the source came from, and a hunk cannot land in a wrong place.
+//! Both are checked, so the origin of the source does not matter, and no hunk can land in a wrong place.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -13,7 +13,7 @@ use super::hex;
 use super::tree::{self, Overlay};
 
 const REFRESH: &str = "hint: the pin moved; run \"cargo xtask patches refresh\"";
-const EXPORT: &str = "hint: a patch is written by \"cargo xtask patches export\", not by hand";
+const EXPORT: &str = "hint: write the patch with \"cargo xtask patches export\", not by hand";
 
 /// `patches/`: patches in the order of `patches/series`, and the files of `patches/files/`.
 /// The default, an empty series, is stock.
@@ -31,7 +31,7 @@ pub struct Patch {
     pub mail: Vec<u8>,
 }
 
-/// What one patch does to one file.
+/// The change of one patch to one file.
 struct Change<'a> {
     path: PathBuf,
     before: &'a str,
@@ -60,7 +60,7 @@ impl Series {
         Ok(series)
     }
 
-    /// What the series makes of `pristine`: every file that differs from it.
+    /// The files that the series changes in `pristine`.
     pub fn overlay(&self, pristine: &Path) -> Result<Overlay> {
         let mut overlay = Overlay::new();
         for (path, content) in &self.files {
@@ -79,7 +79,7 @@ impl Series {
         Ok(overlay)
     }
 
-    /// Makes `tree` equal to `pristine` with the series applied; returns the paths that had to be touched.
+    /// Makes `tree` equal to `pristine` with the series; returns the changed paths.
     pub fn apply(&self, pristine: &Path, tree: &Path) -> Result<Vec<PathBuf>> {
         tree::sync(pristine, &self.overlay(pristine)?, tree)
     }
@@ -155,7 +155,7 @@ fn changes(mail: &[u8]) -> Result<Vec<Change<'_>>> {
         .filter(|(_, w)| *w == START)
         .map(|(at, _)| at + 1)
         .collect();
-    ensure!(!starts.is_empty(), "holds no diff\n{EXPORT}");
+    ensure!(!starts.is_empty(), "contains no diff\n{EXPORT}");
     let ends = starts.iter().skip(1).copied().chain([mail.len()]);
     starts
         .iter()
@@ -180,7 +180,7 @@ fn change(section: &[u8]) -> Result<Change<'_>> {
     ] {
         if value(unwanted).is_some() {
             bail!(
-                "`{title}`: a {}does not belong into the series\n{EXPORT}",
+                "`{title}`: a {}is not allowed in the series\n{EXPORT}",
                 if unwanted.contains("inary") {
                     "binary "
                 } else {
@@ -192,8 +192,8 @@ fn change(section: &[u8]) -> Result<Change<'_>> {
     let (before, after) = value("index ")
         .and_then(|ids| ids.split(' ').next()?.split_once(".."))
         .filter(|(before, after)| before.len() == 40 && after.len() == 40)
-        .with_context(|| format!("`{title}` carries no full blob ids\n{EXPORT}"))?;
-    // The mail ends with an empty line that is no part of the last hunk.
+        .with_context(|| format!("`{title}` has no full blob ids\n{EXPORT}"))?;
+    // The mail ends with an empty line that does not belong to the last hunk.
     let diff = diff
         .strip_suffix(b"\n\n")
         .map_or(diff, |cut| &diff[..=cut.len()]);

@@ -1,6 +1,6 @@
-//! Getting the pristine source: a given tree, a clone, the cache, or the carrier package, in this order.
+//! Finds the pristine source: a given tree, a clone, the cache, or the carrier package, in this order.
 //!
-//! Where it comes from is not what makes it trustworthy: the blob ids of the series are (see `patch`).
+//! The blob ids of the series verify the source, whatever its origin (see `patch`).
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,7 @@ use super::lock::Lock;
 use super::tree::{self, Overlay};
 use super::{cargo, hex};
 
-/// Files that a llama.cpp tree must have, one for each part that is built.
+/// Files that a llama.cpp tree must contain, one for each part of the build.
 const NEEDED: &[&str] = &[
     "CMakeLists.txt",
     "include/llama.h",
@@ -31,11 +31,11 @@ const NEEDED: &[&str] = &[
 #[derive(Debug)]
 pub struct Source {
     pub dir: PathBuf,
-    /// The upstream commit, in full; `None` for a tree that does not say.
+    /// The full upstream commit; `None` if unknown.
     pub commit: Option<String>,
 }
 
-/// The tree to build: what is there, or else the carrier, fetched into `cache`.
+/// The tree to build: an existing tree, or the carrier package, downloaded into `cache`.
 pub fn prepare(root: &Path, lock: &Lock, cache: &Path) -> Result<Source> {
     match locate(root, lock)? {
         Some(source) => Ok(source),
@@ -67,12 +67,12 @@ fn first_of(given: Option<PathBuf>, root: &Path, lock: &Lock) -> Result<Option<S
     }
 }
 
-/// Where `cargo xtask vendor fetch` puts the unpacked source. A build only reads it.
+/// Directory of the unpacked source from `cargo xtask vendor fetch`. A build only reads it.
 pub fn cache_dir(root: &Path) -> PathBuf {
     root.join("vendor/cache")
 }
 
-/// The unpacked carrier in `cache`, downloaded if it is not there yet.
+/// The unpacked carrier in `cache`, downloaded if it does not exist.
 pub fn fetch(lock: &Lock, cache: &Path) -> Result<PathBuf> {
     let dir = cache.join(&lock.sha256);
     if !dir.is_dir() {
@@ -91,7 +91,7 @@ pub fn fetch(lock: &Lock, cache: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Copies a pristine tree, without history and without what no build needs.
+/// Copies a pristine tree, without history and without files that no build needs.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     tree::sync(from, &Overlay::new(), to).map(drop)
 }
@@ -115,12 +115,12 @@ impl Source {
     }
 }
 
-/// That a directory looks like llama.cpp.
+/// Checks that a directory is a llama.cpp tree.
 fn check(dir: &Path) -> Result<()> {
     for file in NEEDED {
         ensure!(
             dir.join(file).is_file(),
-            "{} is not a llama.cpp tree: `{file}` is missing\nhint: give a complete checkout of llama.cpp, or none to have it fetched",
+            "{} is not a llama.cpp tree: `{file}` is missing\nhint: use a complete checkout of llama.cpp, or unset LLAMA_CPP_DIR to download the source",
             dir.display()
         );
     }
@@ -140,7 +140,7 @@ fn head(dir: &Path) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Downloads the carrier's source archive into `dir`, by name and version; by hash too, except to make a new pin.
+/// Downloads the carrier's source archive into `dir` by name, version and hash; without the hash only for a new pin.
 pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) -> Result<PathBuf> {
     let what = format!("{package} {version}");
     let requirements = dir.join("requirements.txt");
@@ -148,7 +148,7 @@ pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) 
         .map(|hash| format!(" --hash=sha256:{hash}"))
         .unwrap_or_default();
     fs::write(&requirements, format!("{package}=={version}{hash}\n"))?;
-    // `--no-binary` for this package alone: with `:all:`, pip would compile the build tools that it asks for, CMake too.
+    // `--no-binary` only for this package, because with `:all:` pip would compile its build tools, such as CMake.
     let output = Command::new("python3")
         .args([
             "-m",
@@ -166,7 +166,7 @@ pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) 
         .output();
     let output = match output {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            bail!("cannot download {what}: there is no `python3`\n{PIP}")
+            bail!("cannot download {what}: program `python3` not found\n{PIP}")
         }
         other => other.context("cannot run `python3`")?,
     };
@@ -178,35 +178,35 @@ pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) 
     let archive = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|e| e == "gz"));
-    archive.with_context(|| format!("cannot download {what}: pip left no .tar.gz"))
+    archive.with_context(|| format!("cannot download {what}: pip downloaded no .tar.gz"))
 }
 
 const PIP: &str =
     "hint: apt-get install python3-pip, or set LLAMA_CPP_DIR to a checkout of llama.cpp";
 
-/// What pip says went wrong, in one line, and what can be done about it.
+/// The error of pip in one line, with a hint.
 fn complaint(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     if text.contains("No module named pip") {
         return format!("python3 has no pip\n{PIP}");
     }
     if text.contains("DO NOT MATCH THE HASHES") {
-        return "its hash is not the one in vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin".to_owned();
+        return "its hash differs from vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" changes the pin".to_owned();
     }
     let mut lines = text.lines().rev();
     let error = lines.find_map(|line| line.strip_prefix("ERROR: "));
     let last = error.or(text.lines().next_back()).unwrap_or("pip failed");
     format!(
-        "{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" where there is one and copy vendor/cache/"
+        "{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" on another machine and copy vendor/cache/"
     )
 }
 
-/// Checks `archive` and unpacks llama.cpp from it to `dir`, which appears complete or not at all.
+/// Checks `archive` and unpacks llama.cpp from it to `dir`. `dir` appears only when it is complete.
 pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Result<()> {
     let found = sha256(archive)?;
     ensure!(
         found == lock.sha256,
-        "{} has the sha256 {found}, expected {}\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" moves the pin",
+        "sha256 mismatch of {}: found {found}, expected {}\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" changes the pin",
         archive.display(),
         lock.sha256
     );
@@ -215,7 +215,7 @@ pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Resul
         .with_context(|| format!("cannot unpack {}", archive.display()))?;
     check(&tree)?;
     match fs::rename(&tree, dir) {
-        // Somebody else was faster, with the same content.
+        // Another process unpacked the same content first.
         Err(_) if dir.is_dir() => Ok(()),
         other => other.with_context(|| format!("cannot write {}", dir.display())),
     }
@@ -226,7 +226,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hex(&Sha256::digest(content)))
 }
 
-/// Unpacks what lies in `subdir` below the archive's single top directory.
+/// Unpacks `subdir` below the archive's single top directory.
 fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
     for entry in tar::Archive::new(GzDecoder::new(File::open(archive)?)).entries()? {
         let mut entry = entry?;
@@ -239,10 +239,10 @@ fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
             inner
                 .components()
                 .all(|part| matches!(part, Component::Normal(_))),
-            "`{}` leads out of the archive",
+            "`{}` is outside of the archive",
             path.display()
         );
-        // A submodule's `.git` points at a repository that is not there.
+        // A submodule's `.git` refers to a repository that does not exist.
         if inner == Path::new(".git") || entry.header().entry_type().is_dir() {
             continue;
         }
@@ -340,7 +340,7 @@ mod tests {
     fn a_half_unpacked_tree_is_not_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let (_, lock) = archive(dir.path(), NEEDED);
-        // What a fetch that was killed leaves.
+        // The state after a killed fetch.
         fs::create_dir_all(cache_dir(dir.path()).join(".fetch-1/tree/include")).unwrap();
         assert!(first_of(None, dir.path(), &lock).unwrap().is_none());
     }

@@ -1,4 +1,4 @@
-//! A source tree and what is laid over it.
+//! A source tree with an overlay of files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Files that replace a tree's own, or join them: path in the tree, content.
+/// Files that replace files of a tree, or add files: path in the tree, and content.
 pub type Overlay = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Makes `to` equal to `from` with `overlay` on top, and returns the paths that had to be touched.
+/// Makes `to` equal to `from` with `overlay` on top, and returns the changed paths.
 ///
-/// Contents are compared, so a file that is right keeps its time and is not compiled again, and whatever an
-/// interrupted copy, an earlier series or a stray edit left behind is put right.
+/// It compares contents, so an unchanged file keeps its time and is not compiled again. It also repairs the results of an
+/// interrupted copy, an earlier series or a stray edit.
 pub fn sync(from: &Path, overlay: &Overlay, to: &Path) -> Result<Vec<PathBuf>> {
     let mut touched = Vec::new();
     let pristine = files(from)?;
@@ -68,8 +68,8 @@ pub fn files(root: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(found)
 }
 
-/// What a checkout may hold at its top that no build needs: history, vocabularies and models, other builds.
-/// Without `.git`, CMake finds no commit to name and takes the one that it is given.
+/// Entries at the top of a checkout that no build needs: history, vocabularies and models, other builds. Without `.git`,
+/// CMake uses the commit of its options.
 fn is_left_out(name: &OsStr, is_dir: bool) -> bool {
     name == ".git" || is_dir && (name == "models" || name.as_encoded_bytes().starts_with(b"build"))
 }

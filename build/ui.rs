@@ -58,7 +58,7 @@ pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
     }
     let npm = npm()?;
     fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
-    // node_modules takes 700 MB, which nothing needs later.
+    // node_modules takes 700 MB, and no later step needs it.
     let scratch = tempfile::Builder::new().prefix(".ui-").tempdir_in(cache)?;
     let (sources, finished) = (scratch.path().join("sources"), scratch.path().join("page"));
     for file in files(source)? {
@@ -70,7 +70,7 @@ pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
     run(&npm, &sources, &finished, &["run", "build"])?;
     ensure!(
         finished.join("index.html").is_file(),
-        "`npm run build` made no index.html"
+        "`npm run build` did not create index.html"
     );
     match fs::rename(&finished, &page) {
         // Another build was faster.
@@ -105,7 +105,7 @@ fn last_line(output: &Output) -> String {
     let lines = text.lines().map(str::trim);
     let mut lines =
         lines.filter(|line| !line.is_empty() && !line.contains("complete log of this run"));
-    lines.next_back().unwrap_or("it printed nothing").to_owned()
+    lines.next_back().unwrap_or("no output").to_owned()
 }
 
 /// npm on PATH, beside a Node.js that is new enough.
@@ -120,7 +120,7 @@ fn npm() -> Result<PathBuf> {
     let version = String::from_utf8_lossy(&version).trim().to_owned();
     ensure!(
         is_new_enough(&version),
-        "Node.js {version} is too old; 20.19, 22.12 or later is needed\nhint: {HINT}"
+        "Node.js {version} is too old: 20.19, 22.12 or later required\nhint: {HINT}"
     );
     cmake::find(OsStr::new("npm")).with_context(|| format!("npm is not installed\nhint: {HINT}"))
 }

@@ -1,4 +1,4 @@
-//! What can go wrong in this library, with the data to act on it.
+//! Errors of this library, with their data.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,8 +7,7 @@ use crate::vocab::Token;
 
 /// Why a call failed.
 ///
-/// The text is a lower-case fragment without a final stop. Where the user can do something about it, a second line
-/// starts with `hint:`.
+/// The text is a lower-case fragment without a final stop. If the user has a remedy, a second line starts with `hint:`.
 ///
 /// ```
 /// use llama_hugepages::{Error, Model, ModelParams};
@@ -36,68 +35,68 @@ pub enum Error {
     Environment {
         /// Its name, such as `LLAMA_ARG_HUGEPAGES`.
         variable: String,
-        /// What llama.cpp says of its value.
+        /// The message of llama.cpp about its value.
         reason: String,
     },
-    /// A text that goes to llama.cpp as a C string holds a zero byte.
-    #[error("{what} holds a zero byte")]
+    /// A text for llama.cpp contains a zero byte, so it is no C string.
+    #[error("{what} contains a zero byte")]
     ZeroByte {
         /// Which text.
         what: &'static str,
     },
-    /// The path of a store of resident images does not fit.
-    #[error("the path of a store may have {max} bytes, not {len}")]
+    /// The path of the store is too long.
+    #[error("the path of the store is too long: {len} bytes, limit {max}")]
     LongStorePath {
-        /// Of what was passed.
+        /// Length of the path.
         len: usize,
-        /// The longest that fits.
+        /// The limit.
         max: usize,
     },
     /// The model was loaded without weights: it can tokenize and nothing else.
     #[error("the model was loaded without weights")]
     NoWeights,
-    /// The context was not made.
+    /// The context was not created.
     #[error("cannot create a context: {0}")]
     Context(Said),
-    /// The model file holds no vocabulary.
+    /// The model file has no vocabulary.
     #[error("the model has no vocabulary")]
     NoVocabulary,
     /// The text cannot be turned into tokens.
     #[error("cannot tokenize: {0}")]
     Tokenize(Said),
-    /// No such token in the vocabulary.
+    /// The vocabulary has no such token.
     #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
     InvalidToken {
-        /// What was passed.
+        /// The token.
         token: Token,
         /// Size of the vocabulary.
         n_vocab: usize,
     },
-    /// The batch names a sequence that the context was not made for.
-    #[error("sequence {sequence} is not among the {n_seq_max} sequences of the context")]
+    /// The batch contains a sequence that the context does not have.
+    #[error("sequence {sequence} is out of range: the context has {n_seq_max} sequences")]
     InvalidSequence {
-        /// What was passed.
+        /// The value of the caller.
         sequence: i32,
         /// How many sequences the context has, counted from 0.
         n_seq_max: usize,
     },
-    /// A position is negative, or past what a model with learned positions knows.
-    #[error("position {position} is not below {limit}")]
+    /// A position is negative, or too large for a model with learned positions.
+    #[error("position {position} is out of range: it must be below {limit}")]
     InvalidPosition {
-        /// What was passed.
+        /// The value of the caller.
         position: i32,
         /// The first position that is too large.
         limit: i32,
     },
-    /// More tokens in one batch than the context takes.
-    #[error("{tokens} tokens in a batch, the context takes {limit}")]
+    /// The batch has too many tokens for the context.
+    #[error("batch of {tokens} tokens is too large: the context accepts {limit}")]
     BatchTooLarge {
         /// In the batch.
         tokens: usize,
         /// `n_batch`, or `n_ubatch` where the attention is not causal.
         limit: usize,
     },
-    /// The context has no room for the batch. Nothing of it was decoded.
+    /// The context has no room for the batch. No token was decoded.
     #[error("no room in the context for {tokens} more tokens")]
     ContextFull {
         /// In the batch.
@@ -109,23 +108,23 @@ pub enum Error {
     /// Nothing was computed for this entry of the last batch.
     #[error("entry {index} of the last batch has no {what}")]
     NoOutput {
-        /// What was asked for: logits or embeddings.
+        /// The kind of output: logits or embeddings.
         what: &'static str,
         /// Entry of the batch, or sequence for pooled embeddings.
         index: usize,
     },
-    /// The kernel does not tell what the memory lies on.
-    #[error("cannot read what the weights lie on from `/proc/self/smaps`")]
+    /// The kernel does not report the backing of the memory.
+    #[error("cannot read the backing of the weights from `/proc/self/smaps`")]
     NoReport,
 }
 
-/// What llama.cpp said about a failure: its error lines of that call.
+/// The error lines that llama.cpp logged during a failed call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Said {
     /// The cause, one line.
     pub message: String,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
     /// All error lines as they were logged, in order.
     pub lines: Vec<String>,
@@ -194,7 +193,7 @@ fn without_function(line: &str) -> &str {
     })
 }
 
-/// Lines that say no more than that the call failed are no cause.
+/// Whether a line reports a failure without a cause.
 fn is_cause(line: &str) -> bool {
     const SAY_NOTHING: [&str; 4] = [
         "failed to load model",

@@ -1,4 +1,4 @@
-//! GGUF files through the linked `gguf_*` API, so that a file is read and written by the same code as in the server.
+//! GGUF files through the linked `gguf_*` API, so that this crate and the server read and write them with the same code.
 //!
 //! [`Gguf`] is the header of a file: keys, values and the table of tensors. Tensor data never passes through here; a caller
 //! reads or writes it at the offsets that the table gives:
@@ -25,25 +25,25 @@ use std::{
 
 use crate::ffi;
 
-/// What can go wrong with a header.
+/// Errors of a header.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum GgufError {
     /// Upstream's parser gives no reason; it has logged one.
-    #[error("`{path}` is not a GGUF file that can be read")]
+    #[error("cannot parse `{path}` as a GGUF file")]
     NotReadable { path: PathBuf },
     #[error("cannot open `{path}`")]
     Open { path: PathBuf, source: io::Error },
-    #[error("`{0}` holds a zero byte")]
+    #[error("`{0}` contains a zero byte")]
     ZeroByte(String),
-    #[error("`{0}` cannot be changed here")]
+    #[error("cannot set key `{0}`: it is fixed")]
     Reserved(String),
     #[error("tensor name `{0}` is longer than {max} bytes", max = ffi::GGML_MAX_NAME - 1)]
     NameTooLong(String),
-    #[error("tensor `{0}` is there twice")]
+    #[error("duplicate tensor `{0}`")]
     DuplicateTensor(String),
-    #[error("tensor `{name}` of type {ty} cannot have the shape {shape:?}")]
+    #[error("tensor `{name}` has an invalid shape for type {ty}: {shape:?}")]
     Shape {
         name: String,
         ty: TensorType,
@@ -157,7 +157,7 @@ impl Gguf {
             .ok_or_else(|| GgufError::NotReadable { path: path.into() })
     }
 
-    /// Sets a `u16`, in place of what the key had.
+    /// Sets a `u16`, and replaces an earlier value.
     pub fn set_u16(&mut self, key: &str, value: u16) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: the context is ours and the key outlives the call, which copies it.
@@ -165,7 +165,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an `i32`, in place of what the key had.
+    /// Sets an `i32`, and replaces an earlier value.
     pub fn set_i32(&mut self, key: &str, value: i32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -173,7 +173,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a `u32`, in place of what the key had.
+    /// Sets a `u32`, and replaces an earlier value.
     pub fn set_u32(&mut self, key: &str, value: u32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -181,7 +181,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an `f32`, in place of what the key had.
+    /// Sets an `f32`, and replaces an earlier value.
     pub fn set_f32(&mut self, key: &str, value: f32) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -189,7 +189,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a `bool`, in place of what the key had.
+    /// Sets a `bool`, and replaces an earlier value.
     pub fn set_bool(&mut self, key: &str, value: bool) -> Result<(), GgufError> {
         let key = setting(key)?;
         // SAFETY: as in `set_u16`.
@@ -197,7 +197,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets a string, in place of what the key had.
+    /// Sets a string, and replaces an earlier value.
     pub fn set_str(&mut self, key: &str, value: &str) -> Result<(), GgufError> {
         let (key, value) = (setting(key)?, c_string(value)?);
         // SAFETY: as in `set_u16`; the value is a C string that is copied as well.
@@ -205,7 +205,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an array of `i32`, in place of what the key had.
+    /// Sets an array of `i32`, and replaces an earlier value.
     pub fn set_i32_array(&mut self, key: &str, values: &[i32]) -> Result<(), GgufError> {
         let key = setting(key)?;
         let (raw, ty) = (self.0.as_ptr(), ffi::GGUF_TYPE_INT32);
@@ -215,7 +215,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Sets an array of strings, in place of what the key had.
+    /// Sets an array of strings, and replaces an earlier value.
     pub fn set_str_array<S: AsRef<str>>(
         &mut self,
         key: &str,

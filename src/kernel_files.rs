@@ -5,15 +5,15 @@ use std::str::FromStr;
 
 use crate::pool::Root;
 
-/// The whole file. `None` where it is not there or may not be read: on a machine that has no such thing.
+/// The whole file. `None` if it does not exist or is not readable.
 pub fn text(root: &Root, path: &str) -> Option<String> {
-    // Some of these files hold a name that somebody else chose.
+    // Lossy, because some of these files contain names that other users chose.
     fs::read(root.path(path))
         .ok()
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A file with one number in it, or with `max`, which is `None` too.
+/// A file with one number; `None` for `max`.
 pub fn number<T: FromStr>(root: &Root, path: &str) -> Option<T> {
     text(root, path)?.trim().parse().ok()
 }

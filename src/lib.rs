@@ -17,7 +17,7 @@
 //! # Ok::<(), llama_hugepages::Error>(())
 //! ```
 //!
-//! `examples/generate.rs` is a whole program. [`ffi`] holds the raw interfaces, for what is not wrapped here.
+//! `examples/generate.rs` is a whole program. [`ffi`] has the raw interfaces, for functions without a wrapper.
 
 #![warn(missing_docs)]
 

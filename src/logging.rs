@@ -1,12 +1,12 @@
-//! llama.cpp's log: where it goes, and how an error gets its cause.
+//! The target of llama.cpp's log, and the causes of errors.
 //!
 //! llama.cpp has one log callback for the process and calls it on the thread that speaks, with pieces of lines. Here
 //! each thread joins its own pieces into lines. While this library makes a call that can fail, the error lines of the
 //! calling thread are set aside: they become part of the [`Error`](crate::Error) when the call fails, and go the usual
-//! way when it does not. So two loads on two threads cannot get each other's causes, and a cause is told once.
+//! way when it does not. So two loads on two threads cannot mix their causes, and a cause is reported once.
 //!
-//! Whoever replaces the callback through `ffi::llama_log_set` takes the causes away: errors then say that llama.cpp gave
-//! no reason.
+//! A program that replaces the callback with `ffi::llama_log_set` removes these causes: errors then contain "llama.cpp
+//! gave no reason".
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -17,21 +17,21 @@ use std::{io, mem};
 
 use crate::ffi;
 
-/// Where llama.cpp's log goes.
+/// The target of llama.cpp's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogTarget {
-    /// To stderr, as llama.cpp does by itself. The default.
+    /// stderr, the default of llama.cpp.
     Stderr,
-    /// To the [`log`] crate, target `llama`, one record a line.
+    /// The [`log`] crate, target `llama`, one record a line.
     LogCrate,
-    /// Nowhere.
+    /// No target.
     Nowhere,
 }
 
 static TARGET: AtomicU8 = AtomicU8::new(LogTarget::Stderr as u8);
 
-/// Sends llama.cpp's log of the whole process elsewhere, from now on.
+/// Sets the target of llama.cpp's log for the whole process.
 ///
 /// ```
 /// use llama_hugepages::{LogTarget, log_to};
@@ -50,18 +50,18 @@ pub(crate) fn install() {
     unsafe { ffi::llama_log_set(Some(on_log), std::ptr::null_mut()) };
 }
 
-/// Runs `call` and returns with its result the error lines that llama.cpp logged on this thread meanwhile.
+/// Runs `call`, and returns its result with the error lines that llama.cpp logged on this thread.
 ///
-/// Hand them to [`release`] when the call has succeeded.
+/// If the call succeeded, pass these lines to [`release`].
 pub(crate) fn capture<T>(call: impl FnOnce() -> T) -> (T, Vec<String>) {
-    // A call inside a call, from a progress callback, has lines of its own.
+    // A nested call, from a progress callback, has its own lines.
     let outer = LINES.with_borrow_mut(|lines| lines.captured.replace(Vec::new()));
     let result = call();
     let lines = LINES.with_borrow_mut(|lines| mem::replace(&mut lines.captured, outer));
     (result, lines.unwrap_or_default())
 }
 
-/// Sends captured error lines the usual way.
+/// Sends captured error lines to the target.
 pub(crate) fn release(lines: &[String]) {
     for line in lines {
         write_line(ffi::GGML_LOG_LEVEL_ERROR, line);
@@ -70,7 +70,7 @@ pub(crate) fn release(lines: &[String]) {
 
 #[derive(Default)]
 struct Lines {
-    /// A line that has not ended yet.
+    /// An incomplete line.
     partial: String,
     /// The level of its first piece.
     level: ffi::ggml_log_level,
@@ -82,7 +82,7 @@ thread_local! {
 }
 
 impl Lines {
-    /// Takes a piece of the log; returns the lines that it completes, without those that were set aside.
+    /// Takes a piece of the log. Returns the lines that it completes, without captured lines.
     fn push(
         &mut self,
         level: ffi::ggml_log_level,
@@ -119,11 +119,11 @@ unsafe extern "C" fn on_log(level: ffi::ggml_log_level, text: *const c_char, _: 
     // A logger of the `log` crate may panic, which must not reach C. Its line is lost and nothing else.
     let _ = panic::catch_unwind(AssertUnwindSafe(|| {
         let text = text.to_string_lossy();
-        // A thread that is ending has no lines any more.
+        // An ending thread has no lines any more.
         let done = LINES
             .try_with(|lines| lines.borrow_mut().push(level, &text))
             .unwrap_or_default();
-        // Not under the borrow: a logger may call into llama.cpp.
+        // Not under the borrow, because a logger may call llama.cpp.
         for (level, line) in done {
             write_line(level, &line);
         }
@@ -133,7 +133,7 @@ unsafe extern "C" fn on_log(level: ffi::ggml_log_level, text: *const c_char, _: 
 fn write_line(level: ffi::ggml_log_level, line: &str) {
     match TARGET.load(Ordering::Relaxed) {
         target if target == LogTarget::Stderr as u8 => {
-            // Nobody can be told that stderr is gone.
+            // A closed stderr cannot be reported.
             let _ = writeln!(io::stderr(), "{line}");
         }
         target if target == LogTarget::LogCrate as u8 => {

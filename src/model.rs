@@ -1,6 +1,6 @@
 //! A loaded model.
 //!
-//! What a model knows of its vocabulary is in `vocab.rs`.
+//! The vocabulary of a model is in `vocab.rs`.
 
 use std::any::Any;
 use std::ffi::{CStr, CString, c_void};
@@ -47,8 +47,8 @@ impl Model {
     /// Loads a GGUF file. Of a model that is split into several files, pass the first.
     ///
     /// # Errors
-    /// [`Error::Load`] with the cause: with [`HugePages::Require`](crate::HugePages) and too few pages it says how many
-    /// are needed, free, reserved and there in total, and what to do. [`Error::ZeroByte`].
+    /// [`Error::Load`] with the cause: with [`HugePages::Require`](crate::HugePages) and too few pages it contains the
+    /// numbers of needed, free, reserved and total pages, and a hint. [`Error::ZeroByte`].
     ///
     /// ```no_run
     /// use llama_hugepages::{HugePages, Model, ModelParams};
@@ -64,8 +64,7 @@ impl Model {
 
     /// Loads a GGUF file and calls `progress` with the part that is done, from 0 to 1, on this thread.
     ///
-    /// `ControlFlow::Break(())` stops the load, and so does a panic, which goes on when everything that the load had
-    /// taken is given back.
+    /// `ControlFlow::Break(())` stops the load. A panic stops it too, and continues after the load returned all its memory.
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `progress` stopped the load, otherwise as [`load`](Self::load).
@@ -231,7 +230,7 @@ impl fmt::Debug for Model {
     }
 }
 
-/// What the shim caught.
+/// An exception that the shim caught.
 pub(crate) fn text(error: &ffi::lh_error) -> String {
     let bytes: Vec<u8> = error.message.iter().map(|c| c.to_ne_bytes()[0]).collect();
     CStr::from_bytes_until_nul(&bytes)

@@ -1,6 +1,6 @@
-//! Telling a service manager that the server is ready: `Type=notify` of systemd.
+//! Notifies a service manager when the server is ready: `Type=notify` of systemd.
 //!
-//! The server itself knows when its models are loaded, and says so at `/health`; whoever is behind `NOTIFY_SOCKET` is told once it does.
+//! The server reports at `/health` when its models are loaded. This module then sends a message to `NOTIFY_SOCKET`.
 //! The protocol is one datagram, see `sd_notify(3)`. Without that variable nothing happens here.
 
 use std::env;
@@ -15,13 +15,13 @@ use std::time::Duration;
 use crate::status::servers::argument;
 use crate::status::{Health, health};
 
-/// Between two questions.
+/// Interval of requests to `/health`.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts to watch this process, which is about to be a server with these arguments. Returns at once.
 ///
-/// A server that cannot be asked (HTTPS, a port that nobody named) is called ready when it starts: a service that is
-/// killed because nobody heard of it is worse.
+/// A server with HTTPS or an unknown port counts as ready when it starts, because the service manager would kill a service
+/// that never becomes ready.
 pub fn when_ready(arguments: &[OsString]) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else {
         return;
@@ -31,14 +31,14 @@ pub fn when_ready(arguments: &[OsString]) {
         while server.health() == Health::Loading {
             thread::sleep(PAUSE);
         }
-        // Nobody is there to be told that nobody listens.
+        // An error has no receiver.
         let _ = send(&socket, b"READY=1\nSTATUS=ready to answer");
     };
-    // Without a thread the manager times out, and says so.
+    // Without a thread, the service manager reports a timeout.
     let _ = thread::Builder::new().name("notify".into()).spawn(watch);
 }
 
-/// Where it listens.
+/// Address of the server.
 struct Server {
     host: String,
     port: String,

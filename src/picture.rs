@@ -1,11 +1,11 @@
-//! What the pictures of reports have in common: size, colours, text for who does not see them.
+//! Common parts of the diagrams: size, colours, text alternatives.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::stats::Summary;
 
-/// Bright enough for dark and dark enough for bright; alike to nobody, colour-blind readers included (Okabe and Ito).
+/// Colours for dark and bright backgrounds that colour-blind readers can tell apart (Okabe and Ito).
 pub const COLOURS: [RGBColor; 6] = [
     RGBColor(0x8c, 0x8c, 0x8c),
     RGBColor(0xe6, 0x9f, 0x00),
@@ -15,7 +15,7 @@ pub const COLOURS: [RGBColor; 6] = [
     RGBColor(0x56, 0xb4, 0xe9),
 ];
 
-/// Text and lines in a colour that can be read on what the reader's system has behind it. The picture itself has no background.
+/// Colours of text and lines for the reader's colour scheme, because the diagram has no background.
 const STYLE: &str = "\
 svg { color: #1f2328 }
 @media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }
@@ -28,7 +28,7 @@ pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 pub type Drawn<'a> =
     Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
-/// An SVG document with a title and a description, in neither of which a character has a meaning in XML.
+/// An SVG document with a title and a description, which must not contain special characters of XML.
 pub fn document(
     (width, height): (i32, i32),
     title: &str,
@@ -39,7 +39,7 @@ pub fn document(
     {
         let size = (width.cast_unsigned(), height.cast_unsigned());
         let area = SVGBackend::with_string(&mut picture, size).into_drawing_area();
-        // A string takes whatever is written to it.
+        // A write to a string cannot fail.
         let _ = draw(&area);
     }
     let Some(end) = picture.find('>') else {

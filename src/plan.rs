@@ -1,7 +1,7 @@
-//! How many huge pages a model needs with given arguments, before anything is loaded.
+//! The huge pages that a model needs with given arguments, before a load.
 //!
-//! The server answers itself, on the way that a load takes: it reads the headers, decides which tensor goes where, and ends
-//! where the first page would be taken. So the plan is what a load does, and not what somebody computed beside it.
+//! The server computes the plan with the code that loads models: it reads the headers, places each tensor, and ends before it
+//! takes the first page. So the plan matches a load.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -13,62 +13,62 @@ use serde::{Deserialize, Serialize};
 
 use crate::pool::HugePageSize;
 
-/// What a load would take.
+/// The huge pages that a load would take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Plan {
-    /// The model, its first file.
+    /// First file of the model.
     pub model: PathBuf,
     /// `--hugepage-size`: `auto`, `thp`, `2M`, …
     pub size: String,
-    /// Whether the machine has it now: pool, nodes and cgroups.
+    /// Whether enough pages are usable now: pool, nodes and cgroups.
     pub fits: bool,
-    /// What is missing, in the words of the server; empty if nothing is.
+    /// The server's message about missing pages; empty if none is missing.
     pub message: String,
-    /// How to get there.
+    /// The server's hint.
     pub hint: String,
-    /// One for each kind, file and page size.
+    /// One need for each kind, file and page size.
     pub needs: Vec<Need>,
 }
 
-/// What is needed for one thing.
+/// The need of one kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Need {
     /// `weights`, `repacked`, `kv`, `compute`.
     pub kind: String,
-    /// Of a mapped file, counted from 0; `None` for a buffer.
+    /// Index of the mapped file, from 0; `None` for a buffer.
     pub file: Option<usize>,
-    /// Bytes of a page; 0 for what is smaller than one and stays ordinary memory.
+    /// Page size in bytes; 0 for buffers that are smaller than one page and stay on ordinary memory.
     pub page_size: u64,
-    /// How many of them.
+    /// Number of pages.
     pub pages: u64,
     /// Bytes of tensors.
     pub bytes: u64,
 }
 
-/// Why there is no plan.
+/// Why the plan failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// There is no such program, or no right to run it.
+    /// The program does not exist, or this user has no right to run it.
     #[error("cannot run `{}`", program.display())]
     Start {
-        /// The server that was asked.
+        /// The server.
         program: PathBuf,
-        /// What the kernel says.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// It refused the arguments or the model.
-    #[error("llama-server cannot plan this: {said}")]
+    /// The server refused the arguments or the model.
+    #[error("llama-server cannot compute the plan: {said}")]
     Refused {
-        /// The lines that say why.
+        /// The error lines of the server.
         said: String,
-        /// What it says can be done.
+        /// The hint of the server.
         hint: Option<String>,
     },
-    /// It is not a server of this version.
-    #[error("`{}` gave no plan: is it of another version?", program.display())]
+    /// The program is not a server of this version.
+    #[error("`{}` printed no plan: it may be another version", program.display())]
     NoPlan {
         /// The server that was asked.
         program: PathBuf,
@@ -76,7 +76,7 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Refused { hint, .. } => hint.as_deref(),
@@ -89,18 +89,18 @@ impl Plan {
     /// Asks a `llama-server`. Takes no page and needs no right but to read the model.
     ///
     /// # Errors
-    /// [`PlanError`], with what the server says.
+    /// [`PlanError`], with the message of the server.
     pub fn ask<A: AsRef<OsStr>>(
         server: &Path,
         args: impl IntoIterator<Item = A>,
     ) -> Result<Self, PlanError> {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        // Last, so that they win: a server that serves may have the port.
+        // Last, so that they override the user's arguments: a running server may use the port.
         let address = ["--host", "127.0.0.1", "--port", "0"].map(OsString::from);
         Self::ask_program(server, args.chain(address))
     }
 
-    /// Asks another of llama.cpp's programs that has the series, such as `llama-perplexity`.
+    /// Asks another program of llama.cpp with the series, such as `llama-perplexity`.
     ///
     /// # Errors
     /// As [`Plan::ask`].

@@ -1,4 +1,4 @@
-//! What the memory of this process lies on.
+//! The backing of this process' memory.
 
 use std::ffi::{CStr, c_char};
 use std::fmt;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use crate::pool::HugePageSize;
 use crate::{Error, ffi};
 
-/// What memory is for.
+/// The purpose of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Weights as the file has them.
+    /// Weights in the layout of the file.
     Weights,
-    /// Weights in an order that suits this CPU.
+    /// Weights in a layout for this CPU.
     Repacked,
     /// KV cache and recurrent state.
     Kv,
@@ -24,7 +24,7 @@ pub enum Kind {
     Other,
 }
 
-/// What memory lies on.
+/// The backing of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Backing {
@@ -42,19 +42,19 @@ pub enum Backing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// What it is for.
+    /// Purpose.
     pub kind: Kind,
-    /// What it lies on.
+    /// Backing.
     pub backing: Backing,
     /// Bytes of tensors.
     pub bytes: u64,
-    /// Huge pages in use: more than `bytes` need, since tensors rarely begin and end at the border of a page.
+    /// Huge pages in use: more than `bytes` need, because tensors rarely begin and end at the border of a page.
     pub pages: u64,
-    /// Resident bytes on each NUMA node, whole pages. Empty where the kernel does not tell.
+    /// Resident bytes on each NUMA node, whole pages. Empty if the kernel does not report it.
     pub node_bytes: Vec<u64>,
 }
 
-/// Where the time of the last load went.
+/// Bytes and times of the last load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Load {
@@ -64,7 +64,7 @@ pub struct Load {
     pub bytes_cached: u64,
     /// Bytes read through the page cache.
     pub bytes_buffered: u64,
-    /// Bytes that were there already, in resident images.
+    /// Bytes that were already in resident images.
     pub bytes_attached: u64,
     /// Wall time.
     pub total: Duration,
@@ -78,16 +78,16 @@ pub struct Load {
     pub threads: u32,
 }
 
-/// What the memory that was asked to lie on huge pages lies on, over all models and contexts of this process that are
-/// alive and were loaded with [`HugePages::Require`](crate::HugePages) or `Prefer`.
+/// The backing of all live models and contexts of this process that were loaded with
+/// [`HugePages::Require`](crate::HugePages) or `Prefer`.
 ///
-/// Source: `/proc/self/smaps` and `/proc/self/numa_maps`, not what was planned.
+/// Source: `/proc/self/smaps` and `/proc/self/numa_maps`, not the plan.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Report {
-    /// One for each kind and backing in use.
+    /// One usage for each kind and backing.
     pub usages: Vec<Usage>,
-    /// Bytes that were asked for after the start and got ordinary memory.
+    /// Bytes that buffers gained after the start on ordinary memory.
     pub late: u64,
     /// The last load.
     pub load: Load,
@@ -120,7 +120,7 @@ impl Report {
         self.huge().map(|usage| usage.pages).sum()
     }
 
-    /// Bytes of tensors of one kind, whatever they lie on.
+    /// Bytes of tensors of one kind, on any backing.
     pub fn bytes(&self, kind: Kind) -> u64 {
         let of_kind = |usage: &&Usage| usage.kind == kind;
         self.usages
@@ -162,7 +162,7 @@ impl Report {
 }
 
 impl Usage {
-    /// `None` for what this library knows no name for.
+    /// `None` for a value that this library does not know.
     fn new(raw: &ffi::ggml_hugepages_usage, nodes: usize) -> Option<Self> {
         Some(Self {
             kind: match raw.kind {
@@ -192,7 +192,7 @@ impl Usage {
 /// Reads the [`Report`] of this process.
 ///
 /// # Errors
-/// [`Error::NoReport`] where the kernel does not tell.
+/// [`Error::NoReport`] if the kernel does not report the backing.
 ///
 /// ```
 /// let report = llama_hugepages::report()?;

@@ -1,4 +1,4 @@
-//! Sizes as people type them: `300M`, `1G`, `1GiB`, `7GB`.
+//! Sizes on the command line: `300M`, `1G`, `1GiB`, `7GB`.
 //!
 //! A single letter and the `iB` form count in powers of 1024, the `B` form in powers of 1000, as in GNU coreutils. Page sizes
 //! have a type of their own, because not every number of bytes is one.
@@ -17,12 +17,12 @@ use std::{fmt, str::FromStr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(u64);
 
-/// Why a text is not a size. The messages name the text, so they can be shown as they are.
+/// Why a text is not a size. The messages contain the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum ParseSizeError {
-    #[error("`{0}` is not a size: it has to start with a number, as in 300M, 1G, 1GiB or 7GB")]
+    #[error("`{0}` is not a size: it must start with a number, as in 300M, 1G, 1GiB or 7GB")]
     NoNumber(String),
     #[error("`{0}` is not a size: it cannot be negative")]
     Negative(String),
@@ -30,7 +30,7 @@ pub enum ParseSizeError {
         "`{text}` is not a size: unknown unit `{unit}`, use K, M, G, T (or KiB …) for powers of 1024, kB, MB, GB, TB for powers of 1000"
     )]
     UnknownUnit { text: String, unit: String },
-    #[error("`{0}` is too large: sizes end at 16 EiB")]
+    #[error("`{0}` is too large: the limit is 16 EiB")]
     TooLarge(String),
     #[error("`{0}` is not a whole number of bytes")]
     NotWhole(String),
@@ -75,7 +75,7 @@ impl FromStr for ByteSize {
         }
         let scale = scale?;
         let too_large = || ParseSizeError::TooLarge(text.into());
-        // Digits beyond the eighteenth change no byte even at T, and keep the product within u128.
+        // More than 18 digits change no byte even with T, and would overflow u128.
         if fraction.len() > 18 {
             return Err(ParseSizeError::NotWhole(text.into()));
         }
@@ -84,7 +84,7 @@ impl FromStr for ByteSize {
         if !fraction.is_empty() {
             let digits: u64 = fraction.parse().map_err(|_| too_large())?;
             let part = u128::from(digits) * u128::from(scale);
-            // "1.1G" is no whole number of bytes either; people mean the nearest. "1.5" bytes they cannot mean.
+            // "1.1G" means the nearest number of bytes, but "1.5" bytes is an error.
             if scale == 1 && part % 10u128.pow(fraction.len() as u32) != 0 {
                 return Err(ParseSizeError::NotWhole(text.into()));
             }
@@ -94,7 +94,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Bytes per unit; letter case is ignored, so `g`, `gb` and `gib` work too.
+/// Bytes per unit. Case does not matter, so `g`, `gb` and `gib` work too.
 fn unit_bytes(unit: &str) -> Option<u64> {
     let unit = unit.to_ascii_lowercase();
     let (prefix, base) = match unit.strip_suffix("ib") {
@@ -115,7 +115,7 @@ fn unit_bytes(unit: &str) -> Option<u64> {
     Some(base.pow(power))
 }
 
-/// In the largest binary unit that gives at least 1, with two decimals unless it is a whole number.
+/// Prints the largest binary unit that gives at least 1, with two decimals unless the number is whole.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, scale) = [

@@ -1,11 +1,11 @@
-//! Medians and what lies around them.
+//! Medians and ranges.
 
 use serde::Serialize;
 
-/// Some measurements of the same.
+/// Summary of repeated measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Summary {
-    /// The one in the middle; of an even number, the mean of the two.
+    /// The middle value; for an even number of values, the mean of the two middle values.
     pub median: f64,
     /// The smallest.
     pub min: f64,
@@ -14,7 +14,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// `None` of nothing.
+    /// `None` without values.
     ///
     /// ```
     /// use llama_hugepages::stats::Summary;

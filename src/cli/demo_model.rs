@@ -1,4 +1,4 @@
-//! `hugepages demo-model`.
+//! `hugepages demo-model`: writes a model with random weights.
 
 use std::{
     io::{self, Write},
@@ -20,18 +20,18 @@ use super::{output, signals};
 
 /// Write a model with random weights, for tests, benchmarks and a first try
 ///
-/// The same arguments give the same bytes on every machine. The model loads in any llama.cpp, takes any text and answers with
-/// printable nonsense until the number of tokens asked for is reached; it never ends a text by itself.
+/// The same arguments give the same bytes on every machine. Any llama.cpp can load the model. It takes any text, answers with
+/// printable nonsense, and never ends an answer by itself: it generates as many tokens as the request asks for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The file to write; with --split, what the names of the shards start with
+    /// File to write; with --split the common prefix of the shards
     out: PathBuf,
 
-    /// Size of the model: 300M, 1G, 1GiB (powers of 1024), 7GB (powers of 1000)
+    /// Size of the model: 300M, 1G, 1GiB (powers of 1024), or 7GB (powers of 1000)
     #[arg(long, default_value = "1G", allow_hyphen_values = true)]
     size: ByteSize,
 
-    /// Type of the weights, in upper or lower case
+    /// Type of the weights; case does not matter
     #[arg(
         long = "type",
         value_name = "TYPE",
@@ -40,15 +40,15 @@ pub struct Args {
     )]
     weights: WeightType,
 
-    /// Architecture
+    /// Architecture of the model
     #[arg(long, default_value = "llama")]
     arch: ArchName,
 
-    /// Make it a mixture of N experts per layer
+    /// Make a mixture of N experts per layer
     #[arg(long, value_name = "N")]
     experts: Option<u32>,
 
-    /// Experts that work on each token [default: 2]
+    /// Experts that compute each token [default: 2]
     #[arg(long, value_name = "K", requires = "experts")]
     experts_used: Option<u32>,
 
@@ -56,19 +56,19 @@ pub struct Args {
     #[arg(long)]
     tied: bool,
 
-    /// Context length that the model claims to be trained for [default: 4096, bert 512]
+    /// Context length in the header of the model [default: 4096, bert 512]
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,
 
-    /// Another number, other weights
+    /// Seed of the random weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Write N shards, OUT-00001-of-0000N.gguf and so on
+    /// Write N shards: OUT-00001-of-0000N.gguf and so on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     split: u16,
 
-    /// Replace files that exist
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 }
@@ -89,9 +89,9 @@ impl ValueEnum for ArchName {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.0.name()).help(match self.0 {
-            Arch::Llama => "dense, or with --experts a mixture as Mixtral",
+            Arch::Llama => "dense; with --experts a mixture like Mixtral",
             Arch::Qwen3 => "dense, with norms on queries and keys",
-            Arch::Qwen3Moe => "the same as a mixture; needs --experts",
+            Arch::Qwen3Moe => "like qwen3, but a mixture; needs --experts",
             Arch::Bert => "encoder for embeddings",
         }))
     }

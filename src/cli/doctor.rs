@@ -1,4 +1,4 @@
-//! `hugepages doctor`: what makes huge pages fail or disappoint here.
+//! `hugepages doctor`: finds causes that make huge pages fail or disappoint on this machine.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,25 +13,25 @@ use super::{Exit, programs};
 
 const SCHEMA: u32 = 1;
 
-/// Check everything that makes huge pages fail or disappoint
+/// Find what makes huge pages fail or disappoint on this machine
 ///
-/// It changes nothing. With a model it reads 64 MiB of the file. Exits with 0 when no finding is a problem, and
-/// with 3 when huge pages cannot be used as things are.
+/// Changes nothing. With a model it reads up to 64 MiB of the file. The exit code is 0 if no finding is a problem, and 3 if huge
+/// pages cannot work now.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A folder with the `sys` and `proc` of another kernel
+    /// Directory with the `sys` and `proc` of another kernel
     #[arg(long, hide = true, value_name = "DIR")]
     root: Option<PathBuf>,
 
     #[command(flatten)]
     output: output::Args,
 
-    /// Arguments of llama-server, such as -m model.gguf --ctx-size 8192
+    /// Arguments of llama-server, for example -m model.gguf --ctx-size 8192
     #[arg(last = true, value_name = "LLAMA-SERVER ARGUMENTS")]
     server: Vec<String>,
 }
 
-/// Runs all checks and prints what they found.
+/// Runs all checks and prints their findings.
 pub fn run(args: &Args) -> Result<Exit> {
     let root = args
         .root
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<Exit> {
 
 fn human(diagnosis: &Diagnosis, screen: Screen) -> String {
     let mut findings: Vec<_> = diagnosis.findings.iter().collect();
-    // The worst last, beside the verdict, where it is seen.
+    // The worst finding stands last, next to the verdict at the end of the output.
     findings.sort_by_key(|finding| finding.severity);
     let rows = findings.iter().map(|finding| {
         let severity = match finding.severity {
@@ -69,23 +69,23 @@ fn human(diagnosis: &Diagnosis, screen: Screen) -> String {
             finding.meaning.clone(),
         ]
     });
-    let mut text = output::table(screen, &["how bad", "check", "found", "means"], rows);
+    let mut text = output::table(screen, &["level", "check", "finding", "meaning"], rows);
     let commands = findings
         .iter()
         .filter_map(|finding| Some((finding.id, finding.command.as_ref()?)));
     text.push('\n');
-    let mut title = Some("\nWhat to do\n");
+    let mut title = Some("\nCommands\n");
     for (id, command) in commands {
-        // Not in a table: a command that is broken into lines cannot be copied.
+        // Not in a table, because users cannot copy a command that the table breaks into lines.
         text.extend(title.take());
         text.extend([id, ":\n    ", command.as_str(), "\n"]);
     }
-    text += "\nWhat to expect\n";
+    text += "\nExpectations\n";
     let rows = diagnosis
         .verdict
         .iter()
         .map(|line| vec![line.of.to_owned(), line.expect.clone()]);
-    text += &output::table(screen, &["of", "expect"], rows);
+    text += &output::table(screen, &["subject", "expect"], rows);
     text.push('\n');
     let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
     text.chars().map(letter).collect()

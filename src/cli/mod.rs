@@ -1,4 +1,4 @@
-//! The command line of `hugepages`: what it understands, one file per command, and the exit codes.
+//! The command line of `hugepages`: one file per command, and the exit codes.
 
 mod compare;
 mod demo_model;
@@ -32,71 +32,66 @@ use llama_hugepages::pool::ChangeError;
 use llama_hugepages::store::StoreError;
 use llama_hugepages::tlb::TlbError;
 
-/// Tools around llama.cpp on huge pages.
+/// Manage Linux huge pages for llama.cpp
 #[derive(Debug, Parser)]
-#[command(name = "hugepages", version, about, after_help = Exit::TABLE, max_term_width = 120)]
+#[command(name = "hugepages", version, after_help = Exit::TABLE, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+/// A variant without a comment gets its help from the comment of its arguments, which has more than one sentence.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model on huge pages: plan, add the missing pages, run llama-server, return the pages
     Serve(serve::Args),
-    /// Write a model with random weights, for tests, benchmarks and a first try
     DemoModel(demo_model::Args),
-    /// Check everything that makes huge pages fail or disappoint
     Doctor(doctor::Args),
-    /// Show pools, who uses them, mounts, limits, and what huge pages give back
     Status(status::Args),
-    /// Say how many huge pages a model needs, and what is missing
     Plan(plan::Args),
-    /// Compare with stock llama.cpp: whole processes, in turn, on the same model
     Compare(compare::Args),
-    /// Change the pools of huge pages, and undo it
+    /// Change the huge page pools, and undo these changes
     Pool(pool::Args),
-    /// Keep models on huge pages when no process has them
+    /// Keep models on huge pages between processes
     Store(store::Args),
-    /// Measure what the size of pages changes on this machine
     Tlb(tlb::Args),
     /// Print a completion script for a shell
     Completions {
-        /// The shell to complete in
+        /// Shell that reads the script
         shell: clap_complete::Shell,
     },
     /// Write the man pages of all commands
     Man {
-        /// The folder to write them to; it is made if it is not there
+        /// Directory for the pages; created if it does not exist
         dir: PathBuf,
     },
 }
 
-/// What the process tells its caller.
+/// Exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Success,
     Failure,
     Usage,
-    /// What was asked for does not fit, and nothing was changed.
+    /// Too few huge pages or too little memory. Nothing was changed.
     Short,
-    /// What should be the same was not: tokens of two programs, or an image and its checksums.
+    /// A comparison found a difference: tokens of two programs, or an image and its checksums.
     Unequal,
-    /// As a shell reports a process that Ctrl-C ended.
+    /// The code with which a shell reports a process that Ctrl-C ended.
     Interrupted,
-    /// That of the server that was run.
+    /// The exit code of the server that this process ran.
     Server(u8),
 }
 
 impl Exit {
     const TABLE: &str = "\
 Exit codes:
-  0    done (or the reader of the output went away)
-  1    failed, with the reason on stderr
-  2    arguments that make no sense
+  0    success, or the reader of the output closed the pipe
+  1    failure; stderr has the reason
+  2    invalid arguments
   3    too few huge pages, or too little memory
-  5    what should be the same is not: tokens with and without huge pages, or a resident image and its checksums
-  130  interrupted by Ctrl-C, SIGTERM or SIGHUP; nothing half-done is left";
+  5    difference found: tokens with and without huge pages, or a resident image and its checksums
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP; no partial result remains";
 }
 
 impl Termination for Exit {
@@ -113,12 +108,12 @@ impl Termination for Exit {
     }
 }
 
-/// Does what the arguments of this process say.
+/// Runs the command that the arguments of this process name.
 pub fn run() -> Result<Exit> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => {
-            // `--help` and `--version` are such answers too, on stdout.
+            // clap returns the texts of `--help` and `--version` as errors, too.
             answer.print()?;
             return Ok(if answer.use_stderr() {
                 Exit::Usage
@@ -142,7 +137,7 @@ pub fn run() -> Result<Exit> {
         Command::Store(args) => return store::run(&args),
         Command::Tlb(args) => tlb::run(&args, &*signals::stop()?)?,
         Command::Completions { shell } => {
-            // Into memory first: clap_complete panics when it cannot write.
+            // Into memory first, because clap_complete panics if a write fails.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hugepages", &mut script);
             io::Write::write_all(&mut io::stdout(), &script)?;
@@ -152,14 +147,14 @@ pub fn run() -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Tells the user what went wrong, and says how the process ends.
+/// Prints an error with its hint, and returns the exit code.
 pub fn report(error: &anyhow::Error) -> Exit {
     let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
         cause
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
-    // `hugepages … | head` is no failure of ours.
+    // `hugepages … | head` is a success.
     if error.chain().any(broken_pipe) {
         return Exit::Success;
     }
@@ -171,7 +166,7 @@ pub fn report(error: &anyhow::Error) -> Exit {
     exit
 }
 
-/// What the user can do about it, and how the process ends.
+/// The hint for an error, and its exit code.
 fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
     if let Some(cause) = error.downcast_ref::<DemoModelError>() {
         let exit = match cause {

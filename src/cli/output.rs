@@ -1,5 +1,5 @@
-//! How commands print: tables and bars for people, JSON for programs.
-//! Lives here: width, colour, the JSON envelope. Not here: what is printed.
+//! Output of all commands: tables and bars for people, JSON for programs.
+//! Lives here: width, colour, the JSON envelope. Not here: the content.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -19,20 +19,20 @@ pub enum Format {
     Json,
 }
 
-/// What every command that prints facts takes.
+/// Options of every command that prints a result.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Args {
-    /// How to print
+    /// Format of the output
     #[arg(long, value_enum, default_value_t, global = true)]
     pub format: Format,
 }
 
-/// The terminal, or what stands for one.
+/// Properties of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
     /// Columns.
     pub width: u16,
-    /// Whether escape sequences are welcome.
+    /// Whether the output may contain escape sequences.
     pub colour: bool,
 }
 
@@ -40,8 +40,8 @@ impl Screen {
     const DEFAULT_WIDTH: u16 = 120;
     const MIN_WIDTH: u16 = 40;
 
-    /// That of stdout. `COLUMNS` wins over what the terminal says; what is piped has 120 columns and no colour, and so has
-    /// everything under `NO_COLOR`.
+    /// Reads the properties of stdout. `COLUMNS` overrides the width of the terminal. A pipe has 120 columns. Pipes and
+    /// `NO_COLOR` get no colour.
     pub fn stdout() -> Self {
         let columns = env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
         let is_terminal = io::stdout().is_terminal();
@@ -61,7 +61,7 @@ impl Screen {
     }
 }
 
-/// A table without lines, the first column to the left, numbers to the right, as wide as the screen at most.
+/// Formats a table without lines: the first column to the left, numbers to the right, at most as wide as the screen.
 pub fn table(screen: Screen, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table
@@ -86,13 +86,13 @@ pub fn table(screen: Screen, head: &[&str], rows: impl IntoIterator<Item = Vec<S
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Names come from others: nothing in them may steer a terminal.
+/// Replaces control characters, because names come from other users and must not control the terminal.
 pub fn printable(text: &str) -> String {
     let letter = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
     text.chars().map(letter).collect()
 }
 
-/// On stderr, where that is a terminal.
+/// A progress bar on stderr; hidden if stderr is no terminal.
 pub fn progress_bar(template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -104,12 +104,12 @@ pub fn progress_bar(template: &str) -> ProgressBar {
     }
 }
 
-/// `{"schema": N, …}` on stdout.
+/// Prints `{"schema": N, …}` on stdout.
 pub fn json<T: Serialize>(schema: u32, what: &T) -> io::Result<()> {
     write_json(io::stdout().lock(), schema, what)
 }
 
-/// The same anywhere else.
+/// Writes the same JSON to any writer.
 pub fn write_json<T: Serialize>(mut out: impl Write, schema: u32, what: &T) -> io::Result<()> {
     #[derive(Serialize)]
     struct Envelope<'a, T> {

@@ -1,4 +1,4 @@
-//! `hugepages plan`.
+//! `hugepages plan`: the huge pages that a model needs.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -20,28 +20,28 @@ use super::{Exit, programs};
 
 const SCHEMA: u32 = 1;
 
-/// Say how many huge pages a model needs, and what is missing
+/// Compute how many huge pages a model needs, and how many are missing
 ///
-/// Takes the arguments of llama-server, reads the headers of the model and nothing else, takes no page and needs no root. What it
-/// says is what a load with the same arguments takes.
+/// Takes the arguments of llama-server. Reads only the headers of the model, takes no page and needs no root. The numbers are
+/// those of a load with the same arguments, because llama-server computes both with the same code.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes:\n  0  it fits\n  1  llama-server refuses the model or the arguments\n  3  it does not fit, and what is missing is told"
+    after_help = "Exit codes:\n  0  enough pages are usable\n  1  llama-server refuses the model or the arguments\n  3  pages are missing; the output has the number"
 )]
 pub struct Args {
-    /// The llama-server to ask [default: the one beside this program]
+    /// llama-server that computes the plan [default: in the directory of this program]
     #[arg(long, value_name = "PROGRAM")]
     server: Option<PathBuf>,
 
     #[command(flatten)]
     output: output::Args,
 
-    /// Arguments of llama-server, such as -m model.gguf --ctx-size 8192
+    /// Arguments of llama-server, for example -m model.gguf --ctx-size 8192
     #[arg(last = true, required = true)]
     server_arguments: Vec<String>,
 }
 
-/// What is needed of one pool, and what there is.
+/// The need of one pool, and its counters.
 #[derive(Serialize)]
 struct Demand {
     page_size: u64,
@@ -53,13 +53,13 @@ struct Demand {
     overcommit: u64,
     usable: u64,
     missing: u64,
-    /// Of each node, where there are several.
+    /// One for each node; empty on a machine with one node.
     nodes: Vec<NodeDemand>,
-    /// Bytes that the kernel gives back of its own tables when these pages are allocated with HVO.
+    /// Bytes of `struct page` memory that HVO frees for these pages.
     hvo_bytes: u64,
 }
 
-/// What one node has, and what it has to give where the server takes pages from all of them in turn.
+/// The counters of one node, and its need if the server takes pages from all nodes in turn.
 #[derive(Serialize)]
 struct NodeDemand {
     node: u32,
@@ -73,13 +73,13 @@ struct Answer<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
     pools: Vec<Demand>,
-    /// Commands that make up for what is missing: new totals, which keep what others use.
+    /// Commands that add the missing pages. They set new totals, which include the pages of others.
     commands: Vec<String>,
-    /// The same for every boot: a file and its line.
+    /// Settings for every boot: a file and its line.
     persistent: Vec<(String, String)>,
-    /// Whether HVO is on; `None` where the kernel has none.
+    /// Whether HVO is on; `None` if the kernel has no HVO.
     hvo: Option<bool>,
-    /// Bytes of page tables in each process, with these pages and with pages of 4 KiB.
+    /// Bytes of page tables of each process, with these pages and with pages of 4 KiB.
     page_table_bytes: u64,
     page_table_bytes_4k: u64,
 }
@@ -152,7 +152,7 @@ fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
                     size.sysfs_name()
                 )
             });
-            // What `hugepages pool persist` would write.
+            // The same lines that `hugepages pool persist` writes.
             let files = Persistent::new(root, size, None, total)
                 .settings
                 .into_iter();
@@ -191,7 +191,7 @@ fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
     }
 }
 
-/// `2M`, as `--hugepage-size` takes it.
+/// The value of `--hugepage-size`, such as `2M`.
 fn size_name(bytes: u64) -> String {
     HugePageSize::new(bytes).map_or_else(|| "base".to_owned(), HugePageSize::short_name)
 }
@@ -200,7 +200,7 @@ fn mib(bytes: u64) -> String {
     format!("{:.2}", bytes as f64 / f64::from(1 << 20))
 }
 
-/// What is needed of what, what the pools have, and what the nodes have.
+/// Tables of the needs, the pools and the nodes.
 fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
     let plan = answer.plan;
     let files = plan
@@ -210,9 +210,9 @@ fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
         .max()
         .map_or(0, |last| last + 1);
     let place = |need: &Need| match need.file {
-        Some(_) if files == 1 => "the file".to_owned(),
+        Some(_) if files == 1 => "file".to_owned(),
         Some(file) => format!("shard {} of {files}", file + 1),
-        None => "a buffer".to_owned(),
+        None => "buffer".to_owned(),
     };
     let on = |size| {
         if plan.size == "thp" && size != 0 {
@@ -232,7 +232,7 @@ fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
     });
     let mut parts = vec![output::table(
         screen,
-        &["kind", "in", "on", "pages", "MiB"],
+        &["kind", "source", "backing", "pages", "MiB"],
         rows,
     )];
 
@@ -288,9 +288,9 @@ fn text(screen: Screen, answer: &Answer) -> String {
     let mut parts = tables(screen, answer);
     let mut lines = Vec::new();
     if plan.fits {
-        lines.push("it fits".to_owned());
+        lines.push("the model fits".to_owned());
     } else {
-        lines.push(format!("it does not fit: {}", plan.message));
+        lines.push(format!("the model does not fit: {}", plan.message));
         lines.push(format!("hint: {}", plan.hint));
     }
     for command in &answer.commands {
@@ -310,17 +310,17 @@ fn text(screen: Screen, answer: &Answer) -> String {
     let hvo: u64 = answer.pools.iter().map(|pool| pool.hvo_bytes).sum();
     let hvo = match answer.hvo {
         Some(true) => format!(
-            "HVO is on: the kernel gives back {} of its tables when these pages are allocated",
+            "HVO is on: it frees {} of `struct page` memory for these pages",
             ByteSize::new(hvo)
         ),
         Some(false) => format!(
-            "HVO is off: with vm.hugetlb_optimize_vmemmap=1 before the pool is made, {} of the kernel's tables come back",
+            "HVO is off: with vm.hugetlb_optimize_vmemmap=1, set before the pages are added, it frees {} of `struct page` memory",
             ByteSize::new(hvo)
         ),
         None => "this kernel has no HVO".to_owned(),
     };
     parts.push(format!(
-        "{hvo}\npage tables of each process: {} instead of {}",
+        "{hvo}\npage tables of each process: {}, with pages of 4 KiB {}",
         ByteSize::new(answer.page_table_bytes),
         ByteSize::new(answer.page_table_bytes_4k)
     ));
@@ -333,7 +333,7 @@ mod tests {
 
     use super::*;
 
-    /// A kernel with two nodes, of which one has nearly all pages.
+    /// A kernel with two nodes. One node has nearly all pages.
     fn two_nodes(dir: &std::path::Path) -> Root {
         let write = |folder: &str, values: &[(&str, u64)]| {
             let folder = dir.join(folder);

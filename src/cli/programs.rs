@@ -1,17 +1,17 @@
-//! The programs that this one starts.
+//! Programs that this program starts.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// One in the folder of this one, or at a path from there.
+/// A program in the directory of this program, or at a path relative to it.
 pub fn beside(path: &str) -> Result<PathBuf> {
-    let own = env::current_exe().context("cannot tell where this program lies")?;
+    let own = env::current_exe().context("cannot find the path of this program")?;
     Ok(own.parent().unwrap_or(Path::new("/")).join(path))
 }
 
-/// What was run, as it could be typed again.
+/// The command line of this process, quoted for a shell.
 pub fn own_command() -> String {
     let quoted = |arg: String| {
         if arg.contains(' ') {

@@ -1,4 +1,4 @@
-//! Ctrl-C and its kind, for commands that have something to put away.
+//! SIGINT, SIGTERM and SIGHUP, for commands that must clean up.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// A flag that the first signal sets; the second ends the process as it would have without us.
+/// Returns a flag that the first signal sets. The second signal ends the process as usual.
 pub fn stop() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -19,7 +19,7 @@ pub fn stop() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Whether this process inherited the signal as ignored, as `nohup` and `trap '' INT` leave it. The caller then wants no such end.
+/// Whether this process inherited the signal as ignored, for example from `nohup` or `trap '' INT`. Then it must stay ignored.
 pub fn is_ignored(signal: i32) -> bool {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: asks only; there is room for the answer, which outlives the call.

@@ -1,4 +1,4 @@
-//! `hugepages status`: what the huge pages of this machine are doing now.
+//! `hugepages status`: the state of all huge pages of this machine.
 
 mod watch;
 
@@ -16,20 +16,20 @@ use super::output::{self, Format, Screen, printable};
 
 const SCHEMA: u32 = 1;
 
-/// Show pools, who uses them, mounts, limits, and what huge pages give back
+/// Show pools, processes with huge pages, mounts, limits and saved memory
 ///
-/// Needs no rights. Without those of root, page sizes of other users' processes are not told, and it says so.
+/// Needs no root. Without root, the kernel hides the page sizes of other users' processes; the output lists these processes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Show it again every SECONDS until q or Ctrl-C
+    /// Repeat every SECONDS, or every 2 seconds without a number, until q or Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
     watch: Option<Duration>,
 
-    /// Do not ask servers for their own report
+    /// Do not ask servers for their report over HTTP
     #[arg(long)]
     no_ask: bool,
 
-    /// A folder with the `sys` and `proc` of another kernel
+    /// Directory with the `sys` and `proc` of another kernel
     #[arg(long, hide = true, value_name = "DIR")]
     root: Option<PathBuf>,
 
@@ -44,16 +44,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .filter(|seconds| (0.1..=86400.0).contains(seconds));
     seconds
         .map(Duration::from_secs_f64)
-        .ok_or_else(|| "between 0.1 and 86400 seconds".to_owned())
+        .ok_or_else(|| "expected 0.1 to 86400 seconds".to_owned())
 }
 
-/// Prints it, once or again and again.
+/// Prints the status once, or repeatedly with `--watch`.
 pub fn run(args: &Args) -> Result<Exit> {
     let root = args
         .root
         .as_ref()
         .map_or_else(|| Ok(Root::system()), Root::at)?;
-    // The servers of a recorded kernel are not here.
+    // The servers of a recorded kernel do not run on this machine.
     let asking = if args.no_ask || args.root.is_some() {
         Asking::Never
     } else {
@@ -95,8 +95,8 @@ fn human(status: &Status, screen: Screen) -> String {
             .unread
             .iter()
             .map(|it| vec![it.what.clone(), it.why.clone()]);
-        let mut body = output::table(screen, &["what", "why"], rows);
-        body += "\nrun it as root to see these";
+        let mut body = output::table(screen, &["item", "reason"], rows);
+        body += "\nhint: run this command as root";
         part("Not readable", body);
     }
     text
@@ -124,7 +124,7 @@ fn pools(status: &Status, screen: Screen) -> String {
         row.extend(counts.map(|count| count.to_string()));
         row.push(bytes(pool.usable * pool.page_size.bytes()));
         rows.push(row);
-        // One node is the machine.
+        // With one node, its row would repeat the row of the machine.
         for node in pool.nodes.iter().filter(|_| pool.nodes.len() > 1) {
             let no = || "-".to_owned();
             rows.push(vec![
@@ -141,7 +141,7 @@ fn pools(status: &Status, screen: Screen) -> String {
         }
     }
     let head = [
-        "pages of",
+        "page size",
         "node",
         "total",
         "free",
@@ -149,14 +149,14 @@ fn pools(status: &Status, screen: Screen) -> String {
         "surplus",
         "overcommit",
         "usable",
-        "that is",
+        "bytes",
     ];
     output::table(screen, &head, rows)
 }
 
 fn users(status: &Status, screen: Screen) -> String {
     if status.users.is_empty() {
-        return "nobody".to_owned();
+        return "no process".to_owned();
     }
     let rows = status.users.iter().map(|user| {
         vec![
@@ -169,7 +169,7 @@ fn users(status: &Status, screen: Screen) -> String {
     });
     output::table(
         screen,
-        &["pid", "name", "huge pages", "of which", "serves"],
+        &["pid", "name", "huge pages", "page sizes", "server"],
         rows,
     )
 }
@@ -189,7 +189,7 @@ fn serves(user: &User) -> String {
     let Some(server) = &user.server else {
         return String::new();
     };
-    let model = server.model.as_deref().unwrap_or("no model named");
+    let model = server.model.as_deref().unwrap_or("unknown model");
     let usages = server
         .report
         .as_ref()
@@ -202,7 +202,7 @@ fn serves(user: &User) -> String {
             };
             let on_huge = sum(&|usage| usage["pages"].as_u64() > Some(0));
             format!(
-                "says {} of {} on huge pages",
+                "reports {} of {} on huge pages",
                 bytes(on_huge),
                 bytes(sum(&|_| true))
             )
@@ -238,12 +238,12 @@ fn mounts(status: &Status, screen: Screen) -> String {
             ]);
         }
     }
-    output::table(screen, &["path", "pages of", "holds", "options"], rows)
+    output::table(screen, &["path", "page size", "used", "options"], rows)
 }
 
 fn limits(status: &Status, screen: Screen) -> String {
     if status.limits.is_empty() {
-        return "none on huge pages".to_owned();
+        return "no limit on huge pages".to_owned();
     }
     let rows = status.limits.iter().map(|limit| {
         vec![
@@ -258,14 +258,14 @@ fn limits(status: &Status, screen: Screen) -> String {
     });
     output::table(
         screen,
-        &["pages of", "cgroup", "file", "limit", "used", "left", ""],
+        &["page size", "cgroup", "file", "limit", "used", "left", ""],
         rows,
     )
 }
 
 fn memory(status: &Status, screen: Screen) -> String {
-    let or_unknown = |value: Option<u64>| value.map_or("not told".to_owned(), bytes);
-    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "not there".to_owned());
+    let or_unknown = |value: Option<u64>| value.map_or("unknown".to_owned(), bytes);
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "not supported".to_owned());
     let (hvo, thp, memory) = (&status.hvo, &status.thp, &status.memory);
     let mut rows = vec![
         (
@@ -286,7 +286,7 @@ fn memory(status: &Status, screen: Screen) -> String {
         ),
         (
             "stalls",
-            memory.stalls.map_or("not told".to_owned(), |stalls| {
+            memory.stalls.map_or("unknown".to_owned(), |stalls| {
                 format!(
                     "some {:.2} %, full {:.2} % of the last 10 s; {:.2} %, {:.2} % of 60 s",
                     stalls.some.avg10, stalls.full.avg10, stalls.some.avg60, stalls.full.avg60
@@ -305,7 +305,7 @@ fn memory(status: &Status, screen: Screen) -> String {
         (
             "on THP",
             format!(
-                "{} anonymous, {} page cache, {} of it mapped whole",
+                "{} anonymous, {} page cache ({} mapped with huge entries)",
                 or_unknown(thp.anon_bytes),
                 or_unknown(thp.file_bytes),
                 or_unknown(thp.file_mapped_bytes)
@@ -314,30 +314,30 @@ fn memory(status: &Status, screen: Screen) -> String {
         (
             "HVO",
             match hvo.state {
-                HvoState::On => "on, for pages that are added from now on",
-                HvoState::Off => "off, for pages that are added from now on",
-                HvoState::Unsupported => "not in this kernel",
+                HvoState::On => "on for pages added from now on",
+                HvoState::Off => "off for pages added from now on",
+                HvoState::Unsupported => "not supported by this kernel",
             }
             .to_owned(),
         ),
     ];
     if hvo.state != HvoState::Unsupported {
         rows.push((
-            "given back",
+            "freed by HVO",
             match (hvo.given_back_bytes, hvo.memmap_bytes, hvo.full_bytes) {
                 (Some(back), Some(now), Some(full)) => format!(
-                    "{} now (struct page: {} measured, {} computed for all memory)",
+                    "{} (struct page memory: {} measured, {} computed without HVO)",
                     bytes(back),
                     bytes(now),
                     bytes(full)
                 ),
-                _ => "the kernel does not tell".to_owned(),
+                _ => "unknown: this kernel has no counter".to_owned(),
             },
         ));
         rows.push((
-            "could be",
+            "possible",
             format!(
-                "{} with all of the pool (computed)",
+                "{} if HVO covered the whole pool (computed)",
                 bytes(hvo.possible_bytes)
             ),
         ));
@@ -345,5 +345,5 @@ fn memory(status: &Status, screen: Screen) -> String {
     let rows = rows
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value]);
-    output::table(screen, &["what", "now"], rows)
+    output::table(screen, &["item", "state"], rows)
 }

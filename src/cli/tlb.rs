@@ -1,4 +1,4 @@
-//! `hugepages tlb`.
+//! `hugepages tlb`: compares page sizes on this machine.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,29 +16,29 @@ use llama_hugepages::{
 
 use super::output::{self, Format, Screen};
 
-/// Measure what the size of pages changes on this machine
+/// Measure how the page size affects memory access on this machine
 ///
-/// First touch, reading in order, reading anywhere, and reading where the last read points to, over memory on base pages, THP,
-/// and the pages of each pool. They take turns in rounds, and each round is compared with itself. Nothing is changed: pages of
-/// a pool are used where enough of them are free.
+/// Measures four kinds of access on base pages, on THP and on the pages of each pool: first touch, sequential read, random read,
+/// and dependent read (each read depends on the last). Each round measures all page sizes in turn, and is compared with itself.
+/// Changes no pool: it uses the pages of a pool only if enough of them are free.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Memory to read, of each kind: 300M, 1G; more than the caches hold
+    /// Memory to read for each page size, larger than the CPU caches: 300M, 1G
     #[arg(long, default_value = "1G", allow_hyphen_values = true, value_parser = size)]
     size: ByteSize,
 
-    /// What to compare: 4K (or base), thp, 2M, 1G [default: all that this machine has]
+    /// Page sizes to compare: 4K (or base), thp, 2M, 1G [default: all page sizes of this machine]
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     pages: Vec<Pages>,
 
-    /// Rounds to measure, after one that does not count
+    /// Rounds to measure, after one round that does not count
     ///
-    /// There is a difference when all rounds agree on it. By chance alone they do so once in 16 times with 5 rounds, and once
-    /// in 64 times with 7.
+    /// The report shows a difference only if all rounds agree. By chance alone they agree once in 16 runs with 5 rounds, and once
+    /// in 64 runs with 7 rounds.
     #[arg(long, value_name = "N", default_value_t = 7, allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(5..=1000))]
     repeats: u32,
 
-    /// Write a picture too; a file of that name is replaced
+    /// Write a diagram to this file too; replaces an existing file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 
@@ -49,7 +49,7 @@ pub struct Args {
 fn size(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
     if size < Spec::MIN_SIZE {
-        return Err(format!("it has to be at least {}", Spec::MIN_SIZE));
+        return Err(format!("expected at least {}", Spec::MIN_SIZE));
     }
     Ok(size)
 }
@@ -98,7 +98,7 @@ pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Known before a minute of measuring.
+/// Checks the path before the measurement, which can take minutes.
 fn check_folder(path: &Path) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -106,7 +106,7 @@ fn check_folder(path: &Path) -> Result<()> {
     };
     if path.is_dir() || !folder.is_dir() {
         bail!(
-            "cannot write `{}`: no such folder, or a folder",
+            "cannot write `{}`: its directory does not exist, or it is a directory",
             path.display()
         );
     }
@@ -116,7 +116,7 @@ fn check_folder(path: &Path) -> Result<()> {
 fn human(report: &Report, screen: Screen) -> String {
     let mut parts = vec![
         format!(
-            "{} of memory, {} rounds: the median, and what they range over",
+            "{} of memory, {} rounds: median and range",
             ByteSize::new(report.size_bytes),
             report.repeats
         ),
@@ -130,7 +130,7 @@ fn human(report: &Report, screen: Screen) -> String {
     parts.join("\n")
 }
 
-/// What each memory lies on, or why there is none.
+/// The backing of each memory, or the reason why it was not measured.
 fn backings(report: &Report, screen: Screen) -> String {
     let rows = report.memories.iter().map(|row| {
         let (lies_on, faults) = match &row.outcome {
@@ -151,7 +151,7 @@ fn backings(report: &Report, screen: Screen) -> String {
     });
     output::table(
         screen,
-        &["asked for", "lies on, as the kernel says", "page faults"],
+        &["requested", "backing, from smaps", "page faults"],
         rows,
     )
 }
@@ -171,13 +171,13 @@ fn lies_on(pages: Pages, backing: &Backing) -> String {
         }
         Pages::Base if backing.thp_bytes > 0 => {
             format!(
-                "{resident}, of that {} on THP",
+                "{resident}, {} of it on THP",
                 ByteSize::new(backing.thp_bytes)
             )
         }
         Pages::Base => format!("{resident} in pages of {page}"),
     };
-    // One node is where everything lies on most machines, and says nothing.
+    // Most machines have one node, so the numbers of a single node carry no information.
     if backing.nodes.len() > 1 {
         for (node, pages) in &backing.nodes {
             let _ = write!(text, ", node {node}: {pages} pages");
@@ -188,7 +188,7 @@ fn lies_on(pages: Pages, backing: &Backing) -> String {
 
 fn figures(report: &Report, screen: Screen) -> String {
     let counted = report.dtlb_load_misses.available;
-    let mut head = vec!["", "on", "median", "rounds", "speed against base"];
+    let mut head = vec!["", "on", "median", "range", "speed against base"];
     if counted {
         head.push("misses");
     }
@@ -232,11 +232,11 @@ fn against(series: &Series) -> String {
 
 fn misses(counted: &Counted) -> String {
     let Some(reason) = &counted.reason else {
-        return "misses: dTLB load misses per read, as the hardware counted them".to_owned();
+        return "misses: dTLB load misses per read, counted by the hardware".to_owned();
     };
     let hint = counted.hint.as_ref();
     let hint = hint.map_or(String::new(), |hint| format!("\nhint: {hint}"));
-    format!("dTLB misses: not available here\nreason: {reason}{hint}")
+    format!("dTLB misses: not counted: {reason}{hint}")
 }
 
 #[cfg(test)]

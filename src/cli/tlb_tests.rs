@@ -11,7 +11,7 @@ const ROUNDS: [f64; 5] = [1.0, 1.02, 0.98, 1.01, 0.99];
 fn measured(medians: [f64; 4], backing: Backing, faults: f64, misses: Option<f64>) -> Outcome {
     let series = |index: usize| {
         let rounds: Vec<f64> = ROUNDS.iter().map(|one| one * medians[index]).collect();
-        // Nothing counts them while pages are taken.
+        // The hardware counts no misses during the first touch.
         let misses = misses.filter(|_| index > 0).map(|misses| [misses]);
         let misses = misses.as_ref().map(<[f64; 1]>::as_slice);
         Series::new(Metric::ALL[index], rounds, misses).unwrap()
@@ -50,7 +50,7 @@ fn made_up(counted: bool) -> Report {
         repeats: 5,
         dtlb_load_misses: Counted {
             available: counted,
-            reason: (!counted).then(|| "the kernel does not let this user count (EACCES)".into()),
+            reason: (!counted).then(|| "this user may not count events (EACCES)".into()),
             hint: (!counted).then(|| "as root: sysctl kernel.perf_event_paranoid=2".into()),
         },
         memories: vec![
@@ -79,7 +79,7 @@ fn made_up(counted: bool) -> Report {
             row(
                 huge(1 << 30),
                 Outcome::NotMeasured(NotMeasured {
-                    reason: "the pool of 1 GiB pages has 0 free, and it takes 1".into(),
+                    reason: "the pool of 1 GiB pages has 0 free, 1 needed".into(),
                     hint: Some("hugepages pool reserve 1 --size 1G".into()),
                 }),
             ),

@@ -1,24 +1,24 @@
-//! What can be counted, and has to stay within bounds: memory, pages, faults. Never a time.
+//! Bounds for counts of memory, pages and faults. Times have no bounds.
 
 use serde::Serialize;
 
 use super::{CaseResult, Measure, Report, Sample};
 
-/// A number and the most that it may be.
+/// A count and its limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bound {
-    /// Such as `cold: in the page cache, MiB`.
+    /// Name, such as `cold: in the page cache, MiB`.
     pub what: String,
-    /// What was counted, at its worst.
+    /// The worst count.
     pub value: f64,
-    /// The bound.
+    /// The limit.
     pub limit: f64,
-    /// Why that much.
+    /// Reason for the limit.
     pub why: String,
 }
 
 impl Bound {
-    /// Whether it is kept.
+    /// Whether the count is within its limit.
     pub fn holds(&self) -> bool {
         self.value <= self.limit
     }
@@ -26,7 +26,7 @@ impl Bound {
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Of a whole report.
+/// All bounds of a report.
 pub fn of(report: &Report) -> Vec<Bound> {
     let mut bounds: Vec<Bound> = Vec::new();
     for result in &report.cases {
@@ -42,7 +42,7 @@ pub fn of(report: &Report) -> Vec<Bound> {
     bounds
 }
 
-/// With the option off, nothing that can be counted is more than in stock.
+/// With the option off, no count exceeds that of stock.
 fn without_overhead(result: &CaseResult) -> Vec<Bound> {
     let most = |id: &str, share: f64, some: f64, why: &str| {
         let measure = Measure::named(id)?;
@@ -51,19 +51,14 @@ fn without_overhead(result: &CaseResult) -> Vec<Bound> {
             what: title(result, measure),
             value: b.median,
             limit: a.max * (1.0 + share) + some,
-            why: format!("stock has {:.0}, {why}", a.max),
+            why: format!("stock: {:.0}; {why}", a.max),
         })
     };
     [
-        // Where the kernel puts a mapping moves some faults from one run to the next.
-        most(
-            "minor_faults",
-            0.03,
-            500.0,
-            "3 % and 500 are left to chance",
-        ),
-        most("peak_own", 0.02, 8.0, "2 % and 8 MiB are left to chance"),
-        most("residue", 0.01, 1.0, "1 % and 1 MiB are left to chance"),
+        // The number of faults varies with the addresses of mappings.
+        most("minor_faults", 0.03, 500.0, "tolerance 3 % and 500"),
+        most("peak_own", 0.02, 8.0, "tolerance 2 % and 8 MiB"),
+        most("residue", 0.01, 1.0, "tolerance 1 % and 1 MiB"),
         most("hugetlb", 0.0, 0.0, "the option is off"),
     ]
     .into_iter()
@@ -71,7 +66,7 @@ fn without_overhead(result: &CaseResult) -> Vec<Bound> {
     .collect()
 }
 
-/// On huge pages, memory is what was planned, and the page cache stays as it was.
+/// On huge pages, the memory matches the plan, and the page cache gets nothing of the model.
 fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
     let planned = result.case.planned_bytes as f64 / MIB;
     let ordinary = result.case.planned_ordinary_bytes as f64 / MIB;
@@ -92,35 +87,32 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
         "peak_own",
         (planned + ordinary) * 1.02 + 256.0,
         format!(
-            "{planned:.0} MiB of pages and {ordinary:.0} MiB besides are planned; 2 % and 256 MiB are for all else"
+            "plan: {planned:.0} MiB of pages and {ordinary:.0} MiB of other memory; tolerance 2 % and 256 MiB"
         ),
     );
     add(
         "hugetlb",
         planned,
-        format!("{planned:.0} MiB of pages are planned"),
+        format!("plan: {planned:.0} MiB of pages"),
     );
     if result.case.cache == super::Cache::Cold {
         add(
             "residue",
             size * 0.01 + 2.0,
-            "1 % of the model and 2 MiB are for its header".to_owned(),
+            "1 % of the model and 2 MiB for its header".to_owned(),
         );
     }
     bounds
 }
 
-/// The pools are as they were.
+/// The pools are the same as before.
 fn pages_are_back(report: &Report) -> Vec<Bound> {
     let pairs = report.pools_before.iter().zip(&report.pools_after);
     let bound = |(before, after): (&super::Pool, &super::Pool)| Bound {
-        what: format!(
-            "pages of {} bytes that are not as they were",
-            after.page_bytes
-        ),
+        what: format!("changed pages of {} bytes in the pool", after.page_bytes),
         value: (after.total.abs_diff(before.total) + after.free.abs_diff(before.free)) as f64,
         limit: 0.0,
-        why: "what was taken is given back".to_owned(),
+        why: "the comparison returns all pages".to_owned(),
     };
     pairs.map(bound).collect()
 }

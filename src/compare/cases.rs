@@ -1,4 +1,4 @@
-//! The cases, as a table: what is started, and what the page cache holds of the model then.
+//! The table of cases: the programs to start, and the state of the page cache at the start.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,38 +7,38 @@ use super::{Cache, Case, Program, Side};
 use crate::plan::{Plan, PlanError};
 use crate::pool::HugePageSize;
 
-/// Which of the two programs.
+/// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// What is compared with.
+    /// The baseline.
     Baseline,
     /// Ours.
     Ours,
 }
 
-/// What there has to be in the pool when it starts.
+/// Huge pages that a server needs at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pages {
-    /// It takes none.
+    /// No pages.
     None,
-    /// All that it needs.
+    /// All pages of its plan.
     All,
-    /// Half of what it needs, and no page more.
+    /// Exactly half of the pages of its plan.
     Half,
 }
 
 /// How a server is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recipe {
-    /// For people.
+    /// Name in the report.
     pub name: &'static str,
     /// Which server.
     pub program: Which,
-    /// Arguments beyond those that all have.
+    /// Additional arguments.
     pub args: &'static [&'static str],
-    /// Of the pool.
+    /// Pages of the pool.
     pub pages: Pages,
-    /// An option that its `--help` has to have.
+    /// An option that its `--help` must list.
     pub option: Option<&'static str>,
 }
 
@@ -74,7 +74,7 @@ const STOCK_DIO: Recipe = Recipe {
     option: Some("--load-mode"),
     ..recipe("stock, dio", Which::Baseline, &["--load-mode", "dio"])
 };
-/// No llama.cpp has that option: the case is there to be left out with its reason, and to run the day there is one.
+/// No llama.cpp has this option yet. The comparison skips the case with this reason, and runs it as soon as the option exists.
 const STOCK_ADVISED: Recipe = Recipe {
     option: Some("--thp"),
     ..recipe("stock, THP advice", Which::Baseline, &["--thp"])
@@ -125,7 +125,7 @@ const HALF: Recipe = Recipe {
 };
 const STORE: Recipe = Recipe {
     option: Some("--hugepage-store"),
-    // The folder is the user's to choose.
+    // The user can choose the directory.
     ..huge(
         "store",
         &[
@@ -140,15 +140,15 @@ const STORE: Recipe = Recipe {
 /// One line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// As `--cases` takes it.
+    /// Name in `--cases`.
     pub name: &'static str,
     /// The baseline.
     pub a: Recipe,
-    /// What is compared with it.
+    /// The side that is compared with the baseline.
     pub b: Recipe,
-    /// At the start of each run.
+    /// State of the page cache at the start of each run.
     pub cache: Cache,
-    /// For `--help`.
+    /// Text in `--help`.
     pub about: &'static str,
 }
 
@@ -164,14 +164,14 @@ const fn row(name: &'static str, cache: Cache, a: Recipe, b: Recipe, about: &'st
 
 use Cache::{Cold, Warm};
 
-/// All of them.
+/// All cases.
 #[rustfmt::skip]
 pub const CASES: [Row; 23] = [
     row("cold",        Cold, STOCK,    HUGE,          "stock, huge pages of any size"),
     row("warm",        Warm, STOCK,    HUGE,          "the same"),
-    row("off",         Warm, STOCK,    OFF,           "stock, ours without the option"),
-    row("same",        Warm, STOCK,    STOCK_AGAIN,   "stock, stock: how far noise goes"),
-    row("shards",      Warm, ONE_FILE, SHARDS,        "one file, shards; both on huge pages"),
+    row("off",         Warm, STOCK,    OFF,           "stock, this llama-server without --hugepages"),
+    row("same",        Warm, STOCK,    STOCK_AGAIN,   "stock, stock: shows the noise"),
+    row("shards",      Warm, ONE_FILE, SHARDS,        "one file, shards: both on huge pages"),
     row("2m-cold",     Cold, STOCK,    SIZE_2M,       "stock, pages of 2 MiB only"),
     row("2m",          Warm, STOCK,    SIZE_2M,       "the same"),
     row("1g-cold",     Cold, STOCK,    SIZE_1G,       "stock, pages of 1 GiB only"),
@@ -192,23 +192,23 @@ pub const CASES: [Row; 23] = [
     row("advice",      Warm, STOCK,    STOCK_ADVISED, "stock, stock with THP advice on its mapping"),
 ];
 
-/// What the recipes are made with.
+/// Programs and arguments for the recipes.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// What is compared with.
+    /// The baseline.
     pub baseline: Program,
-    /// Ours.
+    /// This project's server.
     pub ours: Program,
-    /// For the case `shards`.
+    /// First shard, for the case `shards`.
     pub shards: Option<PathBuf>,
-    /// Where a resident image is put.
+    /// Directory for resident images.
     pub store: String,
-    /// Arguments that all servers get.
+    /// Arguments of all servers.
     pub args: Vec<String>,
 }
 
 impl Programs {
-    /// The one that is meant.
+    /// The program of a recipe.
     pub fn program(&self, which: Which) -> &Program {
         match which {
             Which::Baseline => &self.baseline,
@@ -216,13 +216,13 @@ impl Programs {
         }
     }
 
-    /// A server of a recipe.
+    /// The side of a recipe.
     pub fn side(&self, recipe: &Recipe, model: &Path) -> Side {
         let model = match &self.shards {
             Some(shards) if recipe.name == SHARDS.name => shards,
             _ => model,
         };
-        // Slots for requests side by side, with room for the prompts.
+        // Slots for parallel requests, with room for their prompts.
         let fixed = ["--parallel", "4", "--ctx-size", "4096", "--no-webui"];
         let args = fixed.iter().chain(recipe.args);
         let mut args: Vec<String> = args.map(|arg| (*arg).to_owned()).collect();
@@ -240,15 +240,15 @@ impl Programs {
 }
 
 impl Row {
-    /// The one of a name.
+    /// The case with this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         CASES.iter().find(|row| row.name == name)
     }
 
-    /// Why it cannot be run with these programs.
+    /// Why the case cannot run with these programs.
     pub fn missing(&self, programs: &Programs) -> Option<String> {
         if self.b == SHARDS && programs.shards.is_none() {
-            return Some("needs --shards FILE".to_owned());
+            return Some("--shards FILE is missing".to_owned());
         }
         [self.a, self.b].iter().find_map(|recipe| {
             let (program, option) = (programs.program(recipe.program), recipe.option?);
@@ -257,12 +257,12 @@ impl Row {
         })
     }
 
-    /// Whether it needs resident images.
+    /// Whether the case needs a store.
     pub fn uses_store(&self) -> bool {
         self.b.option == STORE.option
     }
 
-    /// On a model. How many pages it takes is not known yet.
+    /// The case for a model, without its number of pages.
     pub fn case(&self, programs: &Programs, name: &str, model: &Path) -> Case {
         Case {
             name: self.name.to_owned(),
@@ -276,7 +276,7 @@ impl Row {
         }
     }
 
-    /// Pages of each size that have to be there, as the server plans them. The case has what they come to afterwards.
+    /// Pages of each size that the case needs, from the server's plan. Sets the planned bytes of the case.
     ///
     /// # Errors
     /// [`PlanError`]
@@ -304,7 +304,7 @@ impl Row {
 }
 
 impl Side {
-    /// What it would take.
+    /// The plan of this side.
     ///
     /// # Errors
     /// [`PlanError`]

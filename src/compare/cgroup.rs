@@ -1,4 +1,4 @@
-//! A cgroup in which memory is short, of version 2 or 1.
+//! A cgroup with a memory limit, of version 2 or 1.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,7 +10,7 @@ use crate::kernel_files;
 use crate::pool::Root;
 use crate::status::cgroups::memory_hierarchy;
 
-/// A cgroup of our own. Dropping it removes it; a guardian does when this process is killed.
+/// A temporary cgroup. It is removed when the value is dropped, or by the guardian if this process is killed.
 #[derive(Debug)]
 pub struct Cgroup {
     dir: PathBuf,
@@ -19,7 +19,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// One whose processes have so many bytes of memory, page cache included.
+    /// Creates a cgroup with a limit in bytes, including page cache.
     pub fn with_memory(bytes: u64) -> Result<Self, CompareError> {
         let hierarchy = memory_hierarchy(&Root::system());
         let (parent, is_v2) =
@@ -43,7 +43,7 @@ impl Cgroup {
         };
         fs::write(cgroup.dir.join(limit), bytes.to_string()).map_err(no)?;
         if is_v2 {
-            // Own memory that goes to swap would leave more room for files.
+            // Without swap, because swapped memory would leave more room for page cache.
             let _ = fs::write(cgroup.dir.join("memory.swap.max"), "0");
         } else {
             let _ = fs::write(cgroup.dir.join("memory.swappiness"), "0");
@@ -51,7 +51,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Whoever writes `0` there becomes a member.
+    /// File that makes a process a member when it writes `0`.
     pub fn members(&self) -> io::Result<File> {
         OpenOptions::new()
             .write(true)
@@ -68,7 +68,7 @@ fn no(source: io::Error) -> CompareError {
     CompareError::NoCgroup { source }
 }
 
-/// Has the controller passed on to the children of the top, where it is not.
+/// Enables the controller for the children of the root, if needed.
 fn enable(top: &Path, guardian: &mut Guardian) -> Result<(), CompareError> {
     let control = top.join("cgroup.subtree_control");
     let passed_on = fs::read_to_string(&control).map_err(no)?;

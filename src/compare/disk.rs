@@ -1,4 +1,4 @@
-//! What the disk gives when nothing but reading is done.
+//! The read speed of the disk.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use serde::Serialize;
 use serde_json::Value;
 
-/// What fio reads of a file with `O_DIRECT`.
+/// Speed of fio on a file with `O_DIRECT`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DirectRead {
     /// Bytes a second.
@@ -14,9 +14,9 @@ pub struct DirectRead {
 }
 
 impl DirectRead {
-    /// Reads a whole file. `None` where fio is not installed or cannot do it.
+    /// Reads a whole file. `None` if fio is not installed or fails.
     ///
-    /// Eight requests of 4 MiB are in flight: more was not faster on the disks tried.
+    /// Eight requests of 4 MiB are in flight, because more were not faster on the tested disks.
     pub fn measure(path: &Path) -> Option<Self> {
         let output = Command::new("fio")
             .args([

@@ -1,16 +1,16 @@
-//! Why a comparison cannot go on.
+//! Errors of a comparison.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::Difference;
 
-/// The user does not want to go on.
+/// The user cancelled the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted")]
 pub struct Cancelled;
 
-/// Why a comparison cannot go on. Nothing is left running.
+/// Why a comparison failed. No server is left running.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
@@ -22,10 +22,10 @@ pub enum CompareError {
         name: String,
         status: String,
         said: String,
-        /// What the server says can be done.
+        /// The hint of the server.
         hint: Option<String>,
     },
-    #[error("`{name}` was ready and ended while it answered ({status}): {said}")]
+    #[error("`{name}` ended during an answer ({status}): {said}")]
     Crashed {
         name: String,
         status: String,
@@ -33,60 +33,60 @@ pub enum CompareError {
     },
     #[error("`{name}` was not ready after {seconds} s")]
     Hung { name: String, seconds: u64 },
-    #[error("`{name}` was ready and did not answer: {reason}")]
+    #[error("`{name}` was ready but did not answer: {reason}")]
     NoAnswer { name: String, reason: String },
     #[error("cannot read `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{bytes} bytes of `{}` stay in the page cache: another process maps it", path.display())]
+    #[error("cannot drop `{}` from the page cache: {bytes} bytes stay, because another process maps the file", path.display())]
     StaysCached { path: PathBuf, bytes: u64 },
-    #[error("the page cache keeps {bytes} of {size} bytes of `{}`: there is no memory for a warm start", path.display())]
+    #[error("too little memory for a warm start: the page cache keeps {bytes} of {size} bytes of `{}`", path.display())]
     NotCached {
         path: PathBuf,
         bytes: u64,
         size: u64,
     },
-    #[error("`{a}` and `{b}` do not give the same tokens: {difference}")]
+    #[error("`{a}` and `{b}` gave different tokens: {difference}")]
     Unequal {
         a: String,
         b: String,
         difference: Box<Difference>,
     },
-    #[error("`{a}` and `{b}` do not give the same perplexity: `{said_a}` and `{said_b}`")]
+    #[error("`{a}` and `{b}` gave different perplexities: `{said_a}` and `{said_b}`")]
     UnequalPerplexity {
         a: String,
         b: String,
         said_a: String,
         said_b: String,
     },
-    #[error("cannot limit memory")]
+    #[error("cannot create a cgroup with a memory limit")]
     NoCgroup { source: io::Error },
-    #[error("cannot mount a place for resident images")]
+    #[error("cannot mount a hugetlbfs for resident images")]
     NoStore { source: io::Error },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }
 
 impl CompareError {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Ended { hint, .. } => return hint.clone(),
-            Self::StaysCached { .. } => "end the servers that have this model loaded",
+            Self::StaysCached { .. } => "end the other servers of this model",
             Self::NotCached { .. } => {
-                "a smaller model, or fewer huge pages in the pool while this runs"
+                "use a smaller model, or shrink the pool during the comparison"
             }
-            Self::Hung { .. } => "--patience SECONDS, where it only needs longer",
+            Self::Hung { .. } => "if the server only needs more time, raise --patience SECONDS",
             _ => return None,
         };
         Some(hint.to_owned())
     }
 
-    /// Whether two programs that should say the same did not.
+    /// Whether the two programs gave different results.
     pub fn is_unequal(&self) -> bool {
         matches!(self, Self::Unequal { .. } | Self::UnequalPerplexity { .. })
     }
 
-    /// Whether this says something about the machine and nothing about the servers: the case is left out.
+    /// Whether the cause is the machine and not a server. The comparison then skips the case.
     pub fn is_of_the_machine(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! The memory of a process that has loaded, as the kernel accounts for it.
+//! The memory of a process after its load, counted by the kernel.
 
 use std::collections::BTreeMap;
 
@@ -14,28 +14,28 @@ use crate::status::pools;
 pub struct Footprint {
     /// Resident, huge pages not included. Source: `Rss` in `/proc/PID/smaps_rollup`.
     pub rss: u64,
-    /// The same with what is shared divided by who shares it. Source: `Pss` there.
+    /// Proportional size: shared memory is divided among its processes. Source: `Pss` there.
     pub pss: u64,
     /// On huge pages of a pool. Source: `HugetlbPages` in `/proc/PID/status`.
     pub hugetlb: u64,
     /// The process' page tables. Source: `VmPTE` there.
     pub page_tables: u64,
-    /// Page cache that is mapped with one entry for each 2 MiB. Source: `FilePmdMapped` in `smaps_rollup`.
+    /// Page cache that is mapped with entries of 2 MiB. Source: `FilePmdMapped` in `smaps_rollup`.
     pub file_pmd_mapped: u64,
     /// Anonymous memory on THP. Source: `AnonHugePages` there.
     pub anon_huge_pages: u64,
-    /// By NUMA node. Source: `/proc/PID/numa_maps`.
+    /// Bytes on each NUMA node. Source: `/proc/PID/numa_maps`.
     pub nodes: BTreeMap<String, u64>,
     /// Of the machine: page cache in pieces of 2 MiB. Source: `FileHugePages` in `/proc/meminfo`.
     pub machine_file_huge_pages: u64,
-    /// Of the machine: pages of its pools that are taken. Source: `nr_hugepages` and `free_hugepages`.
+    /// Of the machine: bytes taken from its pools. Source: `nr_hugepages` and `free_hugepages`.
     pub machine_pool: u64,
-    /// Of the machine. Source: `/proc/loadavg`.
+    /// Load average of the machine. Source: `/proc/loadavg`.
     pub load_average: String,
 }
 
 impl Footprint {
-    /// Looks at a process. What may not be read is 0.
+    /// Reads the memory of a process. Unreadable values are 0.
     pub fn read(pid: u32) -> Self {
         let root = Root::system();
         let text = |path: &str| kernel_files::text(&root, path).unwrap_or_default();
@@ -59,7 +59,7 @@ impl Footprint {
     }
 }
 
-/// Bytes of pages that are taken out of all pools.
+/// Bytes taken from all pools.
 pub fn pool_bytes_taken(root: &Root) -> u64 {
     let pools = pools::read(root).into_iter();
     pools

@@ -1,12 +1,12 @@
-//! Puts away what must not outlive this process, also when that is killed.
+//! Cleans up cgroups, mounts and directories, even if this process is killed.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// Reads what to put away until its input ends, which the end of this process brings about, whatever ended it. Servers die with
-/// this process, too, but take a moment, and until then a cgroup and a mount are busy.
+/// Reads names to clean up until the end of its input, which comes at the end of this process. Servers need a moment to die, and
+/// until then a cgroup and a mount are busy.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP QUIT PIPE
 cgroup= mount= control= folder=
@@ -34,7 +34,7 @@ done
 [ ! -d "$cgroup" ] && [ ! -d "$mount" ] && [ ! -d "$folder" ]
 "#;
 
-/// A shell that waits. Dropping it puts everything away and waits for that.
+/// A waiting shell. Dropping the value starts the clean-up and waits for its end.
 #[derive(Debug)]
 pub struct Guardian {
     shell: Child,
@@ -48,15 +48,15 @@ impl Guardian {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A Ctrl-C at the terminal is not for it.
+            // Its own process group, so that a Ctrl-C at the terminal does not reach it.
             .process_group(0)
             .spawn()?;
         let input = shell.stdin.take();
         Ok(Self { shell, input })
     }
 
-    /// What to put away, said before it is there: `cgroup`, `mount`, `control`, `folder`. Of folders only ones with our name
-    /// are removed: a line may be a part of a path.
+    /// Registers a thing to clean up before it exists: `cgroup`, `mount`, `control`, `folder`. The shell removes only directories
+    /// with our name, because a killed process may write only a part of a path.
     pub fn tell(&mut self, what: &str, path: &Path) -> io::Result<()> {
         let Some(input) = &mut self.input else {
             return Ok(());

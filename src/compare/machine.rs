@@ -1,4 +1,4 @@
-//! What could explain a figure and is not in it.
+//! Properties of the machine that can explain a figure.
 
 use std::fmt;
 use std::fs;
@@ -12,16 +12,16 @@ use crate::pool::Root;
 use crate::size::ByteSize;
 use crate::status::pools::nodes;
 
-/// The machine as it was when the comparison began. Empty where it does not say.
+/// The machine at the start of the comparison. Unknown properties are empty.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
     /// Release of the kernel.
     pub kernel: String,
     /// Model of the CPU.
     pub cpu: String,
-    /// Cores that this process may use.
+    /// Cores that this process can use.
     pub cores: usize,
-    /// Whether a hypervisor is under it.
+    /// Whether it is a virtual machine.
     pub virtual_machine: bool,
     /// Frequency governor.
     pub governor: String,
@@ -40,7 +40,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around.
+    /// Reads all properties.
     pub fn read(model: &Path) -> Self {
         let root = Root::system();
         let text = |path| {

@@ -1,4 +1,4 @@
-//! Some servers on one model: what they take together.
+//! Memory of several servers on one model.
 
 use serde::Serialize;
 
@@ -7,46 +7,46 @@ use super::server::Server;
 use super::{CompareError, Footprint, ModelFile, Runner, Side};
 use crate::pool::Root;
 
-/// The baseline and ours, as often as there are servers.
+/// Several servers of each side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Many {
-    /// Which model.
+    /// Name of the model.
     pub model: String,
-    /// How many of each.
+    /// Number of servers of each side.
     pub servers: usize,
-    /// The baseline, and what is compared with it.
+    /// Both sides, the baseline first.
     pub sides: Vec<ManySide>,
 }
 
-/// One of them.
+/// One side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ManySide {
-    /// For people.
+    /// Name in the report.
     pub name: String,
-    /// What was started, so many times.
+    /// Command line of each server.
     pub command: Vec<String>,
-    /// Sum of the `Pss` of all: page cache that is shared counts once. Source: `/proc/PID/smaps_rollup`.
+    /// Sum of all `Pss`, which counts shared page cache once. Source: `/proc/PID/smaps_rollup`.
     pub pss_bytes: u64,
-    /// What the pools have less: pages that are shared count once. Source: `/sys/kernel/mm/hugepages`.
+    /// Bytes taken from the pools, which count shared pages once. Source: `/sys/kernel/mm/hugepages`.
     pub pool_bytes: u64,
-    /// Of the model in the page cache, mapped or not. Source: mincore(2).
+    /// Bytes of the model in the page cache, mapped or not. Source: mincore(2).
     pub residue_bytes: u64,
-    /// Of each.
+    /// Memory of each server.
     pub footprints: Vec<Footprint>,
 }
 
 impl ManySide {
-    /// What nobody else has while they run.
+    /// Total memory of all servers.
     pub fn total_bytes(&self) -> u64 {
         self.pss_bytes + self.pool_bytes
     }
 }
 
 impl Runner<'_> {
-    /// Starts `servers` of each side at the same time, lets each say a word, and looks. `told` is called before each.
+    /// Starts `servers` of each side, requests a token from each, and reads the memory. `told` is called before each side.
     ///
     /// # Errors
-    /// Whatever happened to a server.
+    /// Errors of a server.
     pub fn many(
         &self,
         model: &str,
@@ -73,7 +73,7 @@ impl Runner<'_> {
         let mut running = Vec::new();
         for _ in 0..servers {
             let mut server = Server::start(side, self.host())?;
-            // One after the other: an image that is shared is made by the first.
+            // One after the other, because the first server fills the shared image.
             server.first_token()?;
             running.push(server);
         }

@@ -1,4 +1,4 @@
-//! The report for people who read it later: tables, what was left out, where the numbers come from.
+//! The report in Markdown: tables, skipped cases, sources of the numbers.
 
 use std::fmt::{Display, Write};
 
@@ -9,7 +9,7 @@ use crate::status::HvoState;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Sections in the order in which they are asked for: is it equal, what was measured, on what, what is missing.
+/// Builds the sections: equality, measurements, machine, skipped cases.
 pub fn markdown(report: &Report) -> String {
     let mut text = String::from("# llama-server with and without huge pages\n");
     machine(&mut text, &report.machine);
@@ -29,12 +29,12 @@ pub fn markdown(report: &Report) -> String {
     text
 }
 
-/// Whatever is written to a string is there.
+/// Adds a line. A write to a string cannot fail.
 fn line(text: &mut String, what: impl Display) {
     let _ = writeln!(text, "{what}");
 }
 
-/// In a cell of a table.
+/// Escapes a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
@@ -54,25 +54,25 @@ fn machine(text: &mut String, machine: &Machine) {
     line(text, format!("\n{machine}."));
 }
 
-/// What the kernel gets back of its own tables.
+/// Adds the memory that HVO frees.
 fn hvo(text: &mut String, report: &Report) {
     let Some(hvo) = &report.hvo else {
         return;
     };
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB);
     let measured = hvo.given_back_bytes.map_or_else(String::new, |bytes| {
-        format!(", {} are given back now, of all pools", mib(bytes))
+        format!(", and {} for all pools now", mib(bytes))
     });
     let possible = mib(hvo.possible_bytes);
     let state = match hvo.state {
         HvoState::On => "on",
         HvoState::Off => "off",
-        HvoState::Unsupported => "not in this kernel",
+        HvoState::Unsupported => "not supported by this kernel",
     };
     line(
         text,
         format!(
-            "\nHVO is {state}: with it, the pool of the largest case gives back {possible} of `struct page`{measured}."
+            "\nHVO is {state}: it frees {possible} of `struct page` memory for the pool of the largest case{measured}."
         ),
     );
 }
@@ -98,14 +98,14 @@ fn programs(text: &mut String, report: &Report) {
 fn case(text: &mut String, result: &CaseResult) {
     let case = &result.case;
     let cache = match case.cache {
-        super::Cache::Cold => "nothing of the model in the page cache",
-        super::Cache::Warm => "all of the model in the page cache",
+        super::Cache::Cold => "the page cache holds nothing of the model",
+        super::Cache::Warm => "the page cache holds the whole model",
     };
     line(text, format!("\n## {}: {}\n", case.model, case.name));
     line(
         text,
         format!(
-            "{} and {}, {cache}; {} pairs in the order A B B A after one run each that does not count. {} tokens and their \
+            "{} and {}; {cache}. {} pairs in the order A B B A, after one run of each that does not count. {} tokens and their \
              probabilities are equal bit for bit.",
             case.a.name,
             case.b.name,
@@ -128,7 +128,7 @@ fn case(text: &mut String, result: &CaseResult) {
     }
 }
 
-/// Name, A, B, ratio of each measure that is not nothing.
+/// Name, A, B and ratio of each measure that is not zero.
 pub fn rows(result: &CaseResult) -> impl Iterator<Item = [String; 4]> {
     MEASURES.iter().filter_map(|measure| {
         let (a, b) = result.summaries(measure.of)?;
@@ -153,17 +153,17 @@ fn spread(measure: &Measure, spread: Summary) -> String {
     )
 }
 
-/// Never a difference that the spread does not carry.
+/// Prints a ratio, or that no difference was measured.
 pub fn said(ratio: Ratio) -> String {
     let Ratio { mean, low, high, n } = ratio;
     if ratio.is_different() {
-        // What is nearly nothing is not nothing.
+        // More digits for small ratios, so that they do not read 0.000.
         let digits = if mean < 0.01 { 5 } else { 3 };
         format!("{mean:.digits$} ({low:.digits$} to {high:.digits$}, n={n})")
     } else if high < 10.0 * low {
         format!("{mean:.3} ({low:.3} to {high:.3}, n={n}, no difference measured)")
     } else {
-        // Ends so far apart say nothing that n does not say.
+        // Such a wide interval carries no information.
         format!("no difference measured (n={n})")
     }
 }
@@ -178,9 +178,9 @@ fn servers(text: &mut String, report: &Report) {
             text,
             [
                 "",
-                "PSS of all, MiB",
+                "PSS of all servers, MiB",
                 "pool, MiB",
-                "together, MiB",
+                "total, MiB",
                 "in the page cache, MiB",
             ],
         );
@@ -210,10 +210,10 @@ fn pressed(text: &mut String, pressure: &Pressure) {
         text,
         [
             "",
-            "t/s without limit",
-            "t/s with it",
+            "t/s without the limit",
+            "t/s with the limit",
             "ratio",
-            "major faults while generating",
+            "major faults during generation",
         ],
     );
     for side in &pressure.sides {
@@ -232,16 +232,16 @@ fn pressed(text: &mut String, pressure: &Pressure) {
 }
 
 impl Pressure {
-    /// What was done, in a sentence.
+    /// Describes the case in a sentence.
     pub fn sentence(&self) -> String {
         let counted = if self.counts_huge_pages {
-            "huge pages count against it"
+            "Huge pages count against the limit"
         } else {
-            "huge pages do not count against it"
+            "Huge pages do not count against the limit"
         };
         format!(
-            "A cgroup (version {}) with {:.0} MiB of memory: two thirds of the {:.0} MiB that are mapped of the model, and what \
-             stock needs besides; {counted}.",
+            "Each server runs in a cgroup (version {}) with a limit of {:.0} MiB. The limit is two thirds of the {:.0} MiB that \
+             stock maps of the model, plus stock's own memory. {counted}.",
             self.cgroup_version,
             self.limit_bytes as f64 / MIB,
             self.mapped_bytes as f64 / MIB
@@ -258,7 +258,7 @@ fn perplexity(text: &mut String, report: &Report) {
         text,
         [
             "model",
-            "of stock and on huge pages, equal to the last digit",
+            "output of stock and of huge pages, equal to the last digit",
         ],
     );
     for perplexity in &report.perplexity {
@@ -270,10 +270,14 @@ fn bounds(text: &mut String, report: &Report) {
     if report.bounds.is_empty() {
         return;
     }
-    line(text, "\n## What was counted, and its bounds");
-    head(text, ["", "counted", "at most", "why", ""]);
+    line(text, "\n## Counts and bounds");
+    head(text, ["", "count", "limit", "reason", ""]);
     for bound in &report.bounds {
-        let verdict = if bound.holds() { "" } else { "**broken**" };
+        let verdict = if bound.holds() {
+            ""
+        } else {
+            "**out of bounds**"
+        };
         let number = |value: f64| format!("{value:.0}");
         row(
             text,
@@ -290,16 +294,16 @@ fn bounds(text: &mut String, report: &Report) {
 
 fn missing(text: &mut String, report: &Report) {
     if !report.failed.is_empty() {
-        line(text, "\n## What went wrong");
-        head(text, ["model", "case", "", "hint"]);
+        line(text, "\n## Failed cases");
+        head(text, ["model", "case", "reason", "hint"]);
         for failed in &report.failed {
             let hint = failed.hint.as_deref().unwrap_or_default();
             row(text, [&failed.model, &failed.case, &failed.reason, hint]);
         }
     }
     if !report.left_out.is_empty() {
-        line(text, "\n## What was left out");
-        head(text, ["model", "case", "why", "hint"]);
+        line(text, "\n## Skipped cases");
+        head(text, ["model", "case", "reason", "hint"]);
         for left_out in &report.left_out {
             let hint = left_out.hint.as_deref().unwrap_or_default();
             row(
@@ -314,11 +318,11 @@ fn sources(text: &mut String, report: &Report) {
     if report.cases.is_empty() {
         return;
     }
-    line(text, "\n## Where the numbers come from\n");
+    line(text, "\n## Sources of the numbers\n");
     line(
         text,
-        "Median, smallest and largest of all runs that count; the ratio is the geometric mean over the pairs with its 95 % \
-         interval. Where that contains 1, no difference was measured.",
+        "Each cell has the median, minimum and maximum of all runs that count. The ratio is the geometric mean over the pairs with \
+         its 95 % interval. If the interval contains 1, no difference was measured.",
     );
     head(text, ["measure", "source"]);
     for measure in &MEASURES {

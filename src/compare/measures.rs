@@ -1,23 +1,23 @@
-//! What is compared, and where each number comes from.
+//! The measures of a comparison, and their sources.
 
 use super::{Load, Sample};
 
 /// One number of a sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
-    /// For JSON and for bounds.
+    /// Name in JSON and in bounds.
     pub id: &'static str,
-    /// For people.
+    /// Name in reports.
     pub name: &'static str,
-    /// Of what is printed.
+    /// Unit of the printed value.
     pub unit: &'static str,
-    /// Where it comes from.
+    /// Source.
     pub source: &'static str,
-    /// Digits after the point.
+    /// Decimals.
     pub digits: usize,
-    /// Of a sample. 0 where it has none.
+    /// The value of a sample; 0 if the sample has none.
     pub of: fn(&Sample) -> f64,
-    /// Whether it is drawn.
+    /// Whether the plot shows it.
     pub drawn: bool,
 }
 
@@ -52,7 +52,7 @@ fn parallel(sample: &Sample, of: impl Fn(&super::Parallel) -> f64) -> f64 {
     speed(sample, |speed| speed.parallel.as_ref().map_or(0.0, &of))
 }
 
-/// All of them, in the order in which they are printed.
+/// All measures, in the order of the report.
 #[rustfmt::skip]
 pub const MEASURES: [Measure; 25] = [
     measure!(to_token, "to first token", "s", 2, "clock: process start to the answer of /completion for one token", |s| s.seconds_to_token, true),
@@ -83,7 +83,7 @@ pub const MEASURES: [Measure; 25] = [
 ];
 
 impl Measure {
-    /// The one of an id.
+    /// The measure with this id.
     pub fn named(id: &str) -> Option<&'static Self> {
         MEASURES.iter().find(|measure| measure.id == id)
     }

@@ -1,24 +1,24 @@
 //! The comparison with stock llama.cpp: whole processes, in turn, on the same model.
 //!
-//! A [`Case`] has two sides, A (the baseline) and B. Both are started in the order A B B A after one run each that does not
-//! count, and everything that could explain a difference is noted beside the times. No run knows of another's result.
+//! A [`Case`] has two sides, A (the baseline) and B. They run in the order A B B A, after one run of each that does not count.
+//! Besides times, each run records everything that can explain a difference. No run depends on the result of another run.
 //!
 //! ```text
 //! Row ──▶ Case ──Runner──▶ Sample, Sample, …  ──Ratio──▶ B / A with its interval ──▶ Report ──▶ JSON, Markdown, SVG
-//!                                └── Measure: what is read off a sample, and where it comes from
+//!                                └── Measure: a value of a sample, and its source
 //! ```
 //!
 //! ```text
 //! cases.rs     the cases, as a table          server.rs    one process, from its start to its end
 //! runner.rs    the order of the runs          watch.rs     its memory while it loads
-//! measures.rs  what is compared               footprint.rs its memory when it has loaded
-//! stats.rs     ratios and intervals           speech.rs    what both have to say
-//! bounds.rs    what can be counted            speed.rs     tokens a second
-//! pressure.rs  too little memory              many.rs      some servers, one model
-//! report.rs    all of it; markdown.rs and plot.rs for people
+//! measures.rs  measures and their sources     footprint.rs its memory after the load
+//! stats.rs     ratios and intervals           speech.rs    answers that must be equal
+//! bounds.rs    bounds for counts              speed.rs     tokens a second
+//! pressure.rs  too little memory              many.rs      several servers, one model
+//! report.rs    the report; markdown.rs and plot.rs print it
 //! ```
 //!
-//! Lives here: starting, measuring, statistics. Not here: the pool and the terminal, which `hugepages compare` sees to.
+//! Lives here: starting, measuring, statistics. Not here: the pool and the terminal, which are in the command.
 
 mod bounds;
 mod cases;
@@ -74,25 +74,25 @@ pub use stats::Ratio;
 pub use store::Store;
 pub use watch::Moment;
 
-/// What the page cache holds of the model when a process starts.
+/// State of the page cache at the start of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// Nothing: dropped, and counted to be so.
+    /// The page cache holds nothing of the model, checked with mincore.
     Cold,
-    /// All of it: read once.
+    /// The page cache holds the whole model, read once.
     Warm,
 }
 
-/// One of the two that are compared.
+/// One side of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Side {
-    /// For people: `stock`, `hugepages`.
+    /// Name in the report: `stock`, `hugepages`.
     pub name: String,
     /// A `llama-server`.
     pub program: PathBuf,
     /// The first file of the model.
     pub model: PathBuf,
-    /// Further arguments.
+    /// More arguments.
     pub args: Vec<String>,
 }

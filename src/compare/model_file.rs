@@ -1,4 +1,4 @@
-//! A model's files, and what the page cache holds of them.
+//! The files of a model, and their bytes in the page cache.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,10 +17,10 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// From the first file. `NAME-00001-of-00003.gguf` brings the others along.
+    /// Finds all files from the first one, such as `NAME-00001-of-00003.gguf`.
     ///
     /// # Errors
-    /// [`CompareError::Read`] where one of them is missing.
+    /// [`CompareError::Read`] if a file is missing.
     pub fn open(first: &Path) -> Result<Self, CompareError> {
         let paths = shards(first);
         let mut bytes = 0;
@@ -42,7 +42,7 @@ impl ModelFile {
         self.bytes
     }
 
-    /// Brings the page cache to a state, and looks whether it came to it.
+    /// Brings the page cache into a state, and checks the result.
     ///
     /// # Errors
     /// [`CompareError::StaysCached`], [`CompareError::NotCached`], [`CompareError::Read`]
@@ -68,7 +68,7 @@ impl ModelFile {
         }
     }
 
-    /// Bytes of it in the page cache. Source: mincore(2).
+    /// Bytes of the model in the page cache. Source: mincore(2).
     ///
     /// # Errors
     /// [`CompareError::Read`]
@@ -103,7 +103,7 @@ fn shards(first: &Path) -> Vec<PathBuf> {
 }
 
 fn drop_cached(file: &File) -> io::Result<()> {
-    // Only what is on disk can be dropped.
+    // The kernel drops only clean pages, so write them to disk first.
     fsync(file)?;
     fadvise(file, 0, None, Advice::DontNeed)?;
     Ok(())

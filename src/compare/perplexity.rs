@@ -1,4 +1,4 @@
-//! The perplexity of a text, as `llama-perplexity` of both says it: equal to the last digit.
+//! The perplexity of a text from `llama-perplexity` of both sides, which must be equal to the last digit.
 
 use std::env;
 use std::fs;
@@ -12,24 +12,24 @@ use serde::Serialize;
 
 use super::{Cancelled, CompareError, Runner, Scratch};
 
-/// Some thousand words that are here anyway.
+/// Some thousand words that the repository contains anyway.
 const TEXT: &str = include_str!("../../README.md");
 
-/// Small, so that a part of the text fills it a few times.
+/// Small, so that the text fills the context a few times.
 const CONTEXT: &str = "128";
 
-/// What both said.
+/// The equal output of both programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Perplexity {
-    /// Which model.
+    /// Name of the model.
     pub model: String,
-    /// What was run.
+    /// Command lines.
     pub commands: Vec<Vec<String>>,
-    /// The same of both: `[1]…,[2]…` for each part, and the estimate.
+    /// Output: `[1]…,[2]…` for each part, and the estimate.
     pub said: String,
 }
 
-/// Arguments of `llama-perplexity` for a model, but for the text.
+/// Arguments of `llama-perplexity` for a model, without the text.
 pub fn perplexity_arguments(model: &Path) -> Vec<String> {
     let model = model.to_string_lossy().into_owned();
     ["--model", &model, "--ctx-size", CONTEXT, "--chunks", "4"]
@@ -38,10 +38,10 @@ pub fn perplexity_arguments(model: &Path) -> Vec<String> {
 }
 
 impl Runner<'_> {
-    /// Runs both programs over the same text. `more` is for ours only.
+    /// Runs both programs over the same text. Only ours gets the arguments `more`.
     ///
     /// # Errors
-    /// [`CompareError::UnequalPerplexity`], and whatever happened to a program.
+    /// [`CompareError::UnequalPerplexity`], and errors of a program.
     pub fn perplexity(
         &self,
         name: &str,
@@ -115,7 +115,7 @@ impl Runner<'_> {
                 return Err(if is_cancelled {
                     Cancelled.into()
                 } else {
-                    failed("it did not end".to_owned())
+                    failed("no end within the time limit".to_owned())
                 });
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -130,7 +130,7 @@ impl Runner<'_> {
     }
 }
 
-/// The line with the parts and the line with the estimate, without what comes before them.
+/// The line with the parts and the line with the estimate, without their prefixes.
 fn figures(said: &str) -> Option<String> {
     let line = |mark: &str| {
         let line = said.lines().find(|line| line.contains(mark))?;

@@ -1,4 +1,4 @@
-//! The report as a picture: a bar for each side of each case, and memory over the time of a load.
+//! The report as a diagram: a bar for each side of each case, and memory over the time of a load.
 
 use std::fmt::Write;
 
@@ -20,7 +20,7 @@ const BARS_END: i32 = 640;
 const LINES: i32 = 180;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// A bar: whose it is, what it shows, and whether that differs from the bar above it.
+/// A bar: its side, its value, and whether the value differs from the bar above.
 struct Bar {
     name: String,
     summary: Summary,
@@ -34,8 +34,7 @@ struct Panel {
     bars: Vec<Bar>,
 }
 
-/// An SVG document: a panel for each measure that is drawn, and the memory of both sides of the first case. `None` where no
-/// case was run.
+/// An SVG document: a panel for each plotted measure, and the memory of both sides of the first case. `None` if no case ran.
 pub fn svg(report: &Report) -> Option<String> {
     let panels: Vec<Panel> = MEASURES
         .iter()
@@ -98,7 +97,7 @@ fn panel(report: &Report, measure: &Measure) -> Panel {
     }
 }
 
-/// For who does not see the picture.
+/// Text alternative of the diagram.
 fn description(panels: &[Panel]) -> String {
     let mut text = String::new();
     for panel in panels {
@@ -112,7 +111,7 @@ fn description(panels: &[Panel]) -> String {
     text.trim_end().to_owned()
 }
 
-/// Names of files may hold anything.
+/// Escapes text, because file names may contain any character.
 fn plain(text: &str) -> String {
     let keep = |letter: char| {
         if "<>&\"'".contains(letter) {

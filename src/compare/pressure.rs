@@ -1,7 +1,7 @@
-//! Too little memory for the page cache: what that does to tokens a second.
+//! Tokens a second with too little memory for the page cache.
 //!
 //! ```text
-//! limit = 2/3 of what is mapped of the model + what the baseline needs of its own + some for the kernel
+//! limit = 2/3 of the model's mapped memory + the baseline's own memory + some memory for the kernel
 //! ```
 //! Each side is measured without the limit and with it, in turn, and compared with itself.
 
@@ -11,32 +11,32 @@ use super::cgroup::{Cgroup, accounts_huge_pages};
 use super::server::{Host, Server};
 use super::{Cache, CompareError, ModelFile, Ratio, Runner, Side, Speed};
 
-/// For the kernel's own: page tables, sockets, buffers.
+/// Bytes for the kernel: page tables, sockets, buffers.
 const SLACK: u64 = 16 << 20;
 
 /// Both sides with and without the limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pressure {
-    /// Which model.
+    /// Name of the model.
     pub model: String,
-    /// Of memory, page cache included.
+    /// Memory limit in bytes, including page cache.
     pub limit_bytes: u64,
-    /// What was in memory of the model's files without a limit.
+    /// Bytes of the model's files in memory without a limit.
     pub mapped_bytes: u64,
-    /// Of the cgroup hierarchy: 2 or 1.
+    /// Version of the cgroup hierarchy: 2 or 1.
     pub cgroup_version: u8,
-    /// Whether huge pages count against the limit.
+    /// Whether the limit counts huge pages.
     pub counts_huge_pages: bool,
-    /// The baseline, and what is compared with it.
+    /// Both sides, the baseline first.
     pub sides: Vec<PressureSide>,
 }
 
-/// One of them.
+/// One side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PressureSide {
-    /// For people.
+    /// Name in the report.
     pub name: String,
-    /// What was started.
+    /// Command line.
     pub command: Vec<String>,
     /// Without the limit and with it, from the same round.
     pub rounds: Vec<(Pressed, Pressed)>,
@@ -49,16 +49,16 @@ pub struct Pressed {
     pub generation_per_second: f64,
     /// Process start to the first token.
     pub seconds_to_token: f64,
-    /// Faults with I/O while it generated. Source: `/proc/PID/stat`.
+    /// Page faults with I/O during generation. Source: `/proc/PID/stat`.
     pub major_faults: u64,
     /// Peak of `RssFile`.
     pub peak_file_bytes: u64,
-    /// Peak of `RssAnon`; huge pages are not of the cgroup's memory.
+    /// Peak of `RssAnon`, which the cgroup counts; huge pages are not included.
     pub peak_anon_bytes: u64,
 }
 
 impl PressureSide {
-    /// Tokens a second with the limit, over those without.
+    /// Tokens a second with the limit, divided by those without.
     pub fn ratio(&self) -> Option<Ratio> {
         let rates = self.rounds.iter();
         Ratio::of(
@@ -67,7 +67,7 @@ impl PressureSide {
         )
     }
 
-    /// Means of: tokens a second without and with the limit, major faults with it.
+    /// Means of tokens a second without and with the limit, and of major faults with it.
     pub fn means(&self) -> (f64, f64, f64) {
         let n = self.rounds.len().max(1) as f64;
         let mean = |of: fn(&(Pressed, Pressed)) -> f64| self.rounds.iter().map(of).sum::<f64>() / n;
@@ -80,10 +80,10 @@ impl PressureSide {
 }
 
 impl Runner<'_> {
-    /// The baseline and ours under the same limit. `told` is called before each run.
+    /// Runs both sides under the same limit. `told` is called before each run.
     ///
     /// # Errors
-    /// [`CompareError::NoCgroup`] where memory cannot be limited, and whatever happened to a server.
+    /// [`CompareError::NoCgroup`] if the machine cannot limit memory, and errors of a server.
     pub fn pressure(
         &self,
         model: &str,
@@ -93,7 +93,7 @@ impl Runner<'_> {
     ) -> Result<Pressure, CompareError> {
         let files = ModelFile::open(&sides[0].model)?;
         told("pressure: without a limit, stock");
-        // Also the run that does not count.
+        // This is also the run that does not count.
         let (free, _) = self.pressed(sides[0], &files, None, tokens)?;
         let mapped = files.cached()?;
         let limit = mapped / 3 * 2 + free.peak_anon_bytes + SLACK;
@@ -133,7 +133,7 @@ impl Runner<'_> {
         Ok(result)
     }
 
-    /// Pages belong to the cgroup that reads them first, so none may be in memory before.
+    /// Drops the page cache first, because the kernel charges a page to the cgroup that reads it first.
     fn pressed(
         &self,
         side: &Side,
@@ -161,7 +161,7 @@ impl Runner<'_> {
             peak_anon_bytes: peak.anon_bytes,
         };
         let command = server.command();
-        // Before its cgroup, which cannot go while it runs.
+        // The server must end before its cgroup can be removed.
         drop(server);
         Ok((pressed, command))
     }

@@ -1,4 +1,4 @@
-//! A program that is compared: what it can do, and which it is.
+//! A program of a comparison: its options, version and hash.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -13,28 +13,28 @@ use sha2::{Digest, Sha256};
 use super::CompareError;
 use super::server::spawn;
 
-/// What a program says of itself comes at once.
+/// Time limit for `--version` and `--help`.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A `llama-server` and what it says of itself.
+/// A `llama-server` with its version and its help.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Program {
-    /// Where it is.
+    /// Path.
     pub path: PathBuf,
-    /// What `--version` says.
+    /// Output of `--version`.
     pub version: String,
-    /// Of its file, in hexadecimal; empty where it cannot be read.
+    /// SHA-256 of its file, in hexadecimal; empty if unreadable.
     pub sha256: String,
-    /// What `--help` says.
+    /// Output of `--help`.
     #[serde(skip)]
     pub help: String,
 }
 
 impl Program {
-    /// Asks it.
+    /// Runs the program with `--version` and `--help`.
     ///
     /// # Errors
-    /// [`CompareError::Start`] where it cannot be run. One that knows neither option is asked in vain and is no error.
+    /// [`CompareError::Start`] if it cannot run. A program without these options is no error.
     pub fn ask(path: &Path) -> Result<Self, CompareError> {
         let ask = |option| {
             said(path, option).map_err(|source| CompareError::Start {
@@ -55,7 +55,7 @@ impl Program {
         })
     }
 
-    /// Whether its help has an option.
+    /// Whether its help lists an option.
     pub fn has(&self, option: &str) -> bool {
         let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '-';
         self.help
@@ -93,7 +93,9 @@ fn said(path: &Path, option: &str) -> io::Result<String> {
         if asked.elapsed() > PATIENCE {
             child.kill()?;
             child.wait()?;
-            return Err(io::Error::other(format!("it does not answer `{option}`")));
+            return Err(io::Error::other(format!(
+                "no answer to `{option}` within the time limit"
+            )));
         }
         thread::sleep(Duration::from_millis(5));
     }

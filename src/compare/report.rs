@@ -1,4 +1,4 @@
-//! All of a comparison, as JSON has it.
+//! The report of a comparison, the source of its JSON.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,19 +13,19 @@ use super::{
 use crate::pool::Root;
 use crate::status::{Hvo, hvo, pools};
 
-/// What was compared.
+/// A model of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {
-    /// For people.
+    /// Name in the report.
     pub name: String,
     /// Its files.
     pub files: Vec<PathBuf>,
-    /// Of all files.
+    /// Size of all files.
     pub bytes: u64,
 }
 
 impl Model {
-    /// From its files.
+    /// Describes a model by its files.
     pub fn new(name: &str, files: &ModelFile) -> Self {
         Self {
             name: name.to_owned(),
@@ -35,49 +35,49 @@ impl Model {
     }
 }
 
-/// A case that could not be run here.
+/// A skipped case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
-    /// Its name.
+    /// Name of the case.
     pub case: String,
-    /// With which model.
+    /// Name of the model.
     pub model: String,
-    /// Why.
+    /// Reason.
     pub reason: String,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
 }
 
-/// A case in which something went wrong.
+/// A failed case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failed {
-    /// Its name.
+    /// Name of the case.
     pub case: String,
-    /// With which model.
+    /// Name of the model.
     pub model: String,
-    /// What went wrong.
+    /// Reason.
     pub reason: String,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
-    /// Whether the two did not say the same.
+    /// Whether the two sides gave different results.
     pub unequal: bool,
 }
 
 /// One pool, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pool {
-    /// Of a page.
+    /// Page size.
     pub page_bytes: u64,
     /// `nr_hugepages`
     pub total: u64,
     /// `free_hugepages`
     pub free: u64,
-    /// Computed: what HVO gives back for each page that joins the pool while it is on.
+    /// Computed: bytes that HVO frees for each added page.
     pub hvo_bytes_of_a_page: u64,
 }
 
 impl Pool {
-    /// All of them, as they are now.
+    /// Reads all pools.
     pub fn all() -> Vec<Self> {
         let pools = pools::read(&Root::system()).into_iter();
         let pool = |pool: pools::PoolState| Self {
@@ -90,43 +90,43 @@ impl Pool {
     }
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Where it ran.
+    /// The machine.
     pub machine: Machine,
-    /// How this was started.
+    /// Command lines of this comparison.
     pub commands: Vec<String>,
-    /// Variables that all servers got from the user and that may change what they do.
+    /// Variables of the user's environment that all servers inherit and that can change their results.
     pub environment: BTreeMap<String, String>,
-    /// What was compared: the baseline, and ours.
+    /// Both programs, the baseline first.
     pub programs: Vec<Program>,
-    /// With what.
+    /// The models.
     pub models: Vec<Model>,
-    /// Before the first case.
+    /// Pools before the first case.
     pub pools_before: Vec<Pool>,
-    /// While the pages of a case were there, the most of it.
+    /// HVO with the pages of a case, at its maximum.
     pub hvo: Option<Hvo>,
-    /// A over B.
+    /// Results of the cases.
     pub cases: Vec<CaseResult>,
-    /// Perplexities, all of them equal.
+    /// Equal perplexities.
     pub perplexity: Vec<Perplexity>,
-    /// Too little memory.
+    /// Results of the case `pressure`.
     pub pressure: Vec<Pressure>,
-    /// Some servers on one model.
+    /// Results of the case `servers`.
     pub servers: Vec<Many>,
-    /// What could not be run here.
+    /// Skipped cases.
     pub left_out: Vec<LeftOut>,
-    /// What went wrong.
+    /// Failed cases.
     pub failed: Vec<Failed>,
-    /// After the last case.
+    /// Pools after the last case.
     pub pools_after: Vec<Pool>,
-    /// What was counted, and the most that it may be.
+    /// Counts and their limits.
     pub bounds: Vec<Bound>,
 }
 
 impl Report {
-    /// Of nothing yet.
+    /// A report without results.
     pub fn new(machine: Machine, commands: Vec<String>, programs: Vec<Program>) -> Self {
         Self {
             machine,
@@ -153,7 +153,7 @@ impl Report {
         model.map_or(0, |model| model.bytes)
     }
 
-    /// Looks at what the pools give back now, and keeps the most.
+    /// Reads the memory that HVO frees now, and keeps the maximum.
     pub fn note_hvo(&mut self) {
         let root = Root::system();
         let now = hvo::read(&root, &pools::read(&root));
@@ -163,18 +163,18 @@ impl Report {
         }
     }
 
-    /// When nothing follows.
+    /// Completes the report after the last case.
     pub fn finish(&mut self) {
         self.pools_after = Pool::all();
         self.bounds = bounds::of(self);
     }
 
-    /// Bounds that were not kept.
+    /// Counts out of their bounds.
     pub fn broken(&self) -> impl Iterator<Item = &Bound> {
         self.bounds.iter().filter(|bound| !bound.holds())
     }
 
-    /// Whether nothing at all was compared.
+    /// Whether no case ran.
     pub fn is_empty(&self) -> bool {
         self.cases.is_empty()
             && self.perplexity.is_empty()
@@ -182,23 +182,23 @@ impl Report {
             && self.servers.is_empty()
     }
 
-    /// What fio read, of all cases.
+    /// Read speeds of fio in all cases.
     pub fn direct_reads(&self) -> impl Iterator<Item = &DirectRead> {
         self.cases.iter().flat_map(|result| &result.direct_reads)
     }
 
-    /// For people, with tables.
+    /// The report as Markdown.
     pub fn markdown(&self) -> String {
         markdown::markdown(self)
     }
 
-    /// For people, as a picture. `None` where nothing can be drawn.
+    /// The report as a diagram. `None` without results.
     pub fn svg(&self) -> Option<String> {
         plot::svg(self)
     }
 }
 
-/// Of OpenMP, ggml and the C library. `LLAMA_ARG_*` is taken away from the servers.
+/// Variables of OpenMP, ggml and the C library. The servers do not inherit `LLAMA_ARG_*`.
 fn environment() -> BTreeMap<String, String> {
     const PREFIXES: [&str; 6] = ["OMP_", "GOMP_", "KMP_", "GGML_", "GLIBC_", "MALLOC_"];
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();

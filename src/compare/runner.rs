@@ -12,49 +12,49 @@ use super::{
 };
 use crate::stats::Summary;
 
-/// Two sides, and what the page cache holds when they start.
+/// Two sides, and the state of the page cache at their start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Case {
-    /// Such as `cold`, of [`super::CASES`].
+    /// Name, such as `cold`, from [`super::CASES`].
     pub name: String,
-    /// For people: which model.
+    /// Name of the model in the report.
     pub model: String,
-    /// At the start of each run.
+    /// State of the page cache at the start of each run.
     pub cache: Cache,
     /// The baseline.
     pub a: Side,
-    /// What is compared with it.
+    /// The side that is compared with the baseline.
     pub b: Side,
     /// Whether fio reads the model of B between the pairs.
     pub direct_read: bool,
-    /// Bytes of huge pages that B was planned to take; 0 where it takes none of a pool.
+    /// Planned bytes of huge pages for B; 0 without huge pages.
     pub planned_bytes: u64,
-    /// Bytes of what B was planned to have on ordinary memory: less than a page each.
+    /// Planned bytes of ordinary memory for B: buffers that are smaller than a page.
     pub planned_ordinary_bytes: u64,
 }
 
-/// All runs of a case, none left out but the first of each side.
+/// All runs of a case, without the first run of each side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CaseResult {
-    /// What was run.
+    /// The case.
     pub case: Case,
-    /// Tokens that both sides had in common, bit for bit, before anything was timed.
+    /// Tokens that were equal bit for bit before the measurement.
     pub equal_tokens: usize,
-    /// B over A of each measure that is above zero in all runs, by its id.
+    /// Ratio B / A of each measure that is above zero in all runs, by its id.
     pub ratios: BTreeMap<&'static str, Ratio>,
-    /// One of A and one of B each, whichever came first.
+    /// Pairs of a run of A and a run of B, in any order.
     pub pairs: Vec<(Sample, Sample)>,
-    /// What the disk gave at that time.
+    /// Read speed of the disk at that time.
     pub direct_reads: Vec<DirectRead>,
 }
 
 impl CaseResult {
-    /// B over A of any measure.
+    /// Ratio B / A of a measure.
     pub fn ratio(&self, measure: impl Fn(&Sample) -> f64) -> Option<Ratio> {
         Ratio::of(self.pairs.iter().map(|(a, b)| (measure(a), measure(b))))
     }
 
-    /// Of A and of B.
+    /// Summaries of A and of B.
     pub fn summaries(&self, measure: impl Fn(&Sample) -> f64) -> Option<(Summary, Summary)> {
         let (a, b): (Vec<_>, Vec<_>) = self
             .pairs
@@ -64,7 +64,7 @@ impl CaseResult {
         Some((Summary::of(&a)?, Summary::of(&b)?))
     }
 
-    /// How fast B read its model, over what fio read in the same pair.
+    /// Read speed of B, divided by the speed of fio in the same pair.
     pub fn of_direct_read(&self) -> Option<Ratio> {
         let reads = self.direct_reads.iter().map(|read| read.bytes_per_second);
         let loads = self.pairs.iter().filter_map(|(_, b)| b.load.as_ref());
@@ -77,23 +77,23 @@ impl CaseResult {
 /// Runs cases.
 #[derive(Debug)]
 pub struct Runner<'a> {
-    /// How many runs of each side count.
+    /// Number of runs of each side that count.
     pub pairs: usize,
-    /// Tokens of each answer that both sides have to agree on before anything is timed.
+    /// Tokens of each answer that must be equal before the measurement.
     pub tokens: u32,
-    /// Tokens that each request to time them generates; 0 times none.
+    /// Tokens that each measured request generates; 0 skips these requests.
     pub speed_tokens: u32,
-    /// How long a server may take to become ready, and to answer.
+    /// Time limit for a server to become ready, and for each answer.
     pub patience: Duration,
-    /// Set by whoever wants to end this: it ends within a moment, with no server left.
+    /// Set to cancel: the runner ends soon, and no server is left.
     pub cancelled: &'a AtomicBool,
 }
 
 impl<'a> Runner<'a> {
-    /// One case. `told` is called before each run with what comes.
+    /// Runs one case. `told` is called before each run.
     ///
     /// # Errors
-    /// Whatever happened to a server; [`CompareError::Unequal`] before anything is timed.
+    /// Errors of a server; [`CompareError::Unequal`] before the measurement.
     pub fn run(&self, case: &Case, told: impl Fn(&str)) -> Result<CaseResult, CompareError> {
         let (files_a, files_b) = (
             ModelFile::open(&case.a.model)?,
@@ -139,7 +139,7 @@ impl<'a> Runner<'a> {
         Ok(result)
     }
 
-    /// Both say the same, with the same probabilities. Returns how many tokens that was shown for.
+    /// Checks that both sides give the same tokens with the same probabilities. Returns the number of compared tokens.
     fn equal(&self, a: &Side, b: &Side) -> Result<usize, CompareError> {
         let say = |side| {
             let mut server = Server::start(side, self.host())?;

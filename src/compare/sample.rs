@@ -1,4 +1,4 @@
-//! What one run of a server gave.
+//! The results of one run of a server.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,13 +11,13 @@ use crate::pool::Root;
 pub struct Sample {
     /// Name of the side.
     pub side: String,
-    /// What was started.
+    /// Command line.
     pub command: Vec<String>,
     /// Process start to `/health` ok.
     pub seconds_to_health: f64,
     /// Process start to the first token of `/completion`.
     pub seconds_to_token: f64,
-    /// Of the process until then, in user mode. Source: `/proc/PID/stat`.
+    /// CPU time of the process until then, in user mode. Source: `/proc/PID/stat`.
     pub user_seconds: f64,
     /// The same in the kernel.
     pub system_seconds: f64,
@@ -25,17 +25,17 @@ pub struct Sample {
     pub minor_faults: u64,
     /// Page faults with I/O.
     pub major_faults: u64,
-    /// Highest sum of `RssAnon` and `HugetlbPages` that was seen: what nobody can take away. Source: `/proc/PID/status`.
+    /// Highest observed sum of `RssAnon` and `HugetlbPages`, which the kernel cannot drop. Source: `/proc/PID/status`.
     pub peak_own_bytes: u64,
-    /// Highest `RssFile` that was seen: the model as it is mapped.
+    /// Highest observed `RssFile`: the mapped model.
     pub peak_file_bytes: u64,
-    /// Of the model in the page cache after the first token. Source: mincore(2).
+    /// Bytes of the model in the page cache after the first token. Source: mincore(2).
     pub residue_bytes: u64,
-    /// What the server itself says of its load on huge pages. Source: `/props`.
+    /// The server's report of its load on huge pages. Source: `/props`.
     pub load: Option<Load>,
-    /// Tokens a second, after the first one. `None` where that was not asked for.
+    /// Tokens a second, after the first token. `None` if not requested.
     pub speed: Option<Speed>,
-    /// After all of that.
+    /// Memory after all requests.
     pub footprint: Footprint,
     /// Memory from the start to the first token.
     pub moments: Vec<Moment>,
@@ -66,14 +66,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// Bytes a second, of what was read.
+    /// Read speed in bytes a second.
     pub fn bytes_per_second(&self) -> f64 {
         let bytes = self.bytes_direct + self.bytes_cached + self.bytes_buffered;
         bytes as f64 * 1e6 / self.us_total.max(1) as f64
     }
 }
 
-/// What the kernel counts for a process.
+/// The kernel's counts for a process.
 pub struct Counts {
     pub user_seconds: f64,
     pub system_seconds: f64,

@@ -1,11 +1,11 @@
-//! A folder for files that are gone when the comparison is.
+//! A directory for temporary files of the comparison.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::guardian::Guardian;
 
-/// Dropping it removes the folder with all that is in it; a guardian does when this process is killed.
+/// The directory is removed when the value is dropped, or by the guardian if this process is killed.
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
@@ -13,10 +13,10 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A new folder in this one, that only this user can enter.
+    /// Creates a directory in `parent`, which only this user can enter.
     ///
     /// # Errors
-    /// There is no room, no right or no shell.
+    /// No space, no right, or no shell.
     pub fn new_in(parent: &Path) -> io::Result<Self> {
         let mut guardian = Guardian::start()?;
         let dir = tempfile::Builder::new()
@@ -29,7 +29,7 @@ impl Scratch {
         })
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.dir
     }

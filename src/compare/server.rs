@@ -1,4 +1,4 @@
-//! One `llama-server` from its start to its end, and what the kernel counted meanwhile.
+//! One `llama-server` from its start to its end, with the counts of the kernel.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -23,30 +23,30 @@ use super::watch::Watch;
 use super::{Cancelled, CompareError, Footprint, Load, Moment, Sample, Side, Speed, speech, speed};
 use crate::plan::cause_and_hint;
 
-/// How often it is asked whether it is ready.
+/// Interval of requests to `/health`.
 const TICK: Duration = Duration::from_millis(5);
 
-/// A server that has not said by then whether it is ready is asked again.
+/// Time limit for one request to `/health`.
 const HEALTH: Duration = Duration::from_secs(2);
 
-/// How long a server has to end as it is asked to.
+/// Time limit for a server to end after a signal.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// What is timed: as little as there is to compute before the first token.
+/// The timed request, with as little computation before the first token as possible.
 const SHORT_PROMPT: &str = "a";
 
-/// What a server is started in.
+/// The environment of a server.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
-    /// How long it may take to become ready, and to answer.
+    /// Time limit to become ready, and for each answer.
     pub patience: Duration,
-    /// Set when the user does not want to go on.
+    /// Set when the user cancels.
     pub cancelled: &'a AtomicBool,
-    /// Where its memory is counted.
+    /// Cgroup of the server.
     pub cgroup: Option<&'a Cgroup>,
 }
 
-/// A server that runs. Dropping it ends it, and so does the end of this process, whatever ends it.
+/// A running server. It ends when the value is dropped, or when this process ends, even after SIGKILL.
 pub struct Server<'a> {
     side: &'a Side,
     host: Host<'a>,
@@ -84,10 +84,10 @@ impl<'a> Server<'a> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(start_error)?)
             .stderr(log.try_clone().map_err(start_error)?)
-            // A Ctrl-C reaches it once, from here.
+            // Its own process group, so that a Ctrl-C reaches it once, through this process.
             .process_group(0);
         for (name, _) in std::env::vars_os() {
-            // What the user has set for a server of his own is no part of this.
+            // Variables for the user's own servers must not change the comparison.
             if name.to_string_lossy().starts_with("LLAMA_ARG_") {
                 command.env_remove(name);
             }
@@ -118,7 +118,7 @@ impl<'a> Server<'a> {
         self.command.clone()
     }
 
-    /// Waits until it is ready. Returns the seconds since its start.
+    /// Waits until the server is ready. Returns the seconds since its start.
     pub fn ready(&mut self) -> Result<f64, CompareError> {
         loop {
             if self.host.cancelled.load(Ordering::Relaxed) {
@@ -160,13 +160,13 @@ impl<'a> Server<'a> {
             .collect()
     }
 
-    /// Asks for a completion. Returns the answer, and when it came.
+    /// Requests a completion. Returns the answer and its time.
     pub fn complete(&mut self, request: &Value) -> Result<(Value, Instant), CompareError> {
         let url = format!("{}/completion", self.url);
         self.ask(move |agent| speed::post(agent, &url, request))
     }
 
-    /// Waits for an answer, and meanwhile for the wish to end it all.
+    /// Waits for an answer or for a cancel.
     pub fn ask<T: Send>(
         &mut self,
         request: impl FnOnce(&Agent) -> Result<T, String> + Send,
@@ -180,11 +180,11 @@ impl<'a> Server<'a> {
                     Ok(answer) => return Ok(answer),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => {
-                        return Ok(Err("the request was lost".to_owned()));
+                        return Ok(Err("the connection closed without an answer".to_owned()));
                     }
                 }
                 if self.host.cancelled.load(Ordering::Relaxed) {
-                    // Which ends the request, too.
+                    // This also ends the request.
                     let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
                     return Err(Cancelled.into());
                 }
@@ -197,23 +197,23 @@ impl<'a> Server<'a> {
         &self.url
     }
 
-    /// What it says of its load.
+    /// The server's report of its load.
     pub fn load(&self) -> Option<Load> {
         let answer = self.agent.get(format!("{}/props", self.url)).call().ok()?;
         let props: Value = answer.into_body().read_json().ok()?;
         serde_json::from_value(props["hugepages"]["load"].clone()).ok()
     }
 
-    /// The most memory that was seen so far.
+    /// The highest observed memory so far.
     pub fn peak(&mut self) -> Moment {
         self.memory.take().map(Watch::stop).unwrap_or_default().peak
     }
 
     pub fn counts(&mut self) -> Result<Counts, CompareError> {
-        Counts::read(self.pid()).ok_or_else(|| self.no_answer("it is gone"))
+        Counts::read(self.pid()).ok_or_else(|| self.no_answer("the process ended"))
     }
 
-    /// Ready, and the first token. Returns the seconds of each since its start.
+    /// Waits for ready and for the first token. Returns the seconds of both since the start.
     pub fn first_token(&mut self) -> Result<(f64, f64), CompareError> {
         let ready = self.ready()?;
         let (answer, came) = self.complete(&speech::request(SHORT_PROMPT, 0.0, 1))?;
@@ -223,7 +223,7 @@ impl<'a> Server<'a> {
         Ok((ready, (came - self.began).as_secs_f64()))
     }
 
-    /// The first token, and what it took to get there; then how fast it speaks. `residue` is asked right after the first token.
+    /// Measures the first token and its cost, then the speed. `residue` is called directly after the first token.
     pub fn measure(
         mut self,
         speed_tokens: u32,
@@ -258,7 +258,7 @@ impl<'a> Server<'a> {
 
     fn no_answer(&mut self, reason: &str) -> CompareError {
         let name = self.side.name.clone();
-        // A process that dies closes its connection a little before it can be waited for.
+        // A dying process closes its connection shortly before the kernel reports its end.
         let asked = Instant::now();
         while asked.elapsed() < 40 * TICK {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -277,7 +277,7 @@ impl<'a> Server<'a> {
     /// Why it ended: the cause and the hint in its log, or the last thing it said.
     fn last_words(&mut self) -> (String, Option<String>) {
         let mut text = Vec::new();
-        // What cannot be read is not said.
+        // An unreadable log gives no message.
         let _ = self
             .log
             .rewind()
@@ -294,7 +294,7 @@ impl Drop for Server<'_> {
             return;
         }
         let pid = Pid::from_child(&self.child);
-        // It ends as a user ends it; what does not is killed, with all that it started.
+        // Ends the server with a signal, and kills it with its children after the time limit.
         let _ = kill_process(pid, Signal::TERM);
         let asked = Instant::now();
         while asked.elapsed() < FAREWELL {
@@ -308,13 +308,13 @@ impl Drop for Server<'_> {
     }
 }
 
-/// Starts a program that ends when this thread does, in a cgroup.
+/// Starts a program in a cgroup. The program ends when this thread ends.
 pub fn spawn(command: &mut Command, cgroup: Option<&Cgroup>) -> io::Result<Child> {
     let parent = getpid();
     let members = cgroup.map(Cgroup::members).transpose()?;
     let enter = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have ended before it could send a signal.
+        // The parent may have ended before the kernel could send the signal.
         if getppid() != Some(parent) {
             return Err(rustix::io::Errno::SRCH.into());
         }

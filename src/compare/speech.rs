@@ -1,11 +1,11 @@
-//! What two servers have to say in the same words: the prompts, the answers, and where they part.
+//! The answers that must be equal: the prompts, the answers, and the first difference.
 
 use std::fmt;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// What is asked, and how: two greedy answers, and one that is drawn by a seed.
+/// Prompts and temperatures: two greedy answers, and one with a seed.
 pub const QUESTIONS: [(&str, f64); 3] = [
     ("Once upon a time", 0.0),
     ("The page tables of a process are", 0.0),
@@ -19,22 +19,22 @@ pub fn request(prompt: &str, temperature: f64, tokens: u32) -> Value {
     })
 }
 
-/// The tokens of an answer with their log-probabilities. `None` where there are none.
+/// The tokens of an answer with their log-probabilities. `None` if the answer has none.
 pub fn tokens(answer: &Value) -> Option<Vec<Value>> {
     let tokens = answer["completion_probabilities"].as_array()?;
     (!tokens.is_empty()).then(|| tokens.clone())
 }
 
-/// The first place where two do not say the same.
+/// The first different token of two answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
-    /// Which token of the answer, counted from 1.
+    /// Number of the token in the answer, from 1.
     pub token: usize,
-    /// What A said there: token, log-probability and the next likely ones; empty where its answer had ended.
+    /// Output of A: token, log-probability and the next likely tokens; empty after the end of its answer.
     pub said_a: String,
-    /// What B said.
+    /// Output of B.
     pub said_b: String,
 }
 
@@ -58,7 +58,7 @@ pub fn first_difference(a: &[Vec<Value>], b: &[Vec<Value>]) -> Option<Difference
     let prompts = QUESTIONS.iter().map(|(prompt, _)| prompt);
     for (prompt, (a, b)) in prompts.zip(a.iter().zip(b)) {
         let longest = a.len().max(b.len());
-        // As text: a log-probability that differs in its last bit differs in its shortest decimal form.
+        // As text, because the shortest decimal form shows a difference in the last bit.
         let said = |tokens: &[Value], at| tokens.get(at).map(Value::to_string).unwrap_or_default();
         if let Some(at) = (0..longest).find(|at| said(a, *at) != said(b, *at)) {
             return Some(Difference {

@@ -1,4 +1,4 @@
-//! Tokens a second, as the server itself times them, and the time between two tokens as a client sees it.
+//! Tokens a second, timed by the server, and the time between two tokens, timed by the client.
 
 use std::io::{BufRead, BufReader};
 use std::thread;
@@ -11,36 +11,36 @@ use ureq::Agent;
 use super::CompareError;
 use super::server::Server;
 
-/// Requests that are answered side by side.
+/// Number of parallel requests.
 const STREAMS: usize = 4;
 
-/// Long enough that reading it is a matrix product, also where a token is a whole word; short enough where it is a letter.
+/// Long enough to need a matrix product if a token is a word, and short enough if a token is a letter.
 const PROMPT: &str = "The kernel keeps what was read of a file in memory, as long as nothing else needs that memory. Each page \
     of it has an entry in a table.";
 
-/// How fast a server speaks. The rates are its own: `timings` in the answer of `/completion`.
+/// Speed of a server. The rates are the server's `timings` in the answer of `/completion`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Speed {
     /// Tokens of the prompt.
     pub prompt_tokens: f64,
-    /// Of them a second, in one request.
+    /// Tokens of the prompt a second, in one request.
     pub prompt_per_second: f64,
     /// Tokens a second, in one request.
     pub generation_per_second: f64,
-    /// Milliseconds between two tokens of that request, as they arrive at a client.
+    /// Milliseconds between the arrivals of two tokens of this request at the client.
     pub latencies_ms: Vec<f64>,
-    /// The same with requests side by side.
+    /// Speed with parallel requests.
     pub parallel: Option<Parallel>,
 }
 
-/// Requests side by side, all of them together.
+/// Speed of parallel requests in total.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Parallel {
-    /// How many.
+    /// Number of requests.
     pub streams: usize,
-    /// Prompt tokens a second: all of them, over the longest time that one of the requests took for its own.
+    /// Tokens of all prompts, divided by the longest time of one request.
     pub prompt_per_second: f64,
-    /// Tokens a second: the same.
+    /// Generated tokens of all requests, divided by the longest time of one request.
     pub generation_per_second: f64,
 }
 
@@ -68,7 +68,7 @@ impl Timings {
 }
 
 impl Speed {
-    /// One request, and then [`STREAMS`] at once, for so many tokens each.
+    /// Measures one request, and then [`STREAMS`] parallel requests, with this number of tokens each.
     pub(super) fn measure(server: &mut Server<'_>, tokens: u32) -> Result<Self, CompareError> {
         let url = format!("{}/completion", server.url());
         let (alone, latencies_ms) = {
@@ -85,7 +85,7 @@ impl Speed {
         })
     }
 
-    /// Tokens a second of one request, with as little of a prompt as there is.
+    /// Tokens a second of one request with a short prompt.
     pub(super) fn generation(server: &mut Server<'_>, tokens: u32) -> Result<f64, CompareError> {
         let url = format!("{}/completion", server.url());
         server.ask(move |agent| {
@@ -95,7 +95,7 @@ impl Speed {
         })
     }
 
-    /// The latency that a share of all stays below; 0 of none.
+    /// A quantile of the latencies; 0 without latencies.
     pub fn latency_ms(&self, share: f64) -> f64 {
         let mut sorted = self.latencies_ms.clone();
         sorted.sort_by(f64::total_cmp);
@@ -108,19 +108,19 @@ impl Speed {
 }
 
 fn rate(count: f64, ms: f64) -> f64 {
-    // A server that took no time for it has not said how long it took.
+    // A time of zero means that the server did not report it.
     if ms > 0.0 { count * 1e3 / ms } else { 0.0 }
 }
 
 fn request(prompt: &str, tokens: u32) -> Value {
     json!({
         "prompt": prompt, "n_predict": tokens, "temperature": 0, "seed": 1, "cache_prompt": false,
-        // Every run has to do the same work.
+        // Every run must do the same work.
         "ignore_eos": true,
     })
 }
 
-/// The answer to a request, and when it was there.
+/// The answer to a request, and its time.
 pub fn post(agent: &Agent, url: &str, request: &Value) -> Result<(Value, Instant), String> {
     let answer = agent.post(url).send_json(request);
     let answer = answer.map_err(|error| error.to_string())?;
@@ -169,7 +169,7 @@ fn side_by_side(agent: &Agent, url: &str, tokens: u32) -> Result<Parallel, Strin
             })
             .collect();
         let joined = all.into_iter().map(|thread| {
-            let lost = |_| Err("a request was lost".to_owned());
+            let lost = |_| Err("a request thread ended without an answer".to_owned());
             thread.join().unwrap_or_else(lost)
         });
         joined.collect::<Result<_, _>>()

@@ -1,25 +1,25 @@
-//! What a handful of noisy numbers allows to say.
+//! Ratios and confidence intervals from a few noisy numbers.
 
 use serde::Serialize;
 
-/// B over A, from pairs that ran one after the other.
+/// Ratio B / A, from pairs of consecutive runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
     /// Geometric mean of the pairs' ratios.
     pub mean: f64,
-    /// Where the true ratio lies with 95 % confidence, if the pairs are independent.
+    /// Lower end of the 95 % confidence interval, if the pairs are independent.
     pub low: f64,
-    /// The other end.
+    /// Upper end.
     pub high: f64,
-    /// How many pairs.
+    /// Number of pairs.
     pub n: usize,
 }
 
 impl Ratio {
-    /// `None` with fewer than two pairs, or where a number is not above zero.
+    /// `None` with fewer than two pairs, or if a number is not above zero.
     ///
-    /// Pairs, since what disturbs a machine for a minute disturbs both runs of a pair; logarithms, so that A over B is the
-    /// inverse of B over A.
+    /// It uses pairs, because a disturbance of a minute affects both runs of a pair. It uses logarithms, so that A / B is the
+    /// inverse of B / A.
     pub fn of(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         let mut logs = Vec::new();
         for (a, b) in pairs {
@@ -43,7 +43,7 @@ impl Ratio {
         })
     }
 
-    /// Whether the spread carries a difference at all.
+    /// Whether the interval excludes 1.
     pub fn is_different(&self) -> bool {
         self.low > 1.0 || self.high < 1.0
     }

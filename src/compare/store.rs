@@ -1,4 +1,4 @@
-//! A place for resident images that is gone when the comparison is.
+//! A temporary hugetlbfs mount for resident images.
 
 use std::ffi::CString;
 use std::io;
@@ -9,7 +9,7 @@ use super::CompareError;
 use super::guardian::Guardian;
 use crate::pool::HugePageSize;
 
-/// A hugetlbfs of our own. Dropping it unmounts it, and the images in it give back their pages.
+/// A temporary hugetlbfs. It is unmounted when the value is dropped, and its images return their pages.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
@@ -17,10 +17,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Mounts one with pages of a size, in a new folder that only this user can enter.
+    /// Mounts a hugetlbfs of a page size, in a new directory that only this user can enter.
     ///
     /// # Errors
-    /// [`CompareError::NoStore`]: it takes root.
+    /// [`CompareError::NoStore`], for example without root.
     pub fn mount(size: HugePageSize) -> Result<Self, CompareError> {
         let no = |source| CompareError::NoStore { source };
         let mut guardian = Guardian::start().map_err(no)?;
@@ -29,7 +29,7 @@ impl Store {
             .tempdir()
             .map_err(no)?;
         guardian.tell("mount", dir.path()).map_err(no)?;
-        // The guardian removes the folder, after what is mounted on it.
+        // The guardian unmounts the hugetlbfs first, then removes the directory.
         let dir = dir.keep();
         let store = Self {
             dir,
@@ -39,7 +39,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Where it is.
+    /// Path of the mount.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

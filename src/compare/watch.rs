@@ -1,4 +1,4 @@
-//! The memory of a process while it loads: its peak, and how it got there.
+//! The memory of a process during a load: its peak and its course.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,35 +10,35 @@ use serde::Serialize;
 
 use crate::kernel_files;
 
-/// How often it is looked at.
+/// Interval of the samples.
 const TICK: Duration = Duration::from_millis(20);
 
-/// More than a picture can show are thinned out.
+/// Maximum number of samples for the diagram.
 const MOMENTS: usize = 200;
 
 /// The memory of a process at one moment. Source: `/proc/PID/status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Moment {
-    /// Since the start of the process.
+    /// Seconds since the start of the process.
     pub seconds: f64,
-    /// `RssAnon` and `HugetlbPages`: what nobody can take away.
+    /// `RssAnon` + `HugetlbPages`, which the kernel cannot drop.
     pub own_bytes: u64,
-    /// Of it `RssAnon`.
+    /// `RssAnon`.
     pub anon_bytes: u64,
-    /// `RssFile`: the model as it is mapped.
+    /// `RssFile`: the mapped model.
     pub file_bytes: u64,
 }
 
-/// What was seen.
+/// The observed memory.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// The highest of each.
+    /// The maximum of each value.
     pub peak: Moment,
-    /// In order, thinned out.
+    /// Samples in order, thinned out.
     pub moments: Vec<Moment>,
 }
 
-/// Looks at a process until it is stopped.
+/// Samples the memory of a process until the watch is stopped.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
@@ -68,7 +68,7 @@ impl Watch {
 
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
-        // It panics nowhere; if it did, what was seen so far would be right.
+        // The thread does not panic; after a panic the samples so far would be correct.
         let _ = self.thread.join();
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.clone()

@@ -1,6 +1,6 @@
 //! Models with random weights, for tests, benchmarks and a first try: any size, several architectures, no download.
 //!
-//! A model is a [`Spec`] (what is wanted), which becomes a [`Plan`] (every tensor and its place), which is written as one file or
+//! A [`Spec`] (the requested properties) becomes a [`Plan`] (every tensor and its place), which is written as one file or
 //! as shards. The same spec gives the same bytes on every machine. Each tensor has a random stream of its own, seeded by the
 //! spec's seed and the tensor's name, so neither its place nor the number of shards changes its bytes. Data is made and written
 //! a megabyte at a time: memory does not grow with the model.
@@ -55,7 +55,7 @@ pub const WEIGHT_TYPES: [TensorType; 7] = [
     TensorType::Q6_K,
 ];
 
-/// A mixture of experts: so many per layer, of which so many work on each token.
+/// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
     /// Experts per layer, at least 2.
@@ -64,14 +64,14 @@ pub struct Experts {
     pub used: u32,
 }
 
-/// What a model should be like.
+/// The requested properties of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// The family of the model.
     pub arch: Arch,
     /// Type of the weights: one of [`WEIGHT_TYPES`].
     pub weights: TensorType,
-    /// Size of the file, or of all shards together. What comes out is within 5 %, at a megabyte or two within 25 %.
+    /// Size of the file, or of all shards together. The result is within 5 %, at a megabyte or two within 25 %.
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
@@ -106,38 +106,38 @@ pub struct Plan {
     tensors: Vec<arch::Tensor>,
 }
 
-/// What can go wrong. [`Error::hint`] says what to do about it, where something can be done.
+/// Why a model was not written. [`Error::hint`] names the remedy if the user has one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum Error {
     #[error(
-        "a model of {asked} is too small for this architecture and weight type, the smallest is about {smallest}"
+        "size {asked} is too small for this architecture and weight type: the minimum is about {smallest}"
     )]
     TooSmall { asked: ByteSize, smallest: ByteSize },
-    #[error("a model of {asked} is too large, the largest is about {largest}")]
+    #[error("size {asked} is too large: the maximum is about {largest}")]
     TooLarge { asked: ByteSize, largest: ByteSize },
-    #[error("weights of type {0} cannot be generated")]
+    #[error("cannot generate weights of type {0}")]
     WeightType(TensorType),
     #[error("{arch} needs a number of experts", arch = .0.name())]
     NeedsExperts(Arch),
     #[error("{arch} has no experts", arch = .0.name())]
     TakesNoExperts(Arch),
-    #[error("{used} of {count} experts cannot be: at least 1 is used and at most all of them, of 2 to {max}", max = MAX_EXPERTS)]
+    #[error("invalid number of experts: {used} used of {count}; expected 2 to {max} experts, and 1 to all of them used", max = MAX_EXPERTS)]
     Experts { count: u32, used: u32 },
-    #[error("{arch} is an encoder and has no output layer to tie", arch = .0.name())]
+    #[error("{arch} has no output layer to tie, because it is an encoder", arch = .0.name())]
     CannotTie(Arch),
-    #[error("a context of {0} tokens is out of range, 8 to 16777216 can be")]
+    #[error("context of {0} tokens is out of range: expected 8 to 16777216")]
     Context(u32),
-    #[error("{shards} shards are too many for {tensors} tensors")]
+    #[error("too many shards: {shards} for {tensors} tensors")]
     Shards { shards: u16, tensors: usize },
     #[error("`{}` exists", .0.display())]
     Exists(PathBuf),
     #[error("`{}` is not a regular file", .0.display())]
     NotAFile(PathBuf),
-    #[error("`{}` is being written by another process", .0.display())]
+    #[error("another process is writing `{}`", .0.display())]
     Busy(PathBuf),
-    #[error("not enough space in `{dir}`: {need} needed, {free} free", dir = .dir.display())]
+    #[error("too little space in `{dir}`: {need} needed, {free} free", dir = .dir.display())]
     NoSpace {
         dir: PathBuf,
         need: ByteSize,
@@ -159,18 +159,20 @@ pub enum Error {
 const MAX_EXPERTS: u32 = 512;
 
 impl Error {
-    /// One line on what the user can do, if there is something.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::TooSmall { smallest, .. } => {
-                Some(format!("ask for {smallest} or more, or for fewer experts"))
+                Some(format!("use --size {smallest} or more, or fewer experts"))
             }
-            Self::Exists(_) => Some("--force overwrites it".into()),
-            Self::NoSpace { .. } => Some("choose a smaller --size or another directory".into()),
+            Self::Exists(_) => Some("--force replaces it".into()),
+            Self::NoSpace { .. } => Some("use a smaller --size or another directory".into()),
             Self::NeedsExperts(_) => Some("add --experts 8 --experts-used 2".into()),
-            Self::TakesNoExperts(_) => Some("--arch llama and --arch qwen3moe do".into()),
+            Self::TakesNoExperts(_) => {
+                Some("use --arch llama or --arch qwen3moe for experts".into())
+            }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("the directory has to exist".into())
+                Some("create the directory first".into())
             }
             _ => None,
         }
@@ -178,11 +180,11 @@ impl Error {
 }
 
 impl Spec {
-    /// Decides on shape and tensors.
+    /// Computes the shape and the tensors.
     ///
     /// # Errors
     ///
-    /// When the parts of the spec contradict each other, or no model of this kind has that size.
+    /// If the parts of the spec contradict each other, or no such model has this size.
     pub fn plan(self) -> Result<Plan, Error> {
         if !WEIGHT_TYPES.contains(&self.weights) {
             return Err(Error::WeightType(self.weights));
@@ -216,7 +218,7 @@ impl Spec {
 }
 
 impl Plan {
-    /// The dimensions that were chosen.
+    /// The dimensions of the model.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
@@ -233,12 +235,11 @@ impl Plan {
 
     /// Writes the model and returns the files, in order.
     ///
-    /// Nothing appears under a final name before everything is written; on an error, or when the progress function asks to
-    /// stop, what was written is removed.
+    /// A file gets its final name only after all files are complete. After an error or a cancel, all new files are removed.
     ///
     /// # Errors
     ///
-    /// Before anything is written: a file that is in the way, or too little space. Later: what the file system says.
+    /// Before the first write: a file exists, or too little space. Later: errors of the file system.
     pub fn write(&self, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
         write::write(self, output)
     }
@@ -264,7 +265,7 @@ impl Plan {
             .ok_or(Error::WeightType(ty))
     }
 
-    /// All that a header says about the model as a whole.
+    /// The keys of the header that describe the whole model.
     fn set_keys(&self, header: &mut Gguf) -> Result<(), GgufError> {
         let Spec {
             arch,
@@ -293,7 +294,7 @@ impl Plan {
     }
 }
 
-/// `general.file_type`, llama.cpp's `llama_ftype`: what most of the weights are.
+/// `general.file_type`, llama.cpp's `llama_ftype`: the type of most weights.
 fn file_type(weights: TensorType) -> u32 {
     use crate::ffi;
     match weights {

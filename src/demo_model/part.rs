@@ -1,4 +1,4 @@
-//! A file that appears under its name only when it is whole, and the questions to ask before starting one.
+//! A file that gets its final name only when it is complete, and the checks before a write.
 
 use std::{
     ffi::{CString, OsString},
@@ -11,7 +11,8 @@ use std::{
 use super::{Error, WrittenFile};
 use crate::size::ByteSize;
 
-/// That the final name may be taken. Devices and directories never, not even with `overwrite`: a rename would replace `/dev/null`.
+/// Checks that the final name is free. Refuses devices and directories even with `overwrite`, because a rename would replace
+/// `/dev/null`.
 pub(super) fn check_target(path: &Path, overwrite: bool) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err(Error::NotAFile(path.into())),
@@ -19,7 +20,7 @@ pub(super) fn check_target(path: &Path, overwrite: bool) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(Error::Io {
-            what: "look at",
+            what: "stat",
             path: path.into(),
             source,
         }),
@@ -61,7 +62,7 @@ pub(super) fn directory(path: &Path) -> &Path {
     }
 }
 
-/// A file on its way: written as `NAME.part`, locked against a second writer, removed unless finished.
+/// An incomplete file: written as `NAME.part`, locked against a second writer, removed unless finished.
 pub(super) struct Part {
     file: File,
     path: PathBuf,
@@ -84,7 +85,7 @@ impl Part {
             }
         };
         loop {
-            // Not truncated before it is ours: another process may be writing it.
+            // Not truncated before the lock, because another process may be writing it.
             let file = OpenOptions::new()
                 .write(true)
                 .create(true)
@@ -96,10 +97,10 @@ impl Part {
                 Err(TryLockError::WouldBlock) => return Err(Error::Busy(path)),
                 Err(TryLockError::Error(source)) => return Err(io("lock")(&path, source)),
             }
-            // Its writer may have renamed or removed it between the two calls above; then the name stands for another file.
+            // Its writer may have renamed or removed it between the two calls above, so the name may be another file.
             let ours = file
                 .metadata()
-                .map_err(|source| io("look at")(&path, source))?;
+                .map_err(|source| io("stat")(&path, source))?;
             if fs::metadata(&path)
                 .is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino()))
             {
@@ -176,7 +177,7 @@ mod tests {
         assert!(matches!(Part::create(&path), Err(Error::Busy(_))));
         drop(first);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
-        // What a killed process left is taken over.
+        // The incomplete file of a killed process is used again.
         fs::write(dir.path().join("x.gguf.part"), vec![1; 5000]).unwrap();
         Part::create(&path).unwrap().finish().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);

@@ -1,4 +1,4 @@
-//! What lies below: CPU frequency, and a host if this is a virtual machine.
+//! CPU frequency, and virtual machines.
 
 use super::{Finding, Host};
 use crate::kernel_files;
@@ -12,7 +12,7 @@ pub fn governor(host: &Host) -> Vec<Finding> {
     vec![if governor.trim() == "powersave" {
         Finding::note(
             found,
-            "tokens/s may differ from run to run; measure with `performance`",
+            "tokens/s can differ from run to run; use `performance` for measurements",
         )
         .command(
             "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
@@ -47,6 +47,6 @@ pub fn virtual_machine(host: &Host) -> Vec<Finding> {
     });
     vec![Finding::note(
         found,
-        "its host may back these pages with small ones, and that cannot be seen from here: fewer TLB misses only if the host uses huge pages too",
+        "huge pages reduce TLB misses only if the host backs this memory with huge pages too; the guest cannot check this",
     )]
 }

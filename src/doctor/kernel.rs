@@ -1,4 +1,4 @@
-//! Whether the kernel and the CPU have huge pages at all.
+//! Support for huge pages in the kernel and the CPU.
 
 use crate::kernel_files;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::{Finding, Host};
 
-/// 5.14 has `MADV_POPULATE_WRITE`, the only call that reports a shortage instead of raising a signal later.
+/// 5.14 has `MADV_POPULATE_WRITE`, the only call that reports a shortage as an error instead of a later signal.
 const OLDEST: (u32, u32) = (5, 14);
 
 pub fn version(host: &Host) -> Vec<Finding> {
@@ -24,7 +24,7 @@ pub fn version(host: &Host) -> Vec<Finding> {
     } else {
         Finding::problem(
             found,
-            "before 5.14 no call reports a shortage of huge pages without a signal: a newer kernel is needed",
+            "Linux 5.14 or newer is required: older kernels report a shortage of huge pages only by a signal",
         )
     }]
 }
@@ -37,7 +37,7 @@ pub fn hugetlbfs(host: &Host) -> Vec<Finding> {
     if !has_it || host.status.pools.is_empty() {
         return vec![Finding::problem(
             "the kernel has no HugeTLB",
-            "there are no huge pages to be had; a kernel with CONFIG_HUGETLBFS is needed, in a container one that shows /sys",
+            "huge pages require a kernel with CONFIG_HUGETLBFS, and in a container a visible /sys",
         )];
     }
     let sizes: Vec<String> = host
@@ -64,7 +64,7 @@ pub fn config(host: &Host) -> Vec<Finding> {
     let useful = [
         (
             "HUGETLB_PAGE_OPTIMIZE_VMEMMAP",
-            "the pool gives no memory back (HVO)",
+            "without HVO the pool keeps its `struct page` memory",
         ),
         ("CGROUP_HUGETLB", "cgroups cannot limit huge pages"),
         (
@@ -73,7 +73,7 @@ pub fn config(host: &Host) -> Vec<Finding> {
         ),
         (
             "COMPACTION",
-            "a pool rarely grows once the machine has been used",
+            "a pool rarely grows after the machine has run for a while",
         ),
     ];
     let missing = useful.iter().filter(|(name, _)| !has(name));
@@ -89,7 +89,7 @@ pub fn config(host: &Host) -> Vec<Finding> {
     }
 }
 
-/// `/proc/config.gz`, or what distributions put into `/boot`.
+/// The text of `/boot/config-RELEASE`, or of `/proc/config.gz`.
 fn build_config(host: &Host) -> Option<String> {
     let release = kernel_files::text(&host.root, "/proc/sys/kernel/osrelease")?;
     if let Some(text) = kernel_files::text(&host.root, &format!("/boot/config-{}", release.trim()))
@@ -100,7 +100,7 @@ fn build_config(host: &Host) -> Option<String> {
     if !path.is_file() {
         return None;
     }
-    // Every system has it, and nothing else here needs to unpack.
+    // The program gzip, because every system has it and only this function unpacks.
     let gzip = Command::new("gzip")
         .arg("-dc")
         .arg(path)
@@ -115,15 +115,17 @@ fn build_config(host: &Host) -> Option<String> {
 pub fn cpu(host: &Host) -> Vec<Finding> {
     let info = kernel_files::text(&host.root, "/proc/cpuinfo").unwrap_or_default();
     let Some(flags) = info.lines().find_map(|line| line.strip_prefix("flags")) else {
-        // arm64 and others have no such flags: sysfs is what counts.
+        // arm64 and other CPUs have no such flags; the check `hugetlbfs` covers them.
         return Vec::new();
     };
     let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
     vec![match (has("pse"), has("pdpe1gb")) {
-        (false, _) => Finding::problem("the CPU has no pse flag", "it cannot map pages of 2 MiB"),
+        (false, _) => {
+            Finding::problem("the CPU lacks the flag pse", "it cannot map pages of 2 MiB")
+        }
         (true, false) => Finding::note(
-            "the CPU has no pdpe1gb flag",
-            "pages of 2 MiB only; a virtual machine gets the flag from its host",
+            "the CPU lacks the flag pdpe1gb",
+            "only pages of 2 MiB work; a virtual machine gets this flag from its host",
         ),
         (true, true) => Finding::ok("the CPU maps pages of 2 MiB and 1 GiB"),
     }]

@@ -6,7 +6,7 @@ use crate::size::ByteSize;
 use crate::status::{Limit, PoolState, cgroups};
 
 pub fn cgroup(host: &Host) -> Vec<Finding> {
-    // One size may be closed where another is open: what counts is what they leave together.
+    // A limit may close one page size and leave another open, so the sum over all sizes decides.
     let left_of = |pool: &PoolState| {
         let limits = host.status.limits.iter();
         let of_size = limits.filter(|limit| limit.page_size == pool.page_size);
@@ -18,13 +18,13 @@ pub fn cgroup(host: &Host) -> Vec<Finding> {
     let findings: Vec<Finding> = tightest
         .map(|limit| {
             let left = ByteSize::new(limit.left_bytes());
-            let found = format!("{} of cgroup {} leaves {left} of pages of {}", limit.file, limit.cgroup, limit.page_size);
+            let found = format!("{} of cgroup {} allows {left} more on pages of {}", limit.file, limit.cgroup, limit.page_size);
             let binds = limit.left_bytes() < host.need.unwrap_or(limit.page_size.bytes());
             let short = binds && together < host.need.unwrap_or(1);
             if short {
-                Finding::problem(found, "pages beyond it are refused, whatever the pool has; Kubernetes sets 0 for pods that did not ask (`hugepages-2Mi` in resources.limits), Docker and systemd leave it to the host")
+                Finding::problem(found, "the kernel refuses pages above this limit, even if the pool has free pages; Kubernetes sets 0 for pods without `hugepages-2Mi` in resources.limits")
             } else {
-                Finding::note(found, "pages beyond it are refused, whatever the pool has")
+                Finding::note(found, "the kernel refuses pages above this limit, even if the pool has free pages")
             }
         })
         .collect();
@@ -35,7 +35,7 @@ pub fn cgroup(host: &Host) -> Vec<Finding> {
     }
 }
 
-/// Memory cgroups count huge pages only where the hierarchy is mounted so.
+/// Memory cgroups count huge pages only with the mount option `memory_hugetlb_accounting`.
 pub fn memory(host: &Host) -> Vec<Finding> {
     let Some((limit, cgroup)) = cgroups::memory_limit(&host.root) else {
         return Vec::new();
@@ -43,24 +43,24 @@ pub fn memory(host: &Host) -> Vec<Finding> {
     let mounts = kernel_files::text(&host.root, "/proc/self/mountinfo").unwrap_or_default();
     let counted = mounts.contains("memory_hugetlb_accounting");
     let found = format!(
-        "cgroup {} may have {} of memory",
+        "cgroup {} is limited to {} of memory",
         if cgroup.is_empty() { "/" } else { &cgroup },
         ByteSize::new(limit)
     );
     vec![if !counted {
         Finding::note(
             found,
-            "huge pages are not counted in it: a model on huge pages does not have to fit, one in the page cache does",
+            "this limit does not count huge pages: it applies to a model in the page cache, not to a model on huge pages",
         )
     } else if host.need.is_some_and(|need| need > limit) {
         Finding::problem(
             found,
-            "huge pages are counted in it (memory_hugetlb_accounting), and the model is larger",
+            "this limit counts huge pages (memory_hugetlb_accounting), and the model is larger",
         )
     } else {
         Finding::note(
             found,
-            "huge pages are counted in it (memory_hugetlb_accounting)",
+            "this limit counts huge pages (memory_hugetlb_accounting)",
         )
     }]
 }
@@ -74,7 +74,7 @@ pub fn rlimits(host: &Host) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(bytes) = soft("Max address space") {
         let found = format!("RLIMIT_AS is {}", ByteSize::new(bytes));
-        let meaning = "a model is mapped as a whole, and then needs its size twice in addresses";
+        let meaning = "a load needs twice the size of the model in address space";
         let short = host.need.is_some_and(|need| need.saturating_mul(2) > bytes);
         let finding = if short {
             Finding::problem(found, meaning)
@@ -86,11 +86,11 @@ pub fn rlimits(host: &Host) -> Vec<Finding> {
     if let Some(bytes) = soft("Max locked memory") {
         findings.push(Finding::note(
             format!("RLIMIT_MEMLOCK is {}", ByteSize::new(bytes)),
-            "it stops --mlock; huge pages stay in memory without it",
+            "it stops --mlock; huge pages stay in memory without --mlock",
         ));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok("no limit on addresses or locked memory"));
+        findings.push(Finding::ok("no limit on address space or locked memory"));
     }
     findings
 }
@@ -103,7 +103,7 @@ pub fn max_map_count(host: &Host) -> Vec<Finding> {
     vec![if count < 65530 {
         Finding::warning(
             found,
-            "below the kernel's default: a model in many pieces may run out of mappings",
+            "below the kernel's default of 65530: a model in many pieces can need more mappings",
         )
         .command("sudo sysctl vm.max_map_count=65530")
     } else {

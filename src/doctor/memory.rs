@@ -1,4 +1,4 @@
-//! What the kernel does with ordinary memory beside the pool.
+//! Settings and state of ordinary memory.
 
 use super::{Finding, Host};
 use crate::kernel_files;
@@ -10,10 +10,16 @@ pub fn thp(host: &Host) -> Vec<Finding> {
     };
     let found = format!("THP is {enabled}");
     vec![match enabled {
-        "always" => Finding::note(found, "khugepaged works in the background, and a comparison with ordinary memory is one with THP")
-            .command("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
-        "never" => Finding::note(found, "only `--hugepage-size thp` needs it; pages of a pool do not")
-            .command("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
+        "always" => Finding::note(
+            found,
+            "khugepaged uses CPU time, and ordinary memory in a comparison is on THP",
+        )
+        .command("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
+        "never" => Finding::note(
+            found,
+            "`--hugepage-size thp` has no effect; pages of a pool do not need THP",
+        )
+        .command("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
         _ => Finding::ok(found),
     }]
 }
@@ -24,11 +30,11 @@ pub fn numa_balancing(host: &Host) -> Vec<Finding> {
         Some(1..) if nodes > 1 => vec![
             Finding::warning(
                 format!("NUMA balancing is on, with {nodes} nodes"),
-                "it unmaps memory to see who reads it: faults while inferring",
+                "the kernel unmaps memory to find its readers, which causes page faults during inference",
             )
             .command("sudo sysctl kernel.numa_balancing=0"),
         ],
-        Some(_) => vec![Finding::ok("NUMA balancing does not disturb")],
+        Some(_) => vec![Finding::ok("NUMA balancing has no effect")],
         None => Vec::new(),
     }
 }
@@ -38,7 +44,7 @@ pub fn swap(host: &Host) -> Vec<Finding> {
         Some(used) if used > 0 => vec![
             Finding::warning(
                 format!("{} are swapped out", ByteSize::new(used)),
-                "memory is or was short; a pool makes it shorter for all others",
+                "memory is or was short; a larger pool leaves less for other programs",
             )
             .command("hugepages status --watch"),
         ],
@@ -56,7 +62,7 @@ pub fn pressure(host: &Host) -> Vec<Finding> {
                 "tasks waited for memory {:.1} % of the last minute",
                 stalls.some.avg60
             ),
-            "memory is short now; a larger pool makes it shorter",
+            "memory is short now; a larger pool leaves less for other programs",
         )
         .command("hugepages status --watch")
     } else {

@@ -1,6 +1,6 @@
-//! Everything that makes huge pages fail or disappoint on this machine, one check each.
+//! Checks for everything that makes huge pages fail or disappoint on this machine.
 //!
-//! A check reads; nothing is changed, and no page of a pool is taken.
+//! A check changes nothing. Only the check `probe` takes a page of a pool, and returns it at once.
 
 mod host;
 mod kernel;
@@ -20,40 +20,40 @@ use crate::pool::Root;
 use crate::status::servers::argument;
 use crate::status::{Asking, Status};
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// As it should be.
+    /// As expected.
     Ok,
-    /// Good to know.
+    /// Information.
     Note,
-    /// It works, and less well than it could.
+    /// `--hugepages` works, but worse than possible.
     Warning,
-    /// `--hugepages` fails as things are.
+    /// `--hugepages` fails now.
     Problem,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The check. It stays the same over versions.
+    /// Name of the check, stable over versions.
     pub id: &'static str,
-    /// How bad.
+    /// Severity.
     pub severity: Severity,
-    /// What is so.
+    /// The finding.
     pub found: String,
-    /// What that means. Empty where it needs no words.
+    /// Its meaning; may be empty.
     pub meaning: String,
-    /// The one command that helps.
+    /// The command that helps.
     pub command: Option<String>,
 }
 
 impl Finding {
     fn new(severity: Severity, found: impl Into<String>, meaning: impl Into<String>) -> Self {
         Self {
-            // Set by whoever runs the check.
+            // Set by `examine`.
             id: "",
             severity,
             found: found.into(),
@@ -88,43 +88,43 @@ impl Finding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Expectation {
-    /// Of what.
+    /// Subject.
     pub of: &'static str,
-    /// What to expect.
+    /// Expectation.
     pub expect: String,
 }
 
-/// All findings, and what they come to.
+/// All findings, and the verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Diagnosis {
-    /// Whether `--hugepages` can work as things are: no finding is a problem.
+    /// Whether `--hugepages` can work now: no finding is a problem.
     pub usable: bool,
     /// In the order of the checks.
     pub findings: Vec<Finding>,
-    /// What to expect from huge pages here, and what not.
+    /// Expected effects of huge pages on this machine.
     pub verdict: Vec<Expectation>,
 }
 
-/// What the checks look at.
+/// Input of the checks.
 struct Host {
     root: Root,
     status: Status,
-    /// The model that the server would load.
+    /// Model in the arguments.
     model: Option<PathBuf>,
-    /// Bytes of huge pages that it would need, where that is known.
+    /// Bytes of huge pages that the model needs, if known.
     need: Option<u64>,
-    /// Of the server, as a shell takes them.
+    /// Arguments of the server, quoted for a shell.
     arguments: String,
-    /// What the plan says is missing, and its hint.
+    /// Message of the plan about missing pages, and its hint.
     short: Option<(String, String)>,
-    /// Why llama-server would not load it.
+    /// Why llama-server refuses the arguments.
     refused: Option<String>,
-    /// Whether the model file is mapped already with one entry for 2 MiB: the verdict depends on it.
+    /// How the page cache maps the model file; the verdict depends on it.
     mapped: Option<model::Mapped>,
 }
 
-/// A check returns nothing where there is nothing to say on this machine.
+/// A check that does not apply to this machine returns no finding.
 type Check = fn(&Host) -> Vec<Finding>;
 
 const CHECKS: &[(&str, Check)] = &[
@@ -153,7 +153,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("model-mapping", model::mapping),
 ];
 
-/// Runs all checks. `arguments` are those of `llama-server`; they may be empty. `plan` is what it plans with them.
+/// Runs all checks. `arguments` are the arguments of `llama-server`, or empty. `plan` is the plan for these arguments.
 ///
 /// ```no_run
 /// use llama_hugepages::doctor::examine;

@@ -1,4 +1,4 @@
-//! The model file: where it lies, how it can be read, and what stock llama.cpp would make of it.
+//! The model file: its file system, direct I/O, and its mapping in stock llama.cpp.
 
 use crate::kernel_files;
 use std::fs::{self, File, OpenOptions};
@@ -12,15 +12,15 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use super::{Finding, Host};
 use crate::size::ByteSize;
 
-/// How much of the file is looked at.
+/// Bytes of the file that the check maps.
 const SAMPLE: u64 = 64 << 20;
 
-/// What a read-only mapping of a part of the model file lies on.
+/// Page cache under a mapped part of the model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapped {
-    /// Mapped and touched.
+    /// Bytes mapped and touched.
     pub bytes: u64,
-    /// Of these, mapped with one entry for each 2 MiB.
+    /// Bytes of these that are mapped with one entry for each 2 MiB.
     pub whole: u64,
 }
 
@@ -33,7 +33,7 @@ pub fn file(host: &Host) -> Vec<Finding> {
         Err(error) => {
             return vec![Finding::problem(
                 format!("cannot read {}: {error}", path.display()),
-                "the server cannot either, if it runs as this user",
+                "a server of this user cannot read the model either",
             )];
         }
     };
@@ -45,15 +45,15 @@ pub fn file(host: &Host) -> Vec<Finding> {
     vec![match name.as_str() {
         "tmpfs" => Finding::note(
             found,
-            "the file is in memory already: on huge pages the model is there twice",
+            "tmpfs is memory, so huge pages hold a second copy of the model",
         ),
         "nfs" | "cifs" | "fuse" | "ceph" | "9p" => Finding::note(
             found,
-            "a network or user space file system: the load is as fast as that is",
+            "the network or user space file system limits the speed of a load",
         ),
         "overlayfs" => Finding::note(
             found,
-            "in a container's own layer; a volume is read with less in between",
+            "the model is in the container's own layer; a volume is faster",
         ),
         _ => Finding::ok(found),
     }]
@@ -91,7 +91,7 @@ pub fn direct_io(host: &Host) -> Vec<Finding> {
         Ok(_) => Finding::ok("O_DIRECT is accepted for the model file"),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Finding::warning(
             "the file system refuses O_DIRECT",
-            "the load goes through the page cache: slower, and it evicts what others have there; ext4, xfs and btrfs accept it",
+            "a load reads through the page cache: it is slower and evicts files of others; ext4, xfs and btrfs accept O_DIRECT",
         ),
         Err(_) => return Vec::new(),
     }]
@@ -102,23 +102,23 @@ pub fn mapping(host: &Host) -> Vec<Finding> {
         return Vec::new();
     };
     let found = format!(
-        "stock: {} of {} in the middle of the model are mapped with entries of 2 MiB",
+        "stock: {} of {} in the middle of the model mapped with entries of 2 MiB",
         ByteSize::new(whole),
         ByteSize::new(bytes)
     );
     vec![if whole * 2 >= bytes {
         Finding::note(
             found,
-            "the page cache has large pieces already: tokens/s will hardly change",
+            "the page cache already uses large pieces, so tokens/s will hardly change",
         )
     } else {
         Finding::ok(found)
     }]
 }
 
-/// Maps a part of the file as stock does, touches it, and asks the kernel what it lies on. It reads at most 64 MiB.
+/// Maps at most 64 MiB of the file like stock, touches them, and reads the size of their mapping from the kernel.
 ///
-/// From the middle: the kernel reads ahead in pieces that grow, so the first ones are small whatever follows.
+/// It uses the middle of the file, because the kernel's read-ahead starts with small pieces.
 pub fn mapped(path: &Path) -> Option<Mapped> {
     let file = File::open(path).ok()?;
     let size = file.metadata().ok()?.len();
@@ -137,7 +137,7 @@ pub fn mapped(path: &Path) -> Option<Mapped> {
         )
     }
     .ok()?;
-    // Not by reading: a file that is cut short meanwhile, or a disk that fails, would end this process.
+    // Populated by a system call, because a read of a truncated file or of a failing disk raises a signal.
     // SAFETY: the mapping above, of which nothing changes.
     let touched = unsafe { madvise(start, len, Advice::LinuxPopulateRead) };
     let whole = fs::read_to_string("/proc/self/smaps").ok().map(|smaps| {

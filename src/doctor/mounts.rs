@@ -1,4 +1,4 @@
-//! hugetlbfs mounts: needed for resident images, not for `--hugepages` alone.
+//! hugetlbfs mounts, which only resident images need.
 
 use rustix::fs::{Access, access};
 
@@ -12,7 +12,7 @@ pub fn mounts(host: &Host) -> Vec<Finding> {
         return vec![
             Finding::note(
                 "no hugetlbfs is mounted",
-                "`--hugepages` alone needs none; `--hugepage-store` does: weights that stay when the process ends",
+                "only `--hugepage-store` needs a mount, to keep weights after the process ends",
             )
             .command("sudo hugepages store mount"),
         ];
@@ -22,12 +22,12 @@ pub fn mounts(host: &Host) -> Vec<Finding> {
         .map(|mount| {
             let path = host.root.path(&mount.path);
             if access(&path, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
-                Finding::ok(format!("hugetlbfs at {} can be written", mount.path))
+                Finding::ok(format!("hugetlbfs at {} is writable", mount.path))
             } else {
                 // vm.hugetlb_shm_group matters to SysV shared memory alone, which nothing here uses.
                 Finding::note(
-                    format!("hugetlbfs at {} cannot be written by this user", mount.path),
-                    "this user attaches to the resident images in it, and can put none there",
+                    format!("hugetlbfs at {} is not writable for this user", mount.path),
+                    "this user can attach to its resident images, but cannot add images",
                 )
                 .command(format!("sudo mount -o remount,mode=1777 {}", mount.path))
             }

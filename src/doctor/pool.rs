@@ -1,4 +1,4 @@
-//! Whether pages can be had: from the pool, or from memory that is still in one piece.
+//! Pages of the pool, and free memory to add pages.
 
 use super::{Finding, Host};
 use crate::kernel_files;
@@ -11,7 +11,7 @@ pub fn plan(host: &Host) -> Vec<Finding> {
     let refused = host.refused.iter().map(|why| {
         Finding::problem(
             why.clone(),
-            "no load with these arguments comes as far as huge pages",
+            "llama-server refuses these arguments before it takes huge pages",
         )
     });
     let short = host.short.iter();
@@ -28,13 +28,13 @@ pub fn pool(host: &Host) -> Vec<Finding> {
     if pools.is_empty() {
         return Vec::new();
     }
-    let found = format!("{} of huge pages can be had", ByteSize::new(usable));
+    let found = format!("{} of huge pages usable", ByteSize::new(usable));
     match host.need {
         Some(need) if usable < need => vec![
             Finding::problem(
                 found,
                 format!(
-                    "a load with these arguments takes {}: `require` ends before it reads",
+                    "a load with these arguments takes {}; with `require` it fails before it reads",
                     ByteSize::new(need)
                 ),
             )
@@ -46,7 +46,7 @@ pub fn pool(host: &Host) -> Vec<Finding> {
         None if usable == 0 => vec![
             Finding::problem(
                 found,
-                "the pool is empty or all in use: `require` ends before it loads",
+                "the pool is empty or fully used; with `require` a load fails before it reads",
             )
             .command("sudo hugepages pool reserve --for -- -m model.gguf"),
         ],
@@ -54,7 +54,7 @@ pub fn pool(host: &Host) -> Vec<Finding> {
     }
 }
 
-/// Whether the kernel gives a page at all: no file tells of a filter, or of a limit above this cgroup namespace.
+/// Takes a page and returns it, because no file shows system call filters or limits above this cgroup namespace.
 pub fn probe(host: &Host) -> Vec<Finding> {
     if host.root != Root::system() {
         return Vec::new();
@@ -62,10 +62,10 @@ pub fn probe(host: &Host) -> Vec<Finding> {
     let pools = host.status.pools.iter();
     pools
         .filter_map(|pool| match store::probe(pool.page_size) {
-            // Without a free page only the system calls were tried.
+            // Without a free page the probe tried only the system calls.
             Ok(()) if pool.usable == 0 => None,
             Ok(()) => Some(Finding::ok(format!(
-                "the kernel gave a page of {} and took it back",
+                "took and returned a page of {}",
                 pool.page_size
             ))),
             Err(why) => Some(Finding::problem(why.message, why.hint.unwrap_or_default())),
@@ -84,12 +84,12 @@ pub fn fragmentation(host: &Host) -> Vec<Finding> {
             let size = pool.page_size;
             Some(if free > 0 {
                 Finding::ok(format!(
-                    "{free} more pages of {size} could be had without moving memory"
+                    "{free} more pages of {size} can be added without compaction"
                 ))
             } else {
                 Finding::note(
                     format!("no free piece of {size}"),
-                    "the kernel has to move memory before the pool can grow",
+                    "the pool can grow only after the kernel compacts memory",
                 )
                 .command("echo 1 | sudo tee /proc/sys/vm/compact_memory")
             })
@@ -97,7 +97,7 @@ pub fn fragmentation(host: &Host) -> Vec<Finding> {
         .collect()
 }
 
-/// How many pages of that size lie in free pieces. `None` for sizes above the largest piece that the kernel counts.
+/// Number of pages of this size in free pieces. `None` for sizes above the largest piece that the kernel counts.
 fn free_pieces(buddyinfo: &str, size: HugePageSize, base_page: u64) -> Option<u64> {
     let order = (size.bytes() / base_page).checked_ilog2()? as usize;
     let mut sum = None;
@@ -123,11 +123,11 @@ pub fn hvo(host: &Host) -> Vec<Finding> {
     let hvo = &host.status.hvo;
     let possible = ByteSize::new(hvo.possible_bytes);
     vec![match hvo.state {
-        HvoState::On => Finding::ok("HVO is on for pages that are added"),
-        HvoState::Unsupported => Finding::note("no HVO", "the memory for struct page is not given back: about 1.4 % of the pool"),
+        HvoState::On => Finding::ok("HVO is on for added pages"),
+        HvoState::Unsupported => Finding::note("no HVO", "the kernel keeps `struct page` memory for the pool: about 1.4 % of its size"),
         HvoState::Off => Finding::note(
             "HVO is off",
-            format!("pages that are added keep their struct page memory; the pool of now could give back {possible}"),
+            format!("added pages keep their `struct page` memory; HVO could free {possible} for the current pool"),
         )
         .command("sudo sysctl vm.hugetlb_optimize_vmemmap=1"),
     }]

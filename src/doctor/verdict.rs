@@ -1,4 +1,4 @@
-//! What the findings come to.
+//! The verdict: expected effects, from the findings.
 
 use super::{Expectation, Finding, Host, Severity};
 use crate::size::ByteSize;
@@ -14,9 +14,9 @@ pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
     let mut lines = vec![line(
         "huge pages",
         if problems.is_empty() {
-            "can be used as things are".to_owned()
+            "can be used".to_owned()
         } else {
-            format!("cannot be used as things are: {}", problems.join(", "))
+            format!("cannot be used, because of: {}", problems.join(", "))
         },
     )];
     let has = |id: &str| {
@@ -27,32 +27,32 @@ pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
     if host.status.pools.is_empty() {
         lines.push(line(
             "everything else",
-            "nothing: this kernel has no huge pages".to_owned(),
+            "no effect: this kernel has no huge pages".to_owned(),
         ));
         return lines;
     }
     lines.push(line(
         "load time",
         if has("model-direct-io") {
-            "about that of stock: the file system refuses O_DIRECT".to_owned()
+            "about the same as stock, because the file system refuses O_DIRECT".to_owned()
         } else {
-            "cold loads at the speed of the disk; warm ones are copied, in about the time of stock's mapping and warm-up".to_owned()
+            "a cold load runs at the speed of the disk; a warm load copies from the page cache, in about the time of stock's mapping and warm-up".to_owned()
         },
     ));
     lines.push(line(
         "restart",
-        "with `--hugepage-store` weights stay and processes share them: nothing is read; without it they are loaded again".to_owned(),
+        "with `--hugepage-store` the server attaches to the weights in memory and reads nothing; without it the server loads them again".to_owned(),
     ));
     lines.push(line(
         "pinning",
-        "weights are never evicted or swapped, whatever else the machine does".to_owned(),
+        "the kernel never evicts or swaps the weights".to_owned(),
     ));
     lines.push(line(
-        "memory given back",
+        "saved memory",
         match host.status.hvo.state {
-            HvoState::On => "about 1.4 % of the pages that are added (HVO)".to_owned(),
-            HvoState::Off => "page tables only; HVO would add about 1.4 % of the pool".to_owned(),
-            HvoState::Unsupported => "page tables only; this kernel has no HVO".to_owned(),
+            HvoState::On => "page tables, and about 1.4 % of added pages (HVO)".to_owned(),
+            HvoState::Off => "page tables; HVO would save about 1.4 % of the pool too".to_owned(),
+            HvoState::Unsupported => "page tables only, because this kernel has no HVO".to_owned(),
         },
     ));
     let guest = findings
@@ -63,15 +63,15 @@ pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
         match host.mapped {
             Some(mapped) if mapped.whole * 2 >= mapped.bytes => {
                 format!(
-                    "no change: {} of {} are mapped in large pieces already",
+                    "no change: stock already maps {} of {} in large pieces",
                     ByteSize::new(mapped.whole),
                     ByteSize::new(mapped.bytes)
                 )
             }
             _ if guest => {
-                "unknown until measured; in a virtual machine it is up to the host".to_owned()
+                "unknown until measured; in a virtual machine the host decides".to_owned()
             }
-            _ => "unknown until measured, on this machine and with this model".to_owned(),
+            _ => "unknown until measured on this machine with this model".to_owned(),
         },
     ));
     lines

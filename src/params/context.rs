@@ -1,4 +1,4 @@
-//! How a context is made.
+//! Parameters of a context.
 
 use std::fmt;
 use std::thread;
@@ -6,14 +6,14 @@ use std::thread;
 use super::env::Env;
 use crate::{Error, ffi};
 
-/// How the embeddings of the tokens of a sequence become one.
+/// How the embeddings of a sequence's tokens become one embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Pooling {
-    /// What the model says.
+    /// The model's default.
     #[default]
     FromModel,
-    /// Not at all: one embedding a token.
+    /// No pooling: one embedding for each token.
     None,
     /// Their mean.
     Mean,
@@ -135,7 +135,7 @@ impl ContextParams {
         self
     }
 
-    /// How the embeddings of a sequence become one.
+    /// Pooling of embeddings.
     pub fn with_pooling(mut self, pooling: Pooling) -> Self {
         self.raw.pooling_type = match pooling {
             Pooling::FromModel => ffi::LLAMA_POOLING_TYPE_UNSPECIFIED,

@@ -1,4 +1,4 @@
-//! How a model is loaded.
+//! Parameters of a load.
 
 use std::ffi::c_char;
 use std::fmt;
@@ -10,46 +10,46 @@ use super::env::Env;
 use crate::pool::HugePageSize;
 use crate::{Error, ffi};
 
-/// Whether memory that the CPU reads lies on huge pages: weights, KV cache and compute buffers.
+/// Policy for memory that the CPU reads: weights, KV cache and compute buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// As llama.cpp has it: in the page cache of the model file.
+    /// No huge pages, as in stock llama.cpp.
     #[default]
     Off,
-    /// All of them, or the load fails before anything is read, and says how many pages are missing.
+    /// All of this memory on huge pages, or the load fails before it reads, with the number of missing pages.
     Require,
-    /// As many as there are pages for, the rest in the page cache. [`report`](crate::report()) tells how it went.
+    /// As much of this memory as usable pages allow, the rest as in stock. [`report`](crate::report()) has the result.
     Prefer,
 }
 
-/// Which huge pages.
+/// Size of the huge pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PageSize {
-    /// The largest of the machine's pools where they fit, a smaller one for the rest.
+    /// The largest pages of the machine if they fit, smaller pages for the rest.
     #[default]
     Auto,
-    /// Of this pool.
+    /// Pages of this pool only.
     Of(HugePageSize),
-    /// No pool: anonymous memory that the kernel may put on transparent huge pages.
+    /// No pool: anonymous memory that the kernel can put on transparent huge pages.
     Thp,
 }
 
-/// How the model file gets into memory.
+/// How the load reads the model file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LoadMode {
-    /// What llama.cpp finds best for the devices.
+    /// llama.cpp's choice for the devices.
     #[default]
     Auto,
     /// Read into ordinary memory.
     None,
     /// Mapped.
     Mmap,
-    /// Read into ordinary memory, which may not be swapped.
+    /// Read into ordinary memory, locked against swap.
     Mlock,
-    /// Mapped, and may not be evicted.
+    /// Mapped, locked against eviction.
     MmapMlock,
     /// Read past the page cache.
     DirectIo,
@@ -95,8 +95,8 @@ impl ModelParams {
     /// takes effect on its own log.
     ///
     /// # Errors
-    /// [`Error::Environment`] names the first variable that has a value which llama.cpp does not accept, also when it
-    /// has nothing to do with loading a model.
+    /// [`Error::Environment`] with the first variable whose value llama.cpp does not accept, even if the variable does not
+    /// concern the load of a model.
     ///
     /// ```no_run
     /// use llama_hugepages::{Model, ModelParams};
@@ -113,7 +113,7 @@ impl ModelParams {
         })
     }
 
-    /// Whether the weights that the CPU reads lie on huge pages.
+    /// Policy for weights that the CPU reads.
     pub fn with_hugepages(mut self, hugepages: HugePages) -> Self {
         let raw = &mut self.raw.hugepages;
         raw.enabled = hugepages != HugePages::Off;
@@ -125,12 +125,12 @@ impl ModelParams {
         self
     }
 
-    /// Which huge pages. Says nothing of whether there are any.
+    /// Size of the huge pages. It does not check that such pages exist.
     pub fn with_huge_page_size(mut self, size: PageSize) -> Self {
         self.raw.hugepages.page_size = match size {
             PageSize::Auto => ffi::GGML_HUGEPAGES_SIZE_AUTO as usize,
             PageSize::Thp => ffi::GGML_HUGEPAGES_SIZE_THP as usize,
-            // A size that does not fit is one that no pool has.
+            // No pool has a size that does not fit.
             PageSize::Of(size) => usize::try_from(size.bytes()).unwrap_or(usize::MAX),
         };
         self
@@ -142,8 +142,8 @@ impl ModelParams {
         self
     }
 
-    /// Keeps the weights in this directory on hugetlbfs when the process ends, and attaches to what is there already. `auto` is the
-    /// first store that this user may use.
+    /// Keeps the weights in this hugetlbfs directory after the process ends, and attaches to weights in it. `auto` is the first
+    /// store that this user can use.
     ///
     /// # Errors
     /// [`Error::ZeroByte`] and [`Error::LongStorePath`].
@@ -184,7 +184,7 @@ impl ModelParams {
         }
     }
 
-    /// How the model file gets into memory.
+    /// How the load reads the model file.
     pub fn with_load_mode(mut self, mode: LoadMode) -> Self {
         self.raw.load_mode = match mode {
             LoadMode::Auto => ffi::LLAMA_LOAD_MODE_AUTO,
@@ -209,8 +209,8 @@ impl ModelParams {
         }
     }
 
-    /// How many layers go to GPUs; a negative number means all. Their weights are not read by the CPU and take no huge
-    /// page. Nothing happens in a build without a GPU backend.
+    /// Number of layers on GPUs; a negative number means all layers. The CPU does not read their weights, so they take no
+    /// huge page. Without a GPU backend it has no effect.
     pub fn with_gpu_layers(mut self, layers: i32) -> Self {
         self.raw.n_gpu_layers = layers;
         self
@@ -221,8 +221,7 @@ impl ModelParams {
         self.raw.n_gpu_layers
     }
 
-    /// Whether weights may be rewritten in memory into a layout that this CPU computes faster with; llama.cpp's
-    /// `--repack`, on by default. Such weights do not lie in the mapped file, and so not on huge pages.
+    /// Whether llama.cpp may repack weights into a layout that is faster on this CPU: its `--repack`, on by default.
     pub fn with_repack(mut self, repack: bool) -> Self {
         self.raw.use_extra_bufts = repack;
         self

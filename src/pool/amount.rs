@@ -1,4 +1,4 @@
-//! How much, as people type it.
+//! An amount of huge pages on the command line.
 
 use std::str::FromStr;
 
@@ -18,14 +18,14 @@ use crate::size::{ByteSize, ParseSizeError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Amount {
-    /// Of the pool's size.
+    /// A number of pages.
     Pages(u64),
-    /// Rounded up to whole pages.
+    /// Bytes, rounded up to whole pages.
     Bytes(ByteSize),
 }
 
 impl Amount {
-    /// In pages of a size.
+    /// The amount in pages of a size.
     pub fn pages(self, size: HugePageSize) -> u64 {
         match self {
             Self::Pages(pages) => pages,
@@ -33,7 +33,7 @@ impl Amount {
         }
     }
 
-    /// Bytes that are added because only whole pages can be had.
+    /// Bytes that rounding up to whole pages adds.
     pub fn rounded_up(self, size: HugePageSize) -> u64 {
         match self {
             Self::Pages(_) => 0,
@@ -50,7 +50,7 @@ impl Amount {
 #[allow(missing_docs, reason = "the messages are the documentation")]
 #[non_exhaustive]
 pub enum ParseAmountError {
-    #[error("nothing is asked for: it has to be one page at least")]
+    #[error("amount is zero: expected at least one page")]
     Nothing,
     #[error("`{0}` is not a number of pages")]
     Pages(String),
@@ -110,8 +110,8 @@ mod tests {
         for (text, reason) in [
             ("-1", "cannot be negative"),
             ("1e99", "unknown unit `e99`"),
-            ("0", "nothing is asked for"),
-            ("0G", "nothing is asked for"),
+            ("0", "at least one page"),
+            ("0G", "at least one page"),
             ("99999999999999999999", "too large"),
             ("1.5 pages", "not a number of pages"),
             ("pages", "not a number of pages"),

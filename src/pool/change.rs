@@ -1,8 +1,8 @@
-//! Changes to the pools that can be undone.
+//! Changes to the pools, which can be undone.
 //!
-//! All of it is arithmetic on one number per pool, which others change too. So a change is a difference, made under a lock,
-//! written down before and after, and read back. What is undone is subtracted from what is there then, and goes no lower than
-//! what others had when it was made.
+//! Each pool has one total, which other programs change too. So a change is a difference: it is made under a lock, logged before
+//! and after, and read back. An undo subtracts this difference from the current total. It never goes below the number of pages
+//! that others had at the time of the change.
 
 use std::fs;
 
@@ -13,59 +13,59 @@ use super::{ChangeError, Counter, Counts, HugePageSize, Root, User};
 use crate::kernel_files;
 use crate::size::ByteSize;
 
-/// Tries of `--try-hard`; it ends sooner when two in a row bring nothing.
+/// Tries of `--try-hard`. Two tries without new pages end it earlier.
 const TRIES: u32 = 10;
 
 const HVO: &str = "/proc/sys/vm/hugetlb_optimize_vmemmap";
 
-/// What is asked for.
+/// A requested change.
 #[derive(Debug, Clone, Default)]
 pub struct Wish {
-    /// How many pages more.
+    /// Pages to add.
     pub pages: u64,
-    /// Fewer are fine, down to this.
+    /// Accept at least this many pages.
     pub at_least: Option<u64>,
-    /// Compact memory, drop caches, try again while that helps.
+    /// Compact memory, drop caches and try again, as long as this adds pages.
     pub try_hard: bool,
-    /// Then split idle larger pages.
+    /// Split idle larger pages if pages are still missing.
     pub demote: bool,
-    /// Even when the machine is left with little memory.
+    /// Add pages even if little memory stays available.
     pub force: bool,
-    /// Give them back when this process is gone.
+    /// Return the pages when this process is dead.
     pub holder: Option<Holder>,
 }
 
-/// What came of it.
+/// The result of a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reserved {
-    /// For [`Changer::give_back`]. `None` where nothing was to be done.
+    /// For [`Changer::give_back`]. `None` if no page was needed.
     pub id: Option<u64>,
-    /// Pages by which the pool has grown.
+    /// Growth of the pool, in pages.
     pub added: u64,
-    /// The pool before.
+    /// Counters before the change.
     pub before: Counts,
-    /// The pool now.
+    /// Counters after the change.
     pub after: Counts,
 }
 
-/// What became of one change that was undone.
+/// The result of one undo.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Undone {
-    /// Of which pool: its page size in bytes.
+    /// Page size of the pool, in bytes.
     pub page_bytes: u64,
     /// `None` is the whole machine.
     pub node: Option<u32>,
-    /// Pages given back, or, negative, added again.
+    /// Pages returned; negative for pages added again.
     pub pages: i64,
-    /// Pages that are still to be given back.
+    /// Pages that are left to return.
     pub left: i64,
-    /// Others made the pool smaller meanwhile: what is left in it is taken to be theirs.
+    /// Pages that stay, because another program made the pool smaller and the rest counts as its pages.
     pub theirs: u64,
 }
 
-/// The right to change pools, for as long as the value lives.
+/// Changes pools. Holds the lock until it is dropped.
 #[derive(Debug)]
 pub struct Changer {
     root: Root,
@@ -74,7 +74,7 @@ pub struct Changer {
 }
 
 impl Changer {
-    /// Waits for the lock, and settles what a killed command has left. `waiting` is called once, after a second.
+    /// Waits for the lock, and completes the log entries of killed commands. `waiting` is called once, after a second.
     ///
     /// # Errors
     /// [`ChangeError`]
@@ -90,7 +90,7 @@ impl Changer {
         Ok(changer)
     }
 
-    /// Intents without outcome: as much of them as can be seen.
+    /// Completes intents without outcome, from the current counters.
     fn settle(&mut self) -> Result<(), ChangeError> {
         let open = self.journal.entries.iter();
         let open: Vec<_> = open
@@ -107,7 +107,7 @@ impl Changer {
         Ok(())
     }
 
-    /// Gives back what holders had that were killed. A command that asks for pages does this first.
+    /// Returns the pages of killed holders. Every command that adds pages does this first.
     ///
     /// # Errors
     /// [`ChangeError`]
@@ -135,7 +135,7 @@ impl Changer {
             enough_memory(&self.root, counter.size, wish.pages)?;
         }
         let goal = before.total.saturating_add(wish.pages);
-        // Writing a total turns surplus pages into ordinary ones first: those are ours then, too.
+        // The kernel turns surplus pages into persistent pages first, and these pages then count as ours.
         let delta = signed(wish.pages.saturating_add(before.surplus));
         let id = self
             .journal
@@ -168,7 +168,7 @@ impl Changer {
         Ok(reserved)
     }
 
-    /// Towards a total, as often as it is worth it.
+    /// Sets a total, and tries again as long as this adds pages.
     fn grow(&self, counter: &Counter, goal: u64, wish: &Wish) -> Result<(), ChangeError> {
         counter.set(goal)?;
         let (mut last, mut in_vain) = (counter.read()?.total, 0);
@@ -176,8 +176,7 @@ impl Changer {
             if !wish.try_hard || last >= goal || in_vain == 2 {
                 break;
             }
-            // Memory is there, but not in pieces of this size: drop what can be read again, move the rest together. Both are
-            // help and no more: a kernel without them has none to give.
+            // Errors are ignored, because both files only help: some kernels lack them.
             let _ = write(&self.root.path("/proc/sys/vm/drop_caches"), "1");
             let _ = write(&self.root.path("/proc/sys/vm/compact_memory"), "1");
             counter.set(goal)?;
@@ -188,7 +187,7 @@ impl Changer {
         Ok(())
     }
 
-    /// Splits idle pages of the next larger size for what is missing. Returns the entries, oldest first.
+    /// Splits idle pages of the next larger size to get the missing pages. Returns the entries, oldest first.
     fn demote(
         &mut self,
         small: &Counter,
@@ -220,8 +219,7 @@ impl Changer {
         Ok(vec![first, second])
     }
 
-    /// Switches on that the kernel frees most of the page structs of huge pages, for those that are added from now on.
-    /// `false` where it is on already.
+    /// Switches on HVO for pages that are added from now on. Returns `false` if HVO was on.
     ///
     /// # Errors
     /// [`ChangeError::NoHvo`] and others.
@@ -240,7 +238,7 @@ impl Changer {
         Ok(true)
     }
 
-    /// Gives back idle pages: `pages` of those that this tool added, or all of them. Returns how many.
+    /// Returns idle pages that this tool added to the kernel: `pages` of them, or all. Returns their number.
     ///
     /// # Errors
     /// [`ChangeError::InUse`] and [`ChangeError::NotOurs`] with nothing changed, and others.
@@ -272,7 +270,7 @@ impl Changer {
         Ok(before.persistent().saturating_sub(after))
     }
 
-    /// How many pages [`Changer::release`] would give back.
+    /// How many pages [`Changer::release`] would return.
     ///
     /// # Errors
     /// As [`Changer::release`].
@@ -300,7 +298,7 @@ impl Changer {
         Ok(wanted)
     }
 
-    /// Entries that a release may take from, oldest first: not those of live holders.
+    /// Entries that a release may use, oldest first, without those of live holders.
     fn released(&self, counter: &Counter) -> Vec<(u64, u64)> {
         let left = self.journal.left(counter.size, counter.node).into_iter();
         left.filter(|(entry, left)| *left > 0 && !entry.is_held())
@@ -308,7 +306,7 @@ impl Changer {
             .collect()
     }
 
-    /// What [`Changer::restore`] would undo, the newest first.
+    /// The changes that [`Changer::restore`] would undo, newest first.
     pub fn restorable(&self) -> (Vec<Undone>, usize) {
         let open: Vec<_> = self
             .journal
@@ -337,7 +335,7 @@ impl Changer {
         (undone.collect(), held)
     }
 
-    /// Undoes everything, newest first, but for what live holders have. The second number is how many of those there are.
+    /// Undoes all changes, newest first, except those of live holders. The second value is the number of live holders.
     ///
     /// # Errors
     /// [`ChangeError`]
@@ -380,12 +378,12 @@ impl Changer {
         self.undo(id, None)
     }
 
-    /// Undoes `at_most` pages of an entry, or all of it.
+    /// Undoes `at_most` pages of an entry, or all its pages.
     fn undo(&mut self, id: u64, at_most: Option<u64>) -> Result<Undone, ChangeError> {
         let entry = self.journal.entries.iter().find(|entry| entry.id == id);
         let Some((what, false)) = entry.map(|entry| (entry.what.clone(), entry.undone)) else {
             return Err(ChangeError::Remains(format!(
-                "entry {id} is not there any more"
+                "entry {id} was already undone"
             )));
         };
         let What::Pages {
@@ -395,7 +393,7 @@ impl Changer {
             ..
         } = what
         else {
-            return Err(ChangeError::Remains(format!("entry {id} is no pages")));
+            return Err(ChangeError::Remains(format!("entry {id} holds no pages")));
         };
         let counter = self.counter(&what)?;
         let before = counter.read()?;
@@ -406,7 +404,7 @@ impl Changer {
         if left > 0 {
             let step = left.unsigned_abs().min(at_most.unwrap_or(u64::MAX));
             let rest = (self.journal.ours(counter.size, node) - signed(step)).max(0);
-            // Not below what others had, where somebody has made the pool smaller since.
+            // Another program may have made the pool smaller, so keep the pages that others had before.
             let floor = now.min(others.saturating_add(rest.unsigned_abs()));
             let target = now.saturating_sub(step).max(floor);
             theirs = step - (now - target);
@@ -419,7 +417,7 @@ impl Changer {
             pages = -self.write_down(&counter, total, what)?;
         }
         let left = self.journal.outstanding(id);
-        // What was asked for has been taken, or is not ours any more.
+        // All pages were returned, or the rest now counts as pages of others.
         if left.unsigned_abs() <= theirs || left == 0 {
             self.journal.undone(id)?;
         }
@@ -432,7 +430,7 @@ impl Changer {
         })
     }
 
-    /// Intent, write, read back, outcome. Returns by how much the pool has grown.
+    /// Logs the intent, writes, reads back and logs the outcome. Returns the growth of the pool.
     fn write_down(
         &mut self,
         counter: &Counter,
@@ -464,7 +462,7 @@ impl Changer {
     ) -> What {
         let mut ours = self.journal.ours(counter.size, counter.node);
         if counter.node.is_some() {
-            // Pages for the whole machine lie on some node, perhaps this one.
+            // Pages of the whole machine may be on this node.
             let machine = self.journal.left(counter.size, None);
             ours += machine.iter().map(|(_, left)| left).sum::<i64>();
         }
@@ -493,7 +491,7 @@ impl Changer {
     }
 }
 
-/// Whether so many pages leave the machine enough memory: 1 GiB, or 5 % where that is more.
+/// Checks that the machine keeps enough memory without these pages: 1 GiB or 5 %, whichever is more.
 ///
 /// # Errors
 /// [`ChangeError::Memory`]

@@ -1,4 +1,4 @@
-//! Why a pool was not changed.
+//! Errors of changes to a pool.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{HugePageSize, User};
 use crate::size::ByteSize;
 
-/// Why a pool was not changed. [`ChangeError::hint`] says what to do about it, where something can be done.
+/// Why a change to a pool failed. [`ChangeError::hint`] names the remedy if the user has one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
@@ -15,7 +15,7 @@ pub enum ChangeError {
     NoPool { size: HugePageSize },
     #[error("this kernel has no pool of huge pages")]
     NoPools,
-    #[error("there is no node {node} with such pages")]
+    #[error("node {node} has no pool of this page size")]
     NoNode { node: u32 },
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io {
@@ -24,12 +24,12 @@ pub enum ChangeError {
         #[source]
         source: io::Error,
     },
-    #[error("`{}` is not a folder that only its owner can change", .0.display())]
+    #[error("state directory `{}` is unsafe: it is a link, or other users can change it", .0.display())]
     UnsafeState(PathBuf),
-    #[error("line {line} of `{}` cannot be read", path.display())]
+    #[error("cannot parse line {line} of the journal `{}`", path.display())]
     Journal { path: PathBuf, line: usize },
     #[error(
-        "{added} pages would need {need}, {available} are available and {keep} of them have to stay so"
+        "adding {added} pages takes {need} of memory, but only {available} is available and {keep} must stay free"
     )]
     Memory {
         added: u64,
@@ -37,7 +37,9 @@ pub enum ChangeError {
         available: ByteSize,
         keep: ByteSize,
     },
-    #[error("cannot add {wanted} pages of {size}: the kernel gave {got}, which were taken back")]
+    #[error(
+        "cannot add {wanted} pages of {size}: the kernel allocated only {got}, which were returned"
+    )]
     Short {
         size: HugePageSize,
         wanted: u64,
@@ -45,7 +47,7 @@ pub enum ChangeError {
         usable: u64,
     },
     #[error(
-        "{wanted} pages of {size} cannot be given back: {idle} are idle{}",
+        "cannot return {wanted} pages of {size}: only {idle} are idle{}",
         User::list(users)
     )]
     InUse {
@@ -54,17 +56,17 @@ pub enum ChangeError {
         idle: u64,
         users: Vec<User>,
     },
-    #[error("{wanted} pages of {size} cannot be given back: {ours} were added with this tool")]
+    #[error("cannot return {wanted} pages of {size}: this tool added only {ours}")]
     NotOurs {
         size: HugePageSize,
         wanted: u64,
         ours: u64,
     },
-    #[error("could not undo everything: {0}")]
+    #[error("cannot undo all changes: {0}")]
     Remains(String),
-    #[error("`{}` was changed since it was written", .0.display())]
+    #[error("`{}` was edited by hand", .0.display())]
     Edited(PathBuf),
-    #[error("this kernel cannot free the page structs of huge pages: it has no `{}`", .0.display())]
+    #[error("this kernel has no HVO: `{}` does not exist", .0.display())]
     NoHvo(PathBuf),
 }
 
@@ -78,7 +80,7 @@ impl ChangeError {
         }
     }
 
-    /// Whether the machine has too little of something, and nothing is wrong otherwise.
+    /// Whether the only cause is too little memory or too few pages.
     pub fn is_short(&self) -> bool {
         matches!(
             self,
@@ -86,36 +88,36 @@ impl ChangeError {
         )
     }
 
-    /// What the user can do. `command` is what was run, without the rights that it needs.
+    /// The hint for the user. `command` is the command that failed, without `sudo`.
     pub fn hint(&self, command: &str) -> Option<String> {
         match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some(format!("sudo {command}"))
             }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => Some(
-                "in a container the pool is the host's: run this on the host".to_owned(),
+                "run this command on the host: a container cannot change the pool".to_owned(),
             ),
             Self::UnsafeState(_) => Some(
-                "what is written there decides what is undone: it has to be a real folder of the user who runs this, mode 0755"
+                "its journal decides what is undone, so use a real directory of the user who runs this command, mode 0755"
                     .to_owned(),
             ),
-            Self::Edited(_) => Some("--force replaces or removes it all the same".to_owned()),
+            Self::Edited(_) => Some("--force replaces or removes the file".to_owned()),
             Self::Journal { path, .. } => Some(format!(
-                "look at it, and remove `{}` if what it says is no longer wanted",
+                "check the file; if you no longer need its undo records, remove it: rm {}",
                 path.display()
             )),
             Self::Memory { .. } => {
-                Some("--force does it all the same; the machine may then run out of memory".to_owned())
+                Some("--force adds the pages, but the machine can then run out of memory".to_owned())
             }
             Self::Short { got, .. } => Some(format!(
-                "--try-hard moves memory together and tries again; --at-least {got} is content with that many"
+                "--try-hard compacts memory and tries again; --at-least {got} accepts {got} pages"
             )),
             Self::InUse { idle, .. } if *idle > 0 => {
-                Some(format!("end what uses them, or release {idle} pages"))
+                Some(format!("end the processes that use them, or release {idle} pages"))
             }
-            Self::InUse { .. } => Some("end what uses them first".to_owned()),
+            Self::InUse { .. } => Some("end the processes that use them first".to_owned()),
             Self::NotOurs { .. } => {
-                Some("--force also gives back idle pages that somebody else added".to_owned())
+                Some("--force also returns idle pages that others added".to_owned())
             }
             _ => None,
         }

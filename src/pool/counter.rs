@@ -1,5 +1,5 @@
-//! The counters of one pool, of the whole machine or of one node, and the one that can be written.
-//! Lives here: what the kernel's files mean. Not here: who may change them by how much.
+//! The counters of one pool, of the whole machine or of one node.
+//! Lives here: the meaning of the kernel's files. Not here: the rules for changes.
 
 use std::fs;
 use std::io;
@@ -10,14 +10,14 @@ use super::{ChangeError, HugePageSize, Root};
 /// A pool that can be changed: all pages of a size, or those of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counter {
-    /// Size of its pages.
+    /// Page size.
     pub size: HugePageSize,
     /// `None` is the whole machine.
     pub node: Option<u32>,
     dir: PathBuf,
 }
 
-/// What a [`Counter`] says, in pages.
+/// The numbers of a [`Counter`], in pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Counts {
@@ -32,20 +32,19 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What `nr_hugepages` sets. Reading it also counts surplus pages, which the kernel took for somebody beyond the pool
-    /// and will take back by itself.
+    /// The value that a write to `nr_hugepages` sets. A read also counts surplus pages, which the kernel removes by itself.
     pub fn persistent(&self) -> u64 {
         self.total.saturating_sub(self.surplus)
     }
 
-    /// Pages that nobody uses and nobody was promised.
+    /// Free pages that are not reserved.
     pub fn idle(&self) -> u64 {
         self.free.saturating_sub(self.reserved)
     }
 }
 
 impl Counter {
-    /// Finds it.
+    /// Finds the pool.
     ///
     /// # Errors
     /// [`ChangeError::NoPool`], [`ChangeError::NoNode`]
@@ -69,7 +68,7 @@ impl Counter {
         Ok(Self { size, node, dir })
     }
 
-    /// Reads it now.
+    /// Reads the counters.
     ///
     /// # Errors
     /// [`ChangeError::Io`]
@@ -98,22 +97,22 @@ impl Counter {
         })
     }
 
-    /// Where the total is written.
+    /// File of the total.
     pub fn path(&self) -> PathBuf {
         self.dir.join("nr_hugepages")
     }
 
-    /// Asks for a total. The kernel may do less without an error, so whoever calls reads back.
+    /// Requests a total. The caller must read it back, because the kernel may allocate fewer pages without an error.
     pub(super) fn set(&self, total: u64) -> Result<(), ChangeError> {
         write(&self.path(), &total.to_string())
     }
 
-    /// Splits idle pages into ones of the next smaller size.
+    /// Splits idle pages into pages of the next smaller size.
     pub(super) fn demote(&self, pages: u64) -> Result<(), ChangeError> {
         write(&self.dir.join("demote"), &pages.to_string())
     }
 
-    /// Says early, and without writing, that there is no right to change it.
+    /// Checks the right to change the pool, without a write.
     ///
     /// # Errors
     /// [`ChangeError::Io`]
@@ -133,7 +132,7 @@ impl Counter {
     }
 }
 
-/// Writes to a file of the kernel. It is never made: a kernel without it has nothing to change.
+/// Writes to a file of the kernel, and never creates it.
 pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), ChangeError> {
     let opened = fs::OpenOptions::new().write(true).truncate(true).open(path);
     opened

@@ -1,13 +1,13 @@
-//! What was changed, written down before and after: one JSON object a line.
+//! The log of all changes, written before and after each change: one JSON object a line.
 //!
 //! ```text
 //! intent 1: pages of 2 MiB, 0 -> 12 wanted      written and synced before the change
 //! outcome 1: +12                                after it
 //! intent 2: of 1, 12 -> 4 wanted
-//!                                               killed here: look at what is there
+//!                                               killed here: the next command reads the counters
 //! ```
-//! An intent without outcome is settled by the next command, under the lock: the pool's number lies between what it was and
-//! what was asked for, and the difference is ours.
+//! The next command completes an intent without outcome, under the lock: the difference between the current total and the total
+//! before is ours, as far as the intent covers it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::state::{State, open};
 use super::{ChangeError, HugePageSize, Root};
 
-/// Who keeps pages only as long as it lives.
+/// A process that keeps pages until it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its number, and when it was started: numbers are used again.
+    /// Process id. The start time is needed too, because the kernel reuses ids.
     pub pid: u32,
-    /// In clock ticks since boot.
+    /// Start time in clock ticks since boot.
     pub started: u64,
 }
 
@@ -37,32 +37,32 @@ impl Holder {
         }
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn is_alive(self) -> bool {
         started(self.pid) == Some(self.started)
     }
 }
 
-/// Field 22 of `/proc/PID/stat`. The second is a name in parentheses that may hold anything.
+/// Field 22 of `/proc/PID/stat`. Field 2 is a name in parentheses that may contain any character.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rest = stat.rsplit_once(')')?.1;
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// What is about to be changed.
+/// An intended change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub(super) enum What {
     Pages {
         bytes: u64,
         node: Option<u32>,
-        /// Persistent pages before, and how many more (or fewer) are asked for.
+        /// Persistent pages before, and the requested difference.
         before: u64,
         delta: i64,
-        /// Of those before, pages that this tool had not added.
+        /// Pages before the change that this tool had not added.
         others: u64,
-        /// The entry that this one takes back from.
+        /// The entry that this change undoes.
         of: Option<u64>,
         holder: Option<Holder>,
     },
@@ -79,7 +79,7 @@ enum Line {
         id: u64,
         what: What,
     },
-    /// `got` pages were added; it is negative where they were given back.
+    /// `got` pages were added; negative for returned pages.
     Outcome {
         id: u64,
         got: i64,
@@ -89,18 +89,18 @@ enum Line {
     },
 }
 
-/// An entry that is not undone.
+/// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub id: u64,
     pub what: What,
-    /// `None` without an outcome.
+    /// Outcome; `None` if the command was killed.
     pub got: Option<i64>,
     pub undone: bool,
 }
 
 impl Entry {
-    /// Whether it is a reservation that a live process keeps.
+    /// Whether a live process holds this reservation.
     pub fn is_held(&self) -> bool {
         let What::Pages {
             of: None, holder, ..
@@ -121,14 +121,14 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Under the lock only.
+    /// Opens the journal. The caller must hold the lock.
     pub fn open(root: &Root, state: &State) -> Result<Self, ChangeError> {
         let path = state.journal();
         let failed = |source| ChangeError::io("open", &path, source);
         let mut file = open(&path).map_err(failed)?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
-        // Who was killed while writing leaves part of a line, and has changed nothing behind it.
+        // A command that was killed during a write leaves an incomplete last line, and changed no pool after it.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         file.set_len(whole as u64)
             .and_then(|()| file.seek(SeekFrom::End(0)))
@@ -147,13 +147,13 @@ impl Journal {
                 line: number + 1,
             };
             match serde_json::from_str(line) {
-                // A boot undid everything that was changed before it.
+                // A reboot undoes all earlier changes.
                 Ok(Line::Boot(id)) if id != boot => break,
                 Ok(line) => journal.replay(line).ok_or(damaged)?,
                 Err(_) => return Err(damaged),
             }
         }
-        // What was taken back from an entry has no life of its own.
+        // An undo belongs to its entry and does not count by itself.
         let is_over =
             |entry: &Entry| entry.undone || matches!(entry.what, What::Pages { of: Some(_), .. });
         if journal.entries.iter().all(is_over) {
@@ -185,7 +185,7 @@ impl Journal {
         self.entries.iter_mut().find(|entry| entry.id == id)
     }
 
-    /// Before the change. An error means that it must not be made.
+    /// Logs an intent before the change. After an error the change must not happen.
     pub fn intend(&mut self, what: What) -> Result<u64, ChangeError> {
         let id = self.next;
         let line = Line::Intent { id, what };
@@ -194,14 +194,14 @@ impl Journal {
         Ok(id)
     }
 
-    /// After it.
+    /// Logs the outcome after the change.
     pub fn happened(&mut self, id: u64, got: i64) -> Result<(), ChangeError> {
         self.append(&Line::Outcome { id, got })?;
         self.replay(Line::Outcome { id, got });
         Ok(())
     }
 
-    /// Nothing of it is left.
+    /// Logs that all pages of an entry were returned.
     pub fn undone(&mut self, id: u64) -> Result<(), ChangeError> {
         self.append(&Line::Undone { id })?;
         self.replay(Line::Undone { id });
@@ -216,7 +216,7 @@ impl Journal {
         written
             .and_then(|()| self.file.sync_data())
             .map_err(|source| {
-                // Half a line would be in the way of the next one.
+                // An incomplete line would corrupt the next one.
                 if let Ok(start) = start {
                     let _ = self.file.set_len(start);
                     let _ = self.file.seek(SeekFrom::Start(start));
@@ -232,7 +232,7 @@ impl Journal {
         emptied.map_err(|source: io::Error| ChangeError::io("empty", &self.path, source))
     }
 
-    /// Pages of an entry that are still there, counted from it and from what took back from it.
+    /// Pages of an entry that remain in the pool: its outcome less its undos.
     pub fn outstanding(&self, id: u64) -> i64 {
         let of = |entry: &&Entry| match entry.what {
             What::Pages { of, .. } => entry.id == id || of == Some(id),
@@ -245,7 +245,7 @@ impl Journal {
             .sum()
     }
 
-    /// Entries that added or took pages by themselves, oldest first, with what is left of each.
+    /// Entries that are no undos, oldest first, with their remaining pages.
     pub fn left(&self, size: HugePageSize, node: Option<u32>) -> Vec<(Entry, i64)> {
         let of_pool = |entry: &&Entry| match entry.what {
             What::Pages {
@@ -262,7 +262,7 @@ impl Journal {
             .collect()
     }
 
-    /// Pages of a size that this tool added and that are still there, on one node or, for the machine, on all.
+    /// Remaining pages of a size that this tool added, on one node or on the whole machine.
     pub fn ours(&self, size: HugePageSize, node: Option<u32>) -> i64 {
         let top = |entry: &&Entry| match entry.what {
             What::Pages {

@@ -1,7 +1,7 @@
-//! The machine's huge page pools: which page sizes there are and how many pages can be had.
+//! The machine's huge page pools: page sizes, counters and changes.
 //!
-//! Reading: the engine in ggml knows how the kernel's pool works, and this puts types around it. Changing: [`Changer`], with a
-//! journal so that every change can be undone.
+//! The engine in ggml reads the pools, and this module adds types. [`Changer`] changes the pools, with a journal that can undo
+//! every change.
 
 mod amount;
 mod change;
@@ -32,7 +32,7 @@ use crate::ffi;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pool {
-    /// Size of its pages.
+    /// Page size.
     pub size: HugePageSize,
     /// `nr_hugepages`: all pages, surplus included.
     pub total: u64,
@@ -42,19 +42,19 @@ pub struct Pool {
     pub reserved: u64,
     /// `surplus_hugepages`: taken from ordinary memory on top of the persistent pool.
     pub surplus: u64,
-    /// `nr_overcommit_hugepages`: how many surplus pages there may be.
+    /// `nr_overcommit_hugepages`: the limit for surplus pages.
     pub overcommit: u64,
 }
 
 impl Pool {
-    /// Reads a pool. `None` where the kernel has none of that size.
+    /// Reads a pool. `None` if the kernel has no pool of this size.
     ///
     /// ```
     /// use llama_hugepages::pool::{HugePageSize, Pool, Root};
     ///
     /// let size: HugePageSize = "2M".parse()?;
     /// match Pool::read(&Root::system(), size) {
-    ///     Some(pool) => println!("{} of {} pages of {size} can be had", pool.usable(), pool.total),
+    ///     Some(pool) => println!("{} of {} pages of {size} usable", pool.usable(), pool.total),
     ///     None => println!("this kernel has no pages of {size}"),
     /// }
     /// # Ok::<(), llama_hugepages::pool::ParseHugePageSizeError>(())
@@ -78,7 +78,7 @@ impl Pool {
         })
     }
 
-    /// Pages that can be had now: free and not reserved, and what overcommit may still add.
+    /// Usable pages: free and not reserved, plus the pages that overcommit can add.
     pub fn usable(&self) -> u64 {
         let raw = ffi::ggml_hugepages_pool {
             page_size: self.size.bytes() as usize,

@@ -1,8 +1,7 @@
-//! Files that set a pool at every boot: sysctl.d for the default page size, tmpfiles.d for others and for nodes, the kernel's
-//! command line for pages that are rarely to be had later.
+//! Files that set a pool at every boot: sysctl.d for the default page size, tmpfiles.d for other sizes and for nodes, and the
+//! kernel's command line for large pages, which the kernel can rarely allocate later.
 //!
-//! Each begins with a header that says whose it is and has a checksum of the rest, so that only what is ours and unchanged is
-//! replaced or removed.
+//! Each file starts with a header with a checksum of the rest. The tool replaces or removes a file only if the checksum matches.
 
 use std::fs;
 use std::io;
@@ -13,34 +12,34 @@ use super::{ChangeError, HugePageSize, Root};
 const HEADER: &str =
     "# Written by `hugepages pool persist`; `hugepages pool unpersist` removes it. Checksum: ";
 
-/// Folders that may hold our files.
+/// Directories for our files.
 const DIRS: [&str; 3] = ["/etc/sysctl.d", "/etc/tmpfiles.d", "/etc/default/grub.d"];
 
-/// From this size on pages are to be had at boot, before memory is in pieces.
+/// Pages of at least this size must be allocated at boot, before memory is fragmented.
 const AT_BOOT: u64 = 1 << 30;
 
-/// A file to be written.
+/// A file with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Setting {
-    /// Below the root.
+    /// Path below the root.
     pub path: PathBuf,
-    /// With the header.
+    /// Content with the header.
     pub text: String,
 }
 
-/// What sets a pool at every boot. The number is the pool's total.
+/// The settings of a pool for every boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Persistent {
-    /// Files, none where there is no folder for them.
+    /// Files; empty if the machine has no directory for them.
     pub settings: Vec<Setting>,
-    /// For the kernel's command line, where it is the better way.
+    /// Parameters for the kernel's command line, for large pages.
     pub kernel_parameters: Option<String>,
 }
 
 impl Persistent {
-    /// For a pool.
+    /// Settings for a pool of `pages` pages in total.
     pub fn new(root: &Root, size: HugePageSize, node: Option<u32>, pages: u64) -> Self {
         let short = size.short_name();
         let on_node = node.map(|node| format!("-node{node}")).unwrap_or_default();
@@ -84,10 +83,10 @@ impl Persistent {
 }
 
 impl Setting {
-    /// What is there now; empty where nothing is.
+    /// Current content of the file; empty if it does not exist.
     ///
     /// # Errors
-    /// [`ChangeError::Edited`] for what is not ours as we left it, unless `force`.
+    /// [`ChangeError::Edited`] if the file is not ours or was edited, unless `force`.
     pub fn present(&self, force: bool) -> Result<String, ChangeError> {
         match fs::read_to_string(&self.path) {
             Ok(text) if force || is_ours(&text) => Ok(text),
@@ -97,7 +96,7 @@ impl Setting {
         }
     }
 
-    /// Writes it under another name first: never half a file at boot.
+    /// Writes under another name first, so that a boot never reads an incomplete file.
     ///
     /// # Errors
     /// [`ChangeError::Io`]
@@ -106,7 +105,7 @@ impl Setting {
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir).map_err(failed)?;
         }
-        // Not a suffix that sysctl, tmpfiles or GRUB would read.
+        // sysctl, tmpfiles and GRUB must not read the temporary file.
         let part = self.path.with_extension("part");
         fs::write(&part, &self.text)
             .and_then(|()| fs::File::open(&part)?.sync_all())
@@ -115,10 +114,10 @@ impl Setting {
     }
 }
 
-/// Our files that are there, in order.
+/// Our existing files, in order.
 ///
 /// # Errors
-/// [`ChangeError::Edited`] for one that was changed, unless `force`.
+/// [`ChangeError::Edited`] if a file was edited, unless `force`.
 pub fn written(root: &Root, force: bool) -> Result<Vec<PathBuf>, ChangeError> {
     let mut found = Vec::new();
     for dir in DIRS {
@@ -128,7 +127,7 @@ pub fn written(root: &Root, force: bool) -> Result<Vec<PathBuf>, ChangeError> {
                 continue;
             }
             let text = fs::read_to_string(&path).map_err(|e| ChangeError::io("read", &path, e))?;
-            // Somebody else's with such a name is nobody's business, forced or not.
+            // A file of another program with such a name stays, even with `force`.
             if !text.starts_with(HEADER) {
                 continue;
             }
@@ -156,7 +155,7 @@ fn is_ours(text: &str) -> bool {
         .is_some_and(|(_, body)| text == with_header(body))
 }
 
-/// FNV-1a: it tells an edited file from an unedited one, and protects from nothing.
+/// FNV-1a, which detects edits but not attacks.
 fn checksum(text: &str) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)

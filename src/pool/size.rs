@@ -9,8 +9,8 @@ use crate::ffi;
 use crate::kernel_files;
 use crate::pool::Root;
 
-/// Size of the pages of one pool: a power of two of at least 4 KiB. Which sizes exist is the kernel's to say: 2 MiB and
-/// 1 GiB on `x86_64`; 64 KiB, 2 MiB, 32 MiB, 512 MiB, 1 GiB, 16 GiB on arm64, depending on its base page.
+/// Page size of one pool: a power of two of at least 4 KiB. The kernel decides which sizes exist: 2 MiB and 1 GiB on `x86_64`;
+/// 64 KiB, 2 MiB, 32 MiB, 512 MiB, 1 GiB, 16 GiB on arm64, depending on its base page.
 ///
 /// ```
 /// use llama_hugepages::pool::HugePageSize;
@@ -28,7 +28,7 @@ const KIB: u64 = 1 << 10;
 const UNITS: [(&str, u64); 3] = [("G", 1 << 30), ("M", 1 << 20), ("K", KIB)];
 
 impl HugePageSize {
-    /// From bytes. `None` for what no kernel could have.
+    /// From bytes. `None` for sizes that no kernel supports.
     pub fn new(bytes: u64) -> Option<Self> {
         let size = NonZeroU64::new(bytes)?;
         (bytes.is_power_of_two() && bytes >= 4 * KIB).then_some(Self(size))
@@ -39,19 +39,19 @@ impl HugePageSize {
         self.0.get()
     }
 
-    /// Name of its folder in `/sys/kernel/mm/hugepages/`.
+    /// Name of its directory in `/sys/kernel/mm/hugepages/`.
     pub fn sysfs_name(self) -> String {
         format!("hugepages-{}kB", self.bytes() / KIB)
     }
 
-    /// The size that model files are laid on: the smallest pool of at least 2 MiB. `None` where there is none.
+    /// The page size for model files: the smallest pool of at least 2 MiB. `None` if no such pool exists.
     pub fn of_images(root: &Root) -> Option<Self> {
         // SAFETY: reads a C string that outlives the call.
         let bytes = unsafe { ffi::ggml_hugepages_page_size(root.as_c_str().as_ptr()) };
         Self::new(bytes as u64)
     }
 
-    /// All that this kernel has, the smallest first.
+    /// All sizes of this kernel, smallest first.
     pub fn all(root: &Root) -> Vec<Self> {
         let of_name = |name: &str| name.strip_prefix("hugepages-")?.parse().ok();
         let entries = fs::read_dir(root.path("/sys/kernel/mm/hugepages"));
@@ -63,13 +63,13 @@ impl HugePageSize {
         sizes
     }
 
-    /// The one that `vm.nr_hugepages` is about. Source: `Hugepagesize:` in `/proc/meminfo`.
+    /// The size of `vm.nr_hugepages`. Source: `Hugepagesize:` in `/proc/meminfo`.
     pub fn default_of(root: &Root) -> Option<Self> {
         let meminfo = kernel_files::text(root, "/proc/meminfo")?;
         Self::new(kernel_files::kib_field(&meminfo, "Hugepagesize")?)
     }
 
-    /// As options take it: `2M`, `1G`.
+    /// The form for options: `2M`, `1G`.
     ///
     /// ```
     /// # use llama_hugepages::pool::HugePageSize;
@@ -80,8 +80,7 @@ impl HugePageSize {
         format!("{}{unit}", self.bytes() / scale)
     }
 
-    /// What HVO gives back of the kernel's own tables for one page: a `struct page` of 64 bytes for each 4 KiB, of which one
-    /// page of tables stays.
+    /// Bytes that HVO frees for one page: a `struct page` of 64 bytes for each 4 KiB, less one base page that stays.
     ///
     /// Source: `Documentation/mm/vmemmap_dedup.rst`.
     ///
@@ -96,13 +95,13 @@ impl HugePageSize {
         (self.bytes() / base * 64).saturating_sub(base)
     }
 
-    /// The largest that it fills.
+    /// The largest page size that these bytes fill.
     fn unit(self) -> (&'static str, u64) {
         let fits = |(_, scale): &&(&str, u64)| self.bytes() >= *scale;
         *UNITS.iter().find(fits).unwrap_or(&UNITS[2])
     }
 
-    /// How many pages hold that many bytes.
+    /// Number of pages for a number of bytes.
     ///
     /// ```
     /// # use llama_hugepages::pool::HugePageSize;
@@ -122,7 +121,7 @@ impl fmt::Display for HugePageSize {
 
 /// Not the size of a huge page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not the size of a huge page, such as 2M or 1G")]
+#[error("`{text}` is not a huge page size such as 2M or 1G")]
 pub struct ParseHugePageSizeError {
     text: String,
 }

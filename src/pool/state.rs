@@ -1,4 +1,4 @@
-//! Where the journal and the lock lie.
+//! The directory of the journal and the lock.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -11,13 +11,13 @@ use rustix::process::geteuid;
 
 use super::{ChangeError, Root};
 
-/// A folder that only its owner can change. What is written there decides what a later command, run by root, undoes.
+/// A directory that only its owner can change, because a later command of root undoes what its journal lists.
 #[derive(Debug)]
 pub struct State {
     dir: PathBuf,
 }
 
-/// Held while a pool is changed, and given back when the value is dropped or its process ends.
+/// Held during a change. The kernel releases it when the value is dropped or the process ends.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
 
@@ -31,7 +31,7 @@ impl State {
         Self::at(&chosen.map_or_else(|| root.path("/run/llama-hugepages"), PathBuf::from))
     }
 
-    /// Some other folder, which is made where it is missing.
+    /// Another directory, created if it does not exist.
     ///
     /// # Errors
     /// As [`State::open`].
@@ -40,10 +40,10 @@ impl State {
         if let Err(source) = made
             && source.kind() != io::ErrorKind::AlreadyExists
         {
-            return Err(ChangeError::io("make", dir, source));
+            return Err(ChangeError::io("create", dir, source));
         }
-        // Not what a link leads to: whoever may place the link would choose it.
-        let data = fs::symlink_metadata(dir).map_err(|e| ChangeError::io("look at", dir, e))?;
+        // Without following a link, because the user who can place a link would choose the directory.
+        let data = fs::symlink_metadata(dir).map_err(|e| ChangeError::io("stat", dir, e))?;
         let owner = data.uid() == 0 || data.uid() == geteuid().as_raw();
         if !data.is_dir() || !owner || data.mode() & 0o022 != 0 {
             return Err(ChangeError::UnsafeState(dir.to_owned()));
@@ -80,7 +80,7 @@ impl State {
     }
 }
 
-/// For reading and writing, made where it is missing, never through a link.
+/// Opens a file for reading and writing, creates it if needed, and never follows a link.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

@@ -1,4 +1,4 @@
-//! Who uses huge pages, from `/proc/*/status`.
+//! Processes with huge pages, from `/proc/*/status`.
 
 use std::fs;
 
@@ -6,20 +6,21 @@ use super::Root;
 use crate::kernel_files;
 use crate::size::ByteSize;
 
-/// A process with huge pages. Files on hugetlbfs that no process maps are not seen here.
+/// A process with huge pages. Files on hugetlbfs that no process maps do not appear here.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct User {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// Its name, as the kernel cuts it.
+    /// Name, cut by the kernel.
     pub name: String,
     /// `HugetlbPages:`, all page sizes together.
     pub bytes: u64,
 }
 
 impl User {
-    /// All of them, the largest first. Other users' processes count too: their `status` can be read by everybody.
+    /// All processes with huge pages, largest first. Processes of other users count too, because everybody can read their
+    /// `status`.
     pub fn all(root: &Root) -> Vec<Self> {
         let entries = fs::read_dir(root.path("/proc"));
         let mut users: Vec<_> = entries
@@ -35,7 +36,7 @@ impl User {
         users
     }
 
-    /// One process. `None` where it has no huge pages, or has ended.
+    /// One process. `None` if it has no huge pages, or has ended.
     pub fn of(root: &Root, pid: u32) -> Option<Self> {
         let status = kernel_files::text(root, &format!("/proc/{pid}/status"))?;
         Self::parse(pid, &status)

@@ -1,4 +1,4 @@
-//! One HTTP request to a server on this machine, which gets little time to answer.
+//! One HTTP request with a short time limit to a server on this machine.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -10,17 +10,17 @@ use serde_json::Value;
 
 const TO_CONNECT: Duration = Duration::from_millis(300);
 const TO_ANSWER: Duration = Duration::from_secs(1);
-/// `/props` has the chat template in it, and that may be long.
+/// Limit for an answer: `/props` contains the chat template, which can be long.
 const MAX_BYTES: usize = 4 << 20;
 
-/// What a server says of itself at `/health`.
+/// State of a server at `/health`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It answers requests.
+    /// The server answers requests.
     Ready,
-    /// It does not answer yet, or says that it loads.
+    /// The server does not answer, or is loading.
     Loading,
-    /// It cannot be asked: its port is not known, or it has no local address.
+    /// The tool cannot ask the server: its port is unknown, or it has no local address.
     Unknown,
 }
 
@@ -50,13 +50,13 @@ pub fn health(host: &str, port: &str, prefix: &str) -> Health {
     }
 }
 
-/// `GET /props`. An error is the reason, for people.
+/// `GET /props`. The error is a message for the user.
 pub fn props(host: &str, port: &str, prefix: &str) -> Result<Value, String> {
     body(&get_tcp(address_of(host, port)?, prefix, "/props")?)
 }
 
 fn address_of(host: &str, port: &str) -> Result<SocketAddr, String> {
-    // What listens everywhere listens here too.
+    // A server on all addresses listens on the loopback address, too.
     let host = match host {
         "0.0.0.0" | "localhost" => "127.0.0.1",
         "::" => "::1",
@@ -66,8 +66,8 @@ fn address_of(host: &str, port: &str) -> Result<SocketAddr, String> {
         .parse()
         .ok()
         .filter(|port| *port > 0)
-        .ok_or("its port is not known")?;
-    local_address(host, port).ok_or_else(|| "it does not listen on a local address".to_owned())
+        .ok_or("unknown port")?;
+    local_address(host, port).ok_or_else(|| "no local address".to_owned())
 }
 
 fn get_tcp(address: SocketAddr, prefix: &str, path: &str) -> Result<String, String> {
@@ -98,7 +98,7 @@ fn get<S: Read + Write>(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || answer.len() > MAX_BYTES {
-            return Err("no answer in time".to_owned());
+            return Err("no answer within the time limit".to_owned());
         }
         set_timeout(&stream, Some(left)).map_err(error)?;
         match stream.read(&mut piece).map_err(error)? {
@@ -108,7 +108,7 @@ fn get<S: Read + Write>(
     }
 }
 
-/// Only numbers: no name is looked up.
+/// Parses numeric addresses only, without a name lookup.
 fn local_address(host: &str, port: u16) -> Option<SocketAddr> {
     let ip: std::net::IpAddr = host.parse().ok()?;
     (ip, port).to_socket_addrs().ok()?.next()
@@ -122,9 +122,9 @@ fn code(answer: &str) -> &str {
 fn body(answer: &str) -> Result<Value, String> {
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
     match code(head) {
-        "200" => serde_json::from_str(body).map_err(|_| "its answer is no JSON".to_owned()),
-        "401" => Err("it wants an API key".to_owned()),
-        "503" => Err("it is loading".to_owned()),
-        code => Err(format!("it answered {code}")),
+        "200" => serde_json::from_str(body).map_err(|_| "the answer is not JSON".to_owned()),
+        "401" => Err("the server requires an API key".to_owned()),
+        "503" => Err("the server is loading".to_owned()),
+        code => Err(format!("HTTP status {code}")),
     }
 }

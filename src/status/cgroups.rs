@@ -1,4 +1,4 @@
-//! cgroup limits on huge pages, version 2 and 1: each ancestor can say no.
+//! cgroup limits on huge pages, version 2 and 1. Each ancestor can refuse a page.
 
 use std::path::PathBuf;
 
@@ -9,27 +9,27 @@ use super::pools;
 use crate::kernel_files;
 use crate::pool::{HugePageSize, Root};
 
-/// A limit that applies to this process and to what it starts.
+/// A limit that applies to this process and to its children.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Limit {
-    /// Of which pages.
+    /// Page size.
     #[serde(serialize_with = "super::bytes_of_page")]
     pub page_size: HugePageSize,
-    /// The cgroup that has it.
+    /// The cgroup with the limit.
     pub cgroup: String,
     /// Its file: `hugetlb.2MB.max`, `hugetlb.2MB.rsvd.limit_in_bytes`.
     pub file: String,
-    /// What may be used.
+    /// The limit in bytes.
     pub limit_bytes: u64,
-    /// What is.
+    /// Used bytes.
     pub used_bytes: u64,
-    /// Whether it leaves the least of all limits on pages of that size.
+    /// Whether it leaves the least room of all limits on this page size.
     pub tightest: bool,
 }
 
 impl Limit {
-    /// What is left.
+    /// Room up to the limit, in bytes.
     pub fn left_bytes(&self) -> u64 {
         self.limit_bytes.saturating_sub(self.used_bytes)
     }
@@ -62,7 +62,7 @@ pub fn read(root: &Root) -> Vec<Limit> {
     limits
 }
 
-/// The least that `memory.max` (or `memory.limit_in_bytes`) of this process' cgroups allows, with its cgroup.
+/// The smallest `memory.max` (or `memory.limit_in_bytes`) of this process' cgroups, with its cgroup.
 pub fn memory_limit(root: &Root) -> Option<(u64, String)> {
     let mut limits = Vec::new();
     for hierarchy in hierarchies(root, "memory") {
@@ -79,8 +79,8 @@ pub fn memory_limit(root: &Root) -> Option<(u64, String)> {
     limits.into_iter().min()
 }
 
-/// Where a cgroup with a limit on memory can be made, and whether that is version 2: there under the top, since a cgroup that
-/// passes a controller on may have no processes; in version 1 under the cgroup of this process.
+/// The parent for a new cgroup with a memory limit, and whether it is version 2. In version 2 this is the root, because a cgroup
+/// with controllers for its children may not contain processes. In version 1 it is the cgroup of this process.
 pub fn memory_hierarchy(root: &Root) -> Option<(PathBuf, bool)> {
     let with_memory = |hierarchy: &Hierarchy| {
         let path = format!("{}/cgroup.controllers", hierarchy.mount);
@@ -188,7 +188,7 @@ impl Hierarchy {
     }
 }
 
-/// Version 1 writes the largest number that it has, rounded down to whole pages, where there is no limit.
+/// Version 1 reports "no limit" as the largest number, rounded down to whole pages.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "for `Option::filter`")]
 fn is_limit(bytes: &u64) -> bool {
     *bytes < 1 << 62

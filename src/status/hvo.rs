@@ -1,4 +1,4 @@
-//! HVO, the HugeTLB vmemmap optimization: a huge page needs one page of `struct page` instead of many.
+//! HVO, the HugeTLB vmemmap optimization: a huge page keeps one page of `struct page` memory instead of many.
 
 use std::fs;
 
@@ -8,38 +8,38 @@ use super::PoolState;
 use crate::kernel_files;
 use crate::pool::Root;
 
-/// On every 64-bit kernel that can have it.
+/// Size of `struct page` on every 64-bit kernel with HVO.
 const STRUCT_PAGE: u64 = 64;
 
-/// Whether pages that join the pool give back their `struct page` memory.
+/// Whether added pages free their `struct page` memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HvoState {
-    /// Pages that are added from now on do.
+    /// Pages added from now on do.
     On,
-    /// Pages that are added from now on do not.
+    /// Pages added from now on do not.
     Off,
-    /// The kernel was built without it.
+    /// The kernel was built without HVO.
     Unsupported,
 }
 
-/// What HVO does here.
+/// State and effect of HVO.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Hvo {
-    /// `vm.hugetlb_optimize_vmemmap`. It says nothing of pages that are in the pool already.
+    /// `vm.hugetlb_optimize_vmemmap`, which applies only to pages added later.
     pub state: HvoState,
-    /// Measured: memory under `struct page`, from `/proc/vmstat` (kernel 6.10 or newer).
+    /// Measured: `struct page` memory, from `/proc/vmstat` (Linux 6.10 or newer).
     pub memmap_bytes: Option<u64>,
-    /// Computed: what that would be if every page of memory had its own.
+    /// Computed: `struct page` memory without HVO.
     pub full_bytes: Option<u64>,
-    /// The difference: what the pool gives back now.
+    /// The difference: memory that HVO frees now.
     pub given_back_bytes: Option<u64>,
-    /// Computed: what the pool would give back if all of it was allocated with HVO on.
+    /// Computed: memory that HVO would free for the whole pool.
     pub possible_bytes: u64,
 }
 
-/// Whether it is on.
+/// Reads the setting.
 pub fn state(root: &Root) -> HvoState {
     match kernel_files::number::<u32>(root, "/proc/sys/vm/hugetlb_optimize_vmemmap") {
         None => HvoState::Unsupported,
@@ -48,7 +48,7 @@ pub fn state(root: &Root) -> HvoState {
     }
 }
 
-/// Reads it.
+/// Reads state and effect.
 pub fn read(root: &Root, pools: &[PoolState]) -> Hvo {
     let base_page = rustix::param::page_size() as u64;
     let vmstat = kernel_files::text(root, "/proc/vmstat").unwrap_or_default();

@@ -1,7 +1,7 @@
-//! What the machine's huge pages are doing now: pools, who uses them, what limits them, what they give back.
+//! The state of the machine's huge pages: pools, processes, limits, saved memory.
 //!
-//! Reading only, and only what the kernel says; the one exception is a `llama-server`, which is asked for its own report.
-//! What may not be read is listed in [`Status::unread`] with the reason; what the kernel does not have is absent.
+//! The kernel is the only source, except for the reports of `llama-server` processes. [`Status::unread`] lists what this user may
+//! not read, with the reason. Features that the kernel lacks are absent.
 
 mod ask;
 pub mod cgroups;
@@ -27,40 +27,40 @@ pub use servers::{Asking, Server};
 pub use thp::Thp;
 pub use users::{Share, User};
 
-/// All of it, at about one moment.
+/// The state of all huge pages, at about one moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
-    /// One for each page size; empty on a kernel without HugeTLB.
+    /// One pool for each page size; empty on a kernel without HugeTLB.
     pub pools: Vec<PoolState>,
     /// Processes with huge pages, the largest first.
     pub users: Vec<User>,
-    /// hugetlbfs mounts and what lies in them.
+    /// hugetlbfs mounts and their files.
     pub mounts: Vec<Mount>,
     /// cgroup limits on huge pages that apply to this process.
     pub limits: Vec<Limit>,
-    /// What the optimization of `struct page` gives back.
+    /// Memory that the optimization of `struct page` (HVO) frees.
     pub hvo: Hvo,
-    /// Transparent huge pages: not of a pool.
+    /// Transparent huge pages, which belong to no pool.
     pub thp: Thp,
-    /// How tight ordinary memory is.
+    /// State of ordinary memory.
     pub memory: Memory,
-    /// What could not be read, and why.
+    /// Information that this user may not read, with the reason.
     pub unread: Vec<Unread>,
 }
 
-/// Something that is there and may not be read.
+/// Information that this user may not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Unread {
-    /// What it is.
+    /// Name of the information.
     pub what: String,
-    /// Why it cannot be read.
+    /// Reason.
     pub why: String,
 }
 
 impl Status {
-    /// Reads it.
+    /// Reads the state.
     ///
     /// ```
     /// use llama_hugepages::pool::Root;
@@ -68,7 +68,7 @@ impl Status {
     ///
     /// let status = Status::read(&Root::system(), Asking::Never);
     /// for pool in &status.pools {
-    ///     println!("{} of {} pages of {} can be had", pool.usable, pool.total, pool.page_size);
+    ///     println!("{} of {} pages of {} usable", pool.usable, pool.total, pool.page_size);
     /// }
     /// ```
     pub fn read(root: &Root, asking: Asking) -> Self {

@@ -1,4 +1,4 @@
-//! hugetlbfs: where it is mounted, and which files hold pages.
+//! hugetlbfs mounts, and their files with pages.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,34 +15,34 @@ use crate::store::Store;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Mount {
-    /// Where it is mounted.
+    /// Mount point.
     pub path: String,
-    /// Size of its pages.
+    /// Page size.
     pub page_size: Option<u64>,
-    /// Its options, as the kernel prints them.
+    /// Options, in the kernel's form.
     pub options: String,
-    /// Bytes of pages that its files hold.
+    /// Bytes of huge pages in its files.
     pub bytes: u64,
     /// Its files, in order of their names.
     pub files: Vec<HeldFile>,
 }
 
-/// A file with pages. They stay taken until it is removed.
+/// A file with huge pages, which stay used until the file is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HeldFile {
-    /// Where it is.
+    /// Path.
     pub path: String,
     /// Bytes of its pages; a hole takes none.
     pub bytes: u64,
-    /// Its length.
+    /// Length.
     pub length: u64,
-    /// The file that it is a resident image of, where it is one.
+    /// The model file, if this file is a resident image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
 
-/// All of them, in the order of `/proc/self/mountinfo`.
+/// All hugetlbfs mounts, in the order of `/proc/self/mountinfo`.
 pub fn read(root: &Root, unread: &mut Vec<Unread>) -> Vec<Mount> {
     let table = kernel_files::text(root, "/proc/self/mountinfo").unwrap_or_default();
     table
@@ -67,7 +67,7 @@ fn mount(root: &Root, line: &str, unread: &mut Vec<Unread>) -> Option<Mount> {
     let mut files = Vec::new();
     walk(root, Path::new(&path), &mut files, unread);
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    // What another kernel has was recorded and cannot be opened.
+    // The files of a recorded kernel do not exist on this machine.
     if *root == Root::system() {
         name_models(Path::new(&path), &mut files);
     }
@@ -80,7 +80,7 @@ fn mount(root: &Root, line: &str, unread: &mut Vec<Unread>) -> Option<Mount> {
     })
 }
 
-/// Says of resident images what they are of. Only of those that can be trusted: anybody may write a name.
+/// Adds the model files of trusted resident images. Untrusted images can contain any name.
 fn name_models(dir: &Path, files: &mut [HeldFile]) {
     let is_image = |file: &&mut HeldFile| {
         file.path.ends_with(".resident") && Path::new(&file.path).parent() == Some(dir)
@@ -109,7 +109,7 @@ fn walk(root: &Root, dir: &Path, files: &mut Vec<HeldFile>, unread: &mut Vec<Unr
     };
     for entry in entries.flatten() {
         let path = dir.join(entry.file_name());
-        // Of the entry itself: a link is not followed. One that is removed meanwhile holds nothing.
+        // Metadata of the entry itself, without following a link. A file that was removed meanwhile holds no page.
         let Ok(metadata) = entry.metadata() else {
             continue;
         };

@@ -10,7 +10,7 @@ use crate::pool::{Counter, HugePageSize, Pool, Root};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PoolState {
-    /// Size of its pages.
+    /// Page size.
     #[serde(serialize_with = "super::bytes_of_page")]
     pub page_size: HugePageSize,
     /// All pages, surplus included.
@@ -21,11 +21,11 @@ pub struct PoolState {
     pub reserved: u64,
     /// Taken from ordinary memory on top of the persistent pool.
     pub surplus: u64,
-    /// How many surplus pages there may be.
+    /// Limit for surplus pages.
     pub overcommit: u64,
-    /// Free, not reserved, and what overcommit may still add.
+    /// Free pages that are not reserved, plus the pages that overcommit can add.
     pub usable: u64,
-    /// Where its pages are. The kernel counts reservations and overcommit for the machine, not for nodes.
+    /// Its parts on each node. The kernel counts reservations and overcommit only for the machine.
     pub nodes: Vec<NodePool>,
 }
 
@@ -43,7 +43,7 @@ pub struct NodePool {
     pub surplus: u64,
 }
 
-/// All pools, smallest pages first. None on a kernel without HugeTLB.
+/// All pools, smallest pages first. Empty on a kernel without HugeTLB.
 pub fn read(root: &Root) -> Vec<PoolState> {
     let nodes = nodes(root);
     let pools = HugePageSize::all(root)
@@ -66,7 +66,7 @@ pub fn read(root: &Root) -> Vec<PoolState> {
         .collect()
 }
 
-/// Numbers of the nodes that have a folder of their own.
+/// Numbers of the nodes with a directory in sysfs.
 pub fn nodes(root: &Root) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(root.path("/sys/devices/system/node")) else {
         return Vec::new();

@@ -1,25 +1,25 @@
-//! How tight ordinary memory is: what is available, what is swapped, and how long tasks waited for it.
+//! State of ordinary memory: available memory, swap, and stalls.
 
 use serde::Serialize;
 
 use crate::kernel_files;
 use crate::pool::Root;
 
-/// Ordinary memory. The pool is not part of what is available.
+/// Ordinary memory. Available memory does not include the pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Memory {
     /// `MemTotal`, pool included.
     pub total_bytes: Option<u64>,
-    /// `MemAvailable`: what can be had without swapping.
+    /// `MemAvailable`: memory that is usable without swapping.
     pub available_bytes: Option<u64>,
-    /// Swap there is.
+    /// Size of the swap.
     pub swap_bytes: Option<u64>,
     /// Swap in use.
     pub swap_used_bytes: Option<u64>,
-    /// Memory under page tables.
+    /// Memory of page tables.
     pub page_table_bytes: Option<u64>,
-    /// `/proc/pressure/memory`. Absent where the kernel does not measure it.
+    /// `/proc/pressure/memory`. Absent if the kernel does not measure it.
     pub stalls: Option<Stalls>,
 }
 
@@ -29,11 +29,11 @@ pub struct Memory {
 pub struct Stalls {
     /// At least one task waited.
     pub some: Stall,
-    /// All of them did.
+    /// All tasks waited.
     pub full: Stall,
 }
 
-/// Per cent of the time.
+/// Share of the time, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stall {
@@ -45,7 +45,7 @@ pub struct Stall {
     pub avg300: f64,
 }
 
-/// Reads it.
+/// Reads the state of ordinary memory.
 pub fn read(root: &Root) -> Memory {
     let meminfo = kernel_files::text(root, "/proc/meminfo").unwrap_or_default();
     let bytes = |name| kernel_files::kib_field(&meminfo, name);

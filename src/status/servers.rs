@@ -1,4 +1,4 @@
-//! Which of the processes is a `llama-server`, what it serves, and what it says of itself.
+//! `llama-server` processes: their models, addresses and reports.
 
 use std::fs;
 
@@ -8,12 +8,12 @@ use super::ask;
 use crate::kernel_files;
 use crate::pool::Root;
 
-/// Whether servers are asked over HTTP.
+/// Whether the tool asks servers over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asking {
-    /// One short request to each.
+    /// One short request to each server.
     Allowed,
-    /// Only the kernel is asked.
+    /// No request: the kernel is the only source.
     Never,
 }
 
@@ -23,11 +23,11 @@ pub enum Asking {
 pub struct Server {
     /// The model file, from its arguments or its environment.
     pub model: Option<String>,
-    /// Where it listens, from the same.
+    /// Address, from its arguments or its environment.
     pub address: String,
-    /// `hugepages` of its `/props`. `null` also where the option is off.
+    /// `hugepages` of its `/props`. `null` also if the option is off.
     pub report: Option<serde_json::Value>,
-    /// Why there is no report.
+    /// Why the report is missing.
     pub no_report: Option<String>,
 }
 
@@ -38,7 +38,7 @@ pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
     if program != "llama-server" {
         return None;
     }
-    // Unreadable without rights; then the arguments have to do.
+    // Unreadable without rights. Then only the arguments are known.
     let environment = words_of_environment(root, pid);
     let get = |options: &[&str], variable: &str| {
         argument(&words, options).or_else(|| {
@@ -57,11 +57,11 @@ pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
     let reason = if asking == Asking::Never {
         Some("not asked")
     } else if get(&["--api-key", "--api-key-file"], "LLAMA_API_KEY").is_some() {
-        Some("it wants an API key")
+        Some("the server requires an API key")
     } else if get(&["--ssl-key-file"], "LLAMA_ARG_SSL_KEY_FILE").is_some() {
-        Some("it speaks HTTPS")
+        Some("the server uses HTTPS")
     } else if is_elsewhere(root, pid) {
-        Some("it is in another network namespace")
+        Some("the server is in another network namespace")
     } else {
         None
     };
@@ -73,7 +73,10 @@ pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
         Ok(mut props) => match props.get_mut("hugepages").map(serde_json::Value::take) {
             Some(serde_json::Value::Null) => (None, Some("--hugepages is off".to_owned())),
             Some(report) => (Some(report), None),
-            None => (None, Some("it knows no huge pages".to_owned())),
+            None => (
+                None,
+                Some("the server does not support huge pages".to_owned()),
+            ),
         },
         Err(reason) => (None, Some(reason)),
     };
@@ -96,7 +99,7 @@ fn words_of_environment(root: &Root, pid: u32) -> Vec<String> {
     words
 }
 
-/// The value of the last of these options, as llama.cpp takes it: `--option value`.
+/// The value of the last of these options, in llama.cpp's form `--option value`.
 pub fn argument(words: &[String], options: &[&str]) -> Option<String> {
     let pairs = words.windows(2).rev();
     pairs
@@ -105,7 +108,7 @@ pub fn argument(words: &[String], options: &[&str]) -> Option<String> {
         .map(|pair| pair[1].clone())
 }
 
-/// Whether 127.0.0.1 is another one for that process.
+/// Whether the process is in another network namespace, where 127.0.0.1 is another machine.
 fn is_elsewhere(root: &Root, pid: u32) -> bool {
     let namespace = |who: &str| fs::read_link(root.path(format!("/proc/{who}/ns/net"))).ok();
     namespace(&pid.to_string())

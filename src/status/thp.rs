@@ -1,29 +1,29 @@
-//! Transparent huge pages: what the kernel does by itself, without a pool.
+//! Transparent huge pages (THP): settings and amount.
 
 use serde::Serialize;
 
 use crate::kernel_files;
 use crate::pool::Root;
 
-/// How THP is set, and how much of it there is. Absent where the kernel has none.
+/// Settings and amount of THP. Fields that the kernel lacks are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Thp {
     /// `always`, `madvise` or `never`.
     pub enabled: Option<String>,
-    /// What a page fault may do to get one.
+    /// `defrag`: the effort of a page fault to get a THP.
     pub defrag: Option<String>,
-    /// The same for shared memory.
+    /// `enabled` for shared memory.
     pub shmem_enabled: Option<String>,
     /// Anonymous memory on THP.
     pub anon_bytes: Option<u64>,
     /// Page cache in pieces of this size: `FileHugePages`.
     pub file_bytes: Option<u64>,
-    /// Page cache that is mapped with one entry for each: `FilePmdMapped`.
+    /// Page cache that is mapped with huge entries: `FilePmdMapped`.
     pub file_mapped_bytes: Option<u64>,
 }
 
-/// Reads it.
+/// Reads settings and amount.
 pub fn read(root: &Root) -> Thp {
     let setting = |name: &str| {
         let text =

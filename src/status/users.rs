@@ -1,4 +1,4 @@
-//! Who has huge pages: processes, with their bytes of each size.
+//! Processes with huge pages, and their bytes of each page size.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,32 +14,32 @@ use crate::pool::{self, HugePageSize, Root};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct User {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// Its name, as the kernel keeps it: at most 15 bytes.
+    /// Name, cut by the kernel to 15 bytes.
     pub name: String,
     /// `HugetlbPages`: all sizes, shared pages included.
     pub bytes: u64,
-    /// The same by page size. Absent where its memory map may not be read.
+    /// Bytes of each page size. Absent if this user may not read its memory map.
     pub shares: Option<Vec<Share>>,
-    /// What it serves, if it is a `llama-server`.
+    /// Model and address, if it is a `llama-server`.
     pub server: Option<Server>,
 }
 
-/// Pages of one size that a process has mapped and touched.
+/// Pages of one size that a process mapped and touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Share {
-    /// Their size.
+    /// Page size.
     #[serde(serialize_with = "super::bytes_of_page")]
     pub page_size: HugePageSize,
-    /// Only this process has them.
+    /// Bytes that only this process maps.
     pub private_bytes: u64,
-    /// Others may have them too.
+    /// Bytes that other processes may map too.
     pub shared_bytes: u64,
 }
 
-/// All of them, the largest first. A process that ends meanwhile is left out.
+/// All processes with huge pages, largest first, without processes that end meanwhile.
 pub fn read(root: &Root, asking: Asking, unread: &mut Vec<Unread>) -> Vec<User> {
     let entries = match fs::read_dir(root.path("/proc")) {
         Ok(entries) => entries,
@@ -65,7 +65,7 @@ fn user(root: &Root, pid: u32, asking: Asking, unread: &mut Vec<Unread>) -> Opti
     let pool::User { name, bytes, .. } = pool::User::of(root, pid)?;
     let shares = match fs::read_to_string(root.path(format!("/proc/{pid}/smaps"))) {
         Ok(smaps) => Some(shares(&smaps)),
-        // Gone between two reads.
+        // The process ended between two reads.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return None,
         Err(error) => {
             unread.push(Unread {

@@ -1,4 +1,4 @@
-//! Who has a file of a store mapped.
+//! Processes that map files of a store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,22 +14,22 @@ use crate::pool::Root;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[non_exhaustive]
 pub struct Process {
-    /// Its number.
+    /// Process id.
     pub pid: u32,
-    /// Its name, as the kernel keeps it: at most 15 bytes.
+    /// Name, cut by the kernel to 15 bytes.
     pub name: String,
 }
 
-/// All mappings of files on some devices, looked up once for all files.
+/// All mappings of files on some devices, read once for all files.
 #[derive(Debug, Default)]
 pub struct Attached {
     by_file: BTreeMap<(u64, u64), Vec<Process>>,
-    /// Processes whose map may not be read: one of them may have any file.
+    /// Number of processes whose map this user may not read. Any of them may map a file.
     pub unread: usize,
 }
 
 impl Attached {
-    /// Looks through `/proc/*/maps` for files of a device.
+    /// Searches `/proc/*/maps` for files of a device.
     pub fn read(root: &Root, device: u64) -> Self {
         let mut attached = Self::default();
         let entries = fs::read_dir(root.path("/proc")).into_iter().flatten();
@@ -39,7 +39,7 @@ impl Attached {
         for pid in pids {
             match inodes(root, pid, device) {
                 Ok(inodes) => attached.add(root, pid, device, inodes),
-                // One that ended meanwhile has nothing.
+                // A process that ended meanwhile maps nothing.
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                     attached.unread += 1;
                 }
@@ -49,7 +49,7 @@ impl Attached {
         attached
     }
 
-    /// Of one file.
+    /// Processes that map one file.
     pub fn to(&self, device: u64, inode: u64) -> &[Process] {
         self.by_file
             .get(&(device, inode))

@@ -1,8 +1,8 @@
-//! A model file as a plain file on hugetlbfs, which any llama.cpp maps without reading or copying it.
+//! Copies of model files on hugetlbfs, which any llama.cpp can map.
 //!
-//! hugetlbfs knows no write(2), so it is written through a mapping. The mapping reserves all pages before the first byte is read, and
-//! `MADV_POPULATE_WRITE` takes them, which tells of a shortage where a plain store would end in SIGBUS. Until it is whole it has a
-//! hidden name and a lock: what a killed process leaves has the name and no lock.
+//! hugetlbfs has no write(2), so the copy is written through a mapping. The mapping reserves all pages before the first read.
+//! `MADV_POPULATE_WRITE` takes them, because it reports a shortage as an error, and a store would end in SIGBUS. An incomplete
+//! copy has a hidden name and a lock. A killed process leaves the hidden name without the lock.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -24,25 +24,25 @@ use super::names::shards;
 use super::{Store, StoreError};
 use crate::pool::{Pool, Root};
 
-/// Populated and read in one go: zeroed pages are still in the cache when the file's bytes come.
+/// Bytes that are populated and read in one step, so that the zeroed pages are still in the CPU cache.
 const PIECE: usize = 16 << 20;
 
-/// What became a plain file.
+/// A plain file in the store.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Copied {
     /// Its name in the store.
     pub name: String,
-    /// Of the model file.
+    /// Size of the model file.
     pub bytes: u64,
-    /// Pages that it holds.
+    /// Huge pages of the copy.
     pub pages: u64,
 }
 
 impl Store {
-    /// Copies a model: the file, or all files of which it is the first. `progress` gets bytes that are done, and all.
+    /// Copies a model: one file, or all shards from the first one. `progress` gets the bytes done and the total.
     ///
-    /// All of it or nothing: what is not whole is removed.
+    /// After an error no part of the copy remains.
     ///
     /// # Errors
     /// [`StoreError::FileShort`], [`StoreError::FileExists`], [`StoreError::FileBusy`], [`StoreError::Io`], and
@@ -89,7 +89,7 @@ impl Store {
         Ok(copied.collect())
     }
 
-    /// Pages that a model's files would take as plain files.
+    /// Pages that the model's files take as plain files.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::FileName`], [`StoreError::FileExists`]
@@ -105,7 +105,7 @@ impl Store {
         self.page_size().pages_for(source.size)
     }
 
-    /// Before anything is taken. What others take meanwhile is found when the pages are reserved.
+    /// Checks the free pages before the copy. The reservation later detects pages that others took meanwhile.
     fn enough(&self, name: &str, pages: u64) -> Result<(), StoreError> {
         if pages <= self.free_pages() {
             return Ok(());
@@ -124,7 +124,7 @@ impl Store {
         }
     }
 
-    /// Files that a copy has left that was killed.
+    /// Files that killed copies left.
     pub(super) fn abandoned(&self) -> Result<Vec<String>, StoreError> {
         let mut abandoned = Vec::new();
         for name in self.names()? {
@@ -135,7 +135,7 @@ impl Store {
         Ok(abandoned)
     }
 
-    /// Removes one of these.
+    /// Removes a file that a killed copy left.
     pub(super) fn remove_abandoned(&self, name: &str) -> Result<(), StoreError> {
         if self.is_abandoned(OsStr::new(name)) {
             return self.unlink(OsStr::new(name));
@@ -143,7 +143,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whoever writes it has it locked. Not followed, and not waited for: somebody may have put a pipe there.
+    /// Whether a process writes the file, which is then locked. Follows no link and does not block, because another user may have
+    /// placed a link or a pipe.
     fn is_abandoned(&self, name: &OsStr) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         sys::openat(self.fd(), name, flags, Mode::empty())
@@ -151,7 +152,7 @@ impl Store {
     }
 }
 
-/// A file that is copied.
+/// A file to copy.
 struct Source {
     file: File,
     path: std::path::PathBuf,
@@ -175,13 +176,13 @@ impl Source {
         let data = file.metadata().map_err(failed)?;
         if !data.is_file() || data.len() == 0 {
             return Err(failed(std::io::Error::other(
-                "it is no file, or an empty one",
+                "not a regular file, or empty",
             )));
         }
         if sys::statat(store.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             return Err(StoreError::FileExists { name: shown });
         }
-        // A hint, which a file system may not take.
+        // Only advice, so a refusal of the file system does not matter.
         let _ = sys::fadvise(&file, 0, None, FileAdvice::Sequential);
         Ok(Self {
             file,
@@ -192,7 +193,7 @@ impl Source {
     }
 }
 
-/// One that is not whole yet: removed when the value is dropped.
+/// An incomplete copy, removed when the value is dropped.
 struct Copy<'a> {
     store: &'a Store,
     file: OwnedFd,
@@ -204,10 +205,11 @@ struct Copy<'a> {
 impl<'a> Copy<'a> {
     fn begin(store: &'a Store, source: &Source) -> Result<Self, StoreError> {
         let unfinished = unfinished_name(&source.name);
-        let failed = |errno: Errno| StoreError::io("make", &store.path().join(&unfinished), errno);
+        let failed =
+            |errno: Errno| StoreError::io("create", &store.path().join(&unfinished), errno);
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // One that was left is removed, and so is ours where somebody takes it for one before it is locked.
+        // Removes a file that a killed copy left. Another process may do this to our file before we lock it.
         for _ in 0..10 {
             let file = match sys::openat(store.fd(), &unfinished, flags, Mode::from(0o644)) {
                 Ok(file) => file,
@@ -234,7 +236,7 @@ impl<'a> Copy<'a> {
         })
     }
 
-    /// `pages` is what the whole model needs, for the message.
+    /// `pages` is the need of the whole model, for the error message.
     fn fill(
         &mut self,
         source: &Source,
@@ -245,7 +247,7 @@ impl<'a> Copy<'a> {
         let page = self.store.page_size().bytes();
         let length = source.size.next_multiple_of(page);
         let path = self.store.path().join(&self.unfinished);
-        sys::ftruncate(&self.file, length).map_err(|e| StoreError::io("make", &path, e))?;
+        sys::ftruncate(&self.file, length).map_err(|e| StoreError::io("resize", &path, e))?;
         let short = || self.store.short(&source.name, pages);
         let mut map = Map::new(&self.file, length as usize).map_err(|errno| match errno {
             Errno::NOMEM | Errno::NOSPC => short(),
@@ -259,7 +261,7 @@ impl<'a> Copy<'a> {
             }
             let last = (first + piece).min(length as usize);
             let bytes = map.populate(first, last).map_err(|errno| match errno {
-                // A limit of a cgroup, which a reservation does not know.
+                // A cgroup limit, which the reservation does not check.
                 Errno::FAULT | Errno::NOMEM | Errno::HWPOISON => short(),
                 errno => StoreError::io("write", &path, errno),
             })?;
@@ -302,14 +304,14 @@ impl Drop for Copy<'_> {
     }
 }
 
-/// Whether the name is of that file and of no other.
+/// Whether the name still refers to this file.
 fn is_still(store: &Store, name: &str, file: &OwnedFd) -> bool {
     let named = sys::statat(store.fd(), name, AtFlags::SYMLINK_NOFOLLOW);
     let opened = sys::fstat(file);
     named.is_ok_and(|named| opened.is_ok_and(|opened| named.st_ino == opened.st_ino))
 }
 
-/// The whole file, mapped for writing. Making it reserves its pages.
+/// A mapping of the whole file for writing. The mapping reserves the pages.
 struct Map {
     base: *mut u8,
     length: usize,
@@ -334,7 +336,7 @@ impl Map {
         })
     }
 
-    /// Bytes `[first, last)`, with pages under them.
+    /// Populates the bytes `[first, last)` and returns them.
     fn populate(&mut self, first: usize, last: usize) -> Result<&mut [u8], Errno> {
         assert!(first < last && last <= self.length);
         // SAFETY: within the mapping, as the line above says.

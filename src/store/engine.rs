@@ -1,4 +1,4 @@
-//! The engine's calls on resident images, with types around them. Nothing here knows what a store is for.
+//! The engine's calls for resident images, with types.
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_void};
 use std::fmt;
@@ -12,13 +12,13 @@ use serde::Serialize;
 use crate::ffi;
 use crate::pool::HugePageSize;
 
-/// Why something is not so, in the words of whoever refuses it.
+/// The reason for a refusal, in the words of the engine or the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Reason {
     /// A lower-case fragment.
     pub message: String,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
 }
 
@@ -35,11 +35,11 @@ pub(super) struct Failure {
     pub reason: Reason,
 }
 
-/// What the manifest of an image says. All of it is zero or empty where it has none that can be read.
+/// The manifest of an image. All fields are zero or empty if the manifest is unreadable.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Info {
-    /// `weights` or `repacked`; empty where that is not known.
+    /// `weights` or `repacked`; empty if unknown.
     pub kind: String,
     /// Of the image, in bytes.
     pub size: u64,
@@ -47,29 +47,29 @@ pub struct Info {
     pub file_bytes: u64,
     /// Bytes of huge pages that it holds.
     pub used_bytes: u64,
-    /// Parts, each of which is there or not.
+    /// Number of segments.
     pub segments: u64,
-    /// Those that are.
+    /// Number of complete segments.
     pub complete: u64,
     /// Seconds since 1970.
     pub created: i64,
-    /// When it was attached or filled last, in seconds since 1970.
+    /// Time of the last attach or fill, in seconds since 1970.
     pub used: i64,
-    /// The process that fills it or did so last, 0 if unknown.
+    /// The process that fills it, or filled it last; 0 if unknown.
     pub filler: u32,
-    /// By a process that is alive.
+    /// Whether a live process fills it.
     pub is_filling: bool,
-    /// By at least one process.
+    /// Whether a process is attached.
     pub is_attached: bool,
-    /// Its source is gone or not the same any more.
+    /// Whether its model file changed or no longer exists.
     pub is_stale: bool,
-    /// The file that it is made of.
+    /// Path of its model file.
     pub source: String,
-    /// All that has to be the same for two processes to share it, a `name value` a line.
+    /// Properties that must be the same for two processes to share it, one `name value` a line.
     pub identity: String,
 }
 
-/// Room for an error, and what is in it afterwards.
+/// A buffer for an error of the engine.
 fn checked(call: impl FnOnce(*mut ffi::ggml_hugepages_error) -> bool) -> Result<(), Failure> {
     let mut error = MaybeUninit::<ffi::ggml_hugepages_error>::zeroed();
     let ok = call(error.as_mut_ptr());
@@ -88,7 +88,7 @@ fn checked(call: impl FnOnce(*mut ffi::ggml_hugepages_error) -> bool) -> Result<
     })
 }
 
-/// Up to the first zero byte. Some of it comes from files that somebody else may have written.
+/// The text up to the first zero byte. Parts of it come from files that other users may have written.
 fn text(letters: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes(letters)).into_owned()
 }
@@ -98,7 +98,7 @@ fn bytes(letters: &[c_char]) -> Vec<u8> {
     bytes.take_while(|byte| *byte != 0).collect()
 }
 
-/// Tries what a load does with a page: a filter or a limit may refuse what all counts allow.
+/// Takes and returns a page like a load, because a filter or a limit can refuse a page that all counters allow.
 pub(crate) fn probe(size: HugePageSize) -> Result<(), Reason> {
     checked(|error| {
         // SAFETY: a number and room for an error that outlives the call.
@@ -131,13 +131,13 @@ pub(super) fn find(
     })
     .map_err(|failure| failure.reason)?;
     let size = HugePageSize::new(found as u64).ok_or_else(|| Reason {
-        message: format!("its pages are of {found} bytes"),
+        message: format!("unsupported page size of {found} bytes"),
         hint: None,
     })?;
     Ok((OsString::from_vec(bytes(&path)).into(), size))
 }
 
-/// Whether a file of that name can be a resident image.
+/// Whether a file of this name can be a resident image.
 pub(super) fn is_name(name: &OsStr) -> bool {
     let Ok(name) = CString::new(name.as_bytes()) else {
         return false;
@@ -146,7 +146,7 @@ pub(super) fn is_name(name: &OsStr) -> bool {
     unsafe { ffi::ggml_hugepages_resident_is_name(name.as_ptr()) }
 }
 
-/// What is known of it, and why nobody would attach to it.
+/// Reads the manifest of an image, and the reason why servers refuse it.
 pub(super) fn read(dir: BorrowedFd, name: &OsStr) -> (Info, Option<Reason>) {
     let name = match c_string(name) {
         Ok(name) => name,
@@ -169,7 +169,7 @@ pub(super) fn read(dir: BorrowedFd, name: &OsStr) -> (Info, Option<Reason>) {
     (Info::new(&info), checked.err().map(|it| it.reason))
 }
 
-/// Compares it with its checksums. `progress` gets bytes that are done, and all; it returns `false` to stop.
+/// Compares an image with its checksums. `progress` gets the bytes done and the total; it returns `false` to stop.
 pub(super) fn verify(
     dir: BorrowedFd,
     name: &OsStr,
@@ -196,7 +196,7 @@ pub(super) fn verify(
     })
 }
 
-/// Takes its name away.
+/// Removes the name of an image.
 pub(super) fn drop(dir: BorrowedFd, name: &OsStr, force: bool) -> Result<(), Failure> {
     let name = c_string(name).map_err(of_reason)?;
     // SAFETY: as in `read`.
@@ -207,7 +207,7 @@ pub(super) fn drop(dir: BorrowedFd, name: &OsStr, force: bool) -> Result<(), Fai
 
 fn c_string(text: &OsStr) -> Result<CString, Reason> {
     CString::new(text.as_bytes()).map_err(|_| Reason {
-        message: "it holds a zero byte".to_owned(),
+        message: "the name contains a zero byte".to_owned(),
         hint: None,
     })
 }

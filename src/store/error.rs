@@ -1,4 +1,4 @@
-//! Why something with a store did not happen.
+//! Errors of operations on a store.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Process, Reason};
 use crate::pool::HugePageSize;
 
-/// Why something with a store did not happen. [`StoreError::hint`] says what to do about it, where something can be done.
+/// Why an operation on a store failed. [`StoreError::hint`] names the remedy if the user has one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
@@ -19,9 +19,9 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("nothing in `{}` is called `{wanted}`, and no model of that name is there", store.display())]
+    #[error("no image, file or model `{wanted}` in store `{}`", store.display())]
     NoSuchImage { store: PathBuf, wanted: String },
-    #[error("`{wanted}` may mean {}", list(models))]
+    #[error("ambiguous name `{wanted}`: {}", list(models))]
     Ambiguous { wanted: String, models: Vec<String> },
     #[error("`{name}` is in use{}", used_by(by))]
     InUse { name: String, by: Vec<Process> },
@@ -29,18 +29,18 @@ pub enum StoreError {
     Drop { name: String, said: Reason },
     #[error("cannot verify `{name}`: {said}")]
     Verify { name: String, said: Reason },
-    #[error("`{name}` differs from its checksums: {said}")]
+    #[error("checksum mismatch in `{name}`: {said}")]
     Differs { name: String, said: Reason },
     #[error("cancelled")]
     Cancelled,
     #[error("cannot run `{}`", program.display())]
     Start { program: PathBuf, source: io::Error },
-    #[error("llama-server cannot load this: {said}")]
+    #[error("llama-server cannot load the model: {said}")]
     Load { said: Reason },
     #[error("too few huge pages: {said}")]
     LoadShort { said: Reason },
     #[error(
-        "`{name}` needs {pages} pages of {size}, {usable} can be had{}",
+        "`{name}` needs {pages} pages of {size}, {usable} are usable{}",
         limit(*room)
     )]
     FileShort {
@@ -48,28 +48,30 @@ pub enum StoreError {
         pages: u64,
         size: HugePageSize,
         usable: u64,
-        /// Pages that the mount's own limit leaves.
+        /// Pages up to the limit of the mount.
         room: Option<u64>,
     },
-    #[error("`{name}` is in the store already")]
+    #[error("`{name}` exists in the store")]
     FileExists { name: String },
-    #[error("another process copies `{name}` now")]
+    #[error("another process is copying `{name}`")]
     FileBusy { name: String },
-    #[error("`{name}` is no name for a model file in a store: it has to end with .gguf")]
+    #[error("invalid file name `{name}`: a model in a store must end with .gguf")]
     FileName { name: String },
-    #[error("{free} pages of {size} are free, and what may be dropped does not make it {wanted}")]
+    #[error(
+        "cannot free {wanted} pages of {size}: {free} are free, and the removable images have too few"
+    )]
     StillShort {
         size: HugePageSize,
         wanted: u64,
         free: u64,
     },
-    #[error("`{}` is hugetlbfs already, with {theirs} and not with {ours}", path.display())]
+    #[error("`{}` is already a hugetlbfs with {theirs}, not {ours}", path.display())]
     MountedOtherwise {
         path: PathBuf,
         theirs: String,
         ours: String,
     },
-    #[error("something else is mounted at `{}`: {what}", path.display())]
+    #[error("another file system is mounted at `{}`: {what}", path.display())]
     OtherMount { path: PathBuf, what: String },
     #[error("no hugetlbfs is mounted at `{}`", path.display())]
     NotMounted { path: PathBuf },
@@ -81,11 +83,11 @@ pub enum StoreError {
         size: HugePageSize,
         source: io::Error,
     },
-    #[error("`{}` holds {}", path.display(), list(names))]
+    #[error("cannot unmount `{}`: it holds {}", path.display(), list(names))]
     Holds {
         path: PathBuf,
         names: Vec<String>,
-        /// Whether all of it may be dropped with force.
+        /// Whether `--force` drops all of them.
         ours: bool,
     },
 }
@@ -99,17 +101,17 @@ impl StoreError {
         }
     }
 
-    /// Whether the machine has too few pages, and nothing is wrong otherwise.
+    /// Whether the only cause is too few pages.
     pub fn is_short(&self) -> bool {
         match self {
             Self::LoadShort { .. } | Self::FileShort { .. } | Self::StillShort { .. } => true,
-            // min_size takes pages.
+            // The option min_size reserves pages.
             Self::Mount { source, .. } => source.raw_os_error() == Some(libc::ENOMEM),
             _ => false,
         }
     }
 
-    /// What the user can do about it. `command` is what was run, without the rights that it needs.
+    /// The hint for the user. `command` is the command that failed, without `sudo`.
     pub fn hint(&self, command: &str) -> Option<String> {
         match self {
             Self::NoStore { said, .. }
@@ -123,22 +125,22 @@ impl StoreError {
                 Some(format!("sudo {command}"))
             }
             Self::NoSuchImage { .. } => {
-                Some("`hugepages store list` says what is there".to_owned())
+                Some("`hugepages store list` lists all names".to_owned())
             }
-            Self::Ambiguous { .. } => Some("name one of them in full".to_owned()),
+            Self::Ambiguous { .. } => Some("give one of these names in full".to_owned()),
             Self::InUse { .. } => Some(
-                "--force takes the name away; who uses it keeps the memory until it ends"
+                "end these processes, or use --force: it removes the name, and the memory returns when the last process ends"
                     .to_owned(),
             ),
             Self::Differs { .. } => {
-                Some("`hugepages store drop` it: the next start reads the model again".to_owned())
+                Some("remove it with `hugepages store drop`; the next start of a server reads the model again".to_owned())
             }
             Self::FileShort {
                 room: Some(room),
                 pages,
                 ..
             } if room < pages => Some(
-                "the limit is an option of the mount: drop something, or mount it with more"
+                "drop a model, or mount the store again with a larger --limit"
                     .to_owned(),
             ),
             Self::FileShort {
@@ -152,32 +154,32 @@ impl StoreError {
                 size.short_name()
             )),
             Self::FileExists { name } => Some(format!(
-                "`hugepages store drop {name}` makes room for another one"
+                "remove the old copy with `hugepages store drop {name}`"
             )),
             Self::StillShort { .. } => Some(
-                "end what uses the images, or add pages with `hugepages pool reserve`".to_owned(),
+                "end processes that use images, or add pages with `hugepages pool reserve`".to_owned(),
             ),
             Self::MountedOtherwise { .. } => {
-                Some("`hugepages store unmount` it first, or ask for what it has".to_owned())
+                Some("run `hugepages store unmount` first, or use the options of the existing mount".to_owned())
             }
             Self::MountPoint { .. } => {
-                Some("choose an empty folder, or one that is not there yet".to_owned())
+                Some("use an empty directory, or a path that does not exist".to_owned())
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
                 Some(format!(
-                    "--min takes pages of {size} at once: `hugepages pool reserve` adds them"
+                    "--min reserves pages of {size} now; add them to the pool with `hugepages pool reserve`"
                 ))
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
                 Some(format!(
-                    "`hugepages status` says whether this kernel has pages of {size}"
+                    "check with `hugepages status` whether this kernel has pages of {size}"
                 ))
             }
             Self::Holds { ours: true, .. } => {
-                Some("--force drops them; who uses one keeps the memory until it ends".to_owned())
+                Some("--force drops them; an attached process keeps its memory until it ends".to_owned())
             }
             Self::Holds { ours: false, .. } => {
-                Some("these are not of this tool: remove them first".to_owned())
+                Some("remove these files first: they belong to other programs".to_owned())
             }
             _ => None,
         }
@@ -191,7 +193,7 @@ fn list(names: &[String]) -> String {
 
 fn used_by(by: &[Process]) -> String {
     if by.is_empty() {
-        return ", by a process that cannot be seen from here".to_owned();
+        return " by a process that is not visible from here".to_owned();
     }
     let one = |process: &Process| format!("{} (pid {})", process.name, process.pid);
     let names: Vec<_> = by.iter().map(one).collect();
@@ -200,7 +202,7 @@ fn used_by(by: &[Process]) -> String {
 
 fn limit(room: Option<u64>) -> String {
     match room {
-        Some(room) => format!(", and the limit of the mount leaves {room}"),
+        Some(room) => format!("; the limit of the mount allows {room}"),
         None => String::new(),
     }
 }

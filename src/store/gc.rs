@@ -1,4 +1,4 @@
-//! What of a store may go.
+//! Finds images of a store that can be removed.
 
 use std::time::Duration;
 
@@ -6,36 +6,36 @@ use serde::Serialize;
 
 use super::{Image, Store, StoreError};
 
-/// What is looked for. With nothing set: what nobody can use any more.
+/// Rules for removable images. Without a rule: images that no process can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Images of models that are gone or have changed, and nothing else.
+    /// Only images whose model file changed or no longer exists.
     pub stale: bool,
-    /// Images that nobody has used for so long.
+    /// Images that no process used for this time.
     pub older_than: Option<Duration>,
-    /// After that, what was not used for longest, until so many pages are free.
+    /// Then the longest unused images, until this many pages are free.
     pub need: Option<u64>,
 }
 
-/// Something that may go.
+/// A removable image or file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Garbage {
     /// Its name in the store.
     pub name: String,
-    /// Why it may go.
+    /// Why it is removable.
     pub why: String,
-    /// Bytes of huge pages that come back.
+    /// Bytes of huge pages that return to the pool.
     pub bytes: u64,
 }
 
 impl Store {
-    /// What may go by these rules, in the order in which it should. `now` is in seconds since 1970.
+    /// Removable images and files by these rules, in the order of removal. `now` is in seconds since 1970.
     ///
-    /// Nothing that somebody uses, nothing of another user that only that one may trust, and nothing that is not named as ours.
+    /// The list has no image in use, no image that only another user trusts, and no file of another program.
     ///
     /// # Errors
-    /// [`StoreError::StillShort`] where that is not enough for [`Rules::need`], [`StoreError::Io`]
+    /// [`StoreError::StillShort`] if the removable images are too few for [`Rules::need`], [`StoreError::Io`]
     pub fn garbage(&self, rules: &Rules, now: i64) -> Result<Vec<Garbage>, StoreError> {
         let entries = self.entries()?;
         let mut garbage = Vec::new();
@@ -44,7 +44,7 @@ impl Store {
                 garbage.push(Garbage {
                     bytes: self.bytes_of(&name),
                     name,
-                    why: "a copy that was killed".to_owned(),
+                    why: "left by a killed copy".to_owned(),
                 });
             }
         }
@@ -71,7 +71,7 @@ impl Store {
         }
     }
 
-    /// Removes one of these. `false` where somebody uses it by now.
+    /// Removes a removable image or file. `false` if a process uses it now.
     ///
     /// # Errors
     /// [`StoreError::Drop`], [`StoreError::Io`]
@@ -104,22 +104,26 @@ fn sum(garbage: &[Garbage]) -> u64 {
     garbage.iter().map(|it| it.bytes).sum()
 }
 
-/// Why nobody can use an image any more.
+/// Why no process can use an image.
 fn useless(image: &Image, own: u32, page: u64) -> Option<String> {
     match &image.problem {
-        // One that its owner trusts is not ours to judge.
+        // Its owner may trust the image, so this user does not remove it.
         Some(_) if image.uid != own => None,
-        Some(reason) => Some(format!("cannot be trusted: {reason}")),
-        None if image.info.is_stale => Some("its model is gone or has changed".to_owned()),
-        None if image.info.complete == 0 => Some("nothing of it was completed".to_owned()),
-        None if has_lost_pages(image, page) => Some("who filled it was killed".to_owned()),
+        Some(reason) => Some(format!("untrusted: {reason}")),
+        None if image.info.is_stale => {
+            Some("its model file changed or no longer exists".to_owned())
+        }
+        None if image.info.complete == 0 => Some("no segment is complete".to_owned()),
+        None if has_lost_pages(image, page) => {
+            Some("the process that filled it was killed".to_owned())
+        }
         None => None,
     }
 }
 
-/// Whether it holds pages of which nothing was completed. What is not wanted of an image is never complete, and takes no page.
+/// Whether the image holds more pages than its complete segments need. Unneeded segments take no page and never become complete.
 fn has_lost_pages(image: &Image, page: u64) -> bool {
-    // As large as it can be: 8 bytes for each segment and a header, and both may begin in the middle of a page.
+    // The maximum: 8 bytes for each segment and a header, and both may start in the middle of a page.
     let manifest = (image.info.segments * 8 + 2 * 4096).div_ceil(page) + 1;
     image.bytes / page > image.info.complete.saturating_add(manifest)
 }
@@ -151,7 +155,7 @@ fn choose(
         let unused = u64::try_from(now.saturating_sub(image.info.used)).unwrap_or(0);
         let is_old = |limit: Duration| image.problem.is_none() && unused > limit.as_secs();
         if rules.older_than.is_some_and(is_old) {
-            take(image, format!("not used for {}", span(unused)), &mut free);
+            take(image, format!("unused for {}", span(unused)), &mut free);
         }
         let useless = useless(image, own, page);
         if let Some(why) = useless
@@ -170,7 +174,7 @@ fn choose(
             if free / page >= pages {
                 break;
             }
-            take(image, "not used for longest".to_owned(), &mut free);
+            take(image, "longest unused".to_owned(), &mut free);
         }
     }
     (chosen, free)

@@ -1,4 +1,4 @@
-//! What lies in a store.
+//! The files in a store.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,16 +16,16 @@ use crate::pool::Root;
 pub struct Image {
     /// Its name in the store.
     pub name: String,
-    /// Why nobody attaches to it; `None` where that may be done.
+    /// Why servers refuse it; `None` if they can attach.
     pub problem: Option<Reason>,
-    /// Bytes of its huge pages, as the kernel counts.
+    /// Bytes of its huge pages, counted by the kernel.
     pub bytes: u64,
-    /// Whose it is.
+    /// Owner.
     pub uid: u32,
-    /// What its manifest says.
+    /// Manifest.
     #[serde(flatten)]
     pub info: Info,
-    /// Processes that have it mapped, as far as that may be seen.
+    /// Attached processes that are visible to this user.
     pub attached: Vec<Process>,
 }
 
@@ -37,15 +37,15 @@ pub struct PlainFile {
     pub name: String,
     /// Bytes of its huge pages.
     pub bytes: u64,
-    /// Whose it is.
+    /// Owner.
     pub uid: u32,
-    /// When it was made, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub created: i64,
-    /// Processes that have it mapped, as far as that may be seen.
+    /// Attached processes that are visible to this user.
     pub attached: Vec<Process>,
 }
 
-/// All of it, at about one moment.
+/// All files of a store, at about one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Entries {
@@ -53,21 +53,21 @@ pub struct Entries {
     pub images: Vec<Image>,
     /// In order of their names.
     pub files: Vec<PlainFile>,
-    /// How many files a copy that was killed has left: [`Store::garbage`] finds them.
+    /// Number of files that killed copies left; [`Store::garbage`] finds them.
     pub unfinished: usize,
-    /// How many are neither, and so not ours.
+    /// Number of files of other programs.
     pub others: usize,
-    /// Processes that may have something mapped without our seeing it.
+    /// Number of processes whose mappings are not visible to this user.
     pub unread: usize,
 }
 
 impl Image {
-    /// Whether somebody uses it now.
+    /// Whether a process uses it now.
     pub fn is_busy(&self) -> bool {
         self.info.is_attached || self.info.is_filling || !self.attached.is_empty()
     }
 
-    /// Whether all of it is there.
+    /// Whether all segments are complete.
     pub fn is_complete(&self) -> bool {
         self.info.segments > 0 && self.info.complete == self.info.segments
     }
@@ -75,7 +75,7 @@ impl Image {
 
 const UNFINISHED: &str = ".filling";
 
-/// What a copy is called until it is whole.
+/// Name of an incomplete copy.
 pub(super) fn unfinished_name(name: &str) -> String {
     format!(".{name}{UNFINISHED}")
 }
@@ -85,14 +85,14 @@ pub(super) fn is_unfinished_name(name: &OsStr) -> bool {
     name.starts_with(b".") && name.ends_with(b".gguf.filling")
 }
 
-/// Of a file that any llama.cpp can map.
+/// Ending of a file that any llama.cpp can map.
 pub(super) fn is_plain_name(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name.len() > 5 && name.ends_with(b".gguf") && !name.starts_with(b".") && !name.contains(&b'/')
 }
 
 impl Store {
-    /// Looks at one image, and not at who has it mapped. `None` where there is nothing of that name, or it is no image's.
+    /// Reads one image without its attached processes. `None` if the name does not exist, or is not the name of an image.
     pub fn image(&self, name: &str) -> Option<Image> {
         let data = sys::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         if !engine::is_name(name.as_ref()) {
@@ -109,13 +109,12 @@ impl Store {
         })
     }
 
-    /// Looks at everything in it. Follows no link, opens nothing that is not an image, and takes no page.
+    /// Reads all entries. It follows no link, opens only images, and takes no page.
     ///
     /// # Errors
     /// [`StoreError::Io`]
     pub fn entries(&self) -> Result<Entries, StoreError> {
-        let device =
-            sys::fstat(self.fd()).map_err(|e| StoreError::io("look at", self.path(), e))?;
+        let device = sys::fstat(self.fd()).map_err(|e| StoreError::io("stat", self.path(), e))?;
         let attached = Attached::read(&Root::system(), device.st_dev);
         let mut entries = Entries {
             images: Vec::new(),
@@ -125,7 +124,7 @@ impl Store {
             unread: attached.unread,
         };
         for name in self.names()? {
-            // Gone meanwhile.
+            // Removed meanwhile.
             let Ok(data) = sys::statat(self.fd(), &name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };

@@ -1,7 +1,6 @@
 //! Filling a store with a model, without serving it.
 //!
-//! A `llama-server` does it, on the way that a start with the same arguments takes: what it leaves in the store is what that
-//! start attaches to.
+//! A `llama-server` fills the store with the code of a normal start, so a later start with the same arguments attaches.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -21,11 +20,11 @@ use serde::Deserialize;
 use super::{Reason, StoreError};
 use crate::plan::cause_and_hint;
 
-/// How often somebody who wants to stop is heard.
+/// Interval of checks for a cancel.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a server may take to end by itself.
+/// Time limit for a server to end by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Exit code of a server that has too few pages.
+/// Exit code of a server with too few pages.
 const SHORT: i32 = 3;
 /// Of a log, from its start: the cause is among the first errors.
 const LOG_BYTES: u64 = 8 << 20;
@@ -33,17 +32,17 @@ const LOG_BYTES: u64 = 8 << 20;
 /// How models are loaded.
 #[derive(Debug, Clone)]
 pub struct Loader {
-    /// The `llama-server` that does it.
+    /// The `llama-server` that loads.
     pub server: PathBuf,
     /// The store's directory, or `auto`.
     pub store: OsString,
-    /// More arguments of the server, as those of the start that shall find the model there.
+    /// More arguments of the server, the same as for the later start.
     pub arguments: Vec<OsString>,
-    /// Words in front of the server's program, such as those of `setpriv`, which run it as another user.
+    /// Words before the server's program, for example `setpriv …`, which runs it as another user.
     pub wrapper: Vec<OsString>,
 }
 
-/// How far the server is, in whatever it counts.
+/// Progress of the server, in its own unit.
 #[derive(Deserialize)]
 struct Line {
     done: u64,
@@ -67,9 +66,9 @@ impl Loader {
         arguments
     }
 
-    /// Loads one. `progress` gets how much is done, and of how much.
+    /// Loads a model. `progress` gets the amount done and the total.
     ///
-    /// The server ends with this process, however that ends. What was not completed is given back.
+    /// The server ends with this process, even after SIGKILL. Incomplete parts return their pages.
     ///
     /// # Errors
     /// [`StoreError::LoadShort`], [`StoreError::Load`], [`StoreError::Start`], and [`StoreError::Cancelled`] once `stop` is set.
@@ -98,7 +97,7 @@ impl Loader {
                 let mut log = Vec::new();
                 let mut stderr = BufReader::new(stderr);
                 let _ = stderr.by_ref().take(LOG_BYTES).read_to_end(&mut log);
-                // Whoever fills a pipe that nobody reads stands still.
+                // A server blocks on a full pipe, so a thread reads it.
                 let _ = io::copy(&mut stderr, &mut io::sink());
                 String::from_utf8_lossy(&log).into_owned()
             })
@@ -140,7 +139,7 @@ impl Loader {
         let said = match cause_and_hint(&log) {
             Some((message, hint)) => Reason { message, hint },
             None => Reason {
-                message: format!("it ended with {status} and gave no reason"),
+                message: format!("llama-server ended with {status} and no message"),
                 hint: None,
             },
         };
@@ -158,12 +157,12 @@ impl Loader {
         command
             .args(words)
             .args(arguments)
-            // A server that serves may have the port.
+            // A running server may use the port.
             .args(["--hugepage-load", "--host", "127.0.0.1", "--port", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A Ctrl-C at the terminal is ours to pass on, once.
+            // Its own process group, so that a Ctrl-C reaches the server once, through this process.
             .process_group(0);
         let parent = getpid();
         // SAFETY: between fork and exec this makes two system calls, and allocates nothing.
@@ -185,11 +184,11 @@ impl Loader {
     }
 }
 
-/// One that does not outlive the value.
+/// A process that ends when the value is dropped.
 struct Server(Child);
 
 impl Server {
-    /// Asks it to end, and sees to it.
+    /// Asks the process to end, and kills it after the time limit.
     fn end(&mut self) {
         let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
         let start = Instant::now();
@@ -201,7 +200,7 @@ impl Server {
         }
     }
 
-    /// It has closed its output, so there is little left to do.
+    /// Waits for the end of the process, which closed its output.
     fn wait(&mut self, stop: &AtomicBool) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.0.try_wait()? {

@@ -1,8 +1,8 @@
-//! Stores: hugetlbfs directories in which models stay on huge pages when the process ends that loaded them.
+//! Stores: hugetlbfs directories that keep models on huge pages after the loading process ends.
 //!
-//! The engine writes resident images, decides whom it trusts, and locks; this puts types around it, tells who uses what, and
-//! groups images by model. Besides images a store may hold plain `.gguf` files, which any llama.cpp can map. Whatever else lies in
-//! the directory belongs to somebody else: it is counted, and never opened, followed or removed.
+//! The engine writes the resident images, checks their owners, and locks them. This module adds types, finds the attached
+//! processes, and groups images by model. A store can also hold plain `.gguf` files, which any llama.cpp can map. All other files
+//! in the directory belong to other programs: they are counted, but never opened, followed or removed.
 
 mod attached;
 mod copy;
@@ -33,7 +33,7 @@ pub use image::{Entries, Image, PlainFile};
 pub use load::Loader;
 pub use names::{Model, Named};
 
-/// A hugetlbfs directory, opened.
+/// An open hugetlbfs directory.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -42,13 +42,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// What `auto` stands for wherever a directory is asked for: the first that is mounted and may be used.
+    /// The value `auto`, which selects the first mounted store that this user can use.
     pub const AUTO: &str = "auto";
 
     /// Opens the directory, or the one that `auto` finds.
     ///
     /// # Errors
-    /// [`StoreError::NoStore`] where there is none, it is not on hugetlbfs, or others may write to it.
+    /// [`StoreError::NoStore`] if the directory does not exist, is not on hugetlbfs, or is writable for others.
     ///
     /// ```no_run
     /// use llama_hugepages::store::Store;
@@ -75,32 +75,32 @@ impl Store {
         })
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Of its mount.
+    /// Page size of its mount.
     pub fn page_size(&self) -> HugePageSize {
         self.page_size
     }
 
-    /// Pages that another image could take now: what the pool has, and no more than the mount's own limit leaves.
+    /// Usable pages for another image: the minimum of the pool and of the room up to the mount's limit.
     pub fn free_pages(&self) -> u64 {
         let usable = Pool::read(&Root::system(), self.page_size).map_or(0, |pool| pool.usable());
         self.room().map_or(usable, |room| room.min(usable))
     }
 
-    /// Pages that the mount's limit leaves. `None` where it has no limit.
+    /// Pages up to the mount's limit. `None` without a limit.
     pub fn room(&self) -> Option<u64> {
         let limits = sys::fstatvfs(&self.dir).ok()?;
         (limits.f_blocks > 0).then_some(limits.f_bavail)
     }
 
-    /// Compares an image with its checksums. `progress` gets bytes that are done, and all; it returns `false` to stop.
+    /// Compares an image with its checksums. `progress` gets the bytes done and the total; it returns `false` to stop.
     ///
     /// # Errors
-    /// [`StoreError::Differs`], [`StoreError::Cancelled`], and [`StoreError::Verify`] where nobody would attach to it anyway.
+    /// [`StoreError::Differs`], [`StoreError::Cancelled`], and [`StoreError::Verify`] if servers refuse the image for another reason.
     pub fn verify(
         &self,
         name: &str,
@@ -126,18 +126,18 @@ impl Store {
         })
     }
 
-    /// Removes an image or a plain file. While somebody uses it, that is refused, or with `force` the name is taken away, and
-    /// the pages go with the last who uses it.
+    /// Removes an image or a plain file. Refuses a file in use, or with `force` removes its name; then its pages return when the
+    /// last process ends.
     ///
     /// # Errors
-    /// [`StoreError::InUse`], [`StoreError::Drop`], [`StoreError::Io`], and [`StoreError::NoSuchImage`] for what is not of a store.
+    /// [`StoreError::InUse`], [`StoreError::Drop`], [`StoreError::Io`], and [`StoreError::NoSuchImage`] for files of other programs.
     pub fn drop(&self, name: &str, force: bool) -> Result<(), StoreError> {
         let name = OsStr::new(name);
         if engine::is_name(name) {
             return engine::drop(self.fd(), name, force).map_err(|failure| {
                 let (info, _) = engine::read(self.fd(), name);
                 let name = name.to_string_lossy().into_owned();
-                // Locks tell it also of a process that cannot be seen from here.
+                // Locks also show processes that are not visible from here.
                 if info.is_attached || info.is_filling {
                     let by = self.attached_to(&name);
                     return StoreError::InUse { name, by };
@@ -159,7 +159,7 @@ impl Store {
         self.unlink(name)
     }
 
-    /// Names of what is ours, and of all else.
+    /// Names of our files, and of all other files.
     fn sorted(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
         let names = self.names()?.into_iter();
         let (ours, others): (Vec<_>, Vec<_>) = names.partition(|name| {
@@ -174,7 +174,7 @@ impl Store {
         Ok((shown(ours), shown(others)))
     }
 
-    /// Takes the name of anything that is ours away.
+    /// Removes the name of one of our files.
     fn drop_any(&self, name: &str) -> Result<(), StoreError> {
         if image::is_unfinished_name(OsStr::new(name)) {
             return self.remove_abandoned(name);
@@ -182,7 +182,7 @@ impl Store {
         self.drop(name, true)
     }
 
-    /// Who has a file of it mapped, as far as that may be seen.
+    /// Processes that map files of the store, as far as they are visible to this user.
     fn attached_to(&self, name: &str) -> Vec<Process> {
         let Ok(data) = sys::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
             return Vec::new();
@@ -208,7 +208,7 @@ impl Store {
         self.dir.as_fd()
     }
 
-    /// Names of everything in it.
+    /// Names of all entries.
     fn names(&self) -> Result<Vec<OsString>, StoreError> {
         use std::os::unix::ffi::OsStrExt;
 

@@ -14,32 +14,32 @@ use crate::kernel_files;
 use crate::pool::{HugePageSize, Root};
 use crate::status::mounts::unescape;
 
-/// Where `auto` looks first.
+/// The first directory for `auto`.
 const DEFAULT: &str = "/run/llama-hugepages/store";
 
-/// What a hugetlbfs mount is made with.
+/// Options of a hugetlbfs mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Of its pages.
+    /// Page size.
     pub page_size: HugePageSize,
-    /// Bytes that its files may take, whole pages. `None` is as much as the pool has.
+    /// Limit for its files in bytes, whole pages. `None`: only the pool limits them.
     pub limit: Option<u64>,
-    /// Bytes that are taken from the pool at once, for its files alone.
+    /// Bytes of the pool to reserve now, for its files only.
     pub min: Option<u64>,
-    /// Of its directory.
+    /// Mode of its directory.
     pub mode: u32,
-    /// Whose its directory is.
+    /// Owner of its directory.
     pub uid: u32,
-    /// The group of its directory.
+    /// Group of its directory.
     pub gid: u32,
 }
 
-/// What came of it.
+/// The result of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
-    /// It is mounted now.
+    /// Mounted by this call.
     New,
-    /// It was mounted like that already.
+    /// Was mounted with the same options.
     Already,
 }
 
@@ -56,7 +56,7 @@ impl Options {
         }
     }
 
-    /// As the kernel prints them: what is not there has its default.
+    /// Parses the kernel's text; missing options have their defaults.
     fn parse(text: &str) -> Option<Self> {
         let value = |name: &str| {
             text.split(',')
@@ -72,7 +72,7 @@ impl Options {
         Some(options)
     }
 
-    /// With sizes of whole pages, as the kernel has them.
+    /// Rounds the sizes to whole pages, like the kernel.
     #[must_use]
     pub fn rounded(self) -> Self {
         let whole = |bytes: u64| {
@@ -105,7 +105,7 @@ impl fmt::Display for Options {
     }
 }
 
-/// Where a store of that page size is mounted when no other place is named.
+/// The default mount point for a page size.
 ///
 /// ```
 /// use std::path::Path;
@@ -118,7 +118,7 @@ pub fn default_path(size: HugePageSize) -> PathBuf {
     Path::new(DEFAULT).join(size.short_name())
 }
 
-/// Makes the directory and mounts it. The mount outlives the process.
+/// Creates the directory and mounts it. The mount outlives the process.
 ///
 /// # Errors
 /// [`StoreError::MountedOtherwise`], [`StoreError::OtherMount`], [`StoreError::MountPoint`], [`StoreError::Mount`], [`StoreError::Io`]
@@ -153,14 +153,14 @@ fn mount_at(path: &Path, options: &Options) -> Result<(), StoreError> {
         path: path.to_owned(),
         why,
     };
-    // Not what a link leads to: whoever may place the link would choose it.
-    let data = fs::symlink_metadata(path).map_err(|e| StoreError::io("look at", path, e))?;
+    // Without following a link, because the user who can place a link would choose the directory.
+    let data = fs::symlink_metadata(path).map_err(|e| StoreError::io("stat", path, e))?;
     if !data.is_dir() {
-        return Err(refuse("is no folder"));
+        return Err(refuse("is not a directory"));
     }
     let mut entries = fs::read_dir(path).map_err(|e| StoreError::io("read", path, e))?;
     if entries.next().is_some() {
-        return Err(refuse("holds files, which a mount would hide"));
+        return Err(refuse("is not empty, and a mount would hide its files"));
     }
     let failed = |source: io::Error| StoreError::Mount {
         path: path.to_owned(),
@@ -168,13 +168,13 @@ fn mount_at(path: &Path, options: &Options) -> Result<(), StoreError> {
         source,
     };
     let data = CString::new(options.to_string()).map_err(|error| failed(error.into()))?;
-    // Nothing on it is ever a program or a device.
+    // A store needs neither programs nor devices.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("llama-hugepages", path, "hugetlbfs", flags, data.as_c_str())
         .map_err(|errno| failed(errno.into()))
 }
 
-/// Makes what is missing, and says what that was, the outermost first.
+/// Creates missing directories, and returns them, the outermost first.
 fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut missing: Vec<&Path> = path
         .ancestors()
@@ -186,24 +186,24 @@ fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
         let result = DirBuilder::new()
             .mode(0o755)
             .create(dir)
-            // Whatever the umask is: others have to come to the store.
+            // Independent of the umask, because other users must reach the store.
             .and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755)));
         if let Err(error) = result {
             for dir in made.iter().rev() {
                 let _ = fs::remove_dir(dir);
             }
-            return Err(StoreError::io("make", dir, error));
+            return Err(StoreError::io("create", dir, error));
         }
         made.push(dir.to_owned());
     }
     Ok(made)
 }
 
-/// Unmounts a store and removes its directory. While it holds models that is refused, or with `force` they are dropped first;
-/// whoever uses one keeps its memory until it ends. What is not of this tool is never dropped.
+/// Unmounts a store and removes its directory. Refuses a store with models, or with `force` drops them first; attached processes
+/// keep their memory until they end. Never drops files of other programs.
 ///
 /// # Errors
-/// [`StoreError::NotMounted`], [`StoreError::OtherMount`], [`StoreError::Holds`], [`StoreError::Io`] and what [`Store::drop`] gives.
+/// [`StoreError::NotMounted`], [`StoreError::OtherMount`], [`StoreError::Holds`], [`StoreError::Io`] and those of [`Store::drop`].
 pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
     match mounted(path) {
         Some(There::Hugetlbfs(_)) => {}
@@ -234,7 +234,7 @@ pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
     }
     drop(store);
     let unmounted = unmount(path, UnmountFlags::empty());
-    // Somebody still has a file of it: the mount goes with the last of them, and nobody can come to it any more.
+    // A process still maps a file: detach the mount, so that no new process reaches it, and the kernel removes it with the last user.
     if force && unmounted == Err(rustix::io::Errno::BUSY) {
         unmount(path, UnmountFlags::DETACH)
     } else {
@@ -243,7 +243,7 @@ pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
     .map_err(|source| StoreError::io("unmount", path, source))?;
     fs::remove_dir(path).map_err(|source| StoreError::io("remove", path, source))?;
     if path.parent() == Some(Path::new(DEFAULT)) {
-        // The other size may be there.
+        // The store of the other page size may exist.
         let _ = fs::remove_dir(DEFAULT);
     }
     Ok(())
@@ -254,7 +254,7 @@ enum There {
     Other(String),
 }
 
-/// What is mounted just there, the last of them if there are several.
+/// The mount at this path; the last one if there are several.
 fn mounted(path: &Path) -> Option<There> {
     let path = fs::canonicalize(path).ok()?;
     let table = kernel_files::text(&Root::system(), "/proc/self/mountinfo")?;

@@ -1,4 +1,4 @@
-//! What people call an image: its own name, the path of the model, or the model's name.
+//! Names of an image on the command line: its own name, the path of the model, or the name of the model.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,25 +8,25 @@ use serde::Serialize;
 
 use super::{Entries, Image, Store, StoreError};
 
-/// All images of one model, in whatever way it was loaded.
+/// All images of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Model {
-    /// The folder of its files; empty where nothing tells it.
+    /// Directory of its files; empty if unknown.
     pub folder: PathBuf,
-    /// What its files are called, without their ending and without the numbers of shards.
+    /// Name of its files, without the ending and the numbers of shards.
     pub name: String,
     /// In order of their names.
     pub images: Vec<Image>,
 }
 
-/// Names in a store that a word of the command line means.
+/// Names in a store that match a word of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Named {
-    /// Of images.
+    /// Names of images.
     pub images: Vec<String>,
-    /// Of plain files.
+    /// Names of plain files.
     pub files: Vec<String>,
 }
 
@@ -42,13 +42,13 @@ pub(super) fn stem(file: &str) -> &str {
     shard().unwrap_or(stem)
 }
 
-/// All files of a model, of which the first is given.
+/// All files of a model, from its first file.
 pub(super) fn shards(first: &Path) -> Vec<PathBuf> {
     let of_name = || {
         let name = first.file_name()?.to_str()?;
         let (_, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
         let stem = stem(name);
-        // Only of the first: who names another one means that one.
+        // Only for the first shard, because another shard's name means only this shard.
         (name == format!("{stem}-00001-of-{count}.gguf")).then_some(())?;
         let n: u32 = count.parse().ok()?;
         let shard = |i| first.with_file_name(format!("{stem}-{i:05}-of-{count}.gguf"));
@@ -57,7 +57,7 @@ pub(super) fn shards(first: &Path) -> Vec<PathBuf> {
     of_name().unwrap_or_else(|| vec![first.to_owned()])
 }
 
-/// Folder and name of the model that an image is of. One without a manifest is known by its own name, `MODEL.KIND-HASH.resident`.
+/// Directory and name of an image's model. Without a manifest, from the image's own name `MODEL.KIND-HASH.resident`.
 fn model_of(image: &Image) -> (PathBuf, String) {
     let source = Path::new(&image.info.source);
     if let Some(name) = source.file_name() {
@@ -90,10 +90,10 @@ impl Entries {
             .collect()
     }
 
-    /// What a word means: a name in the store, the path of a model, or the name of one.
+    /// Finds the images of a word: a name in the store, the path of a model, or the name of a model.
     ///
     /// # Errors
-    /// [`StoreError::Ambiguous`] where that name is of several models, [`StoreError::NoSuchImage`].
+    /// [`StoreError::Ambiguous`] if several models have this name, [`StoreError::NoSuchImage`].
     pub fn find(&self, store: &Store, wanted: &str) -> Result<Named, StoreError> {
         self.find_in(store.path(), wanted)
     }
@@ -139,7 +139,7 @@ impl Entries {
     }
 }
 
-/// The path that the engine writes down, also of a model that is gone by now.
+/// The path in the form of the manifest, even if the model no longer exists.
 fn absolute(path: &str) -> PathBuf {
     fs::canonicalize(path)
         .or_else(|_| std::path::absolute(path))
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_name_of_several_models_is_an_error_that_lists_them() {
         let error = entries().find_in(Path::new("/store"), "b").unwrap_err();
-        assert_eq!(error.to_string(), "`b` may mean `/m/b`, `/n/b`");
+        assert_eq!(error.to_string(), "ambiguous name `b`: `/m/b`, `/n/b`");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The hardware's own count of TLB misses, through perf events.
+//! TLB misses, counted by the hardware through perf events.
 
 use std::io;
 
@@ -39,26 +39,26 @@ impl Events {
     }
 }
 
-/// Why nothing is counted.
+/// Why no misses are counted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoCounter {
     /// No such hardware counter.
-    #[error("the kernel has no such counter here, as in most virtual machines")]
+    #[error("no hardware counter for TLB misses, as in most virtual machines")]
     NoHardware,
-    /// The kernel, a security module or a container's filter says no.
-    #[error("the kernel does not let this user count ({0})")]
+    /// The kernel, a security module or a container's filter refuses the call.
+    #[error("this user may not count events ({0})")]
     NoRight(String),
     /// A kernel without perf events.
     #[error("the kernel has no perf events")]
     NoPerfEvents,
-    /// Something else.
+    /// Another error.
     #[error("cannot open a perf event: {0}")]
     Other(String),
 }
 
 impl NoCounter {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoRight(_) => {
@@ -134,7 +134,7 @@ mod tests {
         let of = |errno| NoCounter::from(io::Error::from_raw_os_error(errno));
         for errno in [libc::EACCES, libc::EPERM] {
             let why = of(errno);
-            assert!(why.to_string().contains("does not let this user count"));
+            assert!(why.to_string().contains("may not count events"));
             assert!(why.hint().unwrap().contains("perf_event_paranoid"));
         }
         for errno in [libc::ENOENT, libc::ENOSYS, libc::EMFILE] {

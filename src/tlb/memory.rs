@@ -1,6 +1,6 @@
-//! Memory on pages of one kind, and what the kernel says that it lies on.
+//! Memory on pages of one kind, and its backing as the kernel reports it.
 //!
-//! A [`Mapping`] is address space, a [`Memory`] has been touched and can be read without a fault that nobody expects.
+//! A [`Mapping`] is address space. A [`Memory`] has all its pages, so that reads cause no page fault.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -18,19 +18,19 @@ use super::{Stopped, go_on};
 use crate::pool::{HugePageSize, ParseHugePageSizeError, Pool, Root};
 use crate::size::ByteSize;
 
-/// What kind of pages memory is asked for on.
+/// The kind of pages to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// The smallest that the machine has, and nothing else: `MADV_NOHUGEPAGE`.
+    /// Only base pages: `MADV_NOHUGEPAGE`.
     Base,
-    /// What the kernel makes of `MADV_HUGEPAGE`.
+    /// THP, as far as the kernel provides them for `MADV_HUGEPAGE`.
     Thp,
     /// `HugeTLB` pages of one pool.
     Huge(HugePageSize),
 }
 
 impl Pages {
-    /// Everything that this machine could have: base pages, THP, and the page size of each pool, in ascending order.
+    /// All kinds of this machine: base pages, THP, and the page size of each pool, in ascending order.
     pub fn all(root: &Root) -> Vec<Self> {
         [Self::Base, Self::Thp]
             .into_iter()
@@ -38,7 +38,7 @@ impl Pages {
             .collect()
     }
 
-    /// Bytes that a mapping takes so that `bytes` of it can be used: whole pages.
+    /// `bytes` rounded up to whole pages.
     pub fn mapped(self, bytes: u64) -> u64 {
         match self {
             Self::Base | Self::Thp => bytes.next_multiple_of(base_page()),
@@ -87,12 +87,12 @@ impl FromStr for Pages {
     }
 }
 
-/// Bytes of the smallest page.
+/// Bytes of a base page.
 pub fn base_page() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// Why memory of one kind cannot be had here.
+/// Why memory of one kind is unavailable on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
@@ -100,33 +100,33 @@ pub enum Unavailable {
     #[error("this kernel has no pages of {0}")]
     NoSuchSize(HugePageSize),
     /// Too few pages in the pool.
-    #[error("the pool of {size} pages has {usable} free, and it takes {needed}")]
+    #[error("the pool of {size} pages has {usable} free, {needed} needed")]
     PoolShort {
         /// The pool.
         size: HugePageSize,
         /// Pages that the memory takes.
         needed: u64,
-        /// Free pages that nobody has reserved.
+        /// Free pages that are not reserved.
         usable: u64,
     },
-    /// The kernel was asked and refused.
+    /// A system call failed.
     #[error("{what}: {why}")]
     Refused {
-        /// The call.
+        /// What failed.
         what: &'static str,
         /// Its error.
         why: Errno,
     },
-    /// The kernel put other pages there than it was asked for.
-    #[error("the kernel gave pages of {got}")]
+    /// The kernel used another page size.
+    #[error("the kernel used pages of {got}")]
     OtherPages {
-        /// What `smaps` says.
+        /// Page size in `smaps`.
         got: ByteSize,
     },
 }
 
 impl Unavailable {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::PoolShort {
@@ -141,7 +141,7 @@ impl Unavailable {
             Self::Refused {
                 what: POPULATE,
                 why: Errno::FAULT,
-            } => Some("a limit of a cgroup is in the way: hugepages doctor".to_owned()),
+            } => Some("a cgroup limit may refuse the page: hugepages doctor".to_owned()),
             Self::Refused {
                 what: ADVISE_HUGE,
                 why: Errno::INVAL,
@@ -153,15 +153,15 @@ impl Unavailable {
 
 const RESERVE: &str = "cannot reserve address space";
 const MAP: &str = "cannot map memory";
-const ADVISE_HUGE: &str = "cannot ask for THP";
-const ADVISE_BASE: &str = "cannot ask for base pages only";
-const POPULATE: &str = "cannot take a page";
+const ADVISE_HUGE: &str = "cannot request THP";
+const ADVISE_BASE: &str = "cannot request base pages";
+const POPULATE: &str = "cannot populate a page";
 
 fn refused(what: &'static str) -> impl Fn(Errno) -> Unavailable {
     move |why| Unavailable::Refused { what, why }
 }
 
-/// That the pool has enough free pages now. What overcommit would add does not count: that would grow the pool.
+/// Checks that the pool has enough free pages. Overcommit does not count, because it would grow the pool.
 pub(super) fn check_pool(root: &Root, pages: Pages, bytes: u64) -> Result<(), Unavailable> {
     let Pages::Huge(size) = pages else {
         return Ok(());
@@ -181,7 +181,7 @@ pub(super) fn check_pool(root: &Root, pages: Pages, bytes: u64) -> Result<(), Un
     Ok(())
 }
 
-/// Address space of one kind of pages, with nothing in it yet. Given back when dropped.
+/// Address space for pages of one kind, without pages. Unmapped when dropped.
 ///
 /// ```text
 /// outer  |..........|=========== inner ===========|....|      . = PROT_NONE, so that no other mapping joins it
@@ -197,11 +197,11 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Room for `bytes`. `HugeTLB` pages are reserved here, so too few of them are an error here.
+    /// Maps `bytes`. This reserves the `HugeTLB` pages, so a shortage of pages is an error of this call.
     pub fn new(pages: Pages, bytes: u64) -> Result<Self, Unavailable> {
         let size = match pages {
             Pages::Huge(size) => size.bytes() as usize,
-            // Base pages at the same alignment as THP, so that the two differ in nothing else.
+            // Base pages get the alignment of THP, so that only the page size differs.
             Pages::Base | Pages::Thp => thp_bytes(),
         };
         let too_large = Unavailable::Refused {
@@ -266,10 +266,10 @@ impl Mapping {
         }
     }
 
-    /// Takes every page, one after the other, and says how long that took.
+    /// Touches every page, one after the other, and measures the time.
     ///
-    /// Base pages and THP by a store to each base page, as a program would. A store to a `HugeTLB` page ends in SIGBUS where a
-    /// limit of a cgroup is in the way, so there it is one call for each page: the kernel zeroes it all the same.
+    /// For base pages and THP this is a store to each base page, as in a program. For `HugeTLB` pages it is one system call for
+    /// each page, because a store ends in SIGBUS if a cgroup limit refuses the page. The kernel zeroes the page in both cases.
     pub fn touch(mut self, stop: &AtomicBool) -> Result<(Memory, Touch), TouchError> {
         let faults = page_faults();
         let start = Instant::now();
@@ -311,40 +311,40 @@ impl Drop for Mapping {
     }
 }
 
-/// What taking the pages cost.
+/// The cost of the first touch.
 #[derive(Debug, Clone, Copy)]
 pub struct Touch {
     /// Wall time.
     pub time: Duration,
     /// Page faults that the kernel counted for this thread.
     pub faults: u64,
-    /// Bytes of all pages that were taken.
+    /// Bytes of all touched pages.
     pub bytes: u64,
 }
 
-/// Why pages were not taken.
+/// Why the first touch failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TouchError {
-    /// The kernel would not give one.
+    /// The kernel refused a page.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// Somebody asked to stop.
+    /// The user cancelled.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// Memory of which every page is there.
+/// Memory with all its pages.
 pub struct Memory(Mapping);
 
 impl Memory {
-    /// All of it.
+    /// The whole memory.
     pub fn words(&mut self) -> &mut [u64] {
         let words = self.0.bytes / size_of::<u64>();
         // SAFETY: mapped, writable, aligned, zeroed by the kernel, within the mapping, and borrowed as `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.0.inner.cast(), words) }
     }
 
-    /// What the kernel says that it lies on.
+    /// Reads the backing from the kernel.
     pub fn backing(&self) -> std::io::Result<Backing> {
         let start = self.0.inner as u64;
         let smaps = fs::read_to_string("/proc/self/smaps")?;
@@ -356,7 +356,7 @@ impl Memory {
     }
 }
 
-/// What memory lies on, from `/proc/self/smaps` and `numa_maps`.
+/// The backing of memory, from `/proc/self/smaps` and `numa_maps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Backing {
     /// `KernelPageSize`
@@ -367,7 +367,7 @@ pub struct Backing {
     pub thp_bytes: u64,
     /// `Private_Hugetlb`: of these, on `HugeTLB` pages.
     pub hugetlb_bytes: u64,
-    /// On which NUMA nodes its pages lie, with the number of pages. Empty where the kernel does not tell.
+    /// Number of pages on each NUMA node. Empty if the kernel does not report it.
     pub nodes: Vec<(u32, u64)>,
 }
 
@@ -532,7 +532,7 @@ mod tests {
         let short = check(6).unwrap_err();
         assert_eq!(
             short.to_string(),
-            "the pool of 2 MiB pages has 5 free, and it takes 6"
+            "the pool of 2 MiB pages has 5 free, 6 needed"
         );
         assert_eq!(
             short.hint().as_deref(),

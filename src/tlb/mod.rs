@@ -1,9 +1,8 @@
-//! What the size of pages changes on this machine: a microbenchmark.
+//! A microbenchmark of page sizes.
 //!
-//! The same loops run over memory on base pages, on THP, and on the pages of each pool: first touch, reading in order, reading
-//! anywhere, and reading where the last read points to. The memories take turns in rounds, forward and back again, and each
-//! round is compared with itself; one more round at the start is not counted. What a memory really lies on is read from
-//! `/proc/self/smaps`.
+//! The same loops run on base pages, on THP and on the pages of each pool: first touch, sequential read, random read and
+//! dependent read. The memories take turns in rounds, forward and back again, and each round is compared with itself. The first
+//! round does not count. The real backing of each memory comes from `/proc/self/smaps`.
 //!
 //! ```text
 //! memory.rs   mappings, touching, smaps         stats.rs   medians, ratios
@@ -11,7 +10,7 @@
 //! counters.rs TLB misses of the hardware        room.rs    how much memory may be taken
 //! ```
 //!
-//! No pool is changed, and no page is taken that is not free.
+//! The benchmark changes no pool, and takes only free pages.
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
@@ -52,65 +51,65 @@ use counters::Events;
 use memory::{Mapping, TouchError, check_pool};
 use report::Round;
 
-/// What is to be measured.
+/// Parameters of a measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// Of each memory; at least [`Spec::MIN_SIZE`].
+    /// Size of each memory; at least [`Spec::MIN_SIZE`].
     pub size: ByteSize,
-    /// In this order.
+    /// Page sizes, in the order of the rounds.
     pub pages: Vec<Pages>,
     /// Rounds that count; at least 1.
     pub repeats: u32,
 }
 
 impl Spec {
-    /// Below this all of it fits into the caches and the first levels of the TLB.
+    /// Smaller memories fit into the caches and the first levels of the TLB.
     pub const MIN_SIZE: ByteSize = ByteSize::new(1 << 20);
 }
 
-/// Why nothing was measured.
+/// Why the measurement failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlbError {
-    /// Too little to measure anything.
-    #[error("{size} is less than {}", Spec::MIN_SIZE)]
+    /// The requested size is too small.
+    #[error("size {size} is smaller than the minimum {}", Spec::MIN_SIZE)]
     TooSmall {
-        /// What was asked for.
+        /// Requested size.
         size: ByteSize,
     },
-    /// More than could be taken without harm.
-    #[error("{size} of memory cannot be had: {room} can be taken")]
+    /// Too little memory is available.
+    #[error("too little memory: {size} requested, {room} usable")]
     NoRoom {
-        /// What was asked for.
+        /// Requested size.
         size: ByteSize,
-        /// What can be taken, with a margin for everybody else.
+        /// Usable memory, without the margin for other processes.
         room: ByteSize,
     },
-    /// No round was asked for.
-    #[error("nothing can be measured in 0 rounds")]
+    /// The number of rounds is 0.
+    #[error("cannot measure with 0 rounds")]
     NoRounds,
-    /// The kernel does not tell what the memory lies on.
-    #[error("cannot read what memory lies on")]
+    /// The kernel does not report the backing of the memory.
+    #[error("cannot read the backing of memory from `/proc/self/smaps`")]
     NoBacking(#[source] io::Error),
-    /// Somebody asked to stop.
+    /// The user cancelled.
     #[error(transparent)]
     Cancelled(#[from] Stopped),
 }
 
 impl TlbError {
-    /// What the user can do about it.
+    /// The hint for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoRoom { room, .. } if *room >= Spec::MIN_SIZE => {
                 let mib = room.bytes() >> 20;
-                Some(format!("--size {mib}M or less fits"))
+                Some(format!("use --size {mib}M or less"))
             }
             _ => None,
         }
     }
 }
 
-/// Somebody asked to stop. No memory is kept.
+/// The user cancelled. No memory is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
 pub struct Stopped;
@@ -123,7 +122,7 @@ fn go_on(stop: &AtomicBool) -> Result<(), Stopped> {
     }
 }
 
-/// Where the measurement is, for who waits for it.
+/// Progress, for the terminal.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
     /// Memories done, of all rounds.
@@ -134,10 +133,10 @@ pub struct Step {
     pub pages: Pages,
 }
 
-/// Measures. The calling thread stays on the CPU that it is on, so that all memories are on the same node.
+/// Runs the measurement. It pins the calling thread to its CPU, so that all memories are on the same node.
 ///
 /// # Errors
-/// [`TlbError`]; a memory that cannot be had is no error but a row of the report that says why.
+/// [`TlbError`]. If one kind of memory is unavailable, the report has the reason in its row.
 pub fn run(
     root: &Root,
     spec: &Spec,
@@ -192,7 +191,7 @@ fn check(root: &Root, spec: &Spec) -> Result<(), TlbError> {
     if spec.repeats == 0 {
         return Err(TlbError::NoRounds);
     }
-    // Pages of a pool are taken already; the rest comes out of what everybody else uses.
+    // Pages of a pool are already taken, so only the other memories reduce the available memory.
     let takes_memory = |pages: &Pages| !matches!(pages, Pages::Huge(_));
     if let Some(room) = room::room(root)
         && spec.pages.iter().any(takes_memory)
@@ -206,11 +205,11 @@ fn check(root: &Root, spec: &Spec) -> Result<(), TlbError> {
 fn stay_on_this_cpu() {
     let mut this = CpuSet::new();
     this.set(sched_getcpu());
-    // Where this is not allowed, the figures spread a little more.
+    // Without this right, the figures spread a little more.
     let _ = sched_setaffinity(None, &this);
 }
 
-/// What has been measured of one memory so far.
+/// Measurements of one memory so far.
 struct Taken {
     pages: Pages,
     rounds: Vec<Round>,
@@ -228,9 +227,9 @@ impl Taken {
 }
 
 enum RoundError {
-    /// This memory cannot be had.
+    /// This memory is unavailable.
     Unavailable(Unavailable),
-    /// Nothing can be measured any more.
+    /// The whole measurement failed.
     Fatal(TlbError),
 }
 
@@ -255,7 +254,7 @@ impl From<TouchError> for RoundError {
     }
 }
 
-/// Takes memory, measures all of it, and gives it back.
+/// Maps memory, runs all loops on it, and unmaps it.
 fn round(
     root: &Root,
     pages: Pages,
@@ -297,11 +296,11 @@ fn round(
 
 /// Reading in order goes over small memories several times, so that it takes long enough to be timed.
 const PASS_BYTES: u64 = 256 << 20;
-/// Reads at random: enough for the clock, and no more than takes about a second where they are slowest.
+/// Number of random reads: enough for the clock, and at most about a second on the slowest memory.
 const MIN_READS: u64 = 1 << 18;
 const MAX_READS: u64 = 1 << 21;
 
-/// Runs loops, and counts the events of each where something counts them.
+/// Runs the loops, and counts the events of each loop if a counter is available.
 struct Counting<'a>(Option<&'a mut Events>);
 
 impl Counting<'_> {
@@ -347,7 +346,7 @@ mod tests {
         let huge = error(&spec(1 << 60, &[Pages::Base]));
         assert!(matches!(huge, TlbError::NoRoom { .. }));
         let hint = huge.hint().unwrap();
-        assert!(hint.starts_with("--size "), "{hint}");
+        assert!(hint.contains("--size "), "{hint}");
     }
 
     #[test]
@@ -361,7 +360,7 @@ mod tests {
         let (a, b) = (Pages::Base, Pages::Thp);
         assert_eq!(order, [a, b, b, a, a, b]);
         for row in &report.memories {
-            // A kernel without THP has a row that says so.
+            // On a kernel without THP, the row has the reason.
             if let Outcome::Measured(measured) = &row.outcome {
                 assert_eq!(measured.random_read.rounds.len(), 2);
             }

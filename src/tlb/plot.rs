@@ -1,4 +1,4 @@
-//! The report as a picture: bars with what the rounds spread over.
+//! The report as a diagram: bars with the range of the rounds.
 
 use std::fmt::Write;
 
@@ -35,7 +35,7 @@ fn title(report: &Report) -> String {
     format!("The same work on pages of different sizes, {size} of memory")
 }
 
-/// For who does not see the picture. No character in it has a meaning in XML.
+/// Text alternative of the picture. It contains no special character of XML.
 fn description(report: &Report) -> String {
     let mut text = String::new();
     for metric in Metric::ALL {
@@ -50,7 +50,7 @@ fn description(report: &Report) -> String {
     text.trim_end().to_owned()
 }
 
-/// A value with three digits that mean something.
+/// Formats a value with three significant digits.
 ///
 /// ```
 /// use llama_hugepages::tlb::figure;

@@ -1,4 +1,4 @@
-//! What was measured, as it is printed and as JSON has it.
+//! The results of a measurement, for the terminal and for JSON.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::stats::Summary;
 /// One of the loops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
-    /// Taking pages.
+    /// First touch of each page.
     FirstTouch,
-    /// Reading all words in order.
+    /// Reads all words in order.
     SequentialRead,
-    /// Reading words anywhere, none waiting for another.
+    /// Reads random words that do not depend on each other.
     RandomRead,
-    /// Reading words anywhere, each where the last one points to.
+    /// Reads random words; each word contains the place of the next.
     DependentRead,
 }
 
@@ -32,7 +32,7 @@ impl Metric {
         Self::DependentRead,
     ];
 
-    /// As tables call it.
+    /// Name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::FirstTouch => "first touch",
@@ -42,7 +42,7 @@ impl Metric {
         }
     }
 
-    /// Of its values.
+    /// Unit of its values.
     pub fn unit(self) -> &'static str {
         match self {
             Self::FirstTouch | Self::SequentialRead => "GB/s",
@@ -50,7 +50,7 @@ impl Metric {
         }
     }
 
-    /// Which values are faster.
+    /// Whether small or large values are better.
     pub fn better(self) -> Better {
         match self {
             Self::FirstTouch | Self::SequentialRead => Better::More,
@@ -64,19 +64,19 @@ impl Metric {
 pub struct Series {
     /// GB/s, or nanoseconds for each read.
     pub unit: &'static str,
-    /// Over the rounds.
+    /// Summary over the rounds.
     #[serde(flatten)]
     pub summary: Summary,
     /// One value for each round.
     pub rounds: Vec<f64>,
-    /// How many times as fast as base pages. `None` for base pages, and where these were not measured.
+    /// Speed compared with base pages. `None` for base pages, and if base pages were not measured.
     pub against_base: Option<Ratio>,
-    /// Misses for each read of 8 bytes. `None` where nothing counts them.
+    /// Misses for each read of 8 bytes. `None` without a counter.
     pub dtlb_misses_per_read: Option<Summary>,
 }
 
 impl Series {
-    /// `None` of no rounds.
+    /// `None` without rounds.
     pub fn new(metric: Metric, rounds: Vec<f64>, misses: Option<&[f64]>) -> Option<Self> {
         Some(Self {
             unit: metric.unit(),
@@ -91,9 +91,9 @@ impl Series {
 /// One memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// What the kernel says that it lay on, in the last round.
+    /// Backing in the last round, as the kernel reports it.
     pub backing: Backing,
-    /// While it was touched.
+    /// Page faults during the first touch.
     pub page_faults: Summary,
     /// Bytes of all its pages over the time to take them.
     pub first_touch: Series,
@@ -160,17 +160,17 @@ impl Measured {
 pub struct NotMeasured {
     /// The cause.
     pub reason: String,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
 }
 
-/// Figures, or the reason why there are none.
+/// Figures, or the reason why they are missing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// In all rounds.
+    /// Measured in all rounds.
     Measured(Box<Measured>),
-    /// In at least one round it could not be had.
+    /// Unavailable in at least one round.
     NotMeasured(NotMeasured),
 }
 
@@ -179,19 +179,19 @@ pub enum Outcome {
 pub struct Row {
     /// Which.
     pub pages: Pages,
-    /// What came out.
+    /// Its result.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// Whether the hardware counted TLB misses.
+/// State of the hardware counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Counted {
-    /// It did.
+    /// Whether the hardware counted TLB misses.
     pub available: bool,
-    /// Why it did not.
+    /// Why it did not count.
     pub reason: Option<String>,
-    /// What the user can do about it.
+    /// The hint for the user.
     pub hint: Option<String>,
 }
 
@@ -206,7 +206,7 @@ impl Counted {
     }
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// Bytes that were read of each memory.
@@ -245,7 +245,7 @@ impl Report {
         report
     }
 
-    /// Compares everything with base pages, where these were measured.
+    /// Compares everything with base pages if base pages were measured.
     pub fn compare(&mut self) {
         let base = self.measured().find(|(pages, _)| *pages == Pages::Base);
         let Some(base) = base.map(|(_, base)| base.clone()) else {
@@ -284,7 +284,7 @@ pub(super) struct PerRead {
     misses: Option<f64>,
 }
 
-/// A loop's time and what was counted in it.
+/// The time and the counted events of a loop.
 pub(super) struct Timed<T> {
     pub time: T,
     pub events: Option<u64>,

@@ -1,4 +1,4 @@
-//! How much ordinary memory can be taken without anybody being killed for it.
+//! How much ordinary memory this process can take without an out-of-memory kill.
 
 use std::fs;
 
@@ -6,11 +6,11 @@ use crate::kernel_files;
 use crate::pool::Root;
 use crate::size::ByteSize;
 
-/// What is left to everybody else.
+/// Margin for all other processes.
 const MARGIN: u64 = 256 << 20;
 
-/// Bytes that can be taken: `MemAvailable`, or what the memory limits of the cgroups above leave where that is less, without a
-/// margin. `None` where the kernel does not tell.
+/// Usable bytes: the minimum of `MemAvailable` and of the room in all cgroups above, less a margin. `None` if the kernel does
+/// not report it.
 pub fn room(root: &Root) -> Option<ByteSize> {
     let meminfo = kernel_files::text(root, "/proc/meminfo")?;
     let available = kernel_files::kib_field(&meminfo, "MemAvailable")?;
@@ -18,7 +18,7 @@ pub fn room(root: &Root) -> Option<ByteSize> {
     Some(ByteSize::new(bytes.saturating_sub(MARGIN)))
 }
 
-/// What the limit of each cgroup from ours upward leaves: version 2, and those that have one.
+/// The room in each cgroup of version 2 with a limit, from our cgroup upward.
 fn cgroups(root: &Root) -> impl Iterator<Item = u64> {
     let own = fs::read_to_string(root.path("/proc/self/cgroup")).unwrap_or_default();
     let path = own

@@ -1,12 +1,12 @@
-//! How many times as fast, over rounds.
+//! Ratios of speed, over rounds.
 
 use serde::Serialize;
 
 use crate::stats::Summary;
 
-/// How many times as fast as on base pages.
+/// Speed relative to base pages.
 ///
-/// Each round is compared with itself: what slows a whole round down slows both sides down.
+/// Each round is compared with itself, because a disturbance affects both sides of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ratio {
     /// Over the rounds.

@@ -1,5 +1,5 @@
-//! The loops that are timed. None of them allocates, and each returns what it read through `black_box`, so that the compiler
-//! can leave nothing out.
+//! The timed loops. No loop allocates, and each returns its result through `black_box`, so that the compiler cannot remove
+//! the reads.
 
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +18,7 @@ pub const CELL: usize = 8;
 const WORDS_AT_ONCE: usize = 1 << 20;
 const READS_AT_ONCE: u64 = 1 << 14;
 
-/// Reads all words in order, so many times.
+/// Reads all words in order, `passes` times.
 pub fn sequential(words: &[u64], passes: u32, stop: &AtomicBool) -> Result<Duration, Stopped> {
     let start = Instant::now();
     for _ in 0..passes {

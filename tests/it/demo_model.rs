@@ -74,7 +74,7 @@ fn an_existing_file_ends_in_an_error_and_a_hint() {
     let path = dir.path().join("x.gguf");
     fs::write(&path, "precious").unwrap();
     let out = path.to_str().unwrap();
-    let expected = format!("error: `{out}` exists\nhint: --force overwrites it\n");
+    let expected = format!("error: `{out}` exists\nhint: --force replaces it\n");
     tool(&["demo-model", out, "--size", "1M"])
         .assert()
         .code(1)
@@ -94,8 +94,8 @@ fn a_full_file_system_is_known_at_once() {
         .assert()
         .code(1)
         .stderr(
-            starts_with("error: not enough space in `/dev/shm`: ")
-                .and(contains("hint: choose a smaller --size")),
+            starts_with("error: too little space in `/dev/shm`: ")
+                .and(contains("hint: use a smaller --size")),
         );
     assert!(!path.exists());
 }
@@ -107,7 +107,7 @@ fn a_missing_directory_is_named() {
         .code(1)
         .stderr(
             contains("`/nonexistent`: No such file or directory")
-                .and(contains("hint: the directory has to exist")),
+                .and(contains("hint: create the directory")),
         );
 }
 
@@ -133,7 +133,6 @@ fn nonsense_arguments_are_explained_with_exit_code_2() {
         .assert()
         .code(2);
     tool(&["demo-model"]).assert().code(2);
-    tool(&[]).assert().code(2);
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn a_pool_that_is_short_is_a_row_with_the_command_and_no_page_is_taken() {
     let why = &report["memories"][0]["not_measured"];
     assert_eq!(
         why["reason"],
-        "the pool of 2 MiB pages has 31 free, and it takes 32"
+        "the pool of 2 MiB pages has 31 free, 32 needed"
     );
     assert_eq!(why["hint"], "hugepages pool reserve 1 --size 2M");
 }
@@ -140,8 +140,8 @@ fn nonsense_arguments_are_explained_with_exit_code_2() {
         (["--size", "-1"], "cannot be negative"),
         (["--size", "1e99"], "unknown unit"),
         (["--size", "0"], "at least 1 MiB"),
-        (["--pages", "3M"], "not the size of a huge page"),
-        (["--pages", ""], "not the size of a huge page"),
+        (["--pages", "3M"], "not a huge page size"),
+        (["--pages", ""], "not a huge page size"),
         (["--repeats", "0"], "is not in 5..=1000"),
         (["--repeats", "-1"], "is not in 5..=1000"),
     ] {
@@ -159,7 +159,7 @@ fn more_memory_than_there_is_ends_with_exit_code_3_before_any_is_taken() {
         .assert()
         .code(3)
         .stdout("")
-        .stderr(contains("cannot be had").and(contains("hint: --size ")));
+        .stderr(contains("too little memory").and(contains("hint: use --size ")));
 }
 
 #[test]

@@ -1,8 +1,7 @@
-//! Git, told to give the same bytes on every machine.
+//! Git with settings that give the same bytes on every machine.
 //!
-//! Everything that a person, a machine or a calling hook could have set is out of the way: system and
-//! global configuration, `GIT_*` variables, the language, attributes files, hooks, signing. What is left,
-//! a work tree's own configuration, is overruled on the command line where it would change the output.
+//! It ignores the system and global configuration, `GIT_*` variables, the language, attributes files, hooks and
+//! signing. Options on the command line override the configuration of a work tree.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Seek as _, Write as _};
@@ -36,7 +35,7 @@ const FIXED: &[&str] = &[
     "maintenance.auto=false",
 ];
 
-/// Commits that nobody wrote (the base, the files) always get the same id.
+/// Generated commits (the base, the files) always get the same id.
 const NOBODY: &[(&str, &str)] = &[
     ("GIT_AUTHOR_NAME", "llama-hugepages"),
     ("GIT_AUTHOR_EMAIL", "patches@llama-hugepages.invalid"),
@@ -53,7 +52,7 @@ pub struct Git {
 }
 
 impl Git {
-    /// The repository in `dir`, or none if there is none in just that folder.
+    /// The repository in `dir`; `None` if `dir` itself has no repository.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         if !dir.join(".git").exists() {
             return Ok(None);
@@ -64,7 +63,7 @@ impl Git {
         Ok(Some(Self { dir }))
     }
 
-    /// A repository of its own in `dir`, whatever repository may lie around it.
+    /// A separate repository in `dir`, even inside another repository.
     pub fn init(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create `{}`", dir.display()))?;
@@ -104,7 +103,7 @@ impl Git {
             .env("TZ", "UTC")
             .envs(NOBODY.iter().copied())
             .current_dir(&self.dir);
-        // A folder that lost its `.git` must not be taken for part of the repository around it.
+        // A directory without `.git` must not count as part of the repository around it.
         if let Some(parent) = self.dir.parent() {
             command.env("GIT_CEILING_DIRECTORIES", parent);
         }
@@ -115,7 +114,7 @@ impl Git {
         command
     }
 
-    /// Runs to the end and fails with what git said.
+    /// Runs to the end, and fails with the message of git.
     pub fn run<I, S>(&self, args: I) -> Result<()>
     where
         I: IntoIterator<Item = S>,
@@ -139,12 +138,11 @@ impl Git {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let text = String::from_utf8(self.bytes(args)?)
-            .context("git printed something that is not UTF-8")?;
+        let text = String::from_utf8(self.bytes(args)?).context("output of git is not UTF-8")?;
         Ok(text.trim_end().to_owned())
     }
 
-    /// Runs to the end and leaves the judgement to the caller.
+    /// Runs to the end; the caller checks the exit code.
     pub fn attempt<I, S>(&self, args: I) -> Result<Output>
     where
         I: IntoIterator<Item = S>,
@@ -211,7 +209,7 @@ impl Git {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
+        let mut file = tempfile::tempfile().context("cannot create a temporary file")?;
         file.write_all(input)
             .and_then(|()| file.rewind())
             .context("cannot write a temporary file")?;
@@ -220,17 +218,17 @@ impl Git {
     }
 }
 
-/// What git separated with NUL.
+/// Splits output of git at NUL.
 pub fn split_nul(bytes: &[u8]) -> Result<Vec<String>> {
     bytes
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty())
-        .map(|name| String::from_utf8(name.to_vec()).context("a path is not UTF-8"))
+        .map(|name| String::from_utf8(name.to_vec()).context("a path in git is not UTF-8"))
         .collect()
 }
 
 fn output(command: &mut Command) -> Result<Output> {
-    command.output().context("cannot run git; is it installed?")
+    command.output().context("cannot run `git`")
 }
 
 fn checked(command: &mut Command) -> Result<Output> {
@@ -247,7 +245,7 @@ fn checked(command: &mut Command) -> Result<Output> {
     Ok(out)
 }
 
-/// What git said, on one line, without its advice.
+/// The message of git, on one line, without its advice.
 pub fn said(out: &Output) -> String {
     let both = [out.stderr.as_slice(), out.stdout.as_slice()].concat();
     let text = String::from_utf8_lossy(&both);

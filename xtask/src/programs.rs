@@ -1,5 +1,5 @@
-//! Upstream's own programs: of the pristine source (stock), and with the series (tools), for any CPU (qemu),
-//! and to be looked into (instrumented).
+//! Upstream's programs: without the series (stock), with the series (tools), for any CPU (qemu), and for Valgrind and
+//! sanitizers (instrumented).
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::build::patch::Series;
 use crate::build::{source, ui};
 use crate::repo::Repo;
 
-/// What is compared, measured and tested.
+/// The programs for comparisons, measurements and tests.
 const PROGRAMS: &[&str] = &[
     "llama-server",
     "llama-bench",
@@ -22,7 +22,7 @@ const PROGRAMS: &[&str] = &[
     "ggml-rpc-server",
 ];
 
-/// The same, and what makes a tiny model of each architecture.
+/// These programs, and the generator of tiny models of each architecture.
 const TOOLS: &[&str] = &{
     let mut all = ["test-llama-archs"; PROGRAMS.len() + 1];
     let mut i = 0;
@@ -33,10 +33,10 @@ const TOOLS: &[&str] = &{
     all
 };
 
-/// What the emulated machine runs.
+/// The programs for the emulated machine.
 const QEMU_PROGRAMS: &[&str] = &["llama-server"];
 
-/// What is enough to load a model and to infer.
+/// The programs that load a model and infer.
 const INSTRUMENTED_PROGRAMS: &[&str] = &["llama-completion"];
 
 /// Which source the programs are made of, and for which machine.
@@ -54,7 +54,7 @@ pub enum Kind {
     Thread,
 }
 
-/// What tests look into while it runs.
+/// The programs with instrumentation.
 pub const INSTRUMENTED: [Kind; 4] = [
     Kind::PortableStock,
     Kind::PortableTools,

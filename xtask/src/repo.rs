@@ -1,4 +1,4 @@
-//! Where things lie in this repository.
+//! Paths in this repository.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,7 @@ impl Repo {
         Folder::new(self.root.join("patches"))
     }
 
-    /// The source that a build would take; downloaded when there is none.
+    /// The source of a build, downloaded if needed.
     pub fn source(&self) -> Result<Source> {
         source::prepare(&self.root, &self.lock()?, &self.cache())
     }

@@ -1,4 +1,4 @@
-//! The pin: fetching what it names, proving it, moving it.
+//! The pin: fetch, verify and change it.
 
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -21,17 +21,17 @@ pub fn fetch(repo: &Repo) -> Result<(PathBuf, bool)> {
     Ok((source::fetch(&lock, &repo.cache())?, !was_there))
 }
 
-/// What `verify` found out.
+/// Result of `verify`.
 #[derive(Debug, Default)]
 pub struct Verified {
     pub good: Vec<String>,
     pub bad: Vec<String>,
 }
 
-/// Downloads the pinned archive again and holds the cache, and the upstream commit, against it.
+/// Downloads the pinned archive again, and compares the cache and the upstream commit with it.
 pub fn verify(repo: &Repo) -> Result<Verified> {
     let lock = repo.lock()?;
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let archive = source::download(
         &lock.package,
         &lock.version,
@@ -42,7 +42,7 @@ pub fn verify(repo: &Repo) -> Result<Verified> {
     source::install(&lock, &archive, scratch.path(), &pristine)?;
     let mut verified = Verified::default();
     verified.good.push(format!(
-        "{} {}: the archive has the sha256 of the lock",
+        "{} {}: sha256 of the archive matches the lock",
         lock.package, lock.version
     ));
 
@@ -56,11 +56,11 @@ pub fn verify(repo: &Repo) -> Result<Verified> {
         verified.bad.extend(
             different
                 .iter()
-                .map(|path| format!("{}: is not as in the archive", cached.join(path).display())),
+                .map(|path| format!("{}: differs from the archive", cached.join(path).display())),
         );
         if different.is_empty() {
             verified.good.push(format!(
-                "{}: {} files, as in the archive",
+                "{}: {} files match the archive",
                 cached.display(),
                 wanted.len()
             ));
@@ -69,26 +69,26 @@ pub fn verify(repo: &Repo) -> Result<Verified> {
     match Told::read(&archive, &lock.subdir)? {
         Some(told) => match told.proves(&lock.commit, &pristine)? {
             Ok(tree) => verified.good.push(format!(
-                "upstream commit {}: its tree {tree} is what the archive holds",
+                "upstream commit {}: its tree {tree} matches the archive",
                 lock.commit
             )),
             Err(why) => verified.bad.push(why),
         },
         None => verified.good.push(format!(
-            "upstream commit {}: not proved, the carrier does not carry it",
+            "upstream commit {}: not verified, because the carrier does not contain it",
             lock.commit
         )),
     }
     Ok(verified)
 }
 
-/// What a move of the pin came to.
+/// Result of a change of the pin.
 pub struct Bumped {
     pub before: Lock,
     pub after: Lock,
     pub warnings: Vec<String>,
     pub outcomes: Vec<(String, Outcome)>,
-    /// The blob ids changed, so that the build refuses the series as it is.
+    /// The blob ids changed, so the build refuses the series.
     pub is_stale: bool,
 }
 
@@ -100,7 +100,7 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
     match source::fetch(&before, &repo.cache()) {
         Ok(dir) => older.push(dir),
         Err(why) => warnings.push(format!(
-            "patches cannot be merged: the present source cannot be had: {why:#}"
+            "cannot merge patches, because the current source is unavailable: {why:#}"
         )),
     }
 
@@ -128,7 +128,7 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
             }
         }
         None => warnings.push(
-            "the carrier does not carry the upstream commit: --commit is taken on trust".to_owned(),
+            "--commit is used without verification: the carrier does not contain the upstream commit".to_owned(),
         ),
     }
 
@@ -153,16 +153,16 @@ fn commit_and_date(
 ) -> Result<(String, String)> {
     match (told, given) {
         (Some(told), Some(given)) if told.commit != given => Err(anyhow!(
-            "{package} {version} carries upstream commit {}, not {given}",
+            "{package} {version} contains upstream commit {}, not {given}",
             told.commit
         ))
-        .hint("leave out --commit"),
+        .hint("run the command without --commit"),
         (Some(told), _) => Ok((told.commit.clone(), told.date()?)),
         (None, Some(given)) => Ok((given.to_owned(), "unknown".to_owned())),
         (None, None) => Err(anyhow!(
-            "{package} {version} does not tell which upstream commit it carries"
+            "{package} {version} does not name its upstream commit"
         ))
-        .hint("its change log may; pass it with --commit SHA"),
+        .hint("find the commit in its change log, and pass it with --commit SHA"),
     }
 }
 
@@ -191,7 +191,7 @@ fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
     ensure!(
         (&read_back.version, &read_back.sha256, &read_back.commit)
             == (&lock.version, &lock.sha256, &lock.commit),
-        "`{}` does not have one line for each value",
+        "`{}` lacks a line for a value, or has several",
         path.display()
     );
     if new != text {
@@ -200,7 +200,7 @@ fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
     Ok(())
 }
 
-/// What the carrier tells about upstream: its archive holds the submodule's git objects, the commit among them.
+/// Upstream's git objects in the carrier's archive, with the commit.
 struct Told {
     commit: String,
     git: Git,
@@ -208,9 +208,9 @@ struct Told {
 }
 
 impl Told {
-    /// Only HEAD and the objects are taken: no configuration and no hook out of a download.
+    /// Takes only HEAD and the objects, because a download must not add configuration or hooks.
     fn read(archive: &Path, subdir: &Path) -> Result<Option<Self>> {
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
         let git = Git::init(scratch.path())?;
         let dot_git = git.dir().join(".git");
         let module = Path::new(".git/modules").join(subdir);
@@ -229,7 +229,7 @@ impl Told {
                 let is_inside = inner
                     .components()
                     .all(|part| matches!(part, Component::Normal(_)));
-                ensure!(is_inside, "`{}` leads out of the archive", inner.display());
+                ensure!(is_inside, "`{}` is outside of the archive", inner.display());
                 let target = dot_git.join(inner);
                 fs::create_dir_all(target.parent().unwrap_or(&dot_git))?;
                 entry.unpack(&target)?;
@@ -238,7 +238,7 @@ impl Told {
         let Some(commit) = head.filter(|id| id.len() == 40) else {
             return Ok(None);
         };
-        // The carrier's clone has no history: without this, git misses the parent.
+        // The carrier's clone has no history, so git would miss the parent.
         fs::write(dot_git.join("shallow"), format!("{commit}\n"))?;
         if git.resolve(&commit)?.is_none() {
             return Ok(None);
@@ -260,35 +260,35 @@ impl Told {
         ])
     }
 
-    /// That `pristine` is the tree of `commit`, by git's own hashes; else why not.
+    /// Verifies with git's hashes that `pristine` is the tree of `commit`; returns the reason if not.
     fn proves(&self, commit: &str, pristine: &Path) -> Result<std::result::Result<String, String>> {
         if self.commit != commit {
             return Ok(Err(format!(
-                "the lock names upstream commit {commit}, the archive carries {}",
+                "the lock names upstream commit {commit}, the archive contains {}",
                 self.commit
             )));
         }
         let object = self.git.bytes(["cat-file", "commit", commit])?;
-        // Git does not hash what it reads from a pack, so it is hashed here.
+        // Git does not verify the hash of objects in a pack.
         if self
             .git
             .feed(["hash-object", "-t", "commit", "--stdin"], &object)?
             != commit
         {
             return Ok(Err(format!(
-                "the archive's commit {commit} does not have the hash that it is called by"
+                "hash mismatch of commit {commit} in the archive"
             )));
         }
         let wanted = self
             .git
             .text(["rev-parse", &format!("{commit}^{{tree}}")])?;
-        let ours = self.git.commit_of_folder(pristine, "what was unpacked")?;
+        let ours = self.git.commit_of_folder(pristine, "the unpacked source")?;
         let found = self.git.text(["rev-parse", &format!("{ours}^{{tree}}")])?;
         if wanted == found {
             Ok(Ok(found))
         } else {
             Ok(Err(format!(
-                "the archive holds tree {found}, upstream commit {commit} has {wanted}"
+                "tree mismatch: the archive contains {found}, upstream commit {commit} has {wanted}"
             )))
         }
     }

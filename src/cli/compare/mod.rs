@@ -1,5 +1,5 @@
-//! `hugepages compare`: what is asked for, and in which order it is done.
-//! Lives here: arguments and their meaning. Not here: measuring, which is `llama_hugepages::compare`.
+//! `hugepages compare`: the arguments, their meaning, and the order of the cases.
+//! Not here: measuring, which is `llama_hugepages::compare`.
 
 mod models;
 mod pages;
@@ -22,48 +22,48 @@ use session::Session;
 
 const SCHEMA: u32 = 1;
 
-/// What is no row of the table.
+/// Cases that do not fit into the table of cases.
 const PRESSURE: &str = "pressure";
 const SERVERS: &str = "servers";
 const PERPLEXITY: &str = "perplexity";
 const OTHERS: [(&str, &str); 3] = [
-    (PERPLEXITY, "of a text, equal to the last digit"),
+    (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
-        "tokens a second with too little memory; needs root",
+        "tokens/s of both with too little memory; needs root",
     ),
-    (SERVERS, "what some servers on one model take together"),
+    (SERVERS, "memory of several servers on one model"),
 ];
 const ALL: &str = "all";
 
-/// Compare with stock llama.cpp: whole processes, in turn, on the same model
+/// Compare this llama-server with stock llama.cpp on the same model
 ///
-/// Each case runs both sides in the order A B B A after one run each that does not count. Before anything is timed, both have to
-/// give the same tokens with the same probabilities. A ratio is the geometric mean over the pairs with its 95 % interval; where
-/// that contains 1, no difference was measured.
+/// Each case starts both servers as whole processes, in the order A B B A. The first run of each server does not count. Before
+/// the comparison measures a time, both servers must give the same tokens with the same probabilities. A ratio is the geometric
+/// mean over the pairs with its 95 % interval. If the interval contains 1, no difference was measured.
 ///
-/// Huge pages that are missing are added to the pool before a case is timed, and given back after it, however this ends. What
-/// cannot be run here, without root or without memory, is left out with the reason.
+/// The comparison adds missing huge pages to the pool before it measures a case. It returns these pages afterwards, even after
+/// SIGKILL. It skips a case that cannot run here, for example without root or memory, and prints the reason.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = cases_help())]
 pub struct Args {
-    /// The model; the first file of a split one
+    /// Model for both servers; of a model in shards the first file
     #[arg(short, long, required_unless_present = "demo")]
     model: Option<PathBuf>,
 
-    /// Make a model with random weights, and remove it afterwards; may be given more than once
+    /// Make a model with random weights and remove it afterwards; can be repeated
     #[arg(long, value_name = "SIZE,TYPE", conflicts_with_all = ["model", "shards"])]
     demo: Vec<models::Demo>,
 
-    /// The same model as shards, for the case `shards`
+    /// First shard of the same model, for the case `shards`
     #[arg(long, value_name = "FILE")]
     shards: Option<PathBuf>,
 
-    /// The llama-server to compare with [default: the one that `cargo xtask stock` built]
+    /// llama-server to compare with [default: the build of `cargo xtask stock`]
     #[arg(long, value_name = "PROGRAM")]
     baseline: Option<PathBuf>,
 
-    /// What to compare; --help lists the cases
+    /// Cases to run; --help lists them
     #[arg(
         long,
         value_name = "CASE",
@@ -74,46 +74,46 @@ pub struct Args {
     )]
     cases: Vec<String>,
 
-    /// How many pairs of runs count
+    /// Number of pairs of runs that count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..))]
     pairs: u16,
 
-    /// Tokens of each answer that have to be equal before anything is timed
+    /// Tokens of each answer that must be equal before the measurement starts
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
     tokens: u32,
 
-    /// Tokens that are generated to time them; 0 times none
+    /// Tokens to generate for the measurement of speed; 0 skips it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=4096))]
     speed_tokens: u32,
 
-    /// Servers in the case `servers`
+    /// Servers of each side in the case `servers`
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
     servers: u16,
 
-    /// A hugetlbfs folder for the case `store`, where the image stays [default: one that is mounted for it, and unmounted]
+    /// hugetlbfs directory for the cases with a store; the image stays there [default: a temporary mount]
     #[arg(long, value_name = "DIR")]
     store: Option<String>,
 
-    /// How long a server may take to become ready, and to answer
+    /// Time limit for a server to become ready, and for each answer
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     patience: u64,
 
-    /// Change no pool: use the pages that are there
+    /// Add no pages to the pool: use only free pages
     #[arg(long)]
     no_reserve: bool,
 
-    /// Fail where something that can be counted is out of its bounds: memory, pages, faults
+    /// Fail if a count of memory, pages or faults is out of its bounds
     #[arg(long)]
     gate: bool,
 
-    /// Write report.json with every run there, report.md and report.svg
+    /// Write report.json with all runs, report.md and report.svg to this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
     #[command(flatten)]
     output: output::Args,
 
-    /// Further arguments for all servers
+    /// More arguments for all servers
     #[arg(last = true)]
     server_arguments: Vec<String>,
 }
@@ -125,10 +125,10 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 fn cases_help() -> String {
     let rows = CASES.iter().map(|row| (row.name, row.about));
-    let lines = rows.chain(OTHERS).chain([(ALL, "all of these")]);
+    let lines = rows.chain(OTHERS).chain([(ALL, "all cases above")]);
     let lines = lines.map(|(name, about)| format!("  {name:<11} {about}\n"));
     format!(
-        "Cases, with the baseline first; those in -cold begin with nothing of the model in the page cache:\n{}",
+        "Cases, the baseline first. In cases that end in -cold the page cache holds nothing of the model at the start:\n{}",
         lines.collect::<String>()
     )
 }
@@ -190,13 +190,13 @@ fn exit(args: &Args, report: &Report) -> Result<Exit> {
         return Ok(Exit::Unequal);
     }
     if args.gate && report.broken().next().is_some() {
-        bail!("something that was counted is out of its bounds");
+        bail!("a count is out of its bounds");
     }
     if !report.failed.is_empty() {
         return Ok(Exit::Failure);
     }
     if report.is_empty() {
-        bail!("nothing could be compared here");
+        bail!("no case could run on this machine");
     }
     Ok(Exit::Success)
 }
@@ -212,7 +212,7 @@ fn programs_of(args: &Args) -> Result<Programs> {
         (&baseline, "--baseline PROGRAM, or cargo xtask stock"),
     ] {
         if !program.exists() {
-            bail!("there is no `{}`\nhint: {hint}", program.display());
+            bail!("program `{}` not found\nhint: {hint}", program.display());
         }
     }
     Ok(Programs {

@@ -1,4 +1,4 @@
-//! The models: the user's, or ones that are made for this and removed after it.
+//! The models of a comparison: the user's, or temporary demo models.
 
 use std::env;
 use std::ops::ControlFlow;
@@ -27,27 +27,27 @@ impl FromStr for Demo {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let split = text.split_once(',');
-        let (size, kind) = split.ok_or("it takes a size and a type, such as `300M,Q8_0`")?;
+        let (size, kind) = split.ok_or("expected a size and a type, such as `300M,Q8_0`")?;
         let is_it = |weights: &TensorType| weights.to_string().eq_ignore_ascii_case(kind);
         let weights = WEIGHT_TYPES.into_iter().find(is_it);
         Ok(Self {
             size: size.parse().map_err(|error| format!("{error}"))?,
-            weights: weights.ok_or_else(|| format!("`{kind}` is no type of weights"))?,
+            weights: weights.ok_or_else(|| format!("unknown type of weights `{kind}`"))?,
         })
     }
 }
 
-/// A model, for as long as the value lives.
+/// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]
 pub struct Model {
-    /// For people.
+    /// Name in the report.
     pub name: String,
-    /// Its first file.
+    /// First file.
     pub path: PathBuf,
     _dir: Option<Scratch>,
 }
 
-/// All that the arguments ask for.
+/// All models that the arguments name.
 pub fn all(args: &Args, stop: &AtomicBool) -> Result<Vec<Model>> {
     let given = args.model.iter().map(|path| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -70,7 +70,7 @@ fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
         ..Spec::default()
     }
     .plan()?;
-    let dir = Scratch::new_in(&place()).context("cannot make a folder for the demo model")?;
+    let dir = Scratch::new_in(&place()).context("cannot create a directory for the demo model")?;
     let path = dir.path().join("demo.gguf");
     let progress = |_, _| {
         if stop.load(Ordering::Relaxed) {
@@ -90,7 +90,7 @@ fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
     })
 }
 
-/// On a disk: /tmp may be memory, from which nothing can be dropped.
+/// Prefers a disk, because files in a /tmp on tmpfs cannot be dropped from memory.
 fn place() -> PathBuf {
     let on_disk = Path::new("/var/tmp");
     match env::var_os("TMPDIR") {

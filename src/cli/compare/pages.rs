@@ -1,4 +1,4 @@
-//! Pages for the cases: the free ones, and those that a lease adds.
+//! Huge pages for the cases: free pages, and pages that a lease adds.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -9,17 +9,17 @@ use crate::cli::lease::Lease;
 use llama_hugepages::compare::{Cancelled, CompareError};
 use llama_hugepages::pool::{HugePageSize, Pool, Root};
 
-/// Pages of each size.
+/// Number of pages of each size.
 pub type Wanted = BTreeMap<HugePageSize, u64>;
 
-/// Why a case has no pages, and what the user can do about it.
+/// Why a case gets no pages, and the hint for the user.
 #[derive(Debug)]
 pub struct NoPages {
     pub reason: String,
     pub hint: Option<String>,
 }
 
-/// What is held for the case that runs.
+/// Pages that are held for the running case.
 pub struct Pages<'a> {
     no_reserve: bool,
     cancelled: &'a AtomicBool,
@@ -37,7 +37,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Sees to it that so many pages can be had, and not more of ours. What was held before and is not wanted goes.
+    /// Holds exactly these pages: adds the missing ones, and first returns pages that the last case needed.
     pub fn ensure(&mut self, wanted: &Wanted) -> Result<Result<(), NoPages>> {
         if *wanted == self.wanted {
             return Ok(Ok(()));
@@ -59,7 +59,7 @@ impl<'a> Pages<'a> {
         Ok(Ok(()))
     }
 
-    /// Gives everything back.
+    /// Returns all pages.
     pub fn release(&mut self) {
         self.wanted.clear();
         self.leases.clear();
@@ -68,7 +68,7 @@ impl<'a> Pages<'a> {
     fn take(&self, size: HugePageSize, pages: u64) -> Result<Result<Lease, NoPages>> {
         let missing = || {
             format!(
-                "{pages} pages of {size} are needed, {} can be had",
+                "{pages} pages of {size} are needed, {} are usable",
                 usable(size)
             )
         };
@@ -87,24 +87,27 @@ impl<'a> Pages<'a> {
             ["ok", _] => Ok(Ok(lease)),
             ["memory", have, want, keep] => none(
                 format!(
-                    "{}: {want} MiB of memory are needed for them, {have} are available, {keep} have to stay",
+                    "{}: adding pages takes {want} MiB of memory, but {have} MiB are available and {keep} MiB must stay free",
                     missing()
                 ),
                 None,
             ),
             ["short", ..] => none(
-                format!("{}: memory is in pieces too small for more", missing()),
-                Some("a restart of the machine, or pages reserved at boot".to_owned()),
+                format!("{}: memory is too fragmented to add more", missing()),
+                Some(
+                    "restart the machine, or reserve pages at boot with `hugepages pool persist`"
+                        .to_owned(),
+                ),
             ),
             _ => none(
-                format!("{}, and the pool may not be changed", missing()),
+                format!("{}, and this user cannot change the pool", missing()),
                 Some(command),
             ),
         }
     }
 }
 
-/// Pages that nobody uses and nobody was promised.
+/// Free pages that are not reserved.
 pub fn usable(size: HugePageSize) -> u64 {
     Pool::read(&Root::system(), size).map_or(0, |pool| pool.usable())
 }

@@ -1,4 +1,4 @@
-//! What a comparison prints and writes.
+//! The output of a comparison: tables on stdout, and the report files.
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ pub fn case(result: &CaseResult) -> io::Result<()> {
         text += "\nread and placed, over what fio reads with O_DIRECT: ";
         text += &said(ratio);
     } else if case.direct_read {
-        text += "\nfio is not installed: nothing to compare the reading with";
+        text += "\nfio is not installed, so the read speed has no reference";
     }
     writeln!(io::stdout(), "{text}\n")
 }
@@ -30,7 +30,13 @@ pub fn case(result: &CaseResult) -> io::Result<()> {
 /// The table of the case `pressure`.
 pub fn pressure(pressure: &Pressure) -> io::Result<()> {
     let name = format!("{}, pressure", pressure.model);
-    let head = [&name, "t/s", "t/s with the limit", "ratio", "major faults"];
+    let head = [
+        &name,
+        "t/s without the limit",
+        "t/s with the limit",
+        "ratio",
+        "major faults",
+    ];
     let lines = pressure.sides.iter().map(|side| {
         let (free, pressed, faults) = side.means();
         vec![
@@ -48,7 +54,7 @@ pub fn pressure(pressure: &Pressure) -> io::Result<()> {
 /// The table of the case `servers`.
 pub fn servers(many: &Many) -> io::Result<()> {
     let name = format!("{}, {} servers", many.model, many.servers);
-    let head = [&name, "PSS of all, MiB", "pool, MiB", "together, MiB"];
+    let head = [&name, "PSS of all servers, MiB", "pool, MiB", "total, MiB"];
     let mib = |bytes: u64| format!("{:.0}", bytes as f64 / MIB);
     let lines = many.sides.iter().map(|side| {
         vec![
@@ -65,7 +71,7 @@ pub fn servers(many: &Many) -> io::Result<()> {
     )
 }
 
-/// What is told when all cases are done.
+/// The summary after all cases.
 pub fn end(report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for perplexity in &report.perplexity {
@@ -80,7 +86,7 @@ pub fn end(report: &Report) -> io::Result<()> {
         let hint = hint.map_or_else(String::new, |hint| format!(" (hint: {hint})"));
         writeln!(
             out,
-            "left out: {}, {}: {}{hint}",
+            "skipped: {}, {}: {}{hint}",
             left_out.model, left_out.case, left_out.reason
         )?;
     }
@@ -95,14 +101,14 @@ pub fn end(report: &Report) -> io::Result<()> {
     if !report.bounds.is_empty() {
         writeln!(
             out,
-            "{kept} of {} numbers that were counted are within their bounds",
+            "{kept} of {} counts are within their bounds",
             report.bounds.len()
         )?;
     }
     for bound in report.broken() {
         writeln!(
             out,
-            "out of bounds: {} is {:.0}, at most {:.0}: {}",
+            "out of bounds: {} is {:.0}, limit {:.0}: {}",
             bound.what, bound.value, bound.limit, bound.why
         )?;
     }
@@ -119,7 +125,7 @@ pub fn files(args: &Args, report: &Report) -> Result<()> {
     let mut markdown = report.markdown();
     let svg = report.svg();
     if svg.is_some() {
-        markdown += "\n![bars of what was measured](report.svg)\n";
+        markdown += "\n![bars of the measurements](report.svg)\n";
     }
     let files = [
         ("report.json", Some(json)),

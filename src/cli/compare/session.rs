@@ -1,4 +1,4 @@
-//! One case after the other: its pages, its run, and what becomes of it when something is missing or goes wrong.
+//! Runs the cases one after the other, and records the cases that were skipped or failed.
 
 use std::io;
 use std::path::Path;
@@ -18,25 +18,25 @@ use super::{Args, PERPLEXITY, PRESSURE, SERVERS, print};
 use crate::cli::output::Format;
 use crate::cli::programs::beside;
 
-/// Generated under pressure where no speed is measured.
+/// Tokens to generate in the case `pressure` if the user switched off the measurement of speed.
 const PRESSED_TOKENS: u32 = 8;
 
-/// What lasts from the first case to the last.
+/// State from the first case to the last.
 pub struct Session<'a> {
     pub args: &'a Args,
     pub programs: Programs,
     pub runner: Runner<'a>,
     pub pages: Pages<'a>,
     pub report: Report,
-    /// Servers that never became ready: nobody waits for them twice.
+    /// Servers that did not become ready: the comparison does not wait for them again.
     pub hung: Vec<Side>,
 }
 
-/// Which case, with which model.
+/// Names of the case and of the model.
 type Name<'n> = (&'n str, &'n str);
 
 impl Session<'_> {
-    /// A model that is the next to be compared.
+    /// Adds the next model to the report.
     pub fn begin(&mut self, model: &Model) -> Result<()> {
         let files = ModelFile::open(&model.path)?;
         let described = llama_hugepages::compare::Model::new(&model.name, &files);
@@ -44,14 +44,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// After the last case.
+    /// Returns the pages and completes the report.
     pub fn end(mut self) -> Report {
         self.pages.release();
         self.report.finish();
         self.report
     }
 
-    /// A row of the table.
+    /// Runs a row of the table of cases.
     pub fn row(&mut self, row: &Row, model: &Model) -> Result<()> {
         let name = (row.name, model.name.as_str());
         if let Some(reason) = row.missing(&self.programs) {
@@ -70,7 +70,7 @@ impl Session<'_> {
         let mut case = row.case(&programs, &model.name, &model.path);
         for side in [&case.a, &case.b] {
             if self.hung.contains(side) {
-                let reason = format!("`{}` did not become ready before", side.name);
+                let reason = format!("`{}` did not become ready in an earlier case", side.name);
                 self.leave_out(name, reason, None);
                 return Ok(());
             }
@@ -99,12 +99,12 @@ impl Session<'_> {
             }
             self.report.cases.push(result);
         }
-        // Before the pages go.
+        // The store must release its pages before the lease ends.
         drop(store);
         Ok(())
     }
 
-    /// `llama-perplexity` of both.
+    /// Compares the outputs of both `llama-perplexity`.
     pub fn perplexity(&mut self, model: &Model) -> Result<()> {
         let name = (PERPLEXITY, model.name.as_str());
         let beside_baseline = self
@@ -120,12 +120,12 @@ impl Session<'_> {
         let (baseline, ours) = match (beside_baseline.exists(), own) {
             (true, Some(ours)) => (beside_baseline, ours),
             (false, _) => {
-                let reason = format!("there is no `{}`", beside_baseline.display());
+                let reason = format!("program `{}` not found", beside_baseline.display());
                 self.leave_out(name, reason, Some("cargo xtask stock".to_owned()));
                 return Ok(());
             }
             (true, None) => {
-                let reason = "there is no llama-perplexity with huge pages".to_owned();
+                let reason = "no llama-perplexity with huge pages found".to_owned();
                 self.leave_out(name, reason, Some("cargo xtask tools".to_owned()));
                 return Ok(());
             }
@@ -140,7 +140,7 @@ impl Session<'_> {
         if !self.has_pages(name, &wanted)? {
             return Ok(());
         }
-        tell("perplexity of both");
+        tell("perplexity of both sides");
         let programs: [&Path; 2] = [&baseline, &ours];
         let said = self
             .runner
@@ -150,7 +150,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Some servers on one model. Ours share a resident image, where they can.
+    /// Several servers on one model. Ours share a resident image if the machine can mount a store.
     pub fn servers(&mut self, model: &Model) -> Result<()> {
         let name = (SERVERS, model.name.as_str());
         let shared = Row::named("store").filter(|row| row.missing(&self.programs).is_none());
@@ -205,7 +205,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Too little memory, for weights that are read as they lie in the file.
+    /// Too little memory, with `--no-repack`, because repacked weights are no page cache.
     pub fn pressure(&mut self, model: &Model) -> Result<()> {
         let name = (PRESSURE, model.name.as_str());
         let Some(row) = CASES.iter().find(|row| row.name == "cold") else {
@@ -244,7 +244,7 @@ impl Session<'_> {
         self.args.output.format == Format::Human
     }
 
-    /// A plan, or that the case is left out: the server refuses what this machine does not have.
+    /// Returns the plan, or skips the case if the server refuses these arguments on this machine.
     fn planned(
         &mut self,
         name: Name<'_>,
@@ -274,7 +274,7 @@ impl Session<'_> {
         }
     }
 
-    /// What went wrong is told, and the other cases go on; but not when the user does not want to.
+    /// Records an error, so that the other cases can run. Returns the error only if the user cancelled.
     fn settled<T>(&mut self, name: Name<'_>, ran: Result<T, CompareError>) -> Result<Option<T>> {
         let error = match ran {
             Ok(result) => return Ok(Some(result)),
@@ -306,7 +306,7 @@ impl Session<'_> {
     }
 
     fn leave_out(&mut self, (case, model): Name<'_>, reason: String, hint: Option<String>) {
-        eprintln!("compare: {case} is left out: {reason}");
+        eprintln!("compare: {case} skipped: {reason}");
         if let Some(hint) = &hint {
             eprintln!("hint: {hint}");
         }
@@ -331,12 +331,12 @@ fn mount() -> Result<Store, CompareError> {
     .and_then(Store::mount)
 }
 
-/// Pages that are there beyond those that were asked for make `half` something else.
+/// With more usable pages than half of the need, the case `half` would measure something else.
 fn more_than(wanted: &Wanted) -> Option<String> {
     wanted.iter().find_map(|(size, pages)| {
         let usable = usable(*size);
         (usable > *pages).then(|| {
-            format!("{usable} pages of {size} are free, and half of what is needed are {pages}")
+            format!("{usable} pages of {size} are free, more than half of the need ({pages})")
         })
     })
 }

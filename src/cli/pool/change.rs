@@ -15,13 +15,13 @@ use crate::cli::output::{self, Format};
 
 const SCHEMA: u32 = 1;
 
-/// What `--format json` prints of a change.
+/// A change in the output of `--format json`.
 #[derive(Serialize)]
 struct Change {
     page_bytes: u64,
     node: Option<u32>,
     dry_run: bool,
-    /// Pages by which the pool has grown.
+    /// Growth of the pool, in pages.
     added: i64,
     before: Counts,
     after: Counts,
@@ -36,24 +36,24 @@ pub fn reserve(root: &Root, args: &Reserve, format: Format) -> Result<()> {
             enough_memory(root, counter.size, pages)?;
         }
         if args.hvo {
-            note("would write 1 to vm.hugetlb_optimize_vmemmap")?;
+            note("would set vm.hugetlb_optimize_vmemmap to 1")?;
         }
         let before = counter.read()?;
         return print(&counter, format, true, before, before, pages.cast_signed());
     }
-    // Who may not change the pool should hear that, and not that a folder cannot be made.
+    // Before the state directory is created, so that the error names the pool and not the directory.
     counter.writable()?;
     let mut changer = changer(root)?;
     say_reaped(&changer.reap()?);
     let pages = args.pages(&counter)?;
     if args.hvo && changer.hvo()? {
-        note("switched on vm.hugetlb_optimize_vmemmap")?;
+        note("set vm.hugetlb_optimize_vmemmap to 1")?;
     }
     let reserved = changer.reserve(&counter, &wish(args, pages))?;
     let added = reserved.added.cast_signed();
     if reserved.added < pages {
         note(&format!(
-            "the kernel gave {} of {pages} pages",
+            "the kernel allocated {} of {pages} pages",
             reserved.added
         ))?;
     }
@@ -132,7 +132,7 @@ pub fn restore(root: &Root, args: &Restore, format: Format) -> Result<()> {
             writeln!(out, "{}", one_undone(one, args.dry_run))?;
         }
         if held > 0 {
-            writeln!(out, "{held} leases are in use and stay until they end")?;
+            writeln!(out, "kept {held} leases, because their processes still run")?;
         }
     }
     if !left.is_empty() && !args.dry_run {
@@ -147,20 +147,20 @@ fn one_undone(one: &Undone, dry_run: bool) -> String {
     let verb = match (one.pages < 0, dry_run) {
         (true, true) => "would add again",
         (true, false) => "added again",
-        (false, true) => "would give back",
-        (false, false) => "gave back",
+        (false, true) => "would return",
+        (false, false) => "returned",
     };
     let theirs = match one.theirs {
         0 => String::new(),
-        theirs => format!("; left {theirs}, since somebody else made the pool smaller"),
+        theirs => format!("; kept {theirs}, because another program made the pool smaller"),
     };
     format!("{verb} {pages} pages of {pool}{theirs}")
 }
 
 fn one_left(one: &Undone) -> String {
-    let verb = if one.left > 0 { "give back" } else { "add" };
+    let verb = if one.left > 0 { "return" } else { "add" };
     let left = one.left.unsigned_abs();
-    format!("{left} pages of {} are still to {verb}", pool_name(one))
+    format!("{left} pages of {} left to {verb}", pool_name(one))
 }
 
 fn pool_name(one: &Undone) -> String {
@@ -169,11 +169,11 @@ fn pool_name(one: &Undone) -> String {
     format!("{size}{}", node.unwrap_or_default())
 }
 
-/// Pages of leases whose process was killed.
+/// Prints the returned pages of leases whose process was killed.
 pub fn say_reaped(undone: &[Undone]) {
     for one in undone {
         eprintln!(
-            "{}, left by a process that was killed",
+            "{}, which a killed process had added",
             one_undone(one, false)
         );
     }
@@ -183,7 +183,7 @@ pub fn say_rounding(args: &Reserve, size: HugePageSize) {
     let more = args.amount.map_or(0, |amount| amount.rounded_up(size));
     if more > 0 {
         eprintln!(
-            "{} pages of {size}: {} more than asked for, since only whole pages can be had",
+            "{} pages of {size}: {} more than requested, because the pool has only whole pages",
             args.wanted(size),
             ByteSize::new(more)
         );
@@ -218,9 +218,9 @@ fn print(
     let bytes = ByteSize::new(pages.saturating_mul(counter.size.bytes()));
     let verb = match (dry_run, added >= 0) {
         (false, true) => "added",
-        (false, false) => "gave back",
+        (false, false) => "returned",
         (true, true) => "would add",
-        (true, false) => "would give back",
+        (true, false) => "would return",
     };
     let total = if dry_run {
         before.total.saturating_add_signed(added)
@@ -230,7 +230,7 @@ fn print(
     let can = if dry_run {
         String::new()
     } else {
-        format!(", {} can be used", after.idle())
+        format!(", {} usable", after.idle())
     };
     let mut out = io::stdout().lock();
     writeln!(

@@ -1,4 +1,4 @@
-//! `hugepages pool reserve --lease`: pages for as long as somebody holds the other end of standard input.
+//! `hugepages pool reserve --lease`: adds pages and returns them at the end of standard input.
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Sender, channel};
@@ -18,23 +18,26 @@ use crate::cli::pool::change::{say_reaped, say_rounding, wish};
 use crate::cli::signals::is_ignored;
 
 pub const HELP: &str = "\
-For scripts: print one line, keep the pages until standard input ends, then give back what was added.
+For scripts: print one line, keep the pages until the end of standard input, then return the added pages.
 
-  ok ADDED               the pages are there, ADDED of them are on loan
-  short ADDED USABLE     fewer, as --at-least allows; or none were kept, with exit code 3
-  memory HAVE WANT KEEP  nothing was done: HAVE MiB are available, WANT are needed and KEEP have to stay
-  none                   nothing was done: there is no such pool, or no right to change it
+  ok ADDED               all pages are usable, ADDED of them are new
+  short ADDED USABLE     too few pages: ADDED of them are new, or none
+  memory HAVE WANT KEEP  nothing changed: too little memory, in MiB
+  none                   nothing changed: no such pool, or no right
 
-Whoever holds the other end of that input keeps the pages, so they come back however the holders end. SIGINT, SIGTERM
-and SIGHUP end it too, unless they were ignored when it was started. After a SIGKILL of its own the next
-`hugepages pool reserve` or `restore` gives the pages back.";
+`short`: if --at-least accepts ADDED pages, the lease keeps them. Otherwise it keeps none, and the exit code is 3. \
+`memory`: adding the pages takes WANT MiB, HAVE MiB are available, and KEEP MiB must stay free.
 
-/// How long pages may still be in use after the end.
+The lease ends when no process holds the other end of standard input, even if these processes are killed. SIGINT, SIGTERM \
+and SIGHUP end the lease too, unless this command inherited them as ignored. If this command itself is killed with SIGKILL, \
+the next `hugepages pool reserve` or `hugepages pool restore` returns the pages.";
+
+/// How long the lease waits for pages that are still in use.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(root: &Root, args: &Reserve) -> Result<Exit> {
     let (sender, ended) = channel();
-    // From before the pages are there: a signal in between must not lose them.
+    // Before the pages are added, so that a signal in between does not lose them.
     watch_signals(&sender)?;
     let lent = lend(root, args);
     let (counter, reserved) = match lent {
@@ -48,7 +51,7 @@ pub fn run(root: &Root, args: &Reserve) -> Result<Exit> {
     let usable = reserved.after.idle();
     if reserved.added > 0 {
         say(&format!(
-            "nr_hugepages is {}, {usable} pages can be used",
+            "nr_hugepages is {}, {usable} pages are usable",
             reserved.after.total
         ));
     }
@@ -100,7 +103,7 @@ fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), ChangeError>
     Ok((counter, reserved))
 }
 
-/// The line that a script reads.
+/// The line for the script.
 fn refusal(error: &ChangeError) -> String {
     let mib = |bytes: &ByteSize| bytes.bytes().div_ceil(1 << 20);
     match error {
@@ -123,8 +126,8 @@ fn refusal(error: &ChangeError) -> String {
 }
 
 fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> {
-    // A process gives its pages back while it dies, which takes a moment. Those that are still in use after that leave the
-    // pool when their users release them.
+    // A dying process needs a moment to return its pages. The kernel removes pages that are in use even later when their users
+    // release them.
     let start = Instant::now();
     while counter.read()?.idle() < added && start.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(20));
@@ -133,10 +136,10 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
     let now = counter.read()?;
     let surplus = match now.surplus {
         0 => String::new(),
-        surplus => format!(", {surplus} of them in use by others until they release them"),
+        surplus => format!(", {surplus} of them in use until other processes release them"),
     };
     say(&format!(
-        "gave back {} pages: nr_hugepages is {}{surplus}",
+        "returned {} pages: nr_hugepages is {}{surplus}",
         undone.pages, now.total
     ));
     if undone.left > 0 {
@@ -146,7 +149,7 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
     Ok(())
 }
 
-/// `true` when one comes.
+/// Sends `true` at the first signal.
 fn watch_signals(sender: &Sender<bool>) -> Result<()> {
     let heeded = [SIGINT, SIGTERM, SIGHUP];
     let mut signals = Signals::new(heeded.iter().filter(|signal| !is_ignored(**signal)))
@@ -160,7 +163,7 @@ fn watch_signals(sender: &Sender<bool>) -> Result<()> {
     Ok(())
 }
 
-/// `false` when it ends.
+/// Sends `false` at the end of standard input.
 fn watch_input(sender: Sender<bool>) {
     thread::spawn(move || {
         let mut input = io::stdin().lock();
@@ -176,7 +179,7 @@ fn watch_input(sender: Sender<bool>) {
     });
 }
 
-/// Nobody may be left to hear it, and the pages have to come back all the same.
+/// Ignores a closed stderr, because the lease must return the pages in any case.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "pool: {text}");
 }

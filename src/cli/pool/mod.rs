@@ -1,5 +1,5 @@
-//! `hugepages pool`: changes the pools of huge pages, and undoes it.
-//! Lives here: the arguments, and what they mean. Not here: how a pool is changed, which is `llama_hugepages::pool`.
+//! `hugepages pool`: changes the huge page pools, and undoes these changes.
+//! Lives here: the arguments and their meaning. Not here: the changes themselves, which are in `llama_hugepages::pool`.
 
 mod change;
 mod lease;
@@ -16,11 +16,11 @@ use llama_hugepages::pool::{Amount, ChangeError, Changer, Counter, HugePageSize,
 use super::{Exit, output, programs};
 
 const PLACES: &str = "\
-AMOUNT is a number of pages (4096, \"15360 pages\") or of bytes: K, M, G, T (or KiB …) count in powers of 1024,
-kB, MB, GB, TB in powers of 1000. Bytes are rounded up to whole pages.
+AMOUNT is a number of pages (4096, \"15360 pages\") or of bytes. K, M, G, T (or KiB, …) are powers of 1024; kB, MB, GB, TB are \
+powers of 1000. Bytes are rounded up to whole pages.
 
-Every change is written down in $LLAMA_HUGEPAGES_STATE (default: /run/llama-hugepages) before and after it is made;
-`hugepages pool restore` undoes all of them.";
+Every change is logged in $LLAMA_HUGEPAGES_STATE (default: /run/llama-hugepages). `hugepages pool restore` undoes all logged \
+changes.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = PLACES)]
@@ -29,19 +29,19 @@ pub struct Args {
     command: Command,
     #[command(flatten)]
     output: output::Args,
-    /// Where /sys, /proc, /run and /etc are looked for
+    /// Directory that contains /sys, /proc, /run and /etc [default: /]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Add pages to what is there, all of them or none
+    /// Add pages to the pool: all of them, or none
     #[command(after_help = PLACES)]
     Reserve(Reserve),
-    /// Give back idle pages that were added
+    /// Return idle pages that this tool added
     Release(Release),
-    /// Undo every change that was made with this tool since boot
+    /// Undo all changes that this tool made since boot
     Restore(Restore),
     /// Write files that set the pool at every boot
     Persist(persist::Persist),
@@ -51,10 +51,10 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Which {
-    /// Page size, such as 2M or 1G [default: the smallest of at least 2 MiB]
+    /// Page size, for example 2M or 1G [default: the smallest size of at least 2 MiB]
     #[arg(long)]
     size: Option<HugePageSize>,
-    /// Only on this NUMA node
+    /// Change only the pool of this NUMA node
     #[arg(long, value_name = "N")]
     node: Option<u32>,
 }
@@ -65,61 +65,61 @@ struct Which {
 )]
 #[derive(Clone, Debug, clap::Args)]
 struct Reserve {
-    /// How much: pages or bytes
+    /// Pages or bytes to add
     #[arg(allow_hyphen_values = true, required_unless_present = "for_model")]
     amount: Option<Amount>,
-    /// As many as a model lacks: `--for -- -m model.gguf --ctx-size 8192`, with llama-server's arguments
+    /// Add the pages that a model lacks: `--for -- -m model.gguf --ctx-size 8192`
     #[arg(long = "for", requires = "server_arguments", conflicts_with_all = ["amount", "size", "node"])]
     for_model: bool,
-    /// Arguments of llama-server
+    /// Arguments of llama-server, for --for
     #[arg(last = true, requires = "for_model")]
     server_arguments: Vec<String>,
     #[command(flatten)]
     which: Which,
-    /// See to it that AMOUNT can be had: add only what is missing
+    /// Add only the pages that are missing to make AMOUNT usable
     #[arg(long)]
     usable: bool,
-    /// Be content with so many pages
+    /// Accept at least this many pages [default: all pages]
     #[arg(long, value_name = "PAGES")]
     at_least: Option<u64>,
-    /// Drop caches, compact memory and try again, as long as that helps
+    /// Drop caches, compact memory and try again, as long as this adds pages
     #[arg(long)]
     try_hard: bool,
-    /// Then split idle pages of the next larger size
+    /// Split idle pages of the next larger size if pages are still missing
     #[arg(long)]
     demote: bool,
-    /// First switch on that the kernel frees most page structs of huge pages (HVO)
+    /// Switch on HVO first: the kernel frees most of the `struct page` memory of added pages
     #[arg(long)]
     hvo: bool,
-    /// Also when less than 1 GiB of memory, or 5 %, stays available
+    /// Add pages even if less than 1 GiB of memory, or less than 5 %, stays available
     #[arg(long)]
     force: bool,
-    /// Say what would be done, and change nothing
+    /// Print the change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// For scripts: print one line, keep the pages until standard input ends, then give them back
+    /// For scripts: print one line, keep the pages until the end of standard input, then return them
     #[arg(long, conflicts_with = "dry_run", long_help = lease::HELP)]
     lease: bool,
 }
 
 #[derive(Debug, clap::Args)]
 struct Release {
-    /// Pages, bytes, or `all` that was added with this tool
+    /// Pages or bytes to return; `all` returns all pages that this tool added
     #[arg(default_value = "all", allow_hyphen_values = true)]
     amount: AmountOrAll,
     #[command(flatten)]
     which: Which,
-    /// Also idle pages that somebody else added
+    /// Return also idle pages that others added
     #[arg(long)]
     force: bool,
-    /// Say what would be done, and change nothing
+    /// Print the change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
 struct Restore {
-    /// Say what would be undone, and change nothing
+    /// Print the changes to undo, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -163,7 +163,7 @@ pub fn run(args: &Args) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// What the user can do about an error, with the command that was run.
+/// The hint for an error, with the command of this process.
 pub fn hint(error: &ChangeError) -> Option<String> {
     error.hint(&programs::own_command())
 }
@@ -177,15 +177,15 @@ impl Which {
 }
 
 impl Reserve {
-    /// With what `--for` asks for as an amount.
+    /// Replaces `--for` by an amount.
     fn resolved(&self) -> Result<Self> {
         if !self.for_model {
             return Ok(self.clone());
         }
         let plan = Plan::ask(&programs::beside("llama-server")?, &self.server_arguments)?;
-        // Larger pages are planned where they are, and are never short.
+        // The plan uses larger pages only if they are usable, so only the first size can be short.
         let Some((size, pages)) = plan.pages().into_iter().next() else {
-            bail!("this needs no page of a pool");
+            bail!("the model needs no huge page of a pool");
         };
         Ok(Self {
             amount: Some(Amount::Pages(pages)),
@@ -198,7 +198,7 @@ impl Reserve {
         })
     }
 
-    /// What was asked for, in pages.
+    /// The requested amount, in pages.
     fn wanted(&self, size: HugePageSize) -> u64 {
         self.amount.map_or(0, |amount| amount.pages(size))
     }
@@ -213,15 +213,15 @@ impl Reserve {
     }
 }
 
-/// Returns pages that a killed command left in the pool. The next reservation would do so, and a caller that compares the pool
-/// before and after its work would find fewer pages than at its start.
+/// Returns pages that a killed command left in the pool. Otherwise the next reservation would return them, and a caller that
+/// compares the pool before and after its work would see a smaller pool.
 pub fn reap(root: &Root) {
     let reaped = changer(root).and_then(|mut changer| changer.reap());
-    // A user who may not change the pool uses the pages that are free.
+    // No error, because a user who cannot change the pool can still use its free pages.
     change::say_reaped(&reaped.unwrap_or_default());
 }
 
-/// The journal and the lock. Says so when somebody else holds it.
+/// Opens the journal and takes the lock. Prints a message if it must wait for the lock.
 pub fn changer(root: &Root) -> Result<Changer, ChangeError> {
     let waiting = || eprintln!("waiting for another command that changes the pool");
     Changer::open(root, &State::open(root)?, waiting)

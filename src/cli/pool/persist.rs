@@ -1,4 +1,4 @@
-//! `hugepages pool persist` and `unpersist`: shows what would change, asks, then does it.
+//! `hugepages pool persist` and `unpersist`: print the changes, ask, then change the files.
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -15,10 +15,10 @@ use crate::cli::Exit;
 pub struct Persist {
     #[command(flatten)]
     which: Which,
-    /// Total of the pool at boot, what others need included: a number, or `current`
+    /// Total of the pool at boot, including the pages for other programs: a number, or `current`
     #[arg(long, value_name = "N", default_value = "current")]
     pages: Pages,
-    /// Replace a file that was changed since
+    /// Replace files that were edited by hand
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -27,35 +27,37 @@ pub struct Persist {
 
 #[derive(Debug, clap::Args)]
 pub struct Unpersist {
-    /// Remove files that were changed since, too
+    /// Remove also files that were edited by hand
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     consent: Consent,
 }
 
-/// Whether files are to be changed at all.
+/// Whether the command may change files.
 #[derive(Debug, clap::Args)]
 struct Consent {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Show the changes only
+    /// Print the changes, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 impl Consent {
-    /// Asks where neither option says it.
+    /// Asks if neither option is set.
     fn is_given(&self) -> Result<bool> {
         if self.dry_run || self.yes {
             return Ok(!self.dry_run);
         }
         if !io::stdin().is_terminal() {
-            eprintln!("error: nobody to ask\nhint: --yes does it without asking");
+            eprintln!(
+                "error: cannot ask for confirmation: stdin is no terminal\nhint: --yes changes the files without a question"
+            );
             return Ok(false);
         }
-        write!(io::stderr(), "do it? [y/N] ")?;
+        write!(io::stderr(), "change the files? [y/N] ")?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -82,9 +84,10 @@ impl std::str::FromStr for Pages {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "current" => Ok(Self::Current),
-            _ => text.parse().map(Self::Number).map_err(|_| {
-                format!("`{text}` is not a number of pages, and not `current` either")
-            }),
+            _ => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| format!("`{text}` is neither a number of pages nor `current`")),
         }
     }
 }
@@ -140,14 +143,14 @@ pub fn unpersist(root: &Root, args: &Unpersist) -> Result<Exit> {
         if path.extension().is_some_and(|extension| extension == "cfg") {
             writeln!(
                 io::stdout(),
-                "run `update-grub`, the parameters end with the next boot"
+                "run `update-grub`: the kernel parameters stay in effect until the next boot"
             )?;
         }
     }
     Ok(Exit::Success)
 }
 
-/// The files are a few lines each: all of the old one, all of the new one.
+/// Prints all lines of both files, because each has only a few lines.
 fn diff(path: &str, old: &str, new: &str) -> io::Result<()> {
     let name = |text: &str| if text.is_empty() { "/dev/null" } else { path }.to_owned();
     let mut out = io::stdout().lock();
@@ -165,16 +168,16 @@ fn boot_notes(parameters: &str, more: bool) -> io::Result<()> {
     if more {
         writeln!(
             out,
-            "pages of this size are rarely to be had while the machine runs: a reboot with these parameters is needed"
+            "reboot with these kernel parameters: a running machine rarely has free memory in pieces of this size"
         )?;
     }
     writeln!(
         out,
         "\
 kernel parameters: {parameters}
-  GRUB          a file in /etc/default/grub.d, or GRUB_CMDLINE_LINUX in /etc/default/grub, then `update-grub`
-                (Fedora and its kin: `grubby --update-kernel=ALL --args=\"{parameters}\"`)
-  systemd-boot  append them to /etc/kernel/cmdline, then `kernel-install add-all`, or to `options` in the loader's entry
-  cloud images  the GRUB way in a start script of the first boot, then a reboot; on images without GRUB in the image's build"
+  GRUB          add them to a file in /etc/default/grub.d, or to GRUB_CMDLINE_LINUX in /etc/default/grub, then run `update-grub`
+                (Fedora and derivatives: `grubby --update-kernel=ALL --args=\"{parameters}\"`)
+  systemd-boot  add them to /etc/kernel/cmdline, then run `kernel-install add-all`; or to `options` in the loader's entry
+  cloud images  do the steps for GRUB in a script of the first boot, then reboot; without GRUB, add them when you build the image"
     )
 }

@@ -1,4 +1,4 @@
-//! Again and again: in place on a terminal, one after the other through a pipe.
+//! `--watch`: redraws in place on a terminal, and appends through a pipe.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -17,9 +17,9 @@ use signal_hook::low_level::pipe;
 use super::{Format, SCHEMA, Screen, human};
 use crate::cli::Exit;
 
-/// Until q, Ctrl-C, or the end of who reads it.
+/// Prints the status until q, Ctrl-C, or the end of the reader.
 pub fn run(pause: Duration, format: Format, read: impl Fn() -> Status) -> Result<Exit> {
-    // A signal is one more thing that can be waited for, so none is lost between two waits.
+    // Signals arrive through a socket, so that poll sees them and none is lost between two waits.
     let (stopped, stop) = UnixStream::pair()?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         pipe::register(signal, stop.try_clone()?)?;
@@ -60,23 +60,23 @@ fn one_line(status: &Status) -> Result<String> {
     Ok(serde_json::to_string(&line)? + "\n")
 }
 
-/// Over the last one, line by line, so that nothing flickers; what does not fit is left out, and said to be.
+/// Overwrites the last frame line by line, which avoids flicker. Cuts lines that do not fit, and says so.
 fn frame(text: &str, pause: Duration) -> String {
     let height: usize = tcgetwinsize(io::stdout())
         .map_or(24, |size| size.ws_row)
         .max(4)
         .into();
     let mut lines: Vec<&str> = text.lines().collect();
-    let last = format!("every {} s, q ends it", pause.as_secs_f64());
+    let last = format!("every {} s; press q to quit", pause.as_secs_f64());
     if lines.len() > height - 2 {
         lines.truncate(height - 2);
-        lines.push("… more than this screen has lines");
+        lines.push("… more lines than this screen can show");
     }
     lines.push(&last);
     format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
 }
 
-/// How it ends, or nothing when it is time for the next one.
+/// Waits for the next frame. Returns the exit code at a signal, at q, or at the end of stdin.
 fn wait(pause: Duration, stopped: &UnixStream, keys: bool) -> Result<Option<Exit>> {
     let end = Instant::now() + pause;
     let stdin = io::stdin();
@@ -89,7 +89,7 @@ fn wait(pause: Duration, stopped: &UnixStream, keys: bool) -> Result<Option<Exit
         }
         match poll(&mut waited, Some(&left)) {
             Ok(0) => return Ok(None),
-            // The window has another size: draw it again.
+            // A new window size interrupts poll.
             Err(rustix::io::Errno::INTR) => continue,
             result => result?,
         };
@@ -105,7 +105,7 @@ fn wait(pause: Duration, stopped: &UnixStream, keys: bool) -> Result<Option<Exit
     }
 }
 
-/// The other screen of a terminal, without cursor and echo, until it is dropped.
+/// The alternate screen of a terminal, without cursor and echo, until the value is dropped.
 struct Terminal {
     before: Option<Termios>,
 }
@@ -116,7 +116,7 @@ impl Terminal {
         if let Some(before) = &before {
             let mut modes = before.clone();
             modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-            // Ctrl-Z would leave the shell on this screen.
+            // Ctrl-Z would leave the shell on the alternate screen.
             modes.special_codes[SpecialCodeIndex::VSUSP] = 0;
             tcsetattr(io::stdin(), OptionalActions::Now, &modes)?;
         }

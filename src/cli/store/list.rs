@@ -1,4 +1,4 @@
-//! `hugepages store list`.
+//! `hugepages store list`: the images and plain files of a store.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Listed<'a> {
     store: &'a Path,
     page_bytes: u64,
     free_pages: u64,
-    /// Pages that the limit of the mount leaves.
+    /// Pages up to the limit of the mount.
     room_pages: Option<u64>,
     models: Vec<Model>,
     files: &'a [PlainFile],
@@ -64,7 +64,7 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
         .chain(entries.files.iter().map(|file| file.bytes))
         .sum();
     let mut parts = vec![format!(
-        "{}: pages of {}, {} in {} and {}, {} more can be had",
+        "{}: page size {}, {} in {} and {}, {} free",
         store.path().display(),
         store.page_size(),
         ByteSize::new(held),
@@ -79,20 +79,20 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
     rows.extend(entries.files.iter().map(file_row));
     if !rows.is_empty() {
         let columns = [
-            "model", "kind", "holds", "whole", "used", "attached", "state", "name",
+            "model", "kind", "size", "whole", "used", "attached", "state", "name",
         ];
         parts.push(output::table(screen, &columns, rows));
     }
     let mut notes = Vec::new();
     if entries.unfinished > 0 {
         notes.push(format!(
-            "{} in the making, or left by one that was killed: `hugepages store gc` removes the latter",
+            "{} incomplete: copies that run now, or left by killed copies; `hugepages store gc` removes the latter",
             count(entries.unfinished, "plain file")
         ));
     }
     if entries.others > 0 {
         notes.push(format!(
-            "{} not of this tool",
+            "{} of other programs",
             count(entries.others, "file")
         ));
     }
@@ -100,11 +100,11 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
         let advice = if rustix::process::geteuid().is_root() {
             ""
         } else {
-            "; root sees all"
+            "; root can read all"
         };
         notes.push(format!(
-            "the memory map of {} may not be read{advice}",
-            count(entries.unread, "program")
+            "cannot read the memory map of {}{advice}",
+            count(entries.unread, "process")
         ));
     }
     if !notes.is_empty() {
@@ -163,7 +163,7 @@ fn state(image: &Image) -> String {
     state
 }
 
-/// Only that one and root are trusted by servers.
+/// Names an owner other than this user and root, because servers of this user refuse the image.
 fn of_user(uid: u32) -> Option<String> {
     let own = rustix::process::geteuid().as_raw();
     (uid != 0 && uid != own).then(|| format!("of user {uid}"))
@@ -180,7 +180,7 @@ fn ago(seconds: i64) -> String {
 fn processes(attached: &[Process], is_attached: bool) -> String {
     if attached.is_empty() {
         return if is_attached {
-            "not seen from here"
+            "process not visible"
         } else {
             "-"
         }

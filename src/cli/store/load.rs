@@ -1,4 +1,4 @@
-//! `hugepages store load`.
+//! `hugepages store load`: fills a store without serving.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,25 +21,25 @@ use crate::cli::{pool, programs, signals};
 
 pub const BAR: &str = "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 
-/// Load models into a store, and serve nothing
+/// Load models into a store without serving them
 ///
-/// A llama-server loads each of them in turn, as a start with the same arguments would: what decides how weights lie in memory
-/// (--no-repack, --n-gpu-layers, --override-tensor, --hugepage-size, --load-mode) has to be the same for a server to find them.
+/// llama-server loads the models one after the other. Use the arguments that you serve with: a server finds a model only if
+/// --no-repack, --n-gpu-layers, --override-tensor, --hugepage-size and --load-mode are the same.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes:\n  0    all of it is in the store\n  1    llama-server refuses the model, the arguments or the store\n  3    too few huge pages; --pool adds them\n  130  interrupted; what was not complete is gone"
+    after_help = "Exit codes:\n  0    all models are in the store\n  1    llama-server refuses a model, the arguments or the store\n  3    too few huge pages; --pool adds the missing pages\n  130  interrupted; incomplete parts are removed"
 )]
 pub struct Load {
-    /// Models; of one in shards the first file
+    /// Models to load; of a model in shards the first file
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<PathBuf>,
-    /// Copy the files as they are, to DIR/NAME.gguf, which any llama.cpp can map
+    /// Copy the files unchanged to DIR/NAME.gguf, for any llama.cpp
     #[arg(long, conflicts_with_all = ["server", "server_arguments"])]
     as_file: bool,
-    /// First add to the pool what is missing, as `hugepages pool reserve --for` does
+    /// Add the missing pages to the pool first, like `hugepages pool reserve --for`
     #[arg(long)]
     pool: bool,
-    /// The llama-server that loads [default: the one beside this program]
+    /// llama-server that loads the models [default: in the directory of this program]
     #[arg(long, value_name = "PROGRAM")]
     server: Option<PathBuf>,
     #[command(flatten)]
@@ -58,16 +58,16 @@ struct Answer {
 #[derive(Serialize)]
 struct Loaded {
     model: PathBuf,
-    /// Of the huge pages that it has in the store.
+    /// Bytes of its huge pages in the store.
     bytes: u64,
     /// Its resident images.
     images: Vec<String>,
-    /// Where it was copied as a plain file.
+    /// Its plain files.
     files: Vec<Copied>,
 }
 
 pub fn run(args: &Load, format: Format) -> Result<()> {
-    // Before anything is taken.
+    // Before the first page is taken.
     let stop = signals::stop()?;
     let store = args.which.open()?;
     let loader = Loader {
@@ -92,11 +92,7 @@ pub fn run(args: &Load, format: Format) -> Result<()> {
         let done = result?;
         if format == Format::Human {
             let bytes = ByteSize::new(done.bytes);
-            let line = format!(
-                "{}: {bytes} are in {}",
-                model.display(),
-                store.path().display()
-            );
+            let line = format!("{}: {bytes} in {}", model.display(), store.path().display());
             writeln!(io::stdout(), "{}", printable(&line))?;
         }
         answer.loaded.push(done);
@@ -136,7 +132,7 @@ fn load(
     } else {
         loader.load(model, stop, progress)?;
         let entries = store.entries()?;
-        // One that is so small that it takes no page leaves nothing.
+        // A model smaller than one page leaves no image.
         if let Ok(found) = entries.find(store, &model.to_string_lossy()) {
             let of_model = entries.images.iter();
             let of_model = of_model.filter(|image| found.images.contains(&image.name));
@@ -148,7 +144,7 @@ fn load(
     Ok(done)
 }
 
-/// Pages of each size that the store does not have yet.
+/// Pages of each size that the store lacks.
 fn need(
     args: &Load,
     store: &Store,
@@ -162,14 +158,14 @@ fn need(
     Ok(kept(plan))
 }
 
-/// Pages of what a store keeps: KV cache and compute buffers end with their server.
+/// Pages of weights only, because a store keeps neither KV cache nor compute buffers.
 pub fn kept(mut plan: Plan) -> BTreeMap<HugePageSize, u64> {
     let is_kept = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
     plan.needs.retain(is_kept);
     plan.pages()
 }
 
-/// Pages that the pool has grown by: given back unless the load came to its end.
+/// Pages that were added to the pool. Dropping the value returns them, unless `keep` was called after the load.
 #[derive(Default)]
 pub struct Added {
     changes: Vec<u64>,
@@ -210,8 +206,8 @@ impl Drop for Added {
         for id in self.changes.drain(..) {
             let given = pool::changer(&root).and_then(|mut changer| changer.give_back(id));
             match given {
-                Ok(undone) => eprintln!("gave {} pages back", undone.pages),
-                Err(error) => eprintln!("cannot give the pages back: {error}"),
+                Ok(undone) => eprintln!("returned {} pages", undone.pages),
+                Err(error) => eprintln!("cannot return the pages: {error}"),
             }
         }
     }

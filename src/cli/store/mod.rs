@@ -1,5 +1,5 @@
-//! `hugepages store`: models that stay on huge pages when no process has them.
-//! Lives here: the arguments, and what they mean. Not here: what a store is, which is `llama_hugepages::store`.
+//! `hugepages store`: models that stay on huge pages between processes.
+//! Lives here: the arguments and their meaning. Not here: the store itself, which is `llama_hugepages::store`.
 
 pub mod fill;
 mod list;
@@ -21,9 +21,11 @@ use super::{Exit, output};
 const SCHEMA: u32 = 1;
 
 const ABOUT: &str = "\
-A store is a hugetlbfs directory. `llama-server --hugepages --hugepage-store DIR` keeps a model there, and every further \
-process attaches to the same memory. What is loaded here is found by a server with the same arguments; to switch models, drop one \
-and load the other.";
+A store is a hugetlbfs directory. `llama-server --hugepages --hugepage-store DIR` keeps its weights there, and every later \
+server attaches to the same memory. A server finds a loaded model only if it runs with the same arguments.
+
+To switch models: load the next model, restart the server with it, then drop the old model. `drop` refuses a model while a \
+server is attached to it.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = ABOUT)]
@@ -34,27 +36,27 @@ pub struct Args {
     output: output::Args,
 }
 
+/// `Load` gets its help from the comment of its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Load models into a store, and serve nothing
     Load(load::Load),
-    /// Show what a store holds
+    /// List the models in a store
     List(list::List),
     /// Compare images with their checksums
     Verify(verify::Verify),
     /// Remove models from a store
     Drop(remove::Drop),
-    /// Remove what nobody can use any more, or what was not used for long
+    /// Remove images that no process can use, or that no process used for a long time
     Gc(remove::Gc),
-    /// Mount hugetlbfs for a store; the mount stays
+    /// Mount hugetlbfs for a store; the mount stays until reboot or `unmount`
     Mount(mount::Mount),
-    /// Unmount a store, and remove its directory
+    /// Unmount a store and remove its directory
     Unmount(mount::Unmount),
 }
 
 #[derive(Clone, Debug, clap::Args)]
 struct Which {
-    /// The store's directory, or `auto`: what `hugepages store mount` made, else any hugetlbfs that this user may write to
+    /// Directory of the store; `auto`: the mount of `hugepages store mount`, or another hugetlbfs that this user can write to
     #[arg(
         long,
         value_name = "DIR",
@@ -90,7 +92,12 @@ fn now() -> i64 {
     now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// `1 image`, `2 images`
+/// `1 image`, `2 images`, `2 processes`
 fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    let ending = match n {
+        1 => "",
+        _ if what.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{n} {what}{ending}")
 }

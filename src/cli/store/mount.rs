@@ -1,4 +1,4 @@
-//! `hugepages store mount` and `unmount`.
+//! `hugepages store mount` and `unmount`: the hugetlbfs of a store.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,36 +16,36 @@ use crate::cli::output::{self, Format};
 
 #[derive(Debug, clap::Args)]
 pub struct Mount {
-    /// Where; it is made if it is not there [default: /run/llama-hugepages/store/SIZE]
+    /// Mount point; created if it does not exist [default: /run/llama-hugepages/store/SIZE]
     path: Option<PathBuf>,
-    /// Page size, such as 2M or 1G [default: the smallest of at least 2 MiB]
+    /// Page size, for example 2M or 1G [default: the smallest size of at least 2 MiB]
     #[arg(long)]
     size: Option<HugePageSize>,
-    /// No more than that may lie in it
+    /// Upper limit for the size of the store [default: the pool]
     #[arg(long, value_name = "BYTES")]
     limit: Option<ByteSize>,
-    /// Take that much from the pool at once, for this store alone
+    /// Reserve this much of the pool now, for this store only
     #[arg(long, value_name = "BYTES")]
     min: Option<ByteSize>,
-    /// Rights to its directory, in octal; with 1777 each user has images of their own
+    /// Mode of the directory, in octal; with 1777 each user has their own images
     #[arg(long, default_value = "0755", value_parser = mode)]
     mode: u32,
-    /// Who may write to it: a number, or a name of /etc/passwd
+    /// Owner of the directory: a number, or a name in /etc/passwd
     #[arg(long, default_value = "0")]
     uid: String,
-    /// Its group: a number, or a name of /etc/group
+    /// Group of the directory: a number, or a name in /etc/group
     #[arg(long, default_value = "0")]
     gid: String,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Unmount {
-    /// What is mounted where [default: /run/llama-hugepages/store/SIZE]
+    /// Mount point [default: /run/llama-hugepages/store/SIZE]
     path: Option<PathBuf>,
-    /// Page size, for the default
+    /// Page size in the default mount point
     #[arg(long)]
     size: Option<HugePageSize>,
-    /// Drop what it holds; who uses it keeps the memory until it ends
+    /// Drop all models in it first; an attached process keeps its memory until it ends
     #[arg(long)]
     force: bool,
 }
@@ -53,10 +53,10 @@ pub struct Unmount {
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok();
     mode.filter(|mode| *mode <= 0o1777)
-        .ok_or_else(|| format!("`{text}` is no mode, such as 0755"))
+        .ok_or_else(|| format!("`{text}` is not an octal mode such as 0755"))
 }
 
-/// A number, or the third field of the line that begins with the name.
+/// Parses a number, or finds a name in the table and returns the third field of its line.
 fn id(text: &str, table: &str) -> Result<u32> {
     if let Ok(number) = text.parse() {
         return Ok(number);
@@ -66,7 +66,7 @@ fn id(text: &str, table: &str) -> Result<u32> {
         let mut fields = line.split(':');
         (fields.next()? == text).then(|| fields.nth(1)?.parse().ok())?
     });
-    id.with_context(|| format!("`{text}` is neither a number nor a name of `{table}`"))
+    id.with_context(|| format!("`{text}` is neither a number nor a name in `{table}`"))
 }
 
 fn page_size(wanted: Option<HugePageSize>) -> Result<HugePageSize> {
@@ -108,13 +108,13 @@ pub fn mount(args: &Mount, format: Format) -> Result<()> {
         return Ok(());
     }
     let what = if mounted.already {
-        "is mounted already"
+        "was mounted already"
     } else {
         "is mounted"
     };
     writeln!(
         io::stdout(),
-        "{} {what}, with {}",
+        "{} {what}: {}",
         mounted.path.display(),
         mounted.options
     )?;
@@ -133,7 +133,7 @@ pub fn unmount(args: &Unmount, format: Format) -> Result<()> {
     mounts::remove(&path, args.force)?;
     match format {
         Format::Json => output::json(SCHEMA, &Unmounted { path })?,
-        Format::Human => writeln!(io::stdout(), "{} is unmounted", path.display())?,
+        Format::Human => writeln!(io::stdout(), "{} unmounted", path.display())?,
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `hugepages store drop` and `gc`.
+//! `hugepages store drop` and `gc`: remove images from a store.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::cli::output::{self, Format, printable};
 
 #[derive(Debug, clap::Args)]
 pub struct Drop {
-    /// What to remove: a name in the store, the path of a model, or the name of one
+    /// Image or model to remove: a name in the store, the path of a model, or the name of a model
     #[arg(value_name = "NAME|MODEL", required_unless_present = "all")]
     names: Vec<String>,
-    /// All that `list` shows, plain files too
+    /// Remove all images and plain files that `list` shows
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Also what is in use: the name is taken away, and the pages go with the last process that uses it
+    /// Remove also the names of images in use; their pages return to the pool when the last process ends
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -31,19 +31,19 @@ pub struct Drop {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without a rule it removes what nobody can use any more: stale images, those that were never completed or that cannot be trusted, and what a copy has left that was killed. Never what is in use, and never a file that is not named as ours."
+    after_help = "Without a rule it removes images that no process can use: stale, incomplete or untrusted images, and files that a killed copy left. It never removes an image in use, and never a file of another program."
 )]
 pub struct Gc {
-    /// Images that were not used for so long: 90s, 30m, 12h, 7d, 2w
+    /// Remove images that no process used for this time: 90s, 30m, 12h, 7d, 2w
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Option<Duration>,
-    /// Images of models that are gone or have changed
+    /// Remove only images whose model file changed or no longer exists
     #[arg(long)]
     stale: bool,
-    /// As much as it takes until so much is free, pages or bytes: first what nobody can use, then what was not used for longest
+    /// Remove images until this many pages or bytes are free: first the unusable images, then the longest unused
     #[arg(long, value_name = "PAGES|BYTES")]
     need: Option<Amount>,
-    /// Say what would go, and remove nothing
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -71,7 +71,7 @@ struct Answer {
     bytes: u64,
 }
 
-/// `7d` and the like.
+/// Parses a time such as `7d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let units = [
         ("s", 1),
@@ -84,9 +84,9 @@ fn duration(text: &str) -> Result<Duration, String> {
         let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
         number.checked_mul(*seconds)
     });
-    parsed
-        .map(Duration::from_secs)
-        .ok_or_else(|| format!("`{text}` is no time: a number and s, m, h, d or w, as in 7d"))
+    parsed.map(Duration::from_secs).ok_or_else(|| {
+        format!("`{text}` is not a time: expected a number and s, m, h, d or w, such as 7d")
+    })
 }
 
 pub fn drop(args: &Drop, format: Format) -> Result<()> {
@@ -103,7 +103,7 @@ pub fn drop(args: &Drop, format: Format) -> Result<()> {
     }
     names.sort();
     names.dedup();
-    // All of it or nothing, as far as that can be known.
+    // Check all images before the first is removed.
     for image in entries
         .images
         .iter()
@@ -151,9 +151,9 @@ pub fn gc(args: &Gc, format: Format) -> Result<Exit> {
             }),
             Ok(false) => answer.kept.push(Kept {
                 name: garbage.name,
-                why: "somebody uses it by now".to_owned(),
+                why: "a process uses it now".to_owned(),
             }),
-            // One that cannot go must not keep the others.
+            // An image that cannot be removed must not stop the removal of the others.
             Err(error) => answer.kept.push(Kept {
                 name: garbage.name,
                 why: format!("{:#}", anyhow::Error::from(error)),

@@ -1,4 +1,4 @@
-//! `hugepages store verify`.
+//! `hugepages store verify`: compares images with their checksums.
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
@@ -16,10 +16,10 @@ const BAR: &str = "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes:\n  0  all bytes are those that were put there\n  1  one is refused whatever its bytes are\n  5  bytes differ"
+    after_help = "Exit codes:\n  0  all images match their checksums\n  1  an image is refused for another reason\n  5  a checksum differs"
 )]
 pub struct Verify {
-    /// Images, by their name, their model's path or its name [default: all]
+    /// Images to verify: names in the store, paths of models, or names of models [default: all images]
     names: Vec<String>,
     #[command(flatten)]
     which: Which,
@@ -83,7 +83,7 @@ pub fn run(args: &Verify, format: Format) -> Result<Exit> {
     }
     if differs {
         eprintln!(
-            "hint: `hugepages store drop` what differs: the next start reads the model again"
+            "hint: remove these images with `hugepages store drop`; the next start of a server reads the model again"
         );
         return Ok(Exit::Unequal);
     }
@@ -103,7 +103,7 @@ fn names(store: &Store, entries: &Entries, wanted: &[String]) -> Result<Vec<Stri
     for wanted in wanted {
         let found = entries.find(store, wanted)?;
         if found.images.is_empty() {
-            bail!("`{wanted}` is a plain file, which has no checksums");
+            bail!("cannot verify `{wanted}`: a plain file has no checksums");
         }
         names.extend(found.images);
     }

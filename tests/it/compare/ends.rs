@@ -52,7 +52,7 @@ fn a_baseline_that_hangs_is_told_once_and_is_not_left_behind() {
     assert_eq!(reason, "`stock` was not ready after 1 s");
     for name in ["none", "same"] {
         let reason = told(&report, "left_out", name);
-        assert_eq!(reason, "`stock` did not become ready before");
+        assert_eq!(reason, "`stock` did not become ready in an earlier case");
     }
     assert_eq!(started.pids().len(), 1);
     started.assert_none_runs();
@@ -72,7 +72,7 @@ fn a_baseline_that_dies_while_it_answers_is_told() {
     let report = ended.report();
     let reason = told(&report, "failed", "off");
     assert!(
-        reason.contains("`stock` was ready and ended while it answered (signal "),
+        reason.contains("`stock` ended during an answer (signal "),
         "{reason}"
     );
 }

@@ -1,4 +1,4 @@
-//! The series on some other upstream, in a temporary work tree: what would a move of the pin cost?
+//! Tries the series on another upstream, in a temporary work tree, before a change of the pin.
 
 use std::path::{Path, PathBuf};
 
@@ -9,24 +9,24 @@ use super::import::{Placement, apply, start};
 use super::refresh::learn_blobs;
 use super::work_tree::WorkTree;
 
-/// What became of one patch.
+/// Result of one patch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it is.
+    /// Applies unchanged.
     Applies,
-    /// Git placed it by a merge; a refresh would write it anew.
+    /// Applies with a merge; a refresh would write it again.
     Merges,
-    /// A person has to look at these files.
+    /// Does not apply to these files.
     Fails(Vec<String>),
 }
 
-/// Tries every patch on `source`; one that fails is left out, and the next ones are tried all the same.
+/// Tries every patch on `source`, and skips patches that fail.
 pub fn attempt(
     folder: &Folder,
     source: &Path,
     older: &[PathBuf],
 ) -> Result<Vec<(String, Outcome)>> {
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let tree = WorkTree::prepare(scratch.path(), false)?;
     let git = &tree.git;
     start(&tree, folder, source)?;

@@ -1,4 +1,4 @@
-//! Are the files in `patches/` what an export would write, do they apply, and does each say why it exists?
+//! Checks that `patches/` matches an export, that it applies, and that each patch contains its reason.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,17 +13,17 @@ use super::mail::Mail;
 use crate::build::patch::Series;
 use crate::hint;
 
-/// A hunk with more changed lines than this has to be explained (`Hunk: path: why`).
+/// A hunk with more changed lines needs a reason (`Hunk: path: why`).
 const LONG_HUNK: usize = 10;
 
-/// What is wrong, one line each, and what to do about it.
+/// Findings, one line each, and hints.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub lines: Vec<String>,
     pub hints: BTreeSet<String>,
 }
 
-/// Looks at everything; an error is for what could not be looked at.
+/// Runs all checks; an error means that a check could not run.
 pub fn check(folder: &Folder, source: &Path) -> Result<Findings> {
     let mut findings = Findings::default();
     findings.series(folder)?;
@@ -32,7 +32,7 @@ pub fn check(folder: &Folder, source: &Path) -> Result<Findings> {
             findings.reasons(folder, &name);
         }
     }
-    // With a patch missing, the other questions have no answer of their own.
+    // With a missing patch, the other checks have no result.
     if findings.lines.iter().all(|line| !line.contains(MISSING)) {
         let before = findings.lines.len();
         findings.blob_ids(folder, source);
@@ -42,7 +42,7 @@ pub fn check(folder: &Folder, source: &Path) -> Result<Findings> {
     Ok(findings)
 }
 
-const MISSING: &str = "is named in series, but is not there";
+const MISSING: &str = "is named in series, but does not exist";
 
 impl Findings {
     fn add(&mut self, line: impl Into<String>) {
@@ -67,16 +67,18 @@ impl Findings {
         }
         for name in there.iter().filter(|name| !named.contains(name)) {
             self.add(format!(
-                "patches/{name}: is there, but is not named in series"
+                "patches/{name}: exists, but is not named in series"
             ));
         }
         if self.lines.len() > before {
-            self.advise("patches/series and the patch files are written together by \"cargo xtask patches export\"");
+            self.advise(
+                "\"cargo xtask patches export\" writes patches/series and the patch files together",
+            );
         }
         Ok(())
     }
 
-    /// What a reviewer years from now needs.
+    /// Checks the parts of a message that a later reviewer needs.
     fn reasons(&mut self, folder: &Folder, name: &str) {
         let before = self.lines.len();
         match folder.mail(name) {
@@ -88,11 +90,11 @@ impl Findings {
             Err(why) => self.add(format!("patches/{name}: {why:#}")),
         }
         if self.lines.len() > before {
-            self.advise("import, reword the commit in the work tree, export; docs/patching.md says what a patch must hold");
+            self.advise("import, reword the commit in the work tree, export; docs/patching.md lists the required parts of a patch");
         }
     }
 
-    /// The way the build applies the series.
+    /// Applies the series like the build.
     fn blob_ids(&mut self, folder: &Folder, source: &Path) {
         let series = if folder.series_file().exists() {
             Series::read(folder.root())
@@ -115,10 +117,10 @@ impl Findings {
     }
 
     fn round_trip(&mut self, folder: &Folder, source: &Path, does_apply: bool) -> Result<()> {
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
         let exported = match import(folder, source, &scratch.path().join("tree"), false) {
             Ok(tree) => export_to(&tree, &scratch.path().join("patches"))?,
-            // What the build says about the same patch is more exact.
+            // The build's message about the same patch is more exact.
             Err(_) if !does_apply => return Ok(()),
             Err(why) => {
                 self.add_error(&why);
@@ -144,17 +146,15 @@ impl Findings {
                 (Some(ours), Some(theirs)) if ours == theirs => {}
                 (Some(ours), Some(theirs)) => {
                     self.add(format!(
-                        "patches/{name}: line {} is not what an export writes",
+                        "patches/{name}: line {} differs from an export",
                         differs_at(&ours, &theirs)
                     ));
                 }
                 (Some(_), None) => {
-                    self.add(format!("patches/{name}: an export would not write it"));
+                    self.add(format!("patches/{name}: not part of an export"));
                 }
                 (None, _) if name == "series" && theirs.len() == 1 => {}
-                (None, _) => self.add(format!(
-                    "patches/{name}: an export would write it, and it is not there"
-                )),
+                (None, _) => self.add(format!("patches/{name}: missing, an export writes it")),
             }
         }
         if self.lines.len() > before {
@@ -170,7 +170,7 @@ fn differs_at(a: &[u8], b: &[u8]) -> usize {
     lines(a).zip(lines(b)).take_while(|(a, b)| a == b).count() + 1
 }
 
-/// What a patch leaves unsaid.
+/// The missing parts of a patch's message.
 fn missing(mail: &Mail) -> Vec<String> {
     let mut missing = Vec::new();
     if !is_area_and_summary(&mail.subject) {
@@ -199,7 +199,7 @@ fn missing(mail: &Mail) -> Vec<String> {
     }
     for (path, changed) in long {
         missing.push(format!(
-            "a hunk of {changed} lines in {path}, and no `Hunk: {path}: why` in the body"
+            "a hunk of {changed} lines in {path} without `Hunk: {path}: why` in the body"
         ));
     }
     missing

@@ -1,4 +1,4 @@
-//! From the git work tree back to `patches/`, byte for byte the same for the same commits.
+//! Writes the commits of the git work tree to `patches/`; the same commits give the same bytes.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use super::work_tree::{UPSTREAM, WorkTree};
 use crate::git::{Git, said, split_nul};
 use crate::hint::Hint as _;
 
-/// Everything that a configuration could change is said here (see also `git`).
+/// Options for everything that a configuration can change (see also `git`).
 const FORMAT_PATCH: &[&str] = &[
     "format-patch",
     "--quiet",
@@ -54,10 +54,10 @@ const FORMAT_PATCH: &[&str] = &[
     "-O/dev/null",
 ];
 
-/// A file to be written: its name and what is in it.
+/// A file to write: its name and content.
 type Content = (String, Vec<u8>);
 
-/// What an export changed in `patches/`, one path each, relative to it.
+/// Changes of an export in `patches/`, as relative paths.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Written {
     pub patches: usize,
@@ -66,7 +66,7 @@ pub struct Written {
     pub removed: Vec<String>,
 }
 
-/// Writes the commits of `tree` to `folder`. Nothing is written unless all of it can be.
+/// Writes the commits of `tree` to `folder`: all files, or none.
 pub fn export(tree: &WorkTree, folder: &Folder, force: bool) -> Result<Written> {
     if tree.busy() {
         return Err(anyhow!(
@@ -84,7 +84,7 @@ pub fn export(tree: &WorkTree, folder: &Folder, force: bool) -> Result<Written> 
     }
     if !force && tree.remembered()? != folder.digest()? {
         return Err(anyhow!("`{}` changed after the import", folder.root().display())).hint(
-            "someone edited or pulled patches; keep your commits with \"git branch mine\" in the work tree, \
+            "patches were edited or pulled; keep your commits with \"git branch mine\" in the work tree, \
              import with --force and cherry-pick them, or pass --force to export over the changes",
         );
     }
@@ -95,7 +95,7 @@ pub fn export(tree: &WorkTree, folder: &Folder, force: bool) -> Result<Written> 
     Ok(written)
 }
 
-/// `git commit --fixup` is how a patch in the middle is changed; the fold is done here, or nothing is.
+/// Folds the commits of `git commit --fixup`, which change a patch in the middle of the series.
 fn fold_fixups(git: &Git) -> Result<()> {
     let is_fixup = |subject: &&str| {
         ["fixup! ", "squash! ", "amend! "]
@@ -116,7 +116,7 @@ fn fold_fixups(git: &Git) -> Result<()> {
     ])?;
     if !out.status.success() {
         git.attempt(["rebase", "--abort"])?;
-        return Err(anyhow!("a fixup does not fold: {}", said(&out)))
+        return Err(anyhow!("cannot fold a fixup: {}", said(&out)))
             .hint("fold it by hand in the work tree: \"git rebase -i --autosquash upstream\"");
     }
     let subjects = git.text(["log", "--format=%s", "upstream..HEAD"])?;
@@ -134,7 +134,7 @@ fn write(git: &Git, folder: &Folder) -> Result<Written> {
         .next()
     {
         return Err(anyhow!("the series has a merge: {merge}"))
-            .hint("rebase it away: \"git rebase upstream\"");
+            .hint("remove the merge with \"git rebase upstream\"");
     }
     let upstream: BTreeSet<String> = git.files(UPSTREAM)?.into_iter().collect();
     let mails = mails(git, &upstream)?;
@@ -184,7 +184,7 @@ fn mails(git: &Git, upstream: &BTreeSet<String>) -> Result<Vec<Content>> {
     if touched.is_empty() {
         return Ok(Vec::new());
     }
-    let out = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let out = tempfile::tempdir().context("cannot create a temporary directory")?;
     let mut args: Vec<OsString> = vec!["--literal-pathspecs".into()];
     args.extend(FORMAT_PATCH.iter().map(OsString::from));
     args.extend([
@@ -200,7 +200,8 @@ fn mails(git: &Git, upstream: &BTreeSet<String>) -> Result<Vec<Content>> {
         .patches()?
         .into_iter()
         .map(|name| {
-            let mail = fs::read(written.patch(&name)).context("cannot read what git wrote")?;
+            let mail =
+                fs::read(written.patch(&name)).context("cannot read the patch that git wrote")?;
             Ok((name, mail))
         })
         .collect()
@@ -218,7 +219,7 @@ fn own_files(git: &Git, upstream: &BTreeSet<String>) -> Result<Vec<Content>> {
         }
         let mode = about.split(' ').next().unwrap_or_default();
         if mode != "100644" {
-            bail!("`{name}` has mode {mode}; a file of ours is an ordinary one: 100644");
+            bail!("`{name}` has mode {mode}, expected 100644");
         }
         let bytes = git.bytes(["cat-file", "blob", &format!("HEAD:{name}")])?;
         own.push((name.to_owned(), bytes));
@@ -227,7 +228,7 @@ fn own_files(git: &Git, upstream: &BTreeSet<String>) -> Result<Vec<Content>> {
 }
 
 impl Written {
-    /// Writes only what differs: an untouched file keeps its time, so nothing is built again for it.
+    /// Writes only changed files, because a new file time would cause a rebuild.
     fn put(&mut self, folder: &Folder, name: &str, bytes: &[u8]) -> Result<()> {
         let path = folder.root().join(name);
         if fs::read(&path).is_ok_and(|old| old == bytes) {
@@ -258,7 +259,7 @@ impl Written {
     }
 }
 
-/// Writes what an export of the commits in `tree` gives to an empty folder, whatever the work tree holds.
+/// Exports the commits in `tree` to an empty directory, independent of uncommitted changes.
 pub fn export_to(tree: &WorkTree, dir: &Path) -> Result<Folder> {
     let folder = Folder::new(dir);
     write(&tree.git, &folder)?;

@@ -68,7 +68,7 @@ fn add_own_files(git: &Git, folder: &Folder) -> Result<()> {
     for name in &names {
         if upstream.binary_search(name).is_ok() {
             return Err(anyhow::anyhow!(
-                "`patches/files/{name}` is a file that upstream has too"
+                "`patches/files/{name}` conflicts with a file that upstream has too"
             ))
             .hint("rename ours, or change upstream's with a patch");
         }

@@ -43,7 +43,7 @@ pub fn refresh(
         return Ok(Refreshed::Done(export(&tree, folder, false)?));
     }
     if !tree.busy() {
-        anyhow::bail!("git did not begin to apply the series");
+        anyhow::bail!("git did not start to apply the series");
     }
     let at = number(tree.git.dir(), "next")?;
     let name = names
@@ -68,7 +68,7 @@ fn number(work_tree: &Path, which: &str) -> Result<usize> {
         .with_context(|| format!("cannot read `{}`", path.display()))?;
     text.trim()
         .parse()
-        .with_context(|| format!("`{}` is no number", path.display()))
+        .with_context(|| format!("`{}` is not a number", path.display()))
 }
 
 /// Gives `git` the files that the patches were made for, from the first of `older` that has them all.
@@ -79,7 +79,7 @@ pub fn learn_blobs(git: &Git, folder: &Folder, older: &[PathBuf]) -> Result<bool
         if !was_made_for(folder, source)? {
             continue;
         }
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
         let before = import(folder, source, scratch.path(), false)?;
         let mut fetch = vec!["fetch".into(), "--quiet".into(), "--no-tags".into()];
         fetch.push(before.git.dir().as_os_str().to_owned());

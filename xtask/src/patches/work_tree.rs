@@ -1,4 +1,4 @@
-//! The git work tree in which the series is edited, and what may be thrown away in it.
+//! The git work tree for edits of the series, and the protection of its changes.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ impl WorkTree {
                     "`{}` is a git repository that was not made by an import",
                     dir.display()
                 ))
-                .hint("name another folder");
+                .hint("use another directory");
             }
             let is_occupied = dir.exists() && std::fs::read_dir(dir)?.next().is_some();
             if is_occupied && !force {
@@ -55,7 +55,7 @@ impl WorkTree {
             && !force
         {
             return Err(anyhow!("`{}` has {what}", dir.display())).hint(
-                "finish it and run \"cargo xtask patches export\", or pass --force to drop it",
+                "finish your work and run \"cargo xtask patches export\", or drop it with --force",
             );
         }
         if tree.busy() {
@@ -66,7 +66,7 @@ impl WorkTree {
         Ok(tree)
     }
 
-    /// What would be lost if the work tree were made anew, in words.
+    /// Describes the changes that a new import would lose.
     pub fn unexported(&self) -> Result<Option<String>> {
         if self.busy() {
             return Ok(Some("an unfinished `git am` or `git rebase`".to_owned()));
@@ -113,7 +113,7 @@ impl WorkTree {
         std::fs::write(&path, digest).with_context(|| format!("cannot write `{}`", path.display()))
     }
 
-    /// What `remember` was told.
+    /// The digest from `remember`.
     pub fn remembered(&self) -> Result<String> {
         let path = self.note();
         std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))

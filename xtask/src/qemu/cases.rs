@@ -1,6 +1,6 @@
-//! What runs in the guest, and what is expected of it.
+//! The cases of the guest, and their expectations.
 
-/// What the kernel is booted with, on each node. Twelve times the model, so that only a case that wants to is short.
+/// Pages of each node at boot: twelve times the model, so that only the short cases lack pages.
 pub const PAGES_PER_NODE: u64 = 256;
 /// Fewer than the model takes.
 const SHORT: u64 = 4;
@@ -33,7 +33,7 @@ pub enum Expect {
     Anywhere,
     /// All huge pages are on this node, the weights on pages of this size.
     On(u32, u64),
-    /// What this node has is used, the rest of the weights stays the file's mapping.
+    /// All pages of this node are used, and the other weights stay in the file's mapping.
     PartlyOn(u32),
     /// An end with a message that has this node's count. No signal.
     RefusedFor(u32),
@@ -49,7 +49,7 @@ pub const CASES: &[Case] = &[
     case("isolate",          NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
     case("short-require",    NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
     case("short-prefer",     NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
-    // Spreading is a wish: the machine has enough, and what one node lacks the other one gives.
+    // `distribute` is a preference: pages that one node lacks come from the other node.
     case("short-distribute", BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
     case("size-1g",          NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
     // A page of 1 GiB would be a waste for this model, and `auto` wastes none.

@@ -27,7 +27,7 @@ impl<W: Write> Image<W> {
         }
     }
 
-    /// Adds a file; one that is there already stays.
+    /// Adds a file; keeps an existing one.
     pub fn file(&mut self, path: impl AsRef<Path>, content: &[u8]) -> Result<()> {
         let path = path.as_ref();
         let path = path.strip_prefix("/").unwrap_or(path);
@@ -94,14 +94,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))
 }
 
-/// What `ldd` names, and where it belongs in the guest: all libraries in one folder, which the guest has in its
-/// `LD_LIBRARY_PATH`; the loader where the program's header asks for it.
+/// Libraries from `ldd`, and their paths in the guest: all libraries in one directory in the guest's `LD_LIBRARY_PATH`;
+/// the loader at the path in the program's header.
 fn libraries(ldd: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut found = Vec::new();
     for line in ldd.lines().map(str::trim) {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
-            [name, "=>", "not", ..] => bail!("the library `{name}` is not found"),
+            [name, "=>", "not", ..] => bail!("library `{name}` not found"),
             [name, "=>", path, ..] => found.push((Path::new("lib").join(name), path.into())),
             [loader, ..] if loader.starts_with('/') => found.push((loader.into(), loader.into())),
             _ => {} // the vdso

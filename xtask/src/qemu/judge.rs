@@ -1,4 +1,4 @@
-//! Holds what was seen in the guest against what is expected.
+//! Compares the data of the guest with the expectations.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ impl Judge {
         }
     }
 
-    /// What is wrong, a line each.
+    /// Findings, one line each.
     pub fn findings(&mut self, case: &Case, seen: &Seen) -> Vec<String> {
         let mut wrong = pools(case, seen);
         if seen.exit != Some(case.exit_code()) {
@@ -64,7 +64,7 @@ impl Judge {
         if let Expect::RefusedFor(node) = case.expect {
             let count = format!("node {node} free {0} of {0}", case.pages);
             if !seen.log.contains(&count) {
-                wrong.push(format!("the log does not say `{count}`"));
+                wrong.push(format!("the log lacks `{count}`"));
             }
             return wrong;
         }
@@ -80,7 +80,7 @@ impl Judge {
         let (told, found) = (report::table(&seen.log), table(seen));
         if told != found {
             wrong.push(format!(
-                "the log's table has {told:?}, the kernel {found:?}"
+                "the table in the log has {told:?}, the kernel has {found:?}"
             ));
         }
         wrong
@@ -118,10 +118,7 @@ impl Judge {
             Expect::Plain | Expect::RefusedFor(_) => {
                 let pages = pages(seen, "");
                 if !pages.is_empty() {
-                    wrong.push(format!(
-                        "huge pages that nobody asked for: {}",
-                        summary(seen)
-                    ));
+                    wrong.push(format!("unexpected huge pages: {}", summary(seen)));
                 }
             }
             Expect::Anywhere => all_of_them(),
@@ -162,7 +159,7 @@ impl Judge {
     }
 }
 
-/// What the server's own table has to say: MiB of huge pages by kind and node.
+/// The server's table: MiB of huge pages by kind and node.
 fn table(seen: &Seen) -> Table {
     let mut table = Table::new();
     for mapping in seen.mappings.iter().filter(|one| one.page_kb >= SMALL_KB) {
@@ -322,7 +319,7 @@ mod tests {
             findings(case.name, &refused),
             [
                 "exit code 135, expected 3",
-                "the log does not say `node 1 free 4 of 4`"
+                "the log lacks `node 1 free 4 of 4`"
             ]
         );
     }
@@ -387,7 +384,9 @@ mod tests {
         told.log = told.log.replace("42.00", "40.00");
         assert_eq!(
             findings(case.name, &told),
-            ["the log's table has {(\"weights\", 1): 40}, the kernel {(\"weights\", 1): 42}"]
+            [
+                "the table in the log has {(\"weights\", 1): 40}, the kernel has {(\"weights\", 1): 42}"
+            ]
         );
     }
 }

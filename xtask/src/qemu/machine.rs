@@ -17,9 +17,9 @@ use super::cases::PAGES_PER_NODE;
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Emulated also where it need not be: the same CPU everywhere, and no right to /dev/kvm is needed. There is little
-/// memory below 4 GiB, where firmware, kernel and initramfs lie: above it each node has whole gigabytes at multiples
-/// of one, and one is its large page.
+/// Always emulated, so that the CPU is the same everywhere and needs no right to /dev/kvm. Little memory is below 4 GiB,
+/// for firmware, kernel and initramfs. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its large
+/// page.
 const MACHINE: &str = "
     -machine q35,accel=tcg,max-ram-below-4g=1G -cpu max -smp 2 -m 6G
     -object memory-backend-ram,id=memory0,size=3G -numa node,nodeid=0,cpus=0,memdev=memory0
@@ -88,7 +88,7 @@ impl Machine {
                 Err(_) if self.interrupted.load(Ordering::Relaxed) => bail!("interrupted"),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > self.deadline => {
-                    eprintln!("the guest takes longer than {} s", LIMIT.as_secs());
+                    eprintln!("the guest exceeded the time limit of {} s", LIMIT.as_secs());
                     return Ok(None);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -107,7 +107,7 @@ impl Drop for Machine {
 fn command(kernel: &Path, initramfs: &Path, console: &Path) -> Command {
     let mut console_file = OsString::from("file:");
     console_file.push(console);
-    // Should this process be killed, there is nobody left to end the machine.
+    // The machine must end even if this process is killed.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--", QEMU])

@@ -1,7 +1,7 @@
-//! `cargo xtask qemu-test`: huge pages and NUMA nodes, on an emulated machine that has two of each.
+//! `cargo xtask qemu-test`: huge pages on an emulated machine with two NUMA nodes and two page sizes.
 //!
-//! The guest only starts servers and reports what its kernel says of them (`guest.sh`). What has to be seen is
-//! decided here, so that it can be tested without a machine.
+//! The guest only starts servers and reports the data of its kernel (`guest.sh`). The host checks the data, so the checks
+//! can be tested without a machine.
 
 mod cases;
 mod image;
@@ -31,7 +31,7 @@ const SETUP: &str = "scripts/setup --test";
 /// Lines of a server's log that are shown with a failure: where this runs, the log itself may not be kept.
 const TAIL: usize = 20;
 
-/// What a run takes of the machine.
+/// Programs of this machine that a run needs.
 #[derive(Debug)]
 pub struct Needs {
     kernel: PathBuf,
@@ -43,11 +43,11 @@ impl Needs {
     pub fn look(repo: &Repo, kernel: Option<&Path>) -> Result<Self> {
         ensure!(
             cfg!(target_arch = "x86_64"),
-            "the emulated machine is x86-64, and so must be the programs made here"
+            "the emulated machine is x86-64, so this machine must be x86-64 too"
         );
         let find = |program: &str| {
             cmake::find(program.as_ref())
-                .with_context(|| format!("there is no `{program}`"))
+                .with_context(|| format!("program `{program}` not found"))
                 .hint(SETUP)
         };
         for program in [machine::QEMU, "ldd", "setpriv"] {
@@ -56,7 +56,7 @@ impl Needs {
         let kernel = match kernel {
             Some(kernel) => kernel.to_owned(),
             None => fetched_kernel(&folder(repo).join("kernel"))
-                .context("there is no kernel for the guest")
+                .context("no kernel for the guest found")
                 .hint(SETUP)?,
         };
         Ok(Self {
@@ -83,7 +83,7 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
     kernels.pop()
 }
 
-/// Builds, boots and judges; whether all of it is as it should be.
+/// Builds, boots and checks. Returns whether all cases passed.
 pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
@@ -109,7 +109,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     }
     let good = good?;
     println!(
-        "{good} of {} cases are good, {:.0} s",
+        "{good} of {} cases passed, {:.0} s",
         CASES.len(),
         start.elapsed().as_secs_f64()
     );
@@ -137,7 +137,7 @@ fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
         }
     }
     for case in left {
-        println!("FAIL {}: it did not come to an end", case.name);
+        println!("FAIL {}: no end within the time limit", case.name);
     }
     Ok(good)
 }
@@ -164,7 +164,7 @@ fn write_model(repo: &Repo, model: &Path) -> Result<()> {
     let tool = repo.target().join("release/hugepages");
     ensure!(
         tool.is_file(),
-        "there is no `{}`\nhint: cargo build --release",
+        "program `{}` not found\nhint: cargo build --release",
         tool.display()
     );
     let status = Command::new(&tool)

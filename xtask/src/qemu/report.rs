@@ -1,4 +1,4 @@
-//! What the guest reports: text of the kernel and the server, in sections that `@@` lines begin.
+//! The report of the guest: text of the kernel and the server, in sections that start with `@@` lines.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub struct Area {
 /// MiB of huge pages by kind of memory and node.
 pub type Table = BTreeMap<(String, u32), u64>;
 
-/// One case as the guest saw it. Mappings and answer are only there when the server became ready.
+/// One case in the guest. Mappings and answer exist only if the server became ready.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub before: Pools,
@@ -148,7 +148,7 @@ fn mapping(line: &str) -> Option<Mapping> {
             mapping.pages.insert(node, value.parse().ok()?);
         }
     }
-    // Without a page size there are no pages either.
+    // A mapping without a page size has no pages.
     (mapping.page_kb > 0).then_some(mapping)
 }
 
@@ -180,7 +180,7 @@ fn areas(text: &str) -> Vec<Area> {
     areas
 }
 
-/// The file without what the kernel adds when it has no name any more, as a memfd never has.
+/// The file without the kernel's suffix for files without a name, such as a memfd.
 fn file(path: &str) -> String {
     path.strip_suffix(" (deleted)").unwrap_or(path).to_owned()
 }

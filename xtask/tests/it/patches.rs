@@ -150,7 +150,7 @@ fn a_fixup_that_does_not_fold_leaves_commits_and_patches_alone() {
     fixture
         .xtask(&["patches", "export"])
         .exits(3)
-        .says("does not fold")
+        .says("cannot fold")
         .says("hint: ");
     assert_eq!(fixture.git(&["rev-parse", "HEAD"]), head);
     assert_eq!(fixture.patches(), before);
@@ -251,7 +251,7 @@ fn check_finds_a_patch_that_was_edited_by_hand() {
     fixture
         .xtask(&["patches", "check"])
         .exits(1)
-        .finds(&[&name, "line 4 is not what an export writes"])
+        .finds(&[&name, "line 4 differs from an export"])
         .says("hint: ");
 }
 
@@ -354,7 +354,7 @@ fn check_finds_a_series_that_disagrees_with_the_folder() {
     fixture
         .xtask(&["patches", "check"])
         .exits(1)
-        .finds(&["0002-other.patch", "is not there"])
+        .finds(&["0002-other.patch", "does not exist"])
         .finds(&[&name, "is not named in series"]);
 }
 
@@ -409,7 +409,7 @@ fn refresh_leaves_a_conflict_to_the_developer() {
         .xtask(&["patches", "refresh"])
         .exits(1)
         .finds(&["llama : call ours", MMAP])
-        .says("patches behind it: 1")
+        .says("patches after it: 1")
         .says("git am --continue");
     assert_eq!(fixture.patches(), before);
     fixture

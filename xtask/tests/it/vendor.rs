@@ -186,12 +186,12 @@ fn bump_asks_for_the_commit_when_the_carrier_does_not_tell_it() {
     let commit = carrier(&fixture, "2.0.0", AS_IT_WAS, Commit::Untold);
     xtask(&fixture, &["vendor", "bump", "2.0.0"])
         .exits(3)
-        .says("does not tell")
+        .says("does not name")
         .says("hint: ");
     assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
     xtask(&fixture, &["vendor", "bump", "2.0.0", "--commit", &commit])
         .succeeds()
-        .says("taken on trust");
+        .says("without verification");
     assert_eq!(value(&fixture, "commit"), commit);
 }
 
@@ -205,7 +205,7 @@ fn bump_refuses_a_commit_that_the_carrier_contradicts() {
         &["vendor", "bump", "2.0.0", "--commit", &"d".repeat(40)],
     )
     .exits(3)
-    .says("carries upstream commit");
+    .says("contains upstream commit");
     assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
 }
 
@@ -228,7 +228,7 @@ fn fetch_unpacks_once() {
     fs::remove_dir_all(index(&fixture)).unwrap();
     xtask(&fixture, &["vendor", "fetch"])
         .succeeds()
-        .finds(&["(was there)"]);
+        .finds(&["(already unpacked)"]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn verify_proves_the_tree_by_the_hash_of_the_upstream_commit() {
     let commit = value(&fixture, "commit");
     xtask(&fixture, &["vendor", "verify"])
         .succeeds()
-        .finds(&[&commit, "is what the archive holds"]);
+        .finds(&[&commit, "matches the archive"]);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn verify_finds_a_file_that_was_changed_in_the_cache() {
     write(&cached(&fixture).join("common/arg.cpp"), "tampered\n");
     xtask(&fixture, &["vendor", "verify"])
         .exits(1)
-        .finds(&["common/arg.cpp", "not as in the archive"])
+        .finds(&["common/arg.cpp", "differs from the archive"])
         .says("hint: ");
 }
 
@@ -257,7 +257,7 @@ fn verify_finds_a_commit_that_the_archive_does_not_carry() {
     fixture.replace("vendor/llama.cpp.lock", &commit, &"e".repeat(40));
     xtask(&fixture, &["vendor", "verify"]).exits(1).finds(&[
         &"e".repeat(40),
-        "the archive carries",
+        "the archive contains",
         &commit,
     ]);
 }
@@ -268,5 +268,5 @@ fn verify_refuses_an_archive_with_another_hash() {
     carrier(&fixture, "1.0.0", ("line 1\n", "line one\n"), Commit::Told);
     xtask(&fixture, &["vendor", "verify"])
         .exits(3)
-        .says("hash is not the one");
+        .says("its hash differs");
 }
