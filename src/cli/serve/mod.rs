@@ -1,4 +1,4 @@
-//! `hugepages serve`: the pages that a model lacks, the server, and the pages back.
+//! `hugepages serve`: adds the pages that a model lacks, runs the server, and returns the pages.
 //! Lives here: the arguments and the order of the steps. Not here: how a pool is changed, and how a server is run.
 
 mod address;
@@ -37,7 +37,7 @@ Options of `serve` stand before those of llama-server:
   hugepages serve -m model.gguf --port 8081
   hugepages serve --keep -m model.gguf
 
-The exit code is llama-server's; 3 if too few pages can be had under `--hugepage-policy require`.")]
+The exit code is llama-server's: 3 if too few pages are usable under `--hugepage-policy require`.")]
 pub struct Args {
     /// Keep the weights on huge pages after the end, in a store, so that the next start attaches to them
     #[arg(long)]
@@ -163,7 +163,7 @@ fn ask(
     }
 }
 
-/// Adds the pages that the plan lacks. `false` if not all of them can be had; the reason is said.
+/// Adds the pages that the plan lacks. Returns `false`, and prints the reason, if some of them stay missing.
 fn lend(plan: &Plan, signals: &server::Signals, leases: &mut Vec<Lease>) -> Result<bool> {
     let mut is_complete = true;
     for (size, pages) in plan.pages() {
