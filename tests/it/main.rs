@@ -22,6 +22,7 @@ mod fuzz;
 mod instrumented;
 mod kernel_settings;
 mod memory;
+mod messages;
 mod off;
 mod plan;
 mod pool;

@@ -91,7 +91,7 @@ fn what_is_reserved_is_there_and_restore_gives_it_back() {
     tool.run(&["reserve", "9M"])
         .success()
         .stdout(contains("added 5 pages of 2 MiB (10 MiB)"))
-        .stderr(contains("1 MiB more than asked for"));
+        .stderr(contains("1 MiB more than requested"));
     assert_eq!(Counts::read().total, total + 5);
     tool.run(&["reserve", "7", "--usable"]).success();
     assert_eq!(Counts::read().usable(), 7);

@@ -246,7 +246,7 @@ fn with_keep_the_second_start_attaches() {
 
     let second = serve().start();
     assert!(
-        second.log().contains("were resident in the store already"),
+        second.log().contains("resident in the store"),
         "{}",
         second.log()
     );

@@ -110,8 +110,11 @@ pub fn run(args: &Args) -> Result<Exit> {
     if args.keep {
         let wrapper = invoker.as_ref().map(Invoker::wrapper).unwrap_or_default();
         let wanted = value(&args.arguments, STORE, STORE_VARIABLE);
+        let is_chosen = wanted.is_some();
         let store = fill::fill(&program, &args.arguments, wrapper, wanted, signals.flag())?;
-        arguments.extend(["--hugepage-store".into(), store.into_os_string()]);
+        if !is_chosen {
+            arguments.extend([STORE.into(), store.into_os_string()]);
+        }
     }
     // Last, so that the user's win.
     arguments.extend(args.arguments.iter().cloned());
