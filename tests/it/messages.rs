@@ -13,7 +13,7 @@ const WORDS: usize = 3;
 #[test]
 fn the_list_of_all_messages_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut list = String::new();
+    let mut lines = Vec::new();
     for source in SOURCES {
         for file in files(&root.join(source)) {
             let text = fs::read_to_string(&file).expect("it is text");
@@ -26,14 +26,12 @@ fn the_list_of_all_messages_is_up_to_date() {
                 .collect();
             if !messages.is_empty() {
                 let name = file.strip_prefix(root).expect("it is below");
-                list += &format!("{}\n", name.display());
-                for message in messages {
-                    list += &format!("  {message}\n");
-                }
+                lines.push(name.display().to_string());
+                lines.extend(messages.iter().map(|message| format!("  {message}")));
             }
         }
     }
-    snapshot::assert("messages.txt", &list);
+    snapshot::assert("messages.txt", &format!("{}\n", lines.join("\n")));
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
