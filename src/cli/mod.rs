@@ -43,7 +43,6 @@ struct Cli {
 /// A variant without a comment gets its help from the comment of its arguments, which has more than one sentence.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a model on huge pages: plan, add the missing pages, run llama-server, return the pages
     Serve(serve::Args),
     DemoModel(demo_model::Args),
     Doctor(doctor::Args),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::pool::{Counts, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::store::Mounted;
-use crate::support::{is_root, models, need, or_skip, smaps, wait_for};
+use crate::support::{is_root, models, need, or_skip, programs, smaps, wait_for};
 
 const NOBODY: u32 = 65534;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -254,4 +255,21 @@ fn with_keep_the_second_start_attaches() {
     assert_eq!(again["tokens"], answer["tokens"]);
     let ended = second.stop(Signal::INT);
     assert_returned(before + kept, &ended.log);
+}
+
+#[test]
+fn without_arguments_the_tool_shows_the_state_in_five_lines_and_the_next_command() {
+    let pool = or_skip!(Pool::with(7));
+    let output = Command::new(programs::hugepages()).output();
+    let output = output.expect("the tool can be started");
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 7, "{text}");
+    let total = pool.counts.total + 7;
+    assert!(
+        lines[1].contains(&format!("{total} pages of 2 MiB")),
+        "{text}"
+    );
+    assert!(lines[6].starts_with("next: hugepages "), "{text}");
 }
