@@ -9,12 +9,16 @@ mod build;
 mod shim;
 
 use std::process::ExitCode;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use build::cargo::Package;
 use build::cmake::{self, Build, commit_label};
 use build::patch::Series;
 use build::{cargo, link, lock, source, ui};
+
+/// The server's libraries, without the page and the files that include it.
+const PARTS: &[&str] = &["server-context", "cpp-httplib"];
 
 fn run() -> Result<()> {
     let Package { root, out, version } = Package::from_env()?;
@@ -27,22 +31,29 @@ fn run() -> Result<()> {
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
     Series::read(&patches)?.apply(&source.dir, &tree)?;
-    if let Err(error) = ui::provide(&root, &source.dir, &tree, &out.join("ui")) {
+    bindings::generate(&root, &tree, &out)?;
+    shim::compile(&root, &tree)?;
+    let commit = commit_label(&source, Some(&version));
+    let part = |targets| Build {
+        dir: &out,
+        commit: &commit,
+        targets,
+        args: &[],
+    };
+    // Node.js uses one core for minutes, meanwhile all that does not contain the page is compiled.
+    let page = thread::scope(|scope| {
+        let page = scope.spawn(|| ui::provide(&root, &source.dir, &tree, &out.join("ui")));
+        part(PARTS).run()?;
+        page.join()
+            .map_err(|_| anyhow!("the build of the page panicked"))
+    })?;
+    if let Err(error) = page {
         let cause = format!("{error:#}").replace("\nhint: ", "; ");
         cargo::warning(&format!(
             "llama-server is built without its chat page: {cause}"
         ));
     }
-    bindings::generate(&root, &tree, &out)?;
-    shim::compile(&root, &tree)?;
-    let commit = commit_label(&source, Some(&version));
-    let built = Build {
-        dir: &out,
-        commit: &commit,
-        targets: &["llama-server-impl"],
-        args: &[],
-    }
-    .run()?;
+    let built = part(&["llama-server-impl"]).run()?;
     link::emit(&built)
 }
 

@@ -5,7 +5,7 @@
 //! so our server and the baseline share one folder and serve the same bytes.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -20,6 +20,10 @@ use super::{cmake, hex};
 const SOURCES: &str = "tools/ui";
 /// Where the CMake build looks for a finished page.
 const FINISHED: &str = "tools/ui/dist";
+/// Prefix of the folder in which a page is built.
+const SCRATCH: &str = ".ui-";
+/// Held by the process that builds a page.
+const LOCK: &str = "lock";
 /// What earlier builds leave among the sources of a checkout.
 const LEFTOVERS: &[&str] = &["node_modules", "dist", ".svelte-kit"];
 /// Oldest usable release of each supported Node.js line, from the `engines` of the Vite that the lock file pins.
@@ -41,7 +45,12 @@ pub fn provide(root: &Path, source: &Path, tree: &Path, cache: &Path) -> Result<
     if source.join(FINISHED).join("index.html").is_file() {
         return Ok(()); // the checkout brings its own, which is copied with the other files
     }
-    let shared = cache_dir(root).join(folder(source)?);
+    let shared = cache_dir(root);
+    // A `cargo xtask ui` that runs at the same time holds the lock until its page is there.
+    if let Ok(lock) = File::open(shared.join(LOCK)) {
+        lock.lock_shared().context("cannot wait for the page")?;
+    }
+    let shared = shared.join(folder(source)?);
     let page = if shared.is_dir() {
         shared
     } else {
@@ -52,14 +61,17 @@ pub fn provide(root: &Path, source: &Path, tree: &Path, cache: &Path) -> Result<
 
 /// The finished page in `cache`, built if it is not there yet.
 pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
+    let lock = File::create(cache.join(LOCK)).context("cannot create the lock of the page")?;
+    lock.lock().context("cannot wait for the page")?;
     let page = cache.join(folder(source)?);
     if page.is_dir() {
         return Ok(page);
     }
     let npm = npm()?;
-    fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
+    remove_scratch(cache)?;
     // node_modules takes 700 MB, and no later step needs it.
-    let scratch = tempfile::Builder::new().prefix(".ui-").tempdir_in(cache)?;
+    let scratch = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(cache)?;
     let (sources, finished) = (scratch.path().join("sources"), scratch.path().join("page"));
     for file in files(source)? {
         let target = sources.join(&file);
@@ -72,12 +84,23 @@ pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
         finished.join("index.html").is_file(),
         "`npm run build` did not create index.html"
     );
-    match fs::rename(&finished, &page) {
-        // Another build was faster.
-        Err(_) if page.is_dir() => {}
-        other => other.with_context(|| format!("cannot write {}", page.display()))?,
-    }
+    fs::rename(&finished, &page).with_context(|| format!("cannot write {}", page.display()))?;
     Ok(page)
+}
+
+/// Removes what a killed build left. The caller holds the lock, so no build runs.
+fn remove_scratch(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(SCRATCH.as_bytes())
+        {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn run(npm: &Path, sources: &Path, finished: &Path, args: &[&str]) -> Result<()> {
