@@ -1,7 +1,7 @@
 //! Upstream's chat page, built with npm from `tools/ui` as upstream's CMake does it, and put where that CMake looks for a finished
 //! page.
 //!
-//! A finished page lies in a folder that is named by the hash of its sources. SvelteKit writes the time of the build into the page,
+//! A finished page lies in a folder that is named by the hash of its sources. `SvelteKit` writes the time of the build into the page,
 //! so our server and the baseline share one folder and serve the same bytes.
 
 use std::ffi::OsStr;

@@ -112,10 +112,10 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let ours = match kind {
         Kind::Stock | Kind::PortableStock => {
             source::copy(&source.dir, &tree)?;
-            if kind == Kind::Stock {
-                if let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages()) {
-                    eprintln!("warning: llama-server is built without its chat page: {error:#}");
-                }
+            if kind == Kind::Stock
+                && let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages())
+            {
+                eprintln!("warning: llama-server is built without its chat page: {error:#}");
             }
             None
         }
