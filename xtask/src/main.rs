@@ -13,6 +13,8 @@ mod patches;
 mod programs;
 mod qemu;
 mod repo;
+mod signals;
+mod upstream_tests;
 mod vendor;
 
 use std::path::{Path, PathBuf};
@@ -81,6 +83,22 @@ enum Command {
     Tools,
     /// Build what the long tests look into: for Valgrind (target/portable-*/), with sanitizers (target/{address,thread}/)
     Instrumented,
+    /// Run upstream's tests of llama-server against stock and ours: each has to end the same
+    UpstreamTests {
+        /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose
+        /// names contain a word
+        #[arg(value_name = "FILTER")]
+        filters: Vec<String>,
+        /// Run all files [default: those that take a minute a server]
+        #[arg(long)]
+        all: bool,
+        /// Servers to compare
+        #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
+        servers: Vec<upstream_tests::Server>,
+        /// Where the pool cannot be changed, say so, and leave out the server with huge pages
+        #[arg(long)]
+        if_possible: bool,
+    },
     /// Test huge pages on an emulated machine with two NUMA nodes
     QemuTest {
         /// Kernel to boot [default: the one that `scripts/setup --test` puts into target/qemu/kernel/]
@@ -179,6 +197,24 @@ fn run(cli: &Cli) -> Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::UpstreamTests {
+            filters,
+            all,
+            servers,
+            if_possible,
+        } => {
+            let options = upstream_tests::Options {
+                filters: filters.clone(),
+                all: *all,
+                servers: servers.clone(),
+                if_possible: *if_possible,
+            };
+            Ok(if upstream_tests::run(&repo, &options)? {
+                Exit::Done
+            } else {
+                Exit::No
+            })
+        }
         Command::QemuTest {
             kernel,
             if_possible,
@@ -189,7 +225,7 @@ fn run(cli: &Cli) -> Result<Exit> {
 fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
     match command {
         Vendor::Fetch => {
-            let (dir, is_new) = vendor::fetch(&repo)?;
+            let (dir, is_new) = vendor::fetch(repo)?;
             println!(
                 "{}{}",
                 dir.display(),

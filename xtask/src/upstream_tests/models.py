@@ -1,0 +1,289 @@
+"""Write the folder that the local hub serves: small random models in place of the ones that upstream's tests download.
+
+Usage: models.py SOURCE HUB, where SOURCE is the pinned llama.cpp (it brings the vocabularies and the gguf package).
+
+Names of repositories and files are those in upstream's tests. Shapes are as small as each architecture allows; weights are
+random, from a fixed seed, so that every run and every machine gets the same files.
+"""
+
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy
+
+SOURCE = Path(sys.argv[1])
+HUB = Path(sys.argv[2])
+sys.path.insert(0, str(SOURCE / "gguf-py"))
+
+import gguf  # noqa: E402  (the path to it is an argument)
+from gguf import GGMLQuantizationType as Type  # noqa: E402
+
+N_EMBD = 64
+N_HEAD = 8
+N_FF = 192
+N_LAYER = 3
+
+
+class Model:
+    """One GGUF file. The names of the files tell their weights' type: upstream finds models by it."""
+
+    def __init__(self, path: str, arch: str, weight_type: Type, seed: int):
+        self.path = HUB / path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = gguf.GGUFWriter(self.path, arch)
+        self.arch = arch
+        self.weight_type = weight_type
+        self.random = numpy.random.default_rng(seed)
+
+    def vocabulary(self, name: str, skip: tuple[str, ...] = ()) -> int:
+        """Copies the tokenizer of one of upstream's vocabulary files, and returns its number of tokens."""
+        reader = gguf.GGUFReader(SOURCE / "models" / f"ggml-vocab-{name}.gguf")
+        for field in reader.fields.values():
+            if not field.name.startswith("tokenizer.") or field.name in skip:
+                continue
+            is_list = field.types[0] == gguf.GGUFValueType.ARRAY
+            value = field.contents()
+            if field.name == gguf.Keys.Tokenizer.SCORES:
+                value = [float(score) for score in value]
+            self.writer.add_key_value(field.name, value, field.types[0], field.types[-1] if is_list else None)
+        return len(reader.fields[gguf.Keys.Tokenizer.LIST].data)
+
+    def weights(self, name: str, *shape: int, scale: float | None = None) -> None:
+        """A matrix (or a stack of them) that keeps the size of what passes through it."""
+        values = self.random.standard_normal(shape, dtype=numpy.float32)
+        values *= scale or shape[-1] ** -0.5
+        self.tensor(name, values, self.weight_type)
+
+    def ones(self, name: str, size: int) -> None:
+        self.tensor(name, numpy.ones(size, dtype=numpy.float32), Type.F32)
+
+    def zeros(self, name: str, size: int) -> None:
+        self.tensor(name, numpy.zeros(size, dtype=numpy.float32), Type.F32)
+
+    def tensor(self, name: str, values: numpy.ndarray, kind: Type) -> None:
+        self.writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    def shape(self, context: int, experts: int = 0) -> None:
+        self.writer.add_context_length(context)
+        self.writer.add_embedding_length(N_EMBD)
+        self.writer.add_block_count(N_LAYER)
+        self.writer.add_feed_forward_length(N_FF)
+        self.writer.add_head_count(N_HEAD)
+        if experts:
+            self.writer.add_expert_count(experts)
+            self.writer.add_expert_used_count(2)
+
+    def finish(self) -> None:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+
+
+def llama(path: str, weight_type: Type, seed: int, experts: int = 0, infill: bool = False) -> None:
+    model = Model(path, "llama", weight_type, seed)
+    n_vocab = model.vocabulary("llama-spm")
+    model.shape(2048, experts)
+    model.writer.add_head_count_kv(N_HEAD // 2)
+    model.writer.add_layer_norm_rms_eps(1e-5)
+    model.writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    model.writer.add_vocab_size(n_vocab)
+    if infill:
+        # Any tokens do: what they are called is nothing that the server looks at.
+        for name, token in (("prefix", 100), ("suffix", 101), ("middle", 102)):
+            model.writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+            short = name[:3]
+            model.writer.add_uint32(f"tokenizer.ggml.fim_{short}_token_id", token)
+    model.weights("token_embd.weight", n_vocab, N_EMBD, scale=1.0)
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        model.ones(f"{block}.attn_norm.weight", N_EMBD)
+        model.weights(f"{block}.attn_q.weight", N_EMBD, N_EMBD)
+        model.weights(f"{block}.attn_k.weight", N_EMBD // 2, N_EMBD)
+        model.weights(f"{block}.attn_v.weight", N_EMBD // 2, N_EMBD)
+        model.weights(f"{block}.attn_output.weight", N_EMBD, N_EMBD)
+        model.ones(f"{block}.ffn_norm.weight", N_EMBD)
+        if experts:
+            model.tensor(
+                f"{block}.ffn_gate_inp.weight",
+                model.random.standard_normal((experts, N_EMBD), dtype=numpy.float32),
+                Type.F32,
+            )
+            model.weights(f"{block}.ffn_gate_exps.weight", experts, N_FF, N_EMBD)
+            model.weights(f"{block}.ffn_up_exps.weight", experts, N_FF, N_EMBD)
+            model.weights(f"{block}.ffn_down_exps.weight", experts, N_EMBD, N_FF)
+        else:
+            model.weights(f"{block}.ffn_gate.weight", N_FF, N_EMBD)
+            model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
+            model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+    model.ones("output_norm.weight", N_EMBD)
+    model.weights("output.weight", n_vocab, N_EMBD, scale=0.5)
+    model.finish()
+
+
+def lora(path: str, seed: int) -> None:
+    """An adapter for the mixture of experts."""
+    rank = 4
+    model = Model(path, "llama", Type.F32, seed)
+    model.writer.add_type(gguf.GGUFType.ADAPTER)
+    model.writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    model.writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 8.0)
+    for layer in range(N_LAYER):
+        for part in ("attn_q", "attn_output"):
+            model.weights(f"blk.{layer}.{part}.weight.lora_a", rank, N_EMBD)
+            model.weights(f"blk.{layer}.{part}.weight.lora_b", N_EMBD, rank)
+    model.finish()
+
+
+def bert(path: str, weight_type: Type, seed: int, reranker: bool = False) -> None:
+    context = 512
+    model = Model(path, "bert", weight_type, seed)
+    n_vocab = model.vocabulary("bert-bge")
+    model.shape(context)
+    model.writer.add_layer_norm_eps(1e-12)
+    model.writer.add_causal_attention(False)
+    if gguf.Keys.Tokenizer.TOKEN_TYPE_COUNT not in model.writer.kv_data[0]:
+        model.writer.add_token_type_count(2)
+    model.writer.add_pooling_type(gguf.PoolingType.RANK if reranker else gguf.PoolingType.CLS)
+    model.weights("token_embd.weight", n_vocab, N_EMBD, scale=1.0)
+    model.tensor(
+        "position_embd.weight",
+        model.random.standard_normal((context, N_EMBD), dtype=numpy.float32) * 0.1,
+        Type.F32,
+    )
+    model.tensor("token_types.weight", numpy.zeros((2, N_EMBD), dtype=numpy.float32), Type.F32)
+
+    def norm(name: str) -> None:
+        model.ones(f"{name}.weight", N_EMBD)
+        model.zeros(f"{name}.bias", N_EMBD)
+
+    norm("token_embd_norm")
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            model.weights(f"{block}.{part}.weight", N_EMBD, N_EMBD)
+            model.zeros(f"{block}.{part}.bias", N_EMBD)
+        norm(f"{block}.attn_output_norm")
+        model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
+        model.zeros(f"{block}.ffn_up.bias", N_FF)
+        model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+        model.zeros(f"{block}.ffn_down.bias", N_EMBD)
+        norm(f"{block}.layer_output_norm")
+    if reranker:
+        model.weights("cls.weight", N_EMBD, N_EMBD)
+        model.zeros("cls.bias", N_EMBD)
+        model.weights("cls.output.weight", 1, N_EMBD)
+        model.zeros("cls.output.bias", 1)
+    model.finish()
+
+
+def gemma3(path: str, weight_type: Type, seed: int) -> None:
+    model = Model(path, "gemma3", weight_type, seed)
+    n_vocab = model.vocabulary("llama-spm")
+    model.shape(2048)
+    head = N_EMBD // N_HEAD
+    model.writer.add_head_count_kv(N_HEAD // 2)
+    model.writer.add_key_length(head)
+    model.writer.add_value_length(head)
+    model.writer.add_layer_norm_rms_eps(1e-6)
+    model.weights("token_embd.weight", n_vocab, N_EMBD, scale=0.25)
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            model.ones(f"{block}.{norm}.weight", N_EMBD)
+        for norm in ("attn_q_norm", "attn_k_norm"):
+            model.ones(f"{block}.{norm}.weight", head)
+        model.weights(f"{block}.attn_q.weight", N_EMBD, N_EMBD)
+        model.weights(f"{block}.attn_k.weight", N_EMBD // 2, N_EMBD)
+        model.weights(f"{block}.attn_v.weight", N_EMBD // 2, N_EMBD)
+        model.weights(f"{block}.attn_output.weight", N_EMBD, N_EMBD)
+        model.weights(f"{block}.ffn_gate.weight", N_FF, N_EMBD)
+        model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
+        model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+    model.ones("output_norm.weight", N_EMBD)
+    model.finish()
+
+
+def projector(path: str, seed: int) -> None:
+    """The vision encoder of `gemma3`: an image becomes four tokens."""
+    image, patch = 32, 4
+    model = Model(path, "clip", Type.F32, seed)
+    model.writer.add_type(gguf.GGUFType.MMPROJ)
+    model.writer.add_clip_has_vision_encoder(True)
+    model.writer.add_clip_projector_type("gemma3")
+    model.writer.add_vision_image_size(image)
+    model.writer.add_vision_patch_size(patch)
+    model.writer.add_vision_embedding_length(N_EMBD)
+    model.writer.add_vision_feed_forward_length(N_FF)
+    model.writer.add_vision_block_count(N_LAYER)
+    model.writer.add_vision_head_count(N_HEAD)
+    model.writer.add_vision_projection_dim(N_EMBD)
+    model.writer.add_vision_attention_layernorm_eps(1e-6)
+    model.writer.add_vision_image_mean([0.5, 0.5, 0.5])
+    model.writer.add_vision_image_std([0.5, 0.5, 0.5])
+    model.writer.add_vision_use_gelu(True)
+    model.weights("v.patch_embd.weight", N_EMBD, 3, patch, patch)
+    model.zeros("v.patch_embd.bias", N_EMBD)
+    model.weights("v.position_embd.weight", (image // patch) ** 2, N_EMBD)
+    for layer in range(N_LAYER):
+        block = f"v.blk.{layer}"
+        for norm in ("ln1", "ln2"):
+            model.ones(f"{block}.{norm}.weight", N_EMBD)
+            model.zeros(f"{block}.{norm}.bias", N_EMBD)
+        for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            model.weights(f"{block}.{part}.weight", N_EMBD, N_EMBD)
+            model.zeros(f"{block}.{part}.bias", N_EMBD)
+        model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
+        model.zeros(f"{block}.ffn_up.bias", N_FF)
+        model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+        model.zeros(f"{block}.ffn_down.bias", N_EMBD)
+    model.ones("v.post_ln.weight", N_EMBD)
+    model.zeros("v.post_ln.bias", N_EMBD)
+    model.weights("mm.input_projection.weight", N_EMBD, N_EMBD)
+    model.ones("mm.soft_emb_norm.weight", N_EMBD)
+    model.finish()
+
+
+def picture(path: str, seed: int) -> None:
+    """A PNG of 32 by 32 random dots."""
+    side = 32
+    dots = numpy.random.default_rng(seed).integers(0, 256, (side, side * 3), dtype=numpy.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in dots)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (HUB / path).parent.mkdir(parents=True, exist_ok=True)
+    (HUB / path).write_bytes(png)
+
+
+def preset(path: str) -> None:
+    (HUB / path).parent.mkdir(parents=True, exist_ok=True)
+    (HUB / path).write_text(
+        "[tinygemma3-preset]\nhf-repo = ggml-org/tinygemma3-GGUF:Q8_0\n\n"
+        "[stories260K-test]\nhf-repo = ggml-org/test-model-stories260K\n"
+    )
+
+
+def main() -> None:
+    llama("ggml-org/test-model-stories260K/stories260K-F32.gguf", Type.F32, 1)
+    llama("ggml-org/models/tinyllamas/stories260K.gguf", Type.F32, 1)
+    llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 2, infill=True)
+    llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 3)
+    llama("ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf", Type.F16, 4, experts=4)
+    lora("ggml-org/stories15M_MOE/moe_shakespeare15M.gguf", 5)
+    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 6)
+    bert("ggml-org/models/bert-bge-small/ggml-model-f16.gguf", Type.F16, 7)
+    bert("ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf", Type.F16, 8, reranker=True)
+    gemma3("ggml-org/tinygemma3-GGUF/tinygemma3-Q8_0.gguf", Type.Q8_0, 9)
+    projector("ggml-org/tinygemma3-GGUF/mmproj-tinygemma3.gguf", 10)
+    picture("ggml-org/tinygemma3-GGUF/test/11_truck.png", 11)
+    picture("ggml-org/tinygemma3-GGUF/test/91_cat.png", 12)
+    preset("ggml-org/test-preset-ci/preset.ini")
+
+
+main()
