@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::{Tool, case, script, script_before_ours, told};
 use crate::support::pool::Pool;
-use crate::support::{models, or_skip, wait_for};
+use crate::support::{models, or_skip, programs, wait_for};
 
 #[test]
 fn a_baseline_that_ends_is_told_with_its_words_and_the_other_cases_go_on() {
