@@ -61,6 +61,11 @@ impl Bench {
         self.dir.join("hub")
     }
 
+    /// What the server downloads.
+    pub fn cache(&self, server: Server) -> PathBuf {
+        self.folder(server).join("cache")
+    }
+
     /// Logs, downloaded models and the tree of one server.
     pub fn folder(&self, server: Server) -> PathBuf {
         self.dir.join(server.name())
@@ -115,10 +120,11 @@ impl Bench {
         fs::write(&stamp, input).with_context(|| format!("cannot write `{}`", stamp.display()))
     }
 
-    /// A fresh tree for one server, and its tests.
+    /// A fresh tree and an empty cache for one server; returns its copy of the tests.
     pub fn lay_out(&self, server: Server) -> Result<PathBuf> {
         let tree = self.folder(server).join("llama.cpp");
         remove(&tree)?;
+        remove(&self.cache(server))?;
         let tests = tree.join(TESTS);
         fs::create_dir_all(&tests)
             .with_context(|| format!("cannot write `{}`", tests.display()))?;

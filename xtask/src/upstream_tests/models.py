@@ -2,8 +2,8 @@
 
 Usage: models.py SOURCE HUB, where SOURCE is the pinned llama.cpp (it brings the vocabularies and the gguf package).
 
-Names of repositories and files are those in upstream's tests. Shapes are as small as each architecture allows; weights are
-random, from a fixed seed, so that every run and every machine gets the same files.
+Names of repositories and files are those in upstream's tests. Shapes are small; weights are random, from a fixed seed, so
+that every run and every machine gets the same files. Some tests wait for words, so some models have a story: see `tell`.
 """
 
 import struct
@@ -29,26 +29,49 @@ N_LAYER = 3
 class Model:
     """One GGUF file. The names of the files tell their weights' type: upstream finds models by it."""
 
-    def __init__(self, path: str, arch: str, weight_type: Type, seed: int):
+    def __init__(self, path: str, arch: str, weight_type: Type, seed: int, shards: int = 1):
         self.path = HUB / path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.writer = gguf.GGUFWriter(self.path, arch)
-        self.arch = arch
+        # A shard has so many tensors; the last one has the rest.
+        per_shard = 0 if shards == 1 else -(-(3 + 9 * N_LAYER) // shards)
+        self.writer = gguf.GGUFWriter(self.path, arch, split_max_tensors=per_shard)
         self.weight_type = weight_type
         self.random = numpy.random.default_rng(seed)
 
-    def vocabulary(self, name: str, skip: tuple[str, ...] = ()) -> int:
+    def vocabulary(self, name: str) -> int:
         """Copies the tokenizer of one of upstream's vocabulary files, and returns its number of tokens."""
         reader = gguf.GGUFReader(SOURCE / "models" / f"ggml-vocab-{name}.gguf")
         for field in reader.fields.values():
-            if not field.name.startswith("tokenizer.") or field.name in skip:
+            if not field.name.startswith("tokenizer."):
                 continue
             is_list = field.types[0] == gguf.GGUFValueType.ARRAY
             value = field.contents()
             if field.name == gguf.Keys.Tokenizer.SCORES:
                 value = [float(score) for score in value]
             self.writer.add_key_value(field.name, value, field.types[0], field.types[-1] if is_list else None)
-        return len(reader.fields[gguf.Keys.Tokenizer.LIST].data)
+        self.tokens = reader.fields[gguf.Keys.Tokenizer.LIST].contents()
+        return len(self.tokens)
+
+    def tell(self, story: str) -> None:
+        """The embeddings and the output layer of a model that says the story again and again, whatever it is asked.
+
+        A token of the story makes the next one likely. Any other token makes the first one likely. The layers between still
+        change each number, so a layer that computes something else shows up in the probabilities.
+        """
+        ids = [self.tokens.index(token) for token in story.split()]
+        assert len(set(ids)) == len(ids), "each token of a story has one successor"
+        embeddings = self.random.standard_normal((len(self.tokens), N_EMBD), dtype=numpy.float32)
+        output = self.random.standard_normal((len(self.tokens), N_EMBD), dtype=numpy.float32) * 0.2
+        if ids:
+            # The first number of an embedding means: not part of the story.
+            embeddings[:, 0] = 6
+            embeddings[ids, 0] = 0
+            output[:, 0] = 0
+            output[ids[0], 0] = 8
+            for token, successor in zip(ids, ids[1:] + ids[:1]):
+                output[successor] += 4 * embeddings[token] / numpy.linalg.norm(embeddings[token])
+        self.tensor("token_embd.weight", embeddings, self.weight_type)
+        self.tensor("output.weight", output, self.weight_type)
 
     def weights(self, name: str, *shape: int, scale: float | None = None) -> None:
         """A matrix (or a stack of them) that keeps the size of what passes through it."""
@@ -82,8 +105,16 @@ class Model:
         self.writer.close()
 
 
-def llama(path: str, weight_type: Type, seed: int, experts: int = 0, infill: bool = False) -> None:
-    model = Model(path, "llama", weight_type, seed)
+def llama(
+    path: str,
+    weight_type: Type,
+    seed: int,
+    experts: int = 0,
+    infill: bool = False,
+    shards: int = 1,
+    story: str = "",
+) -> None:
+    model = Model(path, "llama", weight_type, seed, shards)
     n_vocab = model.vocabulary("llama-spm")
     model.shape(2048, experts)
     model.writer.add_head_count_kv(N_HEAD // 2)
@@ -93,10 +124,8 @@ def llama(path: str, weight_type: Type, seed: int, experts: int = 0, infill: boo
     if infill:
         # Any tokens do: what they are called is nothing that the server looks at.
         for name, token in (("prefix", 100), ("suffix", 101), ("middle", 102)):
-            model.writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
-            short = name[:3]
-            model.writer.add_uint32(f"tokenizer.ggml.fim_{short}_token_id", token)
-    model.weights("token_embd.weight", n_vocab, N_EMBD, scale=1.0)
+            model.writer.add_uint32(f"tokenizer.ggml.fim_{name[:3]}_token_id", token)
+    model.tell(story)
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         model.ones(f"{block}.attn_norm.weight", N_EMBD)
@@ -119,7 +148,6 @@ def llama(path: str, weight_type: Type, seed: int, experts: int = 0, infill: boo
             model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
             model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
     model.ones("output_norm.weight", N_EMBD)
-    model.weights("output.weight", n_vocab, N_EMBD, scale=0.5)
     model.finish()
 
 
@@ -179,16 +207,16 @@ def bert(path: str, weight_type: Type, seed: int, reranker: bool = False) -> Non
     model.finish()
 
 
-def gemma3(path: str, weight_type: Type, seed: int) -> None:
+def gemma3(path: str, weight_type: Type, seed: int, story: str) -> None:
     model = Model(path, "gemma3", weight_type, seed)
-    n_vocab = model.vocabulary("llama-spm")
+    model.vocabulary("llama-spm")
     model.shape(2048)
     head = N_EMBD // N_HEAD
     model.writer.add_head_count_kv(N_HEAD // 2)
     model.writer.add_key_length(head)
     model.writer.add_value_length(head)
     model.writer.add_layer_norm_rms_eps(1e-6)
-    model.weights("token_embd.weight", n_vocab, N_EMBD, scale=0.25)
+    model.tell(story)
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
@@ -207,7 +235,7 @@ def gemma3(path: str, weight_type: Type, seed: int) -> None:
 
 
 def projector(path: str, seed: int) -> None:
-    """The vision encoder of `gemma3`: an image becomes four tokens."""
+    """The vision encoder of `gemma3`: an image becomes 64 tokens."""
     image, patch = 32, 4
     model = Model(path, "clip", Type.F32, seed)
     model.writer.add_type(gguf.GGUFType.MMPROJ)
@@ -220,6 +248,7 @@ def projector(path: str, seed: int) -> None:
     model.writer.add_vision_block_count(N_LAYER)
     model.writer.add_vision_head_count(N_HEAD)
     model.writer.add_vision_projection_dim(N_EMBD)
+    model.writer.add_vision_projector_scale_factor(1)
     model.writer.add_vision_attention_layernorm_eps(1e-6)
     model.writer.add_vision_image_mean([0.5, 0.5, 0.5])
     model.writer.add_vision_image_std([0.5, 0.5, 0.5])
@@ -272,17 +301,31 @@ def preset(path: str) -> None:
 def main() -> None:
     llama("ggml-org/test-model-stories260K/stories260K-F32.gguf", Type.F32, 1)
     llama("ggml-org/models/tinyllamas/stories260K.gguf", Type.F32, 1)
-    llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 2, infill=True)
-    llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 3)
-    llama("ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf", Type.F16, 4, experts=4)
-    lora("ggml-org/stories15M_MOE/moe_shakespeare15M.gguf", 5)
-    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 6)
-    bert("ggml-org/models/bert-bge-small/ggml-model-f16.gguf", Type.F16, 7)
-    bert("ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf", Type.F16, 8, reranker=True)
-    gemma3("ggml-org/tinygemma3-GGUF/tinygemma3-Q8_0.gguf", Type.Q8_0, 9)
-    projector("ggml-org/tinygemma3-GGUF/mmproj-tinygemma3.gguf", 10)
-    picture("ggml-org/tinygemma3-GGUF/test/11_truck.png", 11)
-    picture("ggml-org/tinygemma3-GGUF/test/91_cat.png", 12)
+    llama("ggml-org/models/tinyllamas/split/stories15M-q8_0.gguf", Type.Q8_0, 2, shards=3, story="▁little ▁girl")
+    llama(
+        "ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf",
+        Type.F32,
+        3,
+        infill=True,
+        story="▁small ▁park",
+    )
+    llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 4)
+    llama(
+        "ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf",
+        Type.F16,
+        5,
+        experts=4,
+        story="▁little ▁girl ▁day ▁special ▁thing ▁far ▁home ▁love ▁glass ▁answer",
+    )
+    lora("ggml-org/stories15M_MOE/moe_shakespeare15M.gguf", 6)
+    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 7)
+    bert("ggml-org/models/bert-bge-small/ggml-model-f16.gguf", Type.F16, 8)
+    # This seed puts the documents of upstream's test into the order that it expects.
+    bert("ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf", Type.F16, 9, reranker=True)
+    gemma3("ggml-org/tinygemma3-GGUF/tinygemma3-Q8_0.gguf", Type.Q8_0, 10, story="▁cat ▁fro g")
+    projector("ggml-org/tinygemma3-GGUF/mmproj-tinygemma3.gguf", 11)
+    picture("ggml-org/tinygemma3-GGUF/test/11_truck.png", 12)
+    picture("ggml-org/tinygemma3-GGUF/test/91_cat.png", 13)
     preset("ggml-org/test-preset-ci/preset.ini")
 
 

@@ -144,7 +144,7 @@ impl Bench {
                 REQUEST_SECONDS.to_string(),
             )
             .env("LLAMA_SERVER_BIN_PATH", program)
-            .env("LLAMA_CACHE", folder.join("cache"))
+            .env("LLAMA_CACHE", self.cache(server))
             .env("PORT", free_port(server)?.to_string())
             // On a machine that does other things too, threads that turn in circles take minutes.
             .env("OMP_WAIT_POLICY", "passive")
