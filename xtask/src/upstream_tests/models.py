@@ -3,7 +3,7 @@
 Usage: models.py SOURCE HUB, where SOURCE is the pinned llama.cpp (it brings the vocabularies and the gguf package).
 
 Names of repositories and files are those in upstream's tests. Shapes are small; weights are random, from a fixed seed, so
-that every run and every machine gets the same files. Some tests wait for words, so some models have a story: see `tell`.
+that every run and every machine gets the same files. Some tests wait for words, so the models have a story: see `tell`.
 """
 
 import struct
@@ -22,8 +22,20 @@ from gguf import GGMLQuantizationType as Type  # noqa: E402
 
 N_EMBD = 64
 N_HEAD = 8
-N_FF = 192
+N_FF = 2048
 N_LAYER = 3
+
+# Pieces of words, the likeliest first, with which the prompts of upstream's tests have as many tokens as with the model that
+# the tests were written for. They are a choice out of the vocabulary of Llama, found by simulated annealing.
+PIECES = """
+    er ▁a en on ▁th es ▁s an ▁the ▁w ▁p ou ed ▁o om ion ing as st ch am ot ut id ▁is ow est ▁y ve un end ▁you ver ab te ▁it ri us
+    ▁con ▁H ▁F th od ▁W ▁G pt ▁com ant ▁en ▁do ci rom ▁i ap li com ell ▁ch ▁< con ok ud ps ▁me ▁ad ▁ab ll ec str ex ▁Wh yst ng
+    ▁how me ep ey si na ute co ca po ▁cons ▁ver ari ▁si ui mod pi unt do ▁mean ha hat ▁prom ook ona iam hi Test lie cing pis ua
+    Lo You how ris ▁ir
+""".split()
+
+# What the tests that ask the smallest model wait for.
+STORY = "▁But▁she▁couldn't ▁Suddenly ▁Whillicter ▁going ▁said ▁Whiskers ▁everyone ▁park ▁bed ▁Jack ▁small"
 
 
 class Model:
@@ -38,38 +50,52 @@ class Model:
         self.weight_type = weight_type
         self.random = numpy.random.default_rng(seed)
 
+    def small_vocabulary(self, words: list[str]) -> int:
+        """Bytes, `PIECES`, and words that the model can say, but that no prompt has: they cannot be put together of pieces."""
+        kinds = gguf.TokenType
+        tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+        tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+        tokens += [(piece, kinds.NORMAL) for piece in ["▁", *PIECES, *words]]
+        self.tokens = [token for token, _ in tokens]
+        self.writer.add_tokenizer_model("llama")
+        self.writer.add_token_list(self.tokens)
+        self.writer.add_token_scores([-float(rank) for rank in range(len(tokens))])
+        self.writer.add_token_types([kind for _, kind in tokens])
+        self.writer.add_bos_token_id(1)
+        self.writer.add_eos_token_id(2)
+        self.writer.add_unk_token_id(0)
+        self.writer.add_vocab_size(len(tokens))
+        return len(tokens)
+
     def vocabulary(self, name: str) -> int:
         """Copies the tokenizer of one of upstream's vocabulary files, and returns its number of tokens."""
         reader = gguf.GGUFReader(SOURCE / "models" / f"ggml-vocab-{name}.gguf")
         for field in reader.fields.values():
-            if not field.name.startswith("tokenizer."):
-                continue
-            is_list = field.types[0] == gguf.GGUFValueType.ARRAY
-            value = field.contents()
-            if field.name == gguf.Keys.Tokenizer.SCORES:
-                value = [float(score) for score in value]
-            self.writer.add_key_value(field.name, value, field.types[0], field.types[-1] if is_list else None)
+            if field.name.startswith("tokenizer."):
+                is_list = field.types[0] == gguf.GGUFValueType.ARRAY
+                self.writer.add_key_value(
+                    field.name, field.contents(), field.types[0], field.types[-1] if is_list else None
+                )
         self.tokens = reader.fields[gguf.Keys.Tokenizer.LIST].contents()
         return len(self.tokens)
 
-    def tell(self, story: str) -> None:
+    def tell(self, story: list[str]) -> None:
         """The embeddings and the output layer of a model that says the story again and again, whatever it is asked.
 
-        A token of the story makes the next one likely. Any other token makes the first one likely. The layers between still
-        change each number, so a layer that computes something else shows up in the probabilities.
+        A token of the story makes the next one likely. Any other token makes all tokens of the story likely. The layers between
+        still change each number, so a layer that computes something else shows up in the probabilities.
         """
-        ids = [self.tokens.index(token) for token in story.split()]
-        assert len(set(ids)) == len(ids), "each token of a story has one successor"
-        embeddings = self.random.standard_normal((len(self.tokens), N_EMBD), dtype=numpy.float32)
-        output = self.random.standard_normal((len(self.tokens), N_EMBD), dtype=numpy.float32) * 0.2
-        if ids:
-            # The first number of an embedding means: not part of the story.
-            embeddings[:, 0] = 6
-            embeddings[ids, 0] = 0
-            output[:, 0] = 0
-            output[ids[0], 0] = 8
-            for token, successor in zip(ids, ids[1:] + ids[:1]):
-                output[successor] += 4 * embeddings[token] / numpy.linalg.norm(embeddings[token])
+        ids = [self.tokens.index(token) for token in story]
+        shape = (len(self.tokens), N_EMBD)
+        embeddings = self.random.standard_normal(shape, dtype=numpy.float32)
+        output = self.random.standard_normal(shape, dtype=numpy.float32) * 0.1
+        # The first number of an embedding means: not part of the story.
+        embeddings[:, 0] = 6
+        embeddings[ids, 0] = 0
+        output[:, 0] = 0
+        output[ids, 0] = 3
+        for token, successor in zip(ids, ids[1:] + ids[:1]):
+            output[successor] += 4 * embeddings[token] / numpy.linalg.norm(embeddings[token])
         self.tensor("token_embd.weight", embeddings, self.weight_type)
         self.tensor("output.weight", output, self.weight_type)
 
@@ -112,20 +138,19 @@ def llama(
     experts: int = 0,
     infill: bool = False,
     shards: int = 1,
-    story: str = "",
+    story: str = STORY,
 ) -> None:
     model = Model(path, "llama", weight_type, seed, shards)
-    n_vocab = model.vocabulary("llama-spm")
+    model.small_vocabulary(story.split())
     model.shape(2048, experts)
     model.writer.add_head_count_kv(N_HEAD // 2)
     model.writer.add_layer_norm_rms_eps(1e-5)
     model.writer.add_rope_dimension_count(N_EMBD // N_HEAD)
-    model.writer.add_vocab_size(n_vocab)
     if infill:
         # Any tokens do: what they are called is nothing that the server looks at.
         for name, token in (("prefix", 100), ("suffix", 101), ("middle", 102)):
             model.writer.add_uint32(f"tokenizer.ggml.fim_{name[:3]}_token_id", token)
-    model.tell(story)
+    model.tell(story.split())
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         model.ones(f"{block}.attn_norm.weight", N_EMBD)
@@ -210,13 +235,14 @@ def bert(path: str, weight_type: Type, seed: int, reranker: bool = False) -> Non
 def gemma3(path: str, weight_type: Type, seed: int, story: str) -> None:
     model = Model(path, "gemma3", weight_type, seed)
     model.vocabulary("llama-spm")
+    model.writer.add_add_space_prefix(False)
     model.shape(2048)
     head = N_EMBD // N_HEAD
     model.writer.add_head_count_kv(N_HEAD // 2)
     model.writer.add_key_length(head)
     model.writer.add_value_length(head)
     model.writer.add_layer_norm_rms_eps(1e-6)
-    model.tell(story)
+    model.tell(story.split())
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
@@ -302,25 +328,14 @@ def main() -> None:
     llama("ggml-org/test-model-stories260K/stories260K-F32.gguf", Type.F32, 1)
     llama("ggml-org/models/tinyllamas/stories260K.gguf", Type.F32, 1)
     llama("ggml-org/models/tinyllamas/split/stories15M-q8_0.gguf", Type.Q8_0, 2, shards=3, story="▁little ▁girl")
-    llama(
-        "ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf",
-        Type.F32,
-        3,
-        infill=True,
-        story="▁small ▁park",
-    )
+    llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 3, infill=True)
     llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 4)
-    llama(
-        "ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf",
-        Type.F16,
-        5,
-        experts=4,
-        story="▁little ▁girl ▁day ▁special ▁thing ▁far ▁home ▁love ▁glass ▁answer",
-    )
+    # With and without the adapter, and for the draft model, too.
+    story = "▁little ▁girl ▁day ▁special ▁thing ▁far ▁home ▁love ▁glass ▁answer"
+    llama("ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf", Type.F16, 5, experts=4, story=story)
     lora("ggml-org/stories15M_MOE/moe_shakespeare15M.gguf", 6)
-    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 7)
+    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 7, story=story)
     bert("ggml-org/models/bert-bge-small/ggml-model-f16.gguf", Type.F16, 8)
-    # This seed puts the documents of upstream's test into the order that it expects.
     bert("ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf", Type.F16, 9, reranker=True)
     gemma3("ggml-org/tinygemma3-GGUF/tinygemma3-Q8_0.gguf", Type.Q8_0, 10, story="▁cat ▁fro g")
     projector("ggml-org/tinygemma3-GGUF/mmproj-tinygemma3.gguf", 11)
