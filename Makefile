@@ -73,7 +73,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit compare qemu-test ## everything CI runs
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit upstream-tests compare qemu-test ## everything CI runs
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
@@ -109,6 +109,13 @@ compare-full: stock tools build ## all cases on models of 7 GB and 3.5 GB, for h
 	$(call step,the whole comparison with stock)
 	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
 	    --cases all --out target/compare-full
+
+# A part in `make test`, all of them in `make test-full`. Elsewhere than in CI, the server with huge pages is left out, and the
+# command says why, where the pool cannot be changed.
+.PHONY: upstream-tests
+upstream-tests: setup-test stock build ## upstream's tests of the server, against stock and ours
+	$(call step,tests of upstream)
+	cargo xtask upstream-tests $(if $(LLAMA_HUGEPAGES_TEST_FULL),--all) $(if $(CI),,--if-possible)
 
 # Elsewhere than in CI it is skipped, and says why, where QEMU or a kernel for its guest is missing.
 .PHONY: qemu-test

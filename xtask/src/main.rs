@@ -95,7 +95,7 @@ enum Command {
         /// Servers to compare
         #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
         servers: Vec<upstream_tests::Server>,
-        /// Where the pool cannot be changed, say so, and leave out the server with huge pages
+        /// Where Python packages or huge pages cannot be had, say so, leave out what needs them, and end well
         #[arg(long)]
         if_possible: bool,
     },

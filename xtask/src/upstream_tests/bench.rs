@@ -28,19 +28,16 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn prepare(repo: &Repo) -> Result<Self> {
+    pub fn new(repo: &Repo) -> Result<Self> {
         let dir = std::path::absolute(repo.target().join("upstream-tests"))?;
         fs::create_dir_all(&dir).with_context(|| format!("cannot write `{}`", dir.display()))?;
         let mut source = repo.source()?;
         source.dir = source.dir.canonicalize()?;
-        let bench = Self {
+        Ok(Self {
             dir,
             scripts: std::path::absolute(repo.root().join("xtask/src/upstream_tests"))?,
             source,
-        };
-        bench.make_venv()?;
-        bench.make_hub()?;
-        Ok(bench)
+        })
     }
 
     /// Upstream's tests, as they are.
@@ -71,7 +68,8 @@ impl Bench {
         self.dir.join(server.name())
     }
 
-    fn make_venv(&self) -> Result<()> {
+    /// Needs a network, once.
+    pub fn make_venv(&self) -> Result<()> {
         let requirements = self.tests().join("requirements.txt");
         let wanted = read(&requirements)? + &MORE_PACKAGES.join("\n");
         self.make("venv", &wanted, |venv| {
@@ -93,7 +91,8 @@ impl Bench {
         })
     }
 
-    fn make_hub(&self) -> Result<()> {
+    /// Needs the venv.
+    pub fn make_hub(&self) -> Result<()> {
         let script = self.scripts.join("models.py");
         let wanted = format!("{:?}\n{}", self.source.commit, read(&script)?);
         self.make("hub", &wanted, |hub| {

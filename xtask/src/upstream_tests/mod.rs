@@ -47,7 +47,7 @@ impl Server {
     fn program(self, repo: &Repo) -> Result<PathBuf> {
         let (path, hint) = match self {
             Self::Stock => ("stock/build/bin/llama-server", "run \"cargo xtask stock\""),
-            Self::Off | Self::On => ("release/llama-server", "run \"cargo build --release\""),
+            Self::Off | Self::On => ("release/llama-server", BUILD),
         };
         built(&repo.target().join(path), hint)
     }
@@ -63,6 +63,8 @@ impl Server {
         }
     }
 }
+
+const BUILD: &str = "run \"cargo build --release\"";
 
 fn built(path: &Path, hint: &str) -> Result<PathBuf> {
     if path.is_file() {
@@ -99,6 +101,8 @@ const PART: &[&str] = &[
 /// Huge pages for the largest test, three models at once in the router, with a margin.
 const POOL: &str = "1G";
 
+const WITHOUT_PAGES: &str = "without huge pages: cargo xtask upstream-tests --servers stock,off";
+
 /// How often tests that differ are repeated. Some of upstream's tests depend on time, and fail on a busy machine.
 const REPEATS: usize = 2;
 
@@ -112,20 +116,23 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     for server in &servers {
         server.program(repo)?;
     }
-    let tool = repo.target().join("release/hugepages");
+    let bench = Bench::new(repo)?;
+    match bench.make_venv() {
+        Err(why) if options.if_possible => {
+            eprintln!("upstream-tests: skipped, {why:#}");
+            return Ok(true);
+        }
+        made => made?,
+    }
+    bench.make_hub()?;
     let mut lease = None;
     if servers.contains(&Server::On) {
-        let tool = built(&tool, "run \"cargo build --release\"")?;
-        match Lease::take(&tool, POOL) {
-            Ok(taken) => lease = Some(taken),
+        match pages(repo) {
             Err(why) if options.if_possible => {
                 eprintln!("upstream-tests: skipped with huge pages, {why:#}");
                 servers.retain(|&server| server != Server::On);
             }
-            Err(why) => {
-                return Err(why)
-                    .hint("without huge pages: cargo xtask upstream-tests --servers stock,off");
-            }
+            taken => lease = Some(taken.hint(WITHOUT_PAGES)?),
         }
     }
     ensure!(
@@ -133,7 +140,6 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
         "one server has nothing to be compared with"
     );
 
-    let bench = Bench::prepare(repo)?;
     let tests = selection(&bench, options);
     let mut runs = run_all(repo, &bench, &servers, &tests, &interrupted)?;
     judge_set_up(&runs)?;
@@ -160,6 +166,11 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
         }
     );
     Ok(steady.is_empty())
+}
+
+fn pages(repo: &Repo) -> Result<Lease> {
+    let tool = built(&repo.target().join("release/hugepages"), BUILD)?;
+    Lease::take(&tool, POOL)
 }
 
 /// What pytest is asked to run.

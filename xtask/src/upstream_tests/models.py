@@ -34,8 +34,11 @@ PIECES = """
     Lo You how ris ▁ir
 """.split()
 
-# What the tests that ask the smallest model wait for.
-STORY = "▁But▁she▁couldn't ▁Suddenly ▁Whillicter ▁going ▁said ▁Whiskers ▁everyone ▁park ▁bed ▁Jack ▁small"
+# What the tests that ask the smallest model wait for, some of them within eight tokens.
+STORY = """
+    ▁Suddenly▁Whillicter ▁Aside ▁going▁bed ▁Whiskers ▁Jack
+    ▁blue▁Suddenly▁Whillicter ▁everyone ▁going ▁small ▁park ▁day
+"""
 
 
 class Model:
@@ -82,20 +85,20 @@ class Model:
     def tell(self, story: list[str]) -> None:
         """The embeddings and the output layer of a model that says the story again and again, whatever it is asked.
 
-        A token of the story makes the next one likely. Any other token makes all tokens of the story likely. The layers between
-        still change each number, so a layer that computes something else shows up in the probabilities.
+        After any token, all tokens of the story are likely; after one of them, its successor is the likeliest. So a temperature
+        still makes a difference. The layers between change each number, so a layer that computes something else shows up in the
+        probabilities.
         """
         ids = [self.tokens.index(token) for token in story]
         shape = (len(self.tokens), N_EMBD)
         embeddings = self.random.standard_normal(shape, dtype=numpy.float32)
-        output = self.random.standard_normal(shape, dtype=numpy.float32) * 0.1
-        # The first number of an embedding means: not part of the story.
+        output = self.random.standard_normal(shape, dtype=numpy.float32) * 0.05
+        for token, successor in zip(ids, ids[1:] + ids[:1]):
+            output[successor] += 0.8 * embeddings[token] / numpy.linalg.norm(embeddings[token])
+        # The same in all embeddings: what it adds to a token of the story does not depend on the text.
         embeddings[:, 0] = 6
-        embeddings[ids, 0] = 0
         output[:, 0] = 0
         output[ids, 0] = 3
-        for token, successor in zip(ids, ids[1:] + ids[:1]):
-            output[successor] += 4 * embeddings[token] / numpy.linalg.norm(embeddings[token])
         self.tensor("token_embd.weight", embeddings, self.weight_type)
         self.tensor("output.weight", output, self.weight_type)
 
@@ -139,9 +142,13 @@ def llama(
     infill: bool = False,
     shards: int = 1,
     story: str = STORY,
+    vocabulary: str = "",
 ) -> None:
     model = Model(path, "llama", weight_type, seed, shards)
-    model.small_vocabulary(story.split())
+    if vocabulary:
+        model.vocabulary(vocabulary)
+    else:
+        model.small_vocabulary(story.split())
     model.shape(2048, experts)
     model.writer.add_head_count_kv(N_HEAD // 2)
     model.writer.add_layer_norm_rms_eps(1e-5)
@@ -327,14 +334,17 @@ def preset(path: str) -> None:
 def main() -> None:
     llama("ggml-org/test-model-stories260K/stories260K-F32.gguf", Type.F32, 1)
     llama("ggml-org/models/tinyllamas/stories260K.gguf", Type.F32, 1)
-    llama("ggml-org/models/tinyllamas/split/stories15M-q8_0.gguf", Type.Q8_0, 2, shards=3, story="▁little ▁girl")
-    llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 3, infill=True)
-    llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 4)
-    # With and without the adapter, and for the draft model, too.
+    llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 2, infill=True)
+    llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 3)
+
+    # With and without the adapter and the draft model.
     story = "▁little ▁girl ▁day ▁special ▁thing ▁far ▁home ▁love ▁glass ▁answer"
-    llama("ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf", Type.F16, 5, experts=4, story=story)
+    spm = "llama-spm"
+    llama("ggml-org/models/tinyllamas/split/stories15M-q8_0.gguf", Type.Q8_0, 4, shards=3, story=story, vocabulary=spm)
+    llama("ggml-org/stories15M_MOE/stories15M_MOE-F16.gguf", Type.F16, 5, experts=4, story=story, vocabulary=spm)
     lora("ggml-org/stories15M_MOE/moe_shakespeare15M.gguf", 6)
-    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 7, story=story)
+    llama("ggml-org/tiny-llamas/stories15M-q4_0.gguf", Type.Q4_0, 7, story=story, vocabulary=spm)
+
     bert("ggml-org/models/bert-bge-small/ggml-model-f16.gguf", Type.F16, 8)
     bert("ggml-org/models/jina-reranker-v1-tiny-en/ggml-model-f16.gguf", Type.F16, 9, reranker=True)
     gemma3("ggml-org/tinygemma3-GGUF/tinygemma3-Q8_0.gguf", Type.Q8_0, 10, story="▁cat ▁fro g")
