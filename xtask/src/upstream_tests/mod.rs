@@ -98,8 +98,8 @@ const PART: &[&str] = &[
     "test_vision_api.py",
 ];
 
-/// Huge pages for the largest test, three models at once in the router, with a margin.
-const POOL: &str = "1G";
+/// Huge pages for the largest test, with a margin: the router holds three models at once, of 20 MiB each.
+const POOL: &str = "256M";
 
 const WITHOUT_PAGES: &str = "without huge pages: cargo xtask upstream-tests --servers stock,off";
 
