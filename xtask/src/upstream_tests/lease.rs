@@ -56,3 +56,52 @@ impl Drop for Lease {
         let _ = self.holder.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A tool that answers so, waits for the end of its input, and leaves a mark.
+    fn tool(dir: &TempDir, answer: &str) -> PathBuf {
+        let path = dir.path().join("tool");
+        let mark = dir.path().join("returned").display().to_string();
+        let script = format!("#!/bin/sh\necho '{answer}'\ncat\necho \"$@\" > '{mark}'\n");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn pages_are_lent_until_the_lease_is_dropped() {
+        let dir = TempDir::new().unwrap();
+        let returned = dir.path().join("returned");
+        let lease = Lease::take(&tool(&dir, "ok 128"), "256M").unwrap();
+        assert!(!returned.exists());
+        drop(lease);
+        let arguments = fs::read_to_string(returned).unwrap();
+        assert!(
+            arguments.starts_with("pool reserve 256M ") && arguments.contains("--lease"),
+            "{arguments}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        for (answer, why) in [
+            ("none", "cannot be changed"),
+            ("memory 100 256 1024", "too little memory"),
+            ("short 0 3", "fewer huge pages"),
+            ("", "no huge pages"),
+        ] {
+            let dir = TempDir::new().unwrap();
+            let said = Lease::take(&tool(&dir, answer), "256M").err().unwrap();
+            assert!(said.to_string().contains(why), "{answer}: {said}");
+        }
+    }
+}
