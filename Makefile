@@ -110,8 +110,8 @@ compare-full: stock tools build ## all cases on models of 7 GB and 3.5 GB, for h
 	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
 	    --cases all --out target/compare-full
 
-# A part in `make test`, all of them in `make test-full`. Elsewhere than in CI, the server with huge pages is left out, and the
-# command says why, where the pool cannot be changed.
+# A part in `make test`, all of them in `make test-full`. Elsewhere than in CI, THP takes the place of huge pages where the pool
+# cannot be changed, and the command says why.
 .PHONY: upstream-tests
 upstream-tests: setup-test stock build ## upstream's tests of the server, against stock and ours
 	$(call step,tests of upstream)

@@ -95,7 +95,7 @@ enum Command {
         /// Servers to compare
         #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
         servers: Vec<upstream_tests::Server>,
-        /// Where Python packages or huge pages cannot be had, say so, leave out what needs them, and end well
+        /// Where Python packages cannot be had, say so and end well; without a pool of huge pages, use THP
         #[arg(long)]
         if_possible: bool,
     },

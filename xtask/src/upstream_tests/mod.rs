@@ -33,6 +33,8 @@ pub enum Server {
     Off,
     /// Ours, with model memory on huge pages
     On,
+    /// Ours, with model memory on transparent huge pages, for which no pool is needed
+    Thp,
 }
 
 impl Server {
@@ -41,13 +43,14 @@ impl Server {
             Self::Stock => "stock",
             Self::Off => "off",
             Self::On => "on",
+            Self::Thp => "thp",
         }
     }
 
     fn program(self, repo: &Repo) -> Result<PathBuf> {
         let (path, hint) = match self {
             Self::Stock => ("stock/build/bin/llama-server", "run \"cargo xtask stock\""),
-            Self::Off | Self::On => ("release/llama-server", BUILD),
+            Self::Off | Self::On | Self::Thp => ("release/llama-server", BUILD),
         };
         built(&repo.target().join(path), hint)
     }
@@ -59,6 +62,11 @@ impl Server {
             Self::On => &[
                 ("LLAMA_ARG_HUGEPAGES", "1"),
                 ("LLAMA_ARG_HUGEPAGE_POLICY", "prefer"),
+            ],
+            Self::Thp => &[
+                ("LLAMA_ARG_HUGEPAGES", "1"),
+                ("LLAMA_ARG_HUGEPAGE_POLICY", "prefer"),
+                ("LLAMA_ARG_HUGEPAGE_SIZE", "thp"),
             ],
         }
     }
@@ -101,7 +109,7 @@ const PART: &[&str] = &[
 /// Huge pages for the largest test, with a margin: the router holds three models at once, of 20 MiB each.
 const POOL: &str = "256M";
 
-const WITHOUT_PAGES: &str = "without huge pages: cargo xtask upstream-tests --servers stock,off";
+const WITHOUT_PAGES: &str = "without a pool: cargo xtask upstream-tests --servers stock,off,thp";
 
 /// How often tests that differ are repeated. Some of upstream's tests depend on time, and fail on a busy machine.
 const REPEATS: usize = 2;
@@ -129,8 +137,10 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     if servers.contains(&Server::On) {
         match pages(repo) {
             Err(why) if options.if_possible => {
-                eprintln!("upstream-tests: skipped with huge pages, {why:#}");
+                eprintln!("upstream-tests: THP instead of huge pages, {why:#}");
                 servers.retain(|&server| server != Server::On);
+                servers.push(Server::Thp);
+                servers.dedup();
             }
             taken => lease = Some(taken.hint(WITHOUT_PAGES)?),
         }
