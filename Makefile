@@ -68,7 +68,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit compare qemu-test ## run all checks of CI
+test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit upstream-tests compare qemu-test ## run all checks of CI
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
@@ -104,6 +104,13 @@ compare-full: stock tools build ## compare all cases on models of 7 GB and 3.5 G
 	$(call step,the whole comparison with stock)
 	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
 	    --cases all --out target/compare-full
+
+# A part in `make test`, all of them in `make test-full`. Outside of CI, THP replaces huge pages if the pool cannot be changed, and
+# the command prints the reason.
+.PHONY: upstream-tests
+upstream-tests: setup-test stock build ## run upstream's tests of the server on stock and on ours
+	$(call step,tests of upstream)
+	cargo xtask upstream-tests $(if $(LLAMA_HUGEPAGES_TEST_FULL),--all) $(if $(CI),,--if-possible)
 
 # Outside of CI it is skipped with the reason if QEMU or a kernel for its guest is missing.
 .PHONY: qemu-test

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
-use crate::support::{http, models, need, or_skip, python};
+use crate::support::{http, models, need, or_skip, python, wait_for};
 
 /// Stock's and ours, which has all pages that it needs.
 fn servers_of_both(model: &Path, args: &[&str]) -> Result<([Server; 2], Pool), String> {
@@ -111,4 +112,48 @@ fn health_props_and_metrics_are_as_with_stock() {
         "missing: {:?}",
         expected.difference(&metrics)
     );
+}
+
+/// The pages that the server holds: `llamacpp:hugepages_pages{kind="weights",backing="2M"} 12`.
+fn gauges(server: &Server) -> BTreeSet<String> {
+    let (status, text) = http::get(&server.url("/metrics"));
+    assert_eq!(status, 200, "{text}");
+    text.lines()
+        .filter(|line| line.starts_with("llamacpp:hugepages_pages{"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_asleep(server: &Server) -> bool {
+    http::get_json(&server.url("/props"))["is_sleeping"] == true
+}
+
+/// Upstream answers /metrics during sleep from a snapshot, because it cannot ask the model. A snapshot of ours would name
+/// pages that are back in the pool.
+#[test]
+fn gauges_tell_that_a_server_that_sleeps_holds_nothing_and_do_not_wake_it() {
+    let model = models::demo("20M", "Q8_0");
+    let launch = Launch::ours()
+        .model(&model)
+        .args(["--metrics", "--sleep-idle-seconds", "2"]);
+    let pool = or_skip!(Pool::with(need::of(&launch)));
+    let server = launch.hugepages("require").start();
+    let awake = gauges(&server);
+    let weights = r#"llamacpp:hugepages_pages{kind="weights",backing="2M"}"#;
+    assert!(
+        awake.iter().any(|gauge| gauge.starts_with(weights)),
+        "{awake:?}"
+    );
+
+    assert!(
+        wait_for(Duration::from_secs(60), || is_asleep(&server)),
+        "does not sleep:\n{}",
+        server.log()
+    );
+    pool.assert_all_back();
+    assert_eq!(gauges(&server), BTreeSet::new());
+    assert!(is_asleep(&server), "woken:\n{}", server.log());
+
+    server.complete("Hello", &json!({ "temperature": 0 }));
+    assert_eq!(gauges(&server), awake);
 }

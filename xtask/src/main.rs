@@ -13,6 +13,8 @@ mod patches;
 mod programs;
 mod qemu;
 mod repo;
+mod signals;
+mod upstream_tests;
 mod vendor;
 
 use std::path::{Path, PathBuf};
@@ -81,6 +83,22 @@ enum Command {
     Tools,
     /// Build the programs of the long tests: for Valgrind (target/portable-*/) and with sanitizers (target/{address,thread}/)
     Instrumented,
+    /// Run upstream's tests of llama-server against stock and ours: each has to end the same
+    UpstreamTests {
+        /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose
+        /// names contain a word
+        #[arg(value_name = "FILTER")]
+        filters: Vec<String>,
+        /// Run all files [default: those that take a minute a server]
+        #[arg(long)]
+        all: bool,
+        /// Servers to compare
+        #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
+        servers: Vec<upstream_tests::Server>,
+        /// Where Python packages cannot be had, say so and end well; without a pool of huge pages, use THP
+        #[arg(long)]
+        if_possible: bool,
+    },
     /// Test huge pages on an emulated machine with two NUMA nodes
     QemuTest {
         /// Kernel to boot [default: the kernel from `scripts/setup --test` in target/qemu/kernel/]
@@ -178,6 +196,24 @@ fn run(cli: &Cli) -> Result<Exit> {
                 run_build(&repo, kind)?;
             }
             Ok(Exit::Done)
+        }
+        Command::UpstreamTests {
+            filters,
+            all,
+            servers,
+            if_possible,
+        } => {
+            let options = upstream_tests::Options {
+                filters: filters.clone(),
+                all: *all,
+                servers: servers.clone(),
+                if_possible: *if_possible,
+            };
+            Ok(if upstream_tests::run(&repo, &options)? {
+                Exit::Done
+            } else {
+                Exit::No
+            })
         }
         Command::QemuTest {
             kernel,

@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::cases::PAGES_PER_NODE;
 
@@ -35,15 +34,6 @@ pub struct Machine {
     lines: Receiver<String>,
     interrupted: Arc<AtomicBool>,
     deadline: Instant,
-}
-
-/// What becomes true at Ctrl-C and the like, which from now on do not end the process by themselves.
-pub fn catch_signals() -> Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    Ok(interrupted)
 }
 
 impl Machine {

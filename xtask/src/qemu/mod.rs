@@ -21,6 +21,7 @@ use crate::build::cmake;
 use crate::hint::Hint as _;
 use crate::programs::{self, Kind};
 use crate::repo::Repo;
+use crate::signals;
 use cases::{CASES, Case};
 use image::Image;
 use judge::Judge;
@@ -88,7 +89,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
     // Before there is anything to leave behind.
-    let interrupted = machine::catch_signals()?;
+    let interrupted = signals::catch()?;
     let scratch = tempfile::Builder::new()
         .prefix(".run-")
         .tempdir_in(&folder)

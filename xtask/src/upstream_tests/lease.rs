@@ -1,0 +1,107 @@
+//! Huge pages on loan: `hugepages pool reserve --lease` returns its pages once its input closes, so however this process ends.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+pub struct Lease {
+    holder: Child,
+    input: Option<ChildStdin>,
+}
+
+impl Lease {
+    /// Sees to it that `amount` can be had from the pool.
+    pub fn take(tool: &Path, amount: &str) -> Result<Self> {
+        let mut holder = Command::new(tool)
+            .args([
+                "pool",
+                "reserve",
+                amount,
+                "--usable",
+                "--try-hard",
+                "--lease",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A Ctrl-C at the terminal is for this process; the pages stay until the tests are over.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot run `{}`", tool.display()))?;
+        let output = holder.stdout.take();
+        let lease = Self {
+            input: holder.stdin.take(),
+            holder,
+        };
+        let mut answer = String::new();
+        if let Some(output) = output {
+            BufReader::new(output).read_line(&mut answer)?;
+        }
+        match answer.split_whitespace().next() {
+            Some("ok") => Ok(lease),
+            Some("none") => bail!("the pool cannot be changed here"),
+            Some("memory") => bail!("too little memory is available for {amount} of huge pages"),
+            Some("short") => bail!("the kernel gave fewer huge pages than {amount}"),
+            _ => bail!("no huge pages"),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        // The pages are back when it has ended; it says itself what went wrong.
+        let _ = self.holder.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A tool that answers so, waits for the end of its input, and leaves a mark.
+    fn tool(dir: &TempDir, answer: &str) -> PathBuf {
+        let path = dir.path().join("tool");
+        let mark = dir.path().join("returned").display().to_string();
+        let script = format!("#!/bin/sh\necho '{answer}'\ncat\necho \"$@\" > '{mark}'\n");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn pages_are_lent_until_the_lease_is_dropped() {
+        let dir = TempDir::new().unwrap();
+        let returned = dir.path().join("returned");
+        let lease = Lease::take(&tool(&dir, "ok 128"), "256M").unwrap();
+        assert!(!returned.exists());
+        drop(lease);
+        let arguments = fs::read_to_string(returned).unwrap();
+        assert!(
+            arguments.starts_with("pool reserve 256M ") && arguments.contains("--lease"),
+            "{arguments}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        for (answer, why) in [
+            ("none", "cannot be changed"),
+            ("memory 100 256 1024", "too little memory"),
+            ("short 0 3", "fewer huge pages"),
+            ("", "no huge pages"),
+        ] {
+            let dir = TempDir::new().unwrap();
+            let said = Lease::take(&tool(&dir, answer), "256M").err().unwrap();
+            assert!(said.to_string().contains(why), "{answer}: {said}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! One run of pytest against one server, and what came of each test.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+
+use super::Server;
+use super::bench::Bench;
+use crate::hint::Hint as _;
+
+/// The slowest of upstream's tests takes a fifth of that.
+const TEST_SECONDS: u32 = 90;
+/// Less, so that the request of a test that hangs ends first.
+const REQUEST_SECONDS: u32 = 75;
+/// For pytest to stop its servers after a Ctrl-C.
+const END: Duration = Duration::from_secs(20);
+
+/// How a test ends. The names are those that `plugin.py` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+    XFailed,
+    XPassed,
+    /// What the test needs could not be set up or taken down.
+    Error,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 6] = [
+        Self::Passed,
+        Self::Failed,
+        Self::Skipped,
+        Self::XFailed,
+        Self::XPassed,
+        Self::Error,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+            Self::XFailed => "xfailed",
+            Self::XPassed => "xpassed",
+            Self::Error => "error",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Found {
+    pub outcome: Outcome,
+    /// Why, and where in the test.
+    pub said: String,
+    /// Model memory of all loads during the test, and how much of it was on huge pages, as the server's log has it.
+    pub all_mib: f64,
+    pub huge_mib: f64,
+}
+
+#[derive(Debug)]
+pub struct Run {
+    pub server: Server,
+    pub outcomes: BTreeMap<String, Found>,
+    pub seconds: f64,
+}
+
+impl Run {
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.outcomes
+            .values()
+            .filter(|found| found.outcome == outcome)
+            .count()
+    }
+
+    /// How much of the model memory was on huge pages, from 0 to 1; none if the server reported nothing.
+    pub fn huge_share(&self) -> Option<f64> {
+        let all: f64 = self.outcomes.values().map(|found| found.all_mib).sum();
+        let huge: f64 = self.outcomes.values().map(|found| found.huge_mib).sum();
+        (all > 0.0).then(|| huge / all)
+    }
+}
+
+/// One line of the plugin's file.
+#[derive(Deserialize)]
+struct Line {
+    test: String,
+    #[serde(flatten)]
+    found: Found,
+}
+
+impl Bench {
+    pub fn run(
+        &self,
+        server: Server,
+        program: &Path,
+        tests: &[String],
+        interrupted: &AtomicBool,
+    ) -> Result<Run> {
+        let start = Instant::now();
+        let directory = self.lay_out(server)?;
+        let folder = self.folder(server);
+        let (outcomes, log) = (folder.join("outcomes.jsonl"), folder.join("pytest.log"));
+        let log_file =
+            File::create(&log).with_context(|| format!("cannot write `{}`", log.display()))?;
+        let mut pytest = Command::new(self.python());
+        for (name, _) in std::env::vars_os() {
+            if is_heeded(&name.to_string_lossy()) {
+                pytest.env_remove(name);
+            }
+        }
+        let child = pytest
+            .args([
+                "-m",
+                "pytest",
+                "-p",
+                "plugin",
+                "-p",
+                "no:cacheprovider",
+                "-q",
+                "--tb=short",
+            ])
+            .args(["-m", "not slow", "--timeout", &TEST_SECONDS.to_string()])
+            .args(tests)
+            .current_dir(directory)
+            .env("PYTHONPATH", self.scripts())
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("UPSTREAM_TESTS_HUB", self.hub())
+            .env("UPSTREAM_TESTS_OUTCOMES", &outcomes)
+            .env(
+                "UPSTREAM_TESTS_REQUEST_SECONDS",
+                REQUEST_SECONDS.to_string(),
+            )
+            .env("LLAMA_SERVER_BIN_PATH", program)
+            .env("LLAMA_CACHE", self.cache(server))
+            .env("PORT", free_port(server)?.to_string())
+            // On a machine that does other things too, threads that turn in circles take minutes.
+            .env("OMP_WAIT_POLICY", "passive")
+            .envs(server.options().iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone()?)
+            .stderr(log_file)
+            // Its servers are in the group, too.
+            .process_group(0)
+            .spawn()
+            .context("cannot run pytest")?;
+        let code = Group(child).wait(interrupted)?;
+        match code {
+            // All tests passed, or some failed.
+            0 | 1 => {}
+            5 => bail!("no test is called so: {}", tests.join(" ")),
+            _ => {
+                return Err(anyhow!("pytest ended with exit code {code}"))
+                    .hint(&format!("its output: {}", log.display()));
+            }
+        }
+        Ok(Run {
+            server,
+            outcomes: read(&outcomes)?,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// What would change the tests, or what the servers do.
+fn is_heeded(name: &str) -> bool {
+    let prefixes = ["LLAMA_", "GGML_", "HF_", "PYTEST_", "PYTHON"];
+    let names = [
+        "DEBUG",
+        "DEBUG_EXTERNAL",
+        "N_GPU_LAYERS",
+        "SLOW_TESTS",
+        "MODEL_ENDPOINT",
+        "http_proxy",
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || names.contains(&name)
+}
+
+/// Below the ports that the kernel gives to clients, which would take it between two tests.
+fn free_port(server: Server) -> Result<u16> {
+    let first = 18_080 + 100 * server as u16;
+    (first..first + 100)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .context("no free port")
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, Found>> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    text.lines()
+        .map(|line| {
+            let Line { test, found } = serde_json::from_str(line)?;
+            Ok((test, found))
+        })
+        .collect()
+}
+
+/// A process, and those that it started.
+struct Group(Child);
+
+impl Group {
+    fn wait(mut self, interrupted: &AtomicBool) -> Result<i32> {
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return status.code().context("pytest was killed");
+            }
+            if interrupted.load(Ordering::Relaxed) {
+                self.end()?;
+                bail!("interrupted");
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.signal(Signal::INT);
+        let start = Instant::now();
+        while self.0.try_wait()?.is_none() && start.elapsed() < END {
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            // The group may be empty by now.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    /// No server outlives its tests.
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
