@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ use crate::support::load::Load;
 use crate::support::page_cache::{self, Arrivals};
 use crate::support::pool::Pool;
 use crate::support::server::Launch;
-use crate::support::{models, need, or_skip};
+use crate::support::{models, need, or_skip, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -175,6 +176,9 @@ impl Seen {
     }
 }
 
+/// Until a file is in the page cache.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     let expected = weights.expected()?;
     let demo = weights.demo();
@@ -188,7 +192,13 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     let header = Gguf::read(&demo).data;
     match cache {
         Cache::Cold => {}
-        Cache::Warm => page_cache::warm(&path, 0..size),
+        // A busy kernel may drop a page of a file that is being read.
+        Cache::Warm => {
+            wait_for(PATIENCE, || {
+                page_cache::warm(&path, 0..size);
+                page_cache::cached_bytes(&cached_path).is_ok_and(|cached| cached >= size)
+            });
+        }
         Cache::HalfWarm => page_cache::warm(&path, size / 2..size),
     }
     let cached_before = page_cache::cached_bytes(&cached_path)?;

@@ -20,6 +20,9 @@ use super::{http, programs, wait_for};
 /// A machine that is busy with other tests is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// After this time a log counts as complete, also without the line that is expected last.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Threads that wait for others do so asleep: on a machine that is busy with other tests, turning in circles
 /// takes the time that the others need. It changes no sum.
 pub const QUIET_THREADS: (&str, &str) = ("OMP_WAIT_POLICY", "passive");
@@ -297,6 +300,8 @@ impl Server {
             self.how_it_ended(),
             self.log()
         );
+        // A thread of its own writes the log. The line about the address comes last.
+        wait_for(LOG_PATIENCE, || self.log().contains("listening on "));
     }
 
     pub fn is_ready_before_it_ends(&mut self) -> bool {
@@ -319,6 +324,11 @@ impl Server {
 
     /// Sends a signal and waits for the end.
     pub fn stop(mut self, signal: Signal) -> Ended {
+        if self.is_ready() {
+            // Upstream's server answers /health just before its main loop runs, and a signal in between has no effect. The main
+            // loop answers this question.
+            http::try_get(&self.url("/slots"));
+        }
         kill_process(self.process(), signal).expect("it is a child of ours");
         assert!(
             wait_for(PATIENCE, || self.has_ended()),
