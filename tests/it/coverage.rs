@@ -260,7 +260,7 @@ fn long_context() -> PathBuf {
 
 #[test]
 fn an_embeddings_model_is_on_huge_pages_and_its_vectors_are_those_of_stock() {
-    let model = or_skip!(crate::embeddings::mini_lm());
+    let model = crate::embeddings::encoder();
     covered_by(&Case::new(model, &["--embeddings"]), |server| {
         let body = json!({ "input": ["a dog runs in the park", "interest rates rose again"] });
         http::post_json(&server.url("/v1/embeddings"), &body)["data"].clone()

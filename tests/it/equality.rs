@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::gguf::{self, Gguf};
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, QUIET_THREADS, Server};
-use crate::support::{full, models, need, or_skip, programs, skip, smaps};
+use crate::support::{full, http, models, need, or_skip, programs, skip, smaps};
 
 pub const PROMPT: &str = "The quick brown fox jumps over the lazy dog, and then";
 
@@ -269,4 +269,32 @@ fn another_weight_gives_other_answers() {
         "the change in `{}` is not seen",
         tensor.name
     );
+}
+
+/// With the template of the model, as a person chats with it.
+#[test]
+fn a_real_model_says_to_a_person_what_it_says_with_stock() {
+    let model = or_skip!(models::smollm2());
+    let chat = |server: &Server| {
+        let body = json!({
+            "messages": [{ "role": "user", "content": "Why is the sky blue?" }],
+            "max_tokens": 48, "temperature": 0, "logprobs": true, "top_logprobs": 5,
+        });
+        http::post_json(&server.url("/v1/chat/completions"), &body)["choices"].clone()
+    };
+    let launch = |launch: Launch| launch.repacked_model(&model);
+    let expected = chat(&launch(or_skip!(Launch::stock())).start());
+    let text = expected[0]["message"]["content"].as_str();
+    assert!(
+        text.is_some_and(|text| text.contains("scatter")),
+        "{expected}"
+    );
+
+    let need = need::of(&launch(Launch::ours()));
+    let pool = or_skip!(Pool::with(need));
+    for policy in ["require", "prefer"] {
+        let answer = chat(&launch(Launch::ours()).hugepages(policy).start());
+        assert_eq!(answer, expected, "{policy}");
+    }
+    pool.assert_all_back();
 }
