@@ -121,6 +121,7 @@ fn size_of(kind: u32, elements: u64) -> u64 {
         0 | 26 => (1, 4),     // F32, I32
         1 => (1, 2),          // F16
         2 => (32, 2 + 16),    // Q4_0: a scale and 32 nibbles
+        3 => (32, 4 + 16),    // Q4_1: a scale, a minimum and 32 nibbles
         8 => (32, 2 + 32),    // Q8_0: a scale and 32 bytes
         12 => (256, 4 + 140), // Q4_K: two scales, 12 bytes of packed scales, 256 nibbles
         14 => (256, 210),     // Q6_K: 128 + 64 bytes of quants, 16 scales, a scale

@@ -189,6 +189,8 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
     const bool ok  = tried(fd);
     const int  err = errno;
     if (fd != -1) {
+        // a child that was forked meanwhile has the mapping too, and would keep the pages
+        ggml_hugepages_resize(fd, 0);
         close(fd); // before fail_refused counts pages
     }
     ggml_hugepages_image nothing;
