@@ -5,12 +5,14 @@ use std::path::Path;
 
 use crate::serve::assert_weights_on_huge_pages;
 use crate::support::gguf::Gguf;
+use crate::support::load::Load;
 use crate::support::models;
 use crate::support::need;
 use crate::support::or_skip;
 use crate::support::page_cache;
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
+use crate::support::store::Store;
 
 /// What the kernel may read around the header, which is read as any file.
 const READ_AHEAD: u64 = 2 * 1024 * 1024;
@@ -115,6 +117,27 @@ fn a_warm_load_that_shall_drop_the_cache_leaves_nothing_there() {
     assert_weights_on_huge_pages(&server, &model);
     drop(server);
     pool.assert_all_back();
+}
+
+#[test]
+fn an_attach_that_drops_the_cache_leaves_nothing_there() {
+    let dir = temp_dir_on_disk();
+    let model = own_model(dir.path());
+    let plain = launch(&model);
+    // One page more, for the manifest.
+    let store = or_skip!(Store::with(need::of(&plain) + 1));
+    let launch = plain.args(["--hugepage-store", store.arg()]);
+    drop(launch.clone().start());
+    fs::read(&model).expect("it is there");
+
+    let server = launch.args(["--hugepage-drop-cache"]).start();
+    assert!(Load::of(&server).attached > 0, "{}", server.log());
+    let cached = or_skip!(page_cache::cached_bytes(&model));
+    let header = Gguf::read(&model).data;
+    assert!(
+        cached <= header + READ_AHEAD,
+        "{cached} bytes of the model are in the page cache"
+    );
 }
 
 #[test]

@@ -114,8 +114,12 @@ static bool is_there(int fd, size_t at) {
 void ggml_hugepages_page_cache::look(int fd, size_t size, const ggml_hugepages_ranges & of) {
     this->fd   = fd;
     this->size = size;
+    this->of   = of;
     way = BY_NOTHING;
     there.clear();
+    if (of.empty()) {
+        return;
+    }
     if (!ggml_hugepages_is_killing(SYS_fadvise64)) {
         // a read must not bring more pages into the cache
         posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
@@ -206,7 +210,7 @@ void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
     }
 }
 
-size_t ggml_hugepages_page_cache::drop_all(const ggml_hugepages_ranges & of) const {
+size_t ggml_hugepages_page_cache::drop_all() const {
     size_t left = 0;
     // fadvise does not report the pages that it skips. If another task holds a page for a moment, a later attempt drops the page
     for (int i = 0; i < N_DROPS; i++) {

@@ -408,6 +408,7 @@ struct ggml_hugepages_page_cache {
     enum { BY_CACHESTAT, BY_MINCORE, BY_TRYING, BY_NOTHING } way = BY_NOTHING;
     int                   fd   = -1;
     size_t                size = 0; // of the file
+    ggml_hugepages_ranges of;       // the ranges that will be read
     ggml_hugepages_ranges there;    // cached ranges at the first look, unless BY_TRYING or BY_NOTHING
 
     void look(int fd, size_t size, const ggml_hugepages_ranges & of);
@@ -421,8 +422,8 @@ struct ggml_hugepages_page_cache {
     // drops the pages that were not cached at the first look
     void drop_new(size_t first, size_t last) const;
 
-    // drops the whole file; returns how many bytes of the ranges the kernel keeps, 0 if the kernel does not tell
-    size_t drop_all(const ggml_hugepages_ranges & of) const;
+    // drops the whole file; returns how many bytes of the ranges that were read the kernel keeps, 0 if the kernel does not tell
+    size_t drop_all() const;
 };
 
 //

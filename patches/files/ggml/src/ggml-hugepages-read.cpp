@@ -632,9 +632,7 @@ static bool run_jobs(
                 of.emplace_back(j.first, j.last);
             }
         }
-        if (!of.empty()) {
-            s->cache.look(s->buffered_fd, s->image->size, ggml_hugepages_normalized(of));
-        }
+        s->cache.look(s->buffered_fd, s->image->size, ggml_hugepages_normalized(of));
     }
 
     const size_t n_threads = ggml_hugepages_n_threads(params);
@@ -663,13 +661,7 @@ static bool run_jobs(
             }
         }
         if (params.drop_cache) {
-            ggml_hugepages_ranges read;
-            for (const auto & j : r.jobs) {
-                if (j.from == s.get() && j.first < j.last) {
-                    read.emplace_back(j.first, j.last);
-                }
-            }
-            const size_t left = s->cache.drop_all(ggml_hugepages_normalized(read));
+            const size_t left = s->cache.drop_all();
             if (left > 0) {
                 GGML_LOG_WARN("%s: the kernel keeps %.2f MiB of the model in the page cache\n", __func__, left/1024.0/1024.0);
             }
