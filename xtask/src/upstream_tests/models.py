@@ -134,6 +134,20 @@ class Model:
         self.writer.close()
 
 
+def attention(model: Model, block: str) -> None:
+    """Half as many heads for keys and values as for queries."""
+    model.weights(f"{block}.attn_q.weight", N_EMBD, N_EMBD)
+    model.weights(f"{block}.attn_k.weight", N_EMBD // 2, N_EMBD)
+    model.weights(f"{block}.attn_v.weight", N_EMBD // 2, N_EMBD)
+    model.weights(f"{block}.attn_output.weight", N_EMBD, N_EMBD)
+
+
+def feed_forward(model: Model, block: str) -> None:
+    model.weights(f"{block}.ffn_gate.weight", N_FF, N_EMBD)
+    model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
+    model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+
+
 def llama(
     path: str,
     weight_type: Type,
@@ -161,10 +175,7 @@ def llama(
     for layer in range(N_LAYER):
         block = f"blk.{layer}"
         model.ones(f"{block}.attn_norm.weight", N_EMBD)
-        model.weights(f"{block}.attn_q.weight", N_EMBD, N_EMBD)
-        model.weights(f"{block}.attn_k.weight", N_EMBD // 2, N_EMBD)
-        model.weights(f"{block}.attn_v.weight", N_EMBD // 2, N_EMBD)
-        model.weights(f"{block}.attn_output.weight", N_EMBD, N_EMBD)
+        attention(model, block)
         model.ones(f"{block}.ffn_norm.weight", N_EMBD)
         if experts:
             model.tensor(
@@ -176,9 +187,7 @@ def llama(
             model.weights(f"{block}.ffn_up_exps.weight", experts, N_FF, N_EMBD)
             model.weights(f"{block}.ffn_down_exps.weight", experts, N_EMBD, N_FF)
         else:
-            model.weights(f"{block}.ffn_gate.weight", N_FF, N_EMBD)
-            model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
-            model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+            feed_forward(model, block)
     model.ones("output_norm.weight", N_EMBD)
     model.finish()
 
@@ -256,13 +265,8 @@ def gemma3(path: str, weight_type: Type, seed: int, story: str) -> None:
             model.ones(f"{block}.{norm}.weight", N_EMBD)
         for norm in ("attn_q_norm", "attn_k_norm"):
             model.ones(f"{block}.{norm}.weight", head)
-        model.weights(f"{block}.attn_q.weight", N_EMBD, N_EMBD)
-        model.weights(f"{block}.attn_k.weight", N_EMBD // 2, N_EMBD)
-        model.weights(f"{block}.attn_v.weight", N_EMBD // 2, N_EMBD)
-        model.weights(f"{block}.attn_output.weight", N_EMBD, N_EMBD)
-        model.weights(f"{block}.ffn_gate.weight", N_FF, N_EMBD)
-        model.weights(f"{block}.ffn_up.weight", N_FF, N_EMBD)
-        model.weights(f"{block}.ffn_down.weight", N_EMBD, N_FF)
+        attention(model, block)
+        feed_forward(model, block)
     model.ones("output_norm.weight", N_EMBD)
     model.finish()
 
