@@ -38,6 +38,7 @@ mod params;
 mod picture;
 pub mod plan;
 pub mod pool;
+pub mod process;
 mod report;
 mod sampler;
 pub mod size;

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::pool::HugePageSize;
 
+/// Exit code of a `llama-server` that has too few huge pages or too little memory.
+pub const SHORT: i32 = 3;
+
 /// The huge pages that a load would take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -98,6 +101,26 @@ impl Plan {
         // Last, so that they override the user's arguments: a running server may use the port.
         let address = ["--host", "127.0.0.1", "--port", "0"].map(OsString::from);
         Self::ask_program(server, args.chain(address))
+    }
+
+    /// Asks a `llama-server` that the words of `wrapper` start, such as those of `setpriv`, which run it as another user.
+    ///
+    /// # Errors
+    /// As [`Plan::ask`].
+    pub fn ask_through(
+        wrapper: &[OsString],
+        server: &Path,
+        args: &[OsString],
+    ) -> Result<Self, PlanError> {
+        let Some((program, words)) = wrapper.split_first() else {
+            return Self::ask(server, args);
+        };
+        let words = words.iter().map(OsString::as_os_str);
+        let args = args.iter().map(OsString::as_os_str);
+        Self::ask(
+            program.as_ref(),
+            words.chain([server.as_os_str()]).chain(args),
+        )
     }
 
     /// Asks another program of llama.cpp with the series, such as `llama-perplexity`.

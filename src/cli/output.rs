@@ -92,6 +92,10 @@ pub fn printable(text: &str) -> String {
     text.chars().map(letter).collect()
 }
 
+/// Template of the bar of a model that is loaded.
+pub const LOADING: &str =
+    "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+
 /// A progress bar on stderr; hidden if stderr is no terminal.
 pub fn progress_bar(template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {

@@ -11,9 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use ureq::Agent;
 
@@ -22,6 +20,7 @@ use super::sample::Counts;
 use super::watch::Watch;
 use super::{Cancelled, CompareError, Footprint, Load, Moment, Sample, Side, Speed, speech, speed};
 use crate::plan::cause_and_hint;
+use crate::process::end_with_parent;
 
 /// Interval of requests to `/health`.
 const TICK: Duration = Duration::from_millis(5);
@@ -310,21 +309,15 @@ impl Drop for Server<'_> {
 
 /// Starts a program in a cgroup. The program ends when this thread ends.
 pub fn spawn(command: &mut Command, cgroup: Option<&Cgroup>) -> io::Result<Child> {
-    let parent = getpid();
-    let members = cgroup.map(Cgroup::members).transpose()?;
-    let enter = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The parent may have ended before the kernel could send the signal.
-        if getppid() != Some(parent) {
-            return Err(rustix::io::Errno::SRCH.into());
-        }
-        if let Some(members) = &members {
+    end_with_parent(command);
+    if let Some(members) = cgroup.map(Cgroup::members).transpose()? {
+        let enter = move || {
             rustix::io::write(members.as_fd(), b"0")?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec it makes three system calls, and allocates nothing.
-    unsafe { command.pre_exec(enter) };
+            Ok(())
+        };
+        // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(enter) };
+    }
     command.spawn()
 }
 

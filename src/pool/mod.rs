@@ -93,6 +93,11 @@ impl Pool {
     }
 }
 
+/// Usable pages of a pool, 0 if the kernel has no pool of this size.
+pub fn usable(root: &Root, size: HugePageSize) -> u64 {
+    Pool::read(root, size).map_or(0, |pool| pool.usable())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

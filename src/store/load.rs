@@ -12,20 +12,17 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::{Reason, StoreError};
-use crate::plan::cause_and_hint;
+use crate::plan::{Plan, PlanError, SHORT, cause_and_hint};
+use crate::process::end_with_parent;
 
 /// Interval of checks for a cancel.
 const TICK: Duration = Duration::from_millis(50);
 /// Time limit for a server to end by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Exit code of a server with too few pages.
-const SHORT: i32 = 3;
 /// Of a log, from its start: the cause is among the first errors.
 const LOG_BYTES: u64 = 8 << 20;
 
@@ -64,6 +61,14 @@ impl Loader {
         arguments.extend(["--hugepages", "--hugepage-store"].map(OsString::from));
         arguments.push(self.store.clone());
         arguments
+    }
+
+    /// The plan of the server with these arguments, computed as the server's user.
+    ///
+    /// # Errors
+    /// As [`Plan::ask`].
+    pub fn plan(&self, arguments: &[OsString]) -> Result<Plan, PlanError> {
+        Plan::ask_through(&self.wrapper, &self.server, arguments)
     }
 
     /// Loads a model. `progress` gets the amount done and the total.
@@ -164,19 +169,7 @@ impl Loader {
             .stderr(Stdio::piped())
             // Its own process group, so that a Ctrl-C reaches the server once, through this process.
             .process_group(0);
-        let parent = getpid();
-        // SAFETY: between fork and exec this makes two system calls, and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                set_parent_process_death_signal(Some(Signal::KILL))?;
-                // It may have died before the call.
-                if getppid() == Some(parent) {
-                    Ok(())
-                } else {
-                    Err(io::ErrorKind::Interrupted.into())
-                }
-            });
-        }
+        end_with_parent(&mut command);
         command.spawn().map_err(|source| StoreError::Start {
             program: self.server.clone(),
             source,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self as sys, AtFlags, Mode, OFlags};
 
 use crate::ffi;
-use crate::pool::{HugePageSize, Pool, Root};
+use crate::pool::{self, HugePageSize, Root};
 
 pub use attached::{Attached, Process};
 pub use copy::Copied;
@@ -87,7 +87,7 @@ impl Store {
 
     /// Usable pages for another image: the minimum of the pool and of the room up to the mount's limit.
     pub fn free_pages(&self) -> u64 {
-        let usable = Pool::read(&Root::system(), self.page_size).map_or(0, |pool| pool.usable());
+        let usable = pool::usable(&Root::system(), self.page_size);
         self.room().map_or(usable, |room| room.min(usable))
     }
 

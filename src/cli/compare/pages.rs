@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 
-use crate::cli::lease::Lease;
+use crate::cli::lease::{self, Answer, Lease};
 use llama_hugepages::compare::{Cancelled, CompareError};
-use llama_hugepages::pool::{HugePageSize, Pool, Root};
+use llama_hugepages::pool::{self, HugePageSize, Root};
 
 /// Number of pages of each size.
 pub type Wanted = BTreeMap<HugePageSize, u64>;
@@ -73,33 +73,33 @@ impl<'a> Pages<'a> {
             )
         };
         let none = |reason, hint: Option<String>| Ok(Err(NoPages { reason, hint }));
-        let command = format!(
-            "sudo hugepages pool reserve {pages} --size {} --usable",
-            size.short_name()
-        );
+        let command = lease::command(size, pages);
         if self.no_reserve {
             return none(missing(), Some(command));
         }
         let asked = Lease::ask(size, pages, &[], self.cancelled)?;
         let (lease, answer) = asked.ok_or_else(|| CompareError::from(Cancelled))?;
-        let words: Vec<&str> = answer.split_whitespace().collect();
-        match words[..] {
-            ["ok", _] => Ok(Ok(lease)),
-            ["memory", have, want, keep] => none(
+        match answer {
+            Answer::Complete => Ok(Ok(lease)),
+            Answer::Memory {
+                available,
+                needed,
+                keep,
+            } => none(
                 format!(
-                    "{}: adding pages takes {want} MiB of memory, but {have} MiB are available and {keep} MiB must stay free",
+                    "{}: adding pages takes {needed} MiB of memory, but {available} MiB are available and {keep} MiB must stay free",
                     missing()
                 ),
                 None,
             ),
-            ["short", ..] => none(
+            Answer::Short { .. } => none(
                 format!("{}: memory is too fragmented to add more", missing()),
                 Some(
                     "restart the machine, or reserve pages at boot with `hugepages pool persist`"
                         .to_owned(),
                 ),
             ),
-            _ => none(
+            Answer::Refused => none(
                 format!("{}, and this user cannot change the pool", missing()),
                 Some(command),
             ),
@@ -107,7 +107,6 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// Free pages that are not reserved.
 pub fn usable(size: HugePageSize) -> u64 {
-    Pool::read(&Root::system(), size).map_or(0, |pool| pool.usable())
+    pool::usable(&Root::system(), size)
 }

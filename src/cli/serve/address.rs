@@ -30,7 +30,6 @@ impl Address {
         let key = value(arguments, "--ssl-key-file", "LLAMA_ARG_SSL_KEY_FILE");
         let host = host.unwrap_or_else(|| DEFAULT_HOST.to_owned());
         Self {
-            // HTTPS, and a Unix socket: the server's own log names the address.
             is_plain: key.is_none() && !is_socket(&host),
             port: port
                 .and_then(|port| port.parse().ok())
@@ -58,16 +57,15 @@ impl Address {
         })
     }
 
-    /// The page's URL once the server answers; `None` while it does not.
-    pub fn ready(&self) -> Option<String> {
+    /// Whether the server answers. `false` for HTTPS, for a Unix socket, and for a port that the kernel chooses.
+    pub fn answers(&self) -> bool {
         if !self.is_plain || self.port == 0 {
-            return None;
+            return false;
         }
         let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(2)));
         let agent: Agent = config.build().into();
-        let url = self.to_string();
-        let answer = agent.get(&format!("{url}/health")).call().ok()?;
-        (answer.status() == 200).then_some(url)
+        let answer = agent.get(&format!("{self}/health")).call();
+        answer.is_ok_and(|answer| answer.status() == 200)
     }
 }
 

@@ -42,8 +42,8 @@ impl Invoker {
         }))
     }
 
-    /// What stands in front of a command that shall run as the user, and shall not outlive this process. The change of users takes
-    /// the death signal from a process, so `setpriv` sets it afterwards.
+    /// Words in front of a command: they run it as the user, and the kernel kills it when this process ends. A change of users clears
+    /// the death signal of a process, so `setpriv` sets it afterwards.
     pub fn wrapper(&self) -> Vec<OsString> {
         let groups = if self.name.is_empty() {
             "--clear-groups"

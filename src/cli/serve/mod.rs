@@ -8,16 +8,16 @@ mod server;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use llama_hugepages::plan::{Plan, PlanError};
-use llama_hugepages::pool::{HugePageSize, Pool, Root};
+use llama_hugepages::plan::Plan;
+use llama_hugepages::pool::{self, Root};
 
-use super::lease::Lease;
+use super::lease::{self, Answer, Lease};
 use super::store::fill;
 use super::{Exit, programs};
 use address::Address;
@@ -106,12 +106,18 @@ pub fn run(args: &Args) -> Result<Exit> {
     }
 
     let invoker = Invoker::of_sudo()?;
+    let wrapper = invoker.as_ref().map(Invoker::wrapper).unwrap_or_default();
     let mut arguments: Vec<OsString> = vec!["--hugepages".into()];
     if args.keep {
-        let wrapper = invoker.as_ref().map(Invoker::wrapper).unwrap_or_default();
         let wanted = value(&args.arguments, STORE, STORE_VARIABLE);
         let is_chosen = wanted.is_some();
-        let store = fill::fill(&program, &args.arguments, wrapper, wanted, signals.flag())?;
+        let store = fill::fill(
+            &program,
+            &args.arguments,
+            wrapper.clone(),
+            wanted,
+            signals.flag(),
+        )?;
         if !is_chosen {
             arguments.extend([STORE.into(), store.into_os_string()]);
         }
@@ -121,7 +127,7 @@ pub fn run(args: &Args) -> Result<Exit> {
 
     let mut leases = Vec::new();
     for attempt in 1..=ATTEMPTS {
-        let plan = ask(invoker.as_ref(), &program, &arguments)?;
+        let plan = Plan::ask_through(&wrapper, &program, &arguments)?;
         let is_complete = lend(&plan, &signals, &mut leases)?;
         if signals.stopped() {
             return Ok(Exit::Interrupted);
@@ -131,7 +137,7 @@ pub fn run(args: &Args) -> Result<Exit> {
             program: &program,
             arguments: &arguments,
             policy,
-            invoker: invoker.as_ref(),
+            wrapper: &wrapper,
             address: &address,
             bytes: plan.page_bytes(),
         };
@@ -148,29 +154,11 @@ pub fn run(args: &Args) -> Result<Exit> {
     Ok(Exit::Short)
 }
 
-/// The plan of the server, asked with the rights that the server will have.
-fn ask(
-    invoker: Option<&Invoker>,
-    program: &Path,
-    arguments: &[OsString],
-) -> Result<Plan, PlanError> {
-    match invoker {
-        None => Plan::ask(program, arguments),
-        Some(invoker) => {
-            let mut command = invoker.wrapper();
-            let first = command.remove(0);
-            command.push(program.into());
-            command.extend(arguments.iter().cloned());
-            Plan::ask(first.as_ref(), command)
-        }
-    }
-}
-
 /// Adds the pages that the plan lacks. Returns `false`, and prints the reason, if some of them stay missing.
 fn lend(plan: &Plan, signals: &server::Signals, leases: &mut Vec<Lease>) -> Result<bool> {
     let mut is_complete = true;
     for (size, pages) in plan.pages() {
-        let usable = usable(size);
+        let usable = pool::usable(&Root::system(), size);
         if usable >= pages {
             continue;
         }
@@ -179,43 +167,35 @@ fn lend(plan: &Plan, signals: &server::Signals, leases: &mut Vec<Lease>) -> Resu
             return Ok(false);
         };
         leases.push(lease);
-        let words: Vec<&str> = answer.split_whitespace().collect();
-        match words[..] {
-            ["ok", _] => {}
-            ["short", _, usable] => {
+        is_complete &= answer == Answer::Complete;
+        match answer {
+            Answer::Complete => {}
+            Answer::Short { usable } => {
                 say(&format!(
-                    "{usable} of {pages} huge pages can be used; the rest of the model uses ordinary memory"
+                    "{usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
                 ));
                 say(
                     "hint: the kernel finds most pages right after boot, before memory is fragmented",
                 );
-                is_complete = false;
             }
-            ["memory", available, wanted, keep] => {
+            Answer::Memory {
+                available,
+                needed,
+                keep,
+            } => say(&format!(
+                "adding pages takes {needed} MiB of memory, but {available} MiB are available and {keep} MiB must stay free; \
+                 {usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
+            )),
+            Answer::Refused => {
                 say(&format!(
-                    "{pages} huge pages take {wanted} MiB more, {available} MiB are available and {keep} MiB must stay free; \
+                    "{usable} of {pages} huge pages of {size} are usable, and this user cannot change the pool; \
                      the rest of the model uses ordinary memory"
                 ));
-                is_complete = false;
-            }
-            _ => {
-                say(&format!(
-                    "{usable} of {pages} huge pages of {size} can be used, and only root may add more; \
-                     the rest of the model uses ordinary memory"
-                ));
-                say(&format!(
-                    "hint: sudo hugepages pool reserve {pages} --size {} --usable",
-                    size.short_name()
-                ));
-                is_complete = false;
+                say(&format!("hint: {}", lease::command(size, pages)));
             }
         }
     }
     Ok(is_complete)
-}
-
-fn usable(size: HugePageSize) -> u64 {
-    Pool::read(&Root::system(), size).map_or(0, |pool| pool.usable())
 }
 
 fn names_model(arguments: &[OsString]) -> bool {

@@ -1,7 +1,6 @@
 //! One run of the server: its start, its progress, the signals for it, and its end.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -9,26 +8,26 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use llama_hugepages::plan::SHORT;
+use llama_hugepages::pool::{Root, User};
+use llama_hugepages::process::end_with_parent;
+
 use super::address::Address;
-use super::invoker::Invoker;
 use super::say;
 use crate::cli::output;
 use crate::cli::signals::is_ignored;
 
 /// How often a server is looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// Exit code of a server that has too few pages or too little memory.
-const SHORT: i32 = 3;
-const BAR: &str = "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+/// Until the last lines of the log of a server that has ended are printed.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Signals that ask this process to end: each is passed on to the server, which takes the second one as "at once".
 pub struct Signals {
@@ -86,7 +85,8 @@ pub struct Start<'a> {
     pub program: &'a Path,
     pub arguments: &'a [OsString],
     pub policy: Option<&'a str>,
-    pub invoker: Option<&'a Invoker>,
+    /// Words in front of the program, which run it as another user and end it with this process.
+    pub wrapper: &'a [OsString],
     pub address: &'a Address,
     /// Bytes of huge pages that the server takes.
     pub bytes: u64,
@@ -94,8 +94,9 @@ pub struct Start<'a> {
 
 impl Start<'_> {
     pub fn run(&self, signals: &Signals) -> Result<Ended> {
-        let bar = output::progress_bar(BAR);
+        let bar = output::progress_bar(output::LOADING);
         bar.set_prefix("loading");
+        bar.set_length(self.bytes);
         let mut server = self.spawn(!bar.is_hidden())?;
         let pid = Pid::from_child(&server);
         signals
@@ -108,12 +109,20 @@ impl Start<'_> {
             let bar = bar.clone();
             thread::spawn(move || pass_on(stderr, &bar))
         });
-        let (is_ready, status) = self.watch(&mut server, &bar)?;
-        signals.server.store(0, Ordering::SeqCst);
+        let is_ready = self.watch(&mut server, &bar)?;
         bar.finish_and_clear();
-        // Children of a router may still hold the other end.
-        if let Some(log) = log.filter(thread::JoinHandle::is_finished) {
-            let _ = log.join();
+        if is_ready {
+            say(&format!(
+                "ready at {} (Ctrl-C ends the server and returns the pages)",
+                self.address
+            ));
+        }
+        let status = server.wait().context("cannot wait for the server")?;
+        signals.server.store(0, Ordering::SeqCst);
+        // Not longer: children of a router may still hold the other end of the pipe.
+        let ended = Instant::now();
+        while log.as_ref().is_some_and(|log| !log.is_finished()) && ended.elapsed() < LOG_PATIENCE {
+            thread::sleep(TICK);
         }
         Ok(if status.code() == Some(SHORT) && !is_ready {
             Ended::Short
@@ -123,7 +132,7 @@ impl Start<'_> {
     }
 
     fn spawn(&self, is_piped: bool) -> Result<Child> {
-        let mut words = self.invoker.map(Invoker::wrapper).unwrap_or_default();
+        let mut words = self.wrapper.to_vec();
         words.push(self.program.into());
         if let Some(policy) = self.policy {
             words.extend(["--hugepage-policy", policy].map(OsString::from));
@@ -142,60 +151,32 @@ impl Start<'_> {
                 command.env("LLAMA_LOG_COLORS", "on");
             }
         }
-        if self.invoker.is_none() {
-            let parent = getpid();
-            // SAFETY: between fork and exec this makes two system calls, and allocates nothing.
-            unsafe {
-                command.pre_exec(move || {
-                    set_parent_process_death_signal(Some(Signal::KILL))?;
-                    // The parent may have died before the call.
-                    if getppid() == Some(parent) {
-                        Ok(())
-                    } else {
-                        Err(io::ErrorKind::Interrupted.into())
-                    }
-                });
-            }
+        if self.wrapper.is_empty() {
+            end_with_parent(&mut command);
         }
         command
             .spawn()
             .with_context(|| format!("cannot run `{}`", words[0].to_string_lossy()))
     }
 
-    /// Waits for the end, and shows progress until the server answers.
-    fn watch(&self, server: &mut Child, bar: &ProgressBar) -> Result<(bool, ExitStatus)> {
-        let mut is_ready = false;
-        loop {
-            if let Some(status) = server.try_wait().context("cannot wait for the server")? {
-                return Ok((is_ready, status));
+    /// Shows progress until the server answers, or has ended: `false`.
+    fn watch(&self, server: &mut Child, bar: &ProgressBar) -> Result<bool> {
+        while server
+            .try_wait()
+            .context("cannot wait for the server")?
+            .is_none()
+        {
+            if self.address.answers() {
+                return Ok(true);
             }
-            if is_ready {
-                let status = server.wait().context("cannot wait for the server")?;
-                return Ok((true, status));
-            }
-            if let Some(url) = self.address.ready() {
-                is_ready = true;
-                bar.finish_and_clear();
-                say(&format!(
-                    "ready at {url} (Ctrl-C ends the server and returns the pages)"
-                ));
-            } else if !bar.is_hidden() {
-                bar.set_length(self.bytes);
-                bar.set_position(hugetlb_bytes(server.id()).min(self.bytes));
+            if !bar.is_hidden() {
+                let user = User::of(&Root::system(), server.id());
+                bar.set_position(user.map_or(0, |user| user.bytes).min(self.bytes));
             }
             thread::sleep(TICK);
         }
+        Ok(false)
     }
-}
-
-/// Bytes of huge pages that a process has touched; 0 if the kernel does not tell.
-fn hugetlb_bytes(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("HugetlbPages:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) << 10
 }
 
 /// Prints the server's log above the bar, line by line.

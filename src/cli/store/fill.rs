@@ -7,12 +7,11 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use rustix::process::geteuid;
 
-use llama_hugepages::plan::Plan;
 use llama_hugepages::pool::{HugePageSize, Root};
 use llama_hugepages::store::mount::{self as mounts, Options};
 use llama_hugepages::store::{Loader, Store, StoreError};
 
-use super::load::{Added, BAR, kept};
+use super::load::{Added, kept};
 use crate::cli::output;
 
 /// Each user has images of their own there.
@@ -38,14 +37,9 @@ pub fn fill(
         wrapper,
     };
     let arguments = loader.arguments_of_store();
-    let mut words = loader.wrapper.clone();
-    words.push(server.into());
-    words.extend(arguments.iter().cloned());
-    let plan = Plan::ask(words[0].as_ref(), &words[1..])?;
-
     let mut added = Added::default();
-    added.reserve(&kept(plan))?;
-    let bar = output::progress_bar(BAR);
+    added.reserve(&kept(loader.plan(&arguments)?))?;
+    let bar = output::progress_bar(output::LOADING);
     bar.set_prefix("loading");
     let result = loader.load_as(&arguments, stop, |done, total| {
         bar.set_length(total);

@@ -19,8 +19,6 @@ use super::{SCHEMA, Which};
 use crate::cli::output::{self, Format, printable};
 use crate::cli::{pool, programs, signals};
 
-pub const BAR: &str = "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-
 /// Load models into a store without serving them
 ///
 /// llama-server loads the models one after the other. Use the arguments that you serve with: a server finds a model only if
@@ -84,7 +82,7 @@ pub fn run(args: &Load, format: Format) -> Result<()> {
         loaded: Vec::new(),
     };
     for model in &args.models {
-        let bar = output::progress_bar(BAR);
+        let bar = output::progress_bar(output::LOADING);
         let name = model.file_name().unwrap_or_default().to_string_lossy();
         bar.set_prefix(printable(&name));
         let result = load(args, &store, &loader, model, &stop, &bar);
@@ -154,7 +152,7 @@ fn need(
     if args.as_file {
         return Ok([(store.page_size(), store.pages_to_copy(model)?)].into());
     }
-    let plan = Plan::ask(&loader.server, loader.arguments_for(model))?;
+    let plan = loader.plan(&loader.arguments_for(model))?;
     Ok(kept(plan))
 }
 
