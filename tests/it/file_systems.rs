@@ -4,20 +4,15 @@
 //! (fincore), and bytes that the loop device read.
 
 use std::fs;
-use std::path::Path;
-use std::sync::OnceLock;
-use std::time::Duration;
-
-use serde_json::Value;
 
 use crate::equality::answers;
 use crate::support::file_system::{FileSystem, Kind};
-use crate::support::gguf::Gguf;
-use crate::support::load::Load;
-use crate::support::page_cache::{self, Arrivals};
+use crate::support::page_cache;
 use crate::support::pool::Pool;
+use crate::support::seen::{Before, Seen};
 use crate::support::server::Launch;
-use crate::support::{models, need, or_skip, wait_for};
+use crate::support::weights::Weights::{self, Compressible, Mapped, Repacked};
+use crate::support::{need, or_skip};
 
 const MIB: u64 = 1 << 20;
 
@@ -27,48 +22,15 @@ const SLACK: u64 = 4 * MIB;
 /// More than a reader takes at once: a piece that is cached in part may be read as a whole.
 const CHUNK: u64 = 16 * MIB;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weights {
-    Mapped,
-    /// Mapped too, of which a file system that compresses has some parts as they are and some compressed.
-    Compressible,
-    /// Of which it may compress the header alone.
-    Repacked,
-}
-
-use Weights::{Compressible, Mapped, Repacked};
-
-impl Weights {
-    fn on(kind: Kind) -> [Self; 2] {
-        let mapped = if kind.is_compressed() {
-            Compressible
-        } else {
-            Mapped
-        };
-        [mapped, Repacked]
-    }
-
-    fn demo(self) -> std::path::PathBuf {
-        match self {
-            Mapped => models::demo("100M", "F16"),
-            Compressible => models::compressible_demo(),
-            Repacked => models::demo("100M", "Q4_K"),
-        }
-    }
-
-    fn with(self, launch: Launch, model: &Path) -> Launch {
-        match self {
-            Mapped | Compressible => launch.model(model),
-            Repacked => launch.repacked_model(model),
-        }
-    }
-
-    /// What stock answers, which no file system changes.
-    fn expected(self) -> Result<&'static Value, String> {
-        static ANSWERS: [OnceLock<Value>; 3] = [const { OnceLock::new() }; 3];
-        let stock = Launch::stock()?;
-        Ok(ANSWERS[self as usize].get_or_init(|| answers(&self.with(stock, &self.demo()).start())))
-    }
+/// A file system that compresses has some parts of the mapped model as they are and some compressed, and may compress the header
+/// alone of the repacked one.
+fn weights_on(kind: Kind) -> [Weights; 2] {
+    let mapped = if kind.is_compressed() {
+        Compressible
+    } else {
+        Mapped
+    };
+    [mapped, Repacked]
 }
 
 /// What is in the page cache before the load.
@@ -78,20 +40,6 @@ enum Cache {
     Warm,
     /// The second half of the file.
     HalfWarm,
-}
-
-/// The kernel's view of one load.
-#[derive(Debug)]
-struct Seen {
-    size: u64,
-    header: u64,
-    cached_before: u64,
-    /// Bytes that came into the page cache, also if they were dropped again.
-    arrived: u64,
-    cached_after: u64,
-    /// Bytes that the device read.
-    from_device: u64,
-    said: Load,
 }
 
 impl Seen {
@@ -176,11 +124,8 @@ impl Seen {
     }
 }
 
-/// Until a file is in the page cache.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
-    let expected = weights.expected()?;
+    let expected = weights.stock_answers()?;
     let demo = weights.demo();
     let name = "model.gguf";
     let need = need::of(&weights.with(Launch::ours(), &demo));
@@ -188,20 +133,13 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     let file_system = FileSystem::with(kind, &[(&demo, name)])?;
     let (path, cached_path) = (file_system.path(name), file_system.cached_path(name));
     let size = fs::metadata(&path).expect("it is there").len();
-    // Read from another copy, so that nothing of this one comes into memory.
-    let header = Gguf::read(&demo).data;
     match cache {
         Cache::Cold => {}
-        // A busy kernel may drop a page of a file that is being read.
-        Cache::Warm => {
-            wait_for(PATIENCE, || {
-                page_cache::warm(&path, 0..size);
-                page_cache::cached_bytes(&cached_path).is_ok_and(|cached| cached >= size)
-            });
-        }
+        Cache::Warm => page_cache::warm_all(&path, &cached_path),
         Cache::HalfWarm => page_cache::warm(&path, size / 2..size),
     }
-    let cached_before = page_cache::cached_bytes(&cached_path)?;
+    let before = Before::of(&file_system, &cached_path, &demo)?;
+    let cached_before = before.cached;
     let is_as_wanted = match cache {
         Cache::Cold => cached_before < MIB,
         Cache::Warm => cached_before >= size,
@@ -212,19 +150,9 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
         "{kind:?}, {cache:?}: {cached_before} of {size} bytes are cached before the load"
     );
 
-    let arrivals = Arrivals::of(&cached_path)?;
-    let device = file_system.device_reads();
     let launch = weights.with(Launch::ours(), &path).hugepages("require");
     let server = launch.start();
-    let seen = Seen {
-        size,
-        header,
-        cached_before,
-        arrived: arrivals.bytes(),
-        cached_after: page_cache::cached_bytes(&cached_path)?,
-        from_device: file_system.device_reads() - device,
-        said: Load::of(&server),
-    };
+    let seen = before.after(&server)?;
     println!("{kind:?}, {weights:?}, {cache:?}: {seen:?}");
     let log = server.log();
     assert_eq!(&answers(&server), expected, "{seen:?}\n{log}");
@@ -248,21 +176,21 @@ macro_rules! on {
 
             #[test]
             fn a_cold_load_says_how_it_read_and_leaves_nothing_in_the_page_cache() {
-                for weights in Weights::on(Kind::$kind) {
+                for weights in weights_on(Kind::$kind) {
                     or_skip!(check(Kind::$kind, weights, Cache::Cold));
                 }
             }
 
             #[test]
             fn a_warm_load_reads_nothing_from_the_device_and_leaves_the_page_cache_alone() {
-                for weights in Weights::on(Kind::$kind) {
+                for weights in weights_on(Kind::$kind) {
                     or_skip!(check(Kind::$kind, weights, Cache::Warm));
                 }
             }
 
             #[test]
             fn a_half_warm_load_keeps_the_cached_half_and_adds_nothing_to_it() {
-                for weights in Weights::on(Kind::$kind) {
+                for weights in weights_on(Kind::$kind) {
                     or_skip!(check(Kind::$kind, weights, Cache::HalfWarm));
                 }
             }

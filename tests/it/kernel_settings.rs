@@ -80,7 +80,7 @@ fn an_address_space_that_is_too_small_is_an_error_that_names_ulimit() {
         let needs = [need::of(&short), need::of(&short.clone().args(context))];
         let store = or_skip!(Store::with(needs[1] + PAGES));
         let server = short.clone().hugepages("require").start();
-        let peak = status_bytes(server.pid(), "VmPeak");
+        let peak = smaps::status_bytes(server.pid(), "VmPeak");
         drop(server);
         store.pool.assert_all_back();
         for policy in ["require", "prefer"] {
@@ -104,15 +104,6 @@ fn an_address_space_that_is_too_small_is_an_error_that_names_ulimit() {
             }
         }
     }
-}
-
-fn status_bytes(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is alive");
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line
-        .expect("a field")
-        .trim_matches([':', '\t', ' ', 'k', 'B']);
-    kib.parse::<u64>().expect("a number") * 1024
 }
 
 /// glibc then takes huge pages for the heap, from the same pool.

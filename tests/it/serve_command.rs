@@ -63,6 +63,11 @@ fn total() -> u64 {
     Counts::read().total
 }
 
+fn assert_gone(pid: u32, log: &str) {
+    let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
+    assert!(wait_for(PATIENCE, is_gone), "{log}");
+}
+
 fn assert_returned(before: u64, log: &str) {
     let is_back = || total() == before;
     assert!(
@@ -100,8 +105,7 @@ fn a_kill_takes_the_server_along_and_returns_the_pages() {
     let served = tool.serve(&[], &model).start();
     let pid = child_of(&served);
     let ended = served.stop(Signal::KILL);
-    let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
-    assert!(wait_for(PATIENCE, is_gone), "{}", ended.log);
+    assert_gone(pid, &ended.log);
     assert_returned(before, &ended.log);
 }
 
@@ -165,8 +169,7 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
     assert!(total() > before);
     // The death of the command still reaches a process of another user.
     let ended = served.stop(Signal::KILL);
-    let is_gone = || !Path::new(&format!("/proc/{pid}")).exists();
-    assert!(wait_for(PATIENCE, is_gone), "{}", ended.log);
+    assert_gone(pid, &ended.log);
     assert_returned(before, &ended.log);
 }
 

@@ -537,15 +537,6 @@ fn surplus_pages_are_taken_to_the_last_one_and_go_back() {
 // other limits
 //
 
-fn status_bytes(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is alive");
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line
-        .expect("a field")
-        .trim_matches([':', '\t', ' ', 'k', 'B']);
-    kib.parse::<u64>().expect("a number") * 1024
-}
-
 /// With address space for `bytes`, and one heap for all threads: it is how much they want that makes it differ.
 fn within(bytes: u64, launch: Launch) -> Launch {
     launch
@@ -561,10 +552,10 @@ fn too_little_address_space_is_an_error_and_enough_is_enough() {
         let pool = or_skip!(Pool::with(need));
         let launch = within(u64::MAX / 2, weights.require());
         let mut traced = or_skip!(Traced::stopped_at_memfd(launch, weights.file("require")));
-        let mapped = status_bytes(traced.server.pid(), "VmSize");
+        let mapped = smaps::status_bytes(traced.server.pid(), "VmSize");
         traced.go_on();
         traced.server.wait_until_ready();
-        let peak = status_bytes(traced.server.pid(), "VmPeak");
+        let peak = smaps::status_bytes(traced.server.pid(), "VmPeak");
         drop(traced);
         pool.assert_all_back();
 

@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::equality::answers;
 use crate::support::device::Device;
 use crate::support::file_system::{FileSystem, Kind};
-use crate::support::gguf::Gguf;
 use crate::support::load::Load;
-use crate::support::page_cache::{self, Arrivals};
+use crate::support::page_cache;
 use crate::support::pool::Pool;
+use crate::support::seen::{Before, Seen};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{Mounted, Store};
 use crate::support::weights::BOTH;
@@ -75,18 +75,6 @@ fn root() -> Result<(), String> {
 // reading
 //
 
-/// One load of a file on a device of its own.
-#[derive(Debug)]
-struct Seen {
-    size: u64,
-    header: u64,
-    cached_before: u64,
-    arrived: u64,
-    cached_after: u64,
-    from_device: u64,
-    said: Load,
-}
-
 /// Loads as a user, and checks what is true of every load.
 fn load(user: User, weights: Weights, is_warm: bool) -> Result<(Seen, String), String> {
     root()?;
@@ -101,27 +89,17 @@ fn load(user: User, weights: Weights, is_warm: bool) -> Result<(Seen, String), S
     file_system.drop_cache(NAME);
     let size = fs::metadata(&model).expect("it is there").len();
     if is_warm {
-        page_cache::warm(&model, 0..size);
+        page_cache::warm_all(&model, &model);
     }
-    let cached_before = page_cache::cached_bytes(&model)?;
+    let before = Before::of(&file_system, &model, &demo)?;
+    let cached_before = before.cached;
     assert!(
         (is_warm && cached_before >= size) || (!is_warm && cached_before < MIB),
         "{cached_before} of {size} bytes are cached before the load"
     );
-    let arrivals = Arrivals::of(&model)?;
-    let device = file_system.device_reads();
     let launch = weights.with(Launch::ours(), &model).hugepages("require");
     let server = user.with(launch).start();
-    let seen = Seen {
-        size,
-        // Read from another copy, so that nothing of this one comes into memory.
-        header: Gguf::read(&demo).data,
-        cached_before,
-        arrived: arrivals.bytes(),
-        cached_after: page_cache::cached_bytes(&model)?,
-        from_device: file_system.device_reads() - device,
-        said: Load::of(&server),
-    };
+    let seen = before.after(&server)?;
     println!("{user:?}, {weights:?}, warm {is_warm}: {seen:?}");
     let log = server.log();
     assert_eq!(&answers(&server), expected, "{user:?}\n{log}");
@@ -181,6 +159,16 @@ fn a_warm_load_does_not_read_the_disk_again_for_any_user() {
 // stores
 //
 
+/// The server took its weights from the store, and read no more than its header.
+fn assert_attached(server: &Server, what: &str) {
+    let said = Load::of(server);
+    assert!(
+        said.attached > 80 * MIB && said.read() < MIB,
+        "{what}: {said:?}\n{}",
+        server.log()
+    );
+}
+
 /// A folder that all may enter, with the model of root in it, and a store of root.
 struct Shared {
     store: Store,
@@ -225,12 +213,7 @@ fn a_user_who_may_only_read_attaches_what_root_has_loaded() {
         let (names, kept) = (shared.store.names(), shared.store.pages());
         for policy in ["require", "prefer"] {
             let server = shared.launch(User::Reader, weights, policy).start();
-            let said = Load::of(&server);
-            assert!(
-                said.attached > 80 * MIB && said.read() < MIB,
-                "{weights:?}, {policy}: {said:?}\n{}",
-                server.log()
-            );
+            assert_attached(&server, &format!("{weights:?}, {policy}"));
             assert_eq!(&answers(&server), expected, "{weights:?}, {policy}");
             drop(server);
             assert_eq!(
@@ -329,12 +312,7 @@ fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_
             continue;
         }
         other.wait_until_ready();
-        let said = Load::of(&other);
-        assert!(
-            said.attached > 80 * MIB && said.read() < MIB,
-            "{weights:?}: {said:?}\n{}",
-            other.log()
-        );
+        assert_attached(&other, &format!("{weights:?}"));
         assert_eq!(&answers(&other), expected, "{weights:?}");
         assert!(
             tells,

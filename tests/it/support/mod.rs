@@ -19,6 +19,7 @@ pub mod pool;
 pub mod programs;
 pub mod python;
 pub mod seccomp;
+pub mod seen;
 pub mod server;
 pub mod settings;
 pub mod smaps;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise, fsync};
 use rustix::io::Errno;
@@ -12,6 +13,10 @@ use tempfile::TempDir;
 
 use super::guardian::Guardian;
 use super::programs::run;
+use super::wait_for;
+
+/// Until a file is in memory.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Lets the kernel forget a file that nobody maps.
 pub fn drop_file(path: &Path) {
@@ -36,6 +41,16 @@ pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
             .expect("the file is so long");
         at += n as u64;
     }
+}
+
+/// Brings a whole file into memory, whose pages are those of `cached_path`. A busy kernel may drop a page of a file that is being
+/// read, so the file is read until all of it is there.
+pub fn warm_all(path: &Path, cached_path: &Path) {
+    let size = path.metadata().expect("it is there").len();
+    wait_for(PATIENCE, || {
+        warm(path, 0..size);
+        cached_bytes(cached_path).is_ok_and(|cached| cached >= size)
+    });
 }
 
 /// Bytes of a file in memory, or why that cannot be told.

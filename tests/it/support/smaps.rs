@@ -87,6 +87,16 @@ pub fn read(pid: u32) -> Vec<Vma> {
     vmas
 }
 
+/// A size in `/proc/PID/status`.
+pub fn status_bytes(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is alive");
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line
+        .expect("a field")
+        .trim_matches([':', '\t', ' ', 'k', 'B']);
+    kib.parse::<u64>().expect("a number") * 1024
+}
+
 /// The mappings of a file.
 pub fn of_file<'a>(vmas: &'a [Vma], path: &Path) -> Vec<&'a Vma> {
     let path = fs::canonicalize(path).expect("the file is there");

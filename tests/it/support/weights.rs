@@ -1,4 +1,4 @@
-//! The two ways of weights through the engine, with a model for each and what stock answers.
+//! The ways of weights through the engine, with a model for each and what stock answers.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,24 +14,30 @@ use super::server::Launch;
 pub enum Weights {
     /// Into the image of the file.
     Mapped,
+    /// Mapped too. Any file system that compresses can do so with a third of the file.
+    Compressible,
     /// Through staging buffers into a buffer.
     Repacked,
 }
 
-use Weights::{Mapped, Repacked};
+use Weights::{Compressible, Mapped, Repacked};
 
 pub const BOTH: [Weights; 2] = [Mapped, Repacked];
 
 impl Weights {
     /// Its model, of 100 MB.
     pub fn demo(self) -> PathBuf {
-        models::demo("100M", if self == Mapped { "Q8_0" } else { "Q4_K" })
+        match self {
+            Mapped => models::demo("100M", "Q8_0"),
+            Compressible => models::compressible_demo(),
+            Repacked => models::demo("100M", "Q4_K"),
+        }
     }
 
     /// A server of a copy of the model.
     pub fn with(self, launch: Launch, model: &Path) -> Launch {
         match self {
-            Mapped => launch.model(model),
+            Mapped | Compressible => launch.model(model),
             Repacked => launch.repacked_model(model),
         }
     }
@@ -43,7 +49,7 @@ impl Weights {
 
     /// What stock answers. An error is the reason to skip the test.
     pub fn stock_answers(self) -> Result<&'static Value, String> {
-        static ANSWERS: [OnceLock<Value>; 2] = [const { OnceLock::new() }; 2];
+        static ANSWERS: [OnceLock<Value>; 3] = [const { OnceLock::new() }; 3];
         let stock = Launch::stock()?;
         Ok(ANSWERS[self as usize].get_or_init(|| answers(&self.with(stock, &self.demo()).start())))
     }
