@@ -1,8 +1,8 @@
 //! Servers in company: others fill, attach, drop, shrink the pool and die meanwhile, and no server that runs is hurt.
 //!
-//! A walk takes steps in random order. After each step the weights of every living server equal the model file, nobody died of a signal
-//! that the test did not send, and every huge page is accounted for. `LLAMA_HUGEPAGES_COMPANY_SEED` repeats a walk,
-//! `LLAMA_HUGEPAGES_COMPANY_SECONDS` says for how long new ones begin.
+//! Two walks share the pool, each with a store of its own, and take steps in random order at the same time. After each step the weights
+//! of every living server equal the model file, no process died of a signal that the test did not send, and every huge page is accounted
+//! for. `LLAMA_HUGEPAGES_COMPANY_SEED` repeats two walks, and no new ones start after `LLAMA_HUGEPAGES_COMPANY_SECONDS`.
 
 use std::collections::HashMap;
 use std::env;
@@ -10,8 +10,10 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,9 +23,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::pool::{Counts, PAGE};
+use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Launch, Server};
-use crate::support::store::Store;
+use crate::support::store::{Mounted, Store};
 use crate::support::{full, models, or_skip, programs, skip, smaps, wait_for};
 
 const NR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
@@ -34,8 +36,14 @@ const OTHER_USER: u32 = 65534;
 /// Enough for three servers with pages of their own.
 const PAGES: u64 = 90;
 
+/// Enough for most servers of two walks, but not for all.
+const PAGES_OF_WALKS: u64 = 150;
+
 /// Steps of a walk.
 const STEPS: usize = 14;
+
+/// Only one walk at a time changes the size of the pool.
+static RESIZE: Mutex<()> = Mutex::new(());
 
 /// A model as servers load it.
 struct Model {
@@ -84,30 +92,28 @@ fn models() -> Result<(TempDir, Vec<Model>), String> {
     Ok((dir, all))
 }
 
-/// Everything that plays a part, and what happened so far.
-struct World<'a> {
-    store: Store,
+/// One walk: its store, its servers, and its steps so far.
+struct Walk<'a> {
+    store: Mounted,
     models: &'a [Model],
     servers: Vec<(usize, Server)>,
     random: Xoshiro256PlusPlus,
-    seed: u64,
     history: Vec<String>,
 }
 
-impl<'a> World<'a> {
+impl<'a> Walk<'a> {
     fn new(models: &'a [Model], seed: u64) -> Result<Self, String> {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
-        // Every other mount is smaller than the models.
+        // Some mounts are smaller than the models.
         let limits = ["", ",size=8M", "", ",size=14M", ",size=24M"];
         let limit = limits[(random.next_u64() % 5) as usize];
-        let store = Store::with_options(PAGES, &format!("mode=1777{limit}"))?;
+        let store = Mounted::with(&format!("pagesize=2M,mode=1777{limit}"))?;
         Ok(Self {
             store,
             models,
             servers: Vec::new(),
             random,
-            seed,
-            history: vec![format!("a store with '{limit}'")],
+            history: vec![format!("seed {seed}, a store with '{limit}'")],
         })
     }
 
@@ -116,11 +122,7 @@ impl<'a> World<'a> {
     }
 
     fn fail(&self, what: &str) -> ! {
-        let history = self.history.join("\n  ");
-        panic!(
-            "{what}\nLLAMA_HUGEPAGES_COMPANY_SEED={}\n  {history}",
-            self.seed
-        )
+        panic!("{what}\n  {}", self.history.join("\n  "))
     }
 
     /// A server with chance's model, policy and user.
@@ -157,38 +159,54 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Another process takes all pages that are not in use away from the pool, while a server starts.
+    /// An administrator removes all free pages from the pool while a server starts.
     fn shrink_while_starting(&mut self) {
+        let resize = RESIZE.lock().unwrap_or_else(PoisonError::into_inner);
         let before = fs::read_to_string(NR).expect("it can be read");
         let free = Counts::read().free;
         let (model, mut server) = self.spawn();
         let part = self.below(20);
-        self.history.push(format!("shrink after {part} pages"));
         wait_for(Duration::from_secs(20), || {
             server.has_ended() || server.is_ready() || Counts::read().free + part < free
         });
-        fs::write(NR, "0").expect("root");
+        self.history.push(format!("shrink after {part} pages"));
+        if self.below(2) == 0 {
+            fs::write(NR, "0").expect("root");
+        } else {
+            let state = tempfile::tempdir().expect("a temporary folder can be made");
+            let mut tool = Command::new(programs::hugepages());
+            tool.env("LLAMA_HUGEPAGES_STATE", state.path());
+            self.run(tool.args(["pool", "release", "--force"]));
+        }
         self.settle(model, server);
         self.check();
         fs::write(NR, before.trim()).expect("root");
+        drop(resize);
     }
 
-    fn tool(&mut self, args: &[&str]) {
-        self.history.push(format!("store {}", args.join(" ")));
-        let output = Command::new(programs::hugepages())
-            .arg("store")
-            .args(args)
-            .args(["--store", self.store.arg()])
-            .stdin(Stdio::null())
-            .output()
-            .expect("the tool can be started");
+    fn store(&mut self, args: &[&str]) {
+        let mut tool = Command::new(programs::hugepages());
+        tool.arg("store").args(args);
+        tool.args(["--store", self.store.arg()]);
+        self.run(&mut tool);
+    }
+
+    /// A signal fails the test; an exit code does not.
+    fn run(&mut self, tool: &mut Command) {
+        let args: Vec<_> = tool
+            .get_args()
+            .map(|arg| arg.display().to_string())
+            .collect();
+        self.history.push(args.join(" "));
+        let output = tool.stdin(Stdio::null()).output();
+        let output = output.expect("the tool can be started");
         if output.status.code().is_none() {
-            self.fail(&format!("store {args:?}: {output:?}"));
+            self.fail(&format!("{tool:?}: {output:?}"));
         }
     }
 
     fn step(&mut self) {
-        match self.below(12) {
+        match self.below(14) {
             0..=3 => {
                 let (model, server) = self.spawn();
                 self.settle(model, server);
@@ -209,10 +227,12 @@ impl<'a> World<'a> {
             6 | 7 => self.shrink_while_starting(),
             8 => {
                 let model = self.models[self.below(2) as usize].path.clone();
-                self.tool(&["load", model.to_str().expect("a plain path")]);
+                self.store(&["load", model.to_str().expect("a plain path")]);
             }
-            9 => self.tool(&["gc", "--older-than", "0s"]),
-            10 => self.tool(&["verify"]),
+            9 => self.store(&["gc", "--older-than", "0s"]),
+            10 => self.store(&["verify"]),
+            11 => self.store(&["drop", "--all"]),
+            12 => self.store(&["drop", "--all", "--force"]),
             _ if !self.servers.is_empty() => {
                 let i = self.below(self.servers.len() as u64) as usize;
                 let (_, server) = self.servers.swap_remove(i);
@@ -232,40 +252,61 @@ impl<'a> World<'a> {
         self.check();
     }
 
+    /// Each server runs, with the model's weights, and answers as stock does.
     fn check(&mut self) {
         for i in 0..self.servers.len() {
             if self.servers[i].1.has_ended() {
-                let how = self.servers[i].1.how_it_ended();
-                self.fail(&format!(
-                    "server {i} ended: {how}\n{}",
-                    self.servers[i].1.log()
-                ));
+                self.fail_for(
+                    i,
+                    &format!("it ended: {}", self.servers[i].1.how_it_ended()),
+                );
+            }
+            // Weights that are lost end the server when it reads them, so what is checked first decides what is found.
+            if self.below(2) == 0 {
+                self.check_weights(i);
+                self.check_answer(i);
+            } else {
+                self.check_answer(i);
+                self.check_weights(i);
             }
         }
-        for (model, server) in &self.servers {
-            let model = &self.models[*model];
-            if model.is_mapped
-                && let Err(why) = same_weights(server.pid(), &model.path)
-            {
-                self.fail(&format!("{why}\n{}", server.log()));
-            }
-            if answer(server) != model.answer {
-                self.fail(&format!("the answer is not stock's\n{}", server.log()));
+    }
+
+    fn check_weights(&self, i: usize) {
+        let (model, server) = &self.servers[i];
+        let model = &self.models[*model];
+        if !model.is_mapped {
+            return;
+        }
+        if let Err(why) = same_weights(server.pid(), &model.path) {
+            self.fail_for(i, &why);
+        }
+    }
+
+    fn check_answer(&mut self, i: usize) {
+        let (model, server) = &self.servers[i];
+        let expected = &self.models[*model].answer;
+        // A server that dies while it answers is told apart from one that does not answer.
+        let answered = panic::catch_unwind(AssertUnwindSafe(|| answer(server) == *expected));
+        match answered {
+            Ok(true) => {}
+            Ok(false) => self.fail_for(i, "the answer is not stock's"),
+            Err(_) => {
+                let server = &mut self.servers[i].1;
+                wait_for(Duration::from_secs(5), || server.has_ended());
+                let how = server.how_it_ended();
+                self.fail_for(i, &format!("while it answered: {how}"));
             }
         }
-        let in_use = |counts: &Counts| counts.total - counts.free;
-        let others = in_use(&self.store.pool.counts);
-        let mut last = (0, 0);
-        let is_right = wait_for(Duration::from_secs(5), || {
-            last = (in_use(&Counts::read()) - others, self.pages());
-            last.0 == last.1
-        });
-        if !is_right {
-            self.fail(&format!(
-                "{} pages are in use, {} are accounted for",
-                last.0, last.1
-            ));
-        }
+    }
+
+    fn fail_for(&self, i: usize, what: &str) -> ! {
+        let server = &self.servers[i].1;
+        self.fail(&format!(
+            "server {i}, {}: {what}\n{}",
+            server.pid(),
+            server.log()
+        ))
     }
 
     /// Of servers and of files in the store, each once.
@@ -318,6 +359,46 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
+/// Every page in use belongs to a server or to a file of a store.
+fn assert_all_pages_accounted_for(pool: &Pool, walks: &[Walk]) {
+    let in_use = |counts: &Counts| counts.total - counts.free;
+    let others = in_use(&pool.counts);
+    let mut last = (0, 0);
+    let is_right = wait_for(Duration::from_secs(5), || {
+        let pages = walks.iter().map(Walk::pages).sum();
+        last = (in_use(&Counts::read()) - others, pages);
+        last.0 == last.1
+    });
+    let steps = walks.iter().map(|walk| walk.history.join("\n  "));
+    assert!(
+        is_right,
+        "{} pages are in use, {} are accounted for\n  {}",
+        last.0,
+        last.1,
+        steps.collect::<Vec<_>>().join("\n  ")
+    );
+}
+
+fn walk_together(models: &[Model], seed: u64) -> Result<(), String> {
+    let pool = Pool::with(PAGES_OF_WALKS)?;
+    let mut walks = [Walk::new(models, seed)?, Walk::new(models, !seed)?];
+    for _ in 0..STEPS {
+        let [one, two] = &mut walks;
+        // A panic on either thread ends the test after the step of the other one.
+        thread::scope(|scope| {
+            scope.spawn(|| one.step());
+            scope.spawn(|| two.step());
+        });
+        assert_all_pages_accounted_for(&pool, &walks);
+    }
+    for walk in &mut walks {
+        walk.servers.clear();
+        walk.store.empty();
+    }
+    pool.assert_all_back();
+    Ok(())
+}
+
 #[test]
 fn no_order_of_steps_hurts_a_server() {
     let (_dir, models) = or_skip!(models());
@@ -326,20 +407,18 @@ fn no_order_of_steps_hurts_a_server() {
         number("LLAMA_HUGEPAGES_COMPANY_SECONDS").unwrap_or(if full() { 3600 } else { 100 });
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut seed = given.unwrap_or_else(|| now.expect("after 1970").as_secs() << 12);
-    let start = Instant::now();
+    let (start, mut walks) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(seconds) {
-        let mut world = or_skip!(World::new(&models, seed));
-        for _ in 0..STEPS {
-            world.step();
-        }
-        world.servers.clear();
-        world.store.empty();
-        world.store.pool.assert_all_back();
+        println!("LLAMA_HUGEPAGES_COMPANY_SEED={seed}");
+        or_skip!(walk_together(&models, seed));
+        walks += 2;
         if given.is_some() {
             break;
         }
         seed += 1;
     }
+    let minutes = start.elapsed().as_secs() / 60;
+    println!("{walks} walks of {STEPS} steps in {minutes} minutes");
 }
 
 #[test]

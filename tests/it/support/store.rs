@@ -71,6 +71,13 @@ impl Mounted {
         &self.dir
     }
 
+    /// As an argument.
+    pub fn arg(&self) -> &str {
+        self.dir
+            .to_str()
+            .expect("a temporary folder has a plain name")
+    }
+
     /// Names of all that lies in it, in order, hidden ones included.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).expect("it is mounted");
@@ -98,6 +105,18 @@ impl Mounted {
             .filter_map(|file| fs::symlink_metadata(file).ok())
             .map(|data| data.blocks() * 512 / PAGE)
             .sum()
+    }
+
+    /// Removes everything in it.
+    pub fn empty(&self) {
+        for name in self.names() {
+            let path = self.dir.join(name);
+            let removed = match fs::symlink_metadata(&path) {
+                Ok(data) if data.is_dir() => fs::remove_dir_all(&path),
+                _ => fs::remove_file(&path),
+            };
+            removed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
     }
 }
 
@@ -131,9 +150,9 @@ impl Store {
         self.mounted.path()
     }
 
-    /// As an argument.
+    /// See [`Mounted::arg`].
     pub fn arg(&self) -> &str {
-        self.path().to_str().expect("it has a plain name")
+        self.mounted.arg()
     }
 
     /// See [`Mounted::names`].
@@ -158,16 +177,9 @@ impl Store {
         self.mounted.pages()
     }
 
-    /// Removes everything in it.
+    /// See [`Mounted::empty`].
     pub fn empty(&self) {
-        for name in self.names() {
-            let path = self.path().join(name);
-            let removed = match fs::symlink_metadata(&path) {
-                Ok(data) if data.is_dir() => fs::remove_dir_all(&path),
-                _ => fs::remove_file(&path),
-            };
-            removed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        }
+        self.mounted.empty();
     }
 
     /// That all pages are in the pool again, except those of what lies in the store.
