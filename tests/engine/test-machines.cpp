@@ -2,7 +2,12 @@
 
 #include "test.h"
 
+#include "ggml-hugepages-store.h"
+
 #include <cstring>
+#include <fcntl.h>
+#include <memory>
+#include <unistd.h>
 
 using limits = std::vector<std::string>;
 
@@ -612,6 +617,53 @@ TEST(machines, arm64_with_64k_base_pages_has_2_mib_512_mib_and_16_gib) {
         m.file(V2 + "/box/hugetlb." + name + ".max", "0\n").file(V2 + "/box/hugetlb." + name + ".current", "0\n");
     }
     CHECK_EQ(decide(m, { all_of(513*MIB) }, require()).runs(), "0-514:2M");
+}
+
+// The kernel of x86-64 has no such pages, so a folder of another file system stands for the mount.
+TEST(machines, a_store_with_64_kib_pages_holds_every_wanted_block) {
+    machine m;
+    m.pool(2*MIB, 600, 600).pool(64*KIB, 200, 200);
+    const size_t size     = 5*MIB + 100*KIB;
+    const auto   geometry = ggml_hugepages_geometry_of(size, 64*KIB);
+    auto file = std::make_shared<ggml_hugepages_store_file>();
+    file->dir       = std::shared_ptr<int>(new int(open(m.root(), O_RDONLY | O_DIRECTORY)), [](int * fd) { close(*fd); delete fd; });
+    file->size      = size;
+    file->is_buffer = false;
+    file->page_size = 64*KIB;
+    file->segment   = geometry.segment;
+    file->length    = geometry.length;
+    file->sums_at   = geometry.sums_at;
+    file->sums.assign(geometry.n_segments, 0);
+
+    for (auto params : { require(), prefer() }) {
+        auto image = std::unique_ptr<ggml_hugepages_image, decltype(&ggml_hugepages_image_free)>(ggml_hugepages_image_init(-1, size), ggml_hugepages_image_free);
+        image->resident = file;
+        ggml_hugepages_image_want(image.get(), 0, MIB, GGML_HUGEPAGES_RANK_LAYERS);
+        ggml_hugepages_image_want(image.get(), 3*MIB + 1, size, GGML_HUGEPAGES_RANK_LAYERS);
+        auto * handle = image.get();
+        ggml_hugepages_error error = {};
+        CHECK(ggml_hugepages_decide(m.root(), &handle, 1, nullptr, 0, params, &error));
+        CHECK_EQ(image->runs.size(), (size_t) 2);
+        for (const auto & run : image->runs) {
+            CHECK_EQ(run.page_size, 64*KIB);
+            CHECK_EQ((int) run.owner, (int) GGML_HUGEPAGES_OWNER_FILLING);
+        }
+        CHECK_EQ(image->runs[0].first, (size_t) 0);
+        CHECK_EQ(image->runs[0].last, MIB);
+        CHECK_EQ(image->runs[1].first, 3*MIB);
+        CHECK_EQ(image->runs[1].last, ggml_hugepages_align_up(size, 64*KIB));
+    }
+
+    // 16 blocks, 34 blocks, and the manifest in the page of the last one or behind it
+    m.pool(64*KIB, 200, 40);
+    auto image = std::unique_ptr<ggml_hugepages_image, decltype(&ggml_hugepages_image_free)>(ggml_hugepages_image_init(-1, size), ggml_hugepages_image_free);
+    image->resident = file;
+    ggml_hugepages_image_want(image.get(), 0, size, GGML_HUGEPAGES_RANK_LAYERS);
+    auto * handle = image.get();
+    ggml_hugepages_error error = {};
+    CHECK(!ggml_hugepages_decide(m.root(), &handle, 1, nullptr, 0, require(), &error));
+    CHECK_EQ(error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_SAYS(error.message, "huge pages of 64 KiB", "only 40 are usable");
 }
 
 TEST(machines, small_pages_alone_are_not_chosen_unasked) {

@@ -420,11 +420,18 @@ bool ggml_hugepages_decide(
     if (of_store.is_full() && accepts_less) {
         GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB, the rest will not remain in memory after this process ends\n", __func__,
             of_store.free/1024.0/1024.0, of_store.bytes()/1024.0/1024.0);
+        uint64_t left_in_file = 0;
         for (const auto & [o, p] : of_store.fit()) {
             // the process' own pages can replace only store pages that are at least as large
             if (p.file->page_size % smallest == 0) {
                 owners[o].push_back({ std::max(0, p.rank), p.image, p.first, p.last });
+            } else {
+                left_in_file += p.last - p.first;
             }
+        }
+        if (left_in_file > 0) {
+            GGML_LOG_WARN("%s: %.2f MiB of them use ordinary memory, because the pages of the store are smaller than %s\n", __func__,
+                left_in_file/1024.0/1024.0, ggml_hugepages_size_name(smallest).c_str());
         }
     }
     of_store.note(who);
