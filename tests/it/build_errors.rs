@@ -1,5 +1,5 @@
-//! What `cargo build` says when something that it needs is missing or wrong: before the long compile, in one line, with a
-//! hint, and with nothing left that a later build would trust.
+//! `cargo build` reports a missing or wrong dependency before the long compile: in one line, with a hint, and without leaving anything that
+//! a later build would trust.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::support::{or_skip, skip};
 
-/// A copy of this package, so that neither the cache nor the output of the real build is there to help.
+/// A copy of this package, without the cache and the output of the real build.
 struct Package {
     dir: PathBuf,
     _one_at_a_time: MutexGuard<'static, ()>,
@@ -53,7 +53,7 @@ impl Package {
         self.dir.with_file_name("target")
     }
 
-    /// Builds, which must fail, and returns the cause and the hint.
+    /// Runs a build that must fail, and returns the cause and the hint.
     fn fails<V: AsRef<OsStr>>(&self, variable: &str, value: V) -> (String, String) {
         let output = Command::new(env!("CARGO"))
             .args(["build", "--lib", "--package", "llama-hugepages"])
@@ -80,7 +80,7 @@ impl Package {
         (cause.to_owned(), hint.to_owned())
     }
 
-    /// No unpacked source, under the name that a later build would take.
+    /// Asserts that no unpacked source is left under the name that a later build would use.
     fn assert_left_nothing(&self) {
         let builds = self.target().join("debug/build");
         for build in fs::read_dir(builds).expect("the build script ran") {

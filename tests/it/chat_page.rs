@@ -30,7 +30,7 @@ struct Answer {
 fn get(server: &Server, path: &str, header: Option<(&str, &str)>) -> Answer {
     let config = Agent::config_builder()
         .http_status_as_error(false)
-        // The test compares the bytes that are sent: the agent asks for no compression of its own, and unpacks nothing.
+        // The test compares the sent bytes, so the agent neither asks for compression nor unpacks.
         .accept_encoding("");
     let agent: Agent = config.build().into();
     let mut request = agent.get(&server.url(path));

@@ -1,4 +1,4 @@
-//! Tokens, logits, samplers: the same as stock's, and no mistake that ends the process.
+//! Tokens, logits and samplers equal stock's, and no caller's mistake ends the process.
 
 use std::thread;
 
@@ -151,7 +151,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
     assert_eq!(context.logits(0).map(<[f32]>::to_vec), none("logits", 0));
     context
         .decode(&Batch::prompt(&[some; 3]))
-        .expect("all is right now");
+        .expect("the batch is valid");
     assert_eq!(
         context.logits(2).expect("the last is an output").len(),
         n_vocab
@@ -172,7 +172,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
         none("pooled embeddings", 0)
     );
 
-    // A gap in the sequence: llama.cpp says why.
+    // A gap in the sequence: the error carries llama.cpp's reason.
     let error = context.decode(&one(some, 0, Some(100))).unwrap_err();
     let Error::Decode(said) = &error else {
         panic!("{error}")
@@ -180,7 +180,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
     assert!(!said.lines.is_empty(), "{error}");
     assert!(
         context.logits(2).is_err(),
-        "the output of a batch ends with the next one, also when that fails"
+        "the next batch drops the output, even if it fails"
     );
 }
 
@@ -234,12 +234,12 @@ fn the_same_seed_chooses_the_same_tokens_on_any_thread() {
     let run = |seed| {
         let mut context = context(&model);
         let mut sampler = seeded(seed);
-        // A context and a sampler can go to another thread.
+        // Another thread may use the context and the sampler.
         thread::scope(|scope| {
             scope
                 .spawn(move || generate(&mut context, &mut sampler, 16))
                 .join()
-                .expect("it does not panic")
+                .expect("the thread does not panic")
         })
     };
     let (first, again, other) = (run(1), run(1), run(2));

@@ -1,4 +1,4 @@
-//! `from_env`: the rules of the programs. The environment is global to a process, so others read it.
+//! `from_env` follows the rules of the programs. A process has only one environment, so child processes read it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,7 +10,7 @@ use super::compute::logits;
 use super::model_file;
 use crate::equality::PROMPT;
 
-/// Not a test: the process that reads its environment for those below, which is global to a process.
+/// Not a test: the child process that reads its environment for the tests below.
 #[test]
 #[ignore = "started by the tests of `from_env`"]
 fn print_params_from_env() {
@@ -57,7 +57,7 @@ fn this_test_with(name: &str, environment: &[(&str, &str)]) -> Output {
         .expect("this binary can be started")
 }
 
-/// `name=value` by name, of what the process printed.
+/// The values that the child process printed, by name.
 fn from_env(environment: &[(&str, &str)]) -> BTreeMap<String, String> {
     let output = this_test_with("api::env::print_params_from_env", environment);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -147,7 +147,7 @@ fn from_env_reads_what_else_the_programs_read_and_an_explicit_call_wins() {
     assert_eq!(values["explicit"], "Off,3");
 }
 
-/// Not a test: see below.
+/// Not a test: the child process of the test below.
 #[test]
 #[ignore = "started by `a_model_loads_with_what_the_environment_points_to`"]
 fn load_with_the_environment() {
@@ -162,7 +162,7 @@ fn load_with_the_environment() {
     );
 }
 
-/// The parameters point into what was made from the environment, which has to live as long as they.
+/// The parameters point into data that `from_env` allocates, so the data must outlive them.
 #[test]
 fn a_model_loads_with_what_the_environment_points_to() {
     let path = model_file();
