@@ -1,4 +1,4 @@
-//! Router mode: a server without a model starts one process per model, which must find the options too.
+//! Router mode: a server without a model starts one process per model. Each process must get the options too.
 
 use std::fs;
 use std::time::Duration;
@@ -57,7 +57,7 @@ fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     );
     pool.assert_all_back();
 
-    // And a router that ends takes its children along.
+    // A router that ends also ends its children.
     load(&router, "small");
     assert_eq!(pool.taken(), need);
     let ended = router.stop(Signal::TERM);

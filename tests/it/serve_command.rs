@@ -1,4 +1,4 @@
-//! `hugepages serve`: the pages that a model lacks, for as long as it is served, whatever ends it.
+//! `hugepages serve` adds the pages that a model lacks, and removes them at the end of the server, whatever the cause.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::support::{is_root, models, need, or_skip, programs, smaps, wait_for};
 const NOBODY: u32 = 65534;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The tool with a journal of its own: the pool is the test's.
+/// The tool with a journal of its own, because the test holds the pool.
 struct Tool {
     state: TempDir,
 }
@@ -34,13 +34,13 @@ impl Tool {
         let state = self.state.path().to_str().expect("UTF-8");
         Launch::served(options)
             .env("LLAMA_HUGEPAGES_STATE", state)
-            // Signals that this process ignores, as under `nohup`, do not end the command.
+            // Under `nohup` this process ignores signals. `env` resets them, because the command would inherit that.
             .wrapped(["env", "--default-signal=INT,TERM,HUP"])
             .model(model)
     }
 }
 
-/// The server that a `hugepages serve` runs.
+/// The server process that a `hugepages serve` runs.
 fn child_of(served: &Server) -> u32 {
     let is_child = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -167,7 +167,7 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
     assert_eq!(of("Gid:"), [id.as_str(); 4]);
     assert!(of("Groups:").iter().all(|group| *group == id), "{status}");
     assert!(total() > before);
-    // The death of the command still reaches a process of another user.
+    // The server runs as another user, and must still end with the command.
     let ended = served.stop(Signal::KILL);
     assert_gone(pid, &ended.log);
     assert_returned(before, &ended.log);
@@ -259,7 +259,7 @@ fn with_keep_the_second_start_attaches() {
     let ended = second.stop(Signal::INT);
     assert_returned(before + kept, &ended.log);
 
-    // The pages of the store stay until somebody returns them.
+    // The pages of the store stay until a user returns them.
     drop(store);
     let restored = Command::new(programs::hugepages())
         .args(["pool", "restore"])
