@@ -1,4 +1,4 @@
-//! `hugepages store load --as-file`: a plain file, or nothing.
+//! `hugepages store load --as-file` writes a complete plain file, or nothing.
 
 use std::fs::File;
 use std::io::Read;
@@ -62,7 +62,7 @@ fn a_copy_is_the_file_byte_by_byte_and_any_server_maps_it() {
 
 #[test]
 fn a_copy_that_does_not_fit_leaves_nothing() {
-    // The pool, and then the limit of the mount.
+    // First the pool is too small, then the limit of the mount.
     for (pages, options, hint) in [
         (10, "", "hugepages pool reserve"),
         (PAGES, "size=20M", "limit"),
@@ -110,10 +110,13 @@ fn what_a_killed_copy_leaves_is_seen_and_collected() {
             .expect("it can be started");
         assert!(
             wait_for(Duration::from_secs(20), || store.pages() > 2),
-            "it never began"
+            "the copy never began"
         );
         let (_, unfinished) = (run(on(&store, ["gc"]), 0), json(&store, &["list"], 0));
-        assert_eq!(unfinished["unfinished"], 1, "one that lives is left alone");
+        assert_eq!(
+            unfinished["unfinished"], 1,
+            "gc leaves a running copy alone"
+        );
         let pid = child.id().to_string();
         let killed = Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(killed.expect("kill is there").success());

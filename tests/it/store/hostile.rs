@@ -1,4 +1,4 @@
-//! What somebody else may have put into a store, and memory that fails.
+//! Hostile files in a store, and failing memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -29,7 +29,7 @@ fn a_byte_that_flips_is_found_and_the_code_is_5() {
 
 const NAME: &str = "evil.weights-0123456789abcdef.resident";
 
-/// What somebody may have put there under the name of an image. No link: this kernel's hugetlbfs has none.
+/// Puts a hostile file under the name of an image. No link, because this kernel's hugetlbfs does not support links.
 fn hostile(store: &Store, what: &str) {
     let path = store.path().join(NAME);
     let sized = |bytes| {
@@ -72,7 +72,7 @@ fn mkfifo(path: &Path) {
     assert!(made.expect("mkfifo is there").success());
 }
 
-/// Runs it, and ends the test if that takes too long: who opens a pipe may wait forever.
+/// Runs a command, and fails after a time limit, because opening a pipe may block forever.
 fn run_in_time(mut command: Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
@@ -86,7 +86,7 @@ fn run_in_time(mut command: Command) -> Output {
         child.kill().expect("it is ours");
     }
     let output = child.wait_with_output().expect("it is ours");
-    assert!(ended, "{command:?} stands still: {output:?}");
+    assert!(ended, "{command:?} hangs: {output:?}");
     output
 }
 
@@ -107,7 +107,7 @@ fn what_is_no_image_is_refused_with_a_reason_and_nobody_waits_for_it() {
         let verify = run_in_time(on(&store, ["verify"]));
         assert_eq!(verify.status.code(), Some(1), "{what}: {verify:?}");
         assert_eq!(Counts::read(), before, "{what} took a page");
-        // One of another user is that user's; a folder is not removed as a file.
+        // gc leaves the files of other users alone, and cannot remove a folder as a file.
         let stays = matches!(what, "owner" | "folder");
         let gc = run_in_time(on(&store, ["gc"]));
         assert_eq!(
@@ -128,7 +128,7 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
     run(load(&store, &small()), 0);
     let image = store.image();
     let length = fs::metadata(&image).expect("it is there").len();
-    // The last 4 KiB are the header: a bit of each of its parts.
+    // The header is in the last 4 KiB. The test flips a bit in each of its parts.
     for offset in [0, 9, 17, 40, 100, 1500] {
         patch(&image, length - 4096 + offset, |bytes| bytes[0] ^= 1, 1);
         let list = json(&store, &["list"], 0);

@@ -9,7 +9,7 @@ use super::{PAGES, copies_of_the_programs, run, small, tool};
 use crate::support::pool::{Counts, Pool};
 use crate::support::{is_root, or_skip, skip};
 
-/// A place for a mount, unmounted however the test ends.
+/// A mount point. Its mount goes away however the test ends.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -79,11 +79,11 @@ fn a_mount_hides_no_files_and_leaves_no_folder_when_it_fails() {
     let (_, said) = run(place.mount(&[]), 1);
     assert!(said.contains("is not empty"), "{said}");
     fs::remove_dir_all(place.0.path().join("a")).expect("it is ours");
-    // More than the pool has, at once.
+    // The mount needs more pages than the pool has.
     let (_, said) = run(place.mount(&["--min", "64M"]), 3);
     assert!(said.contains("hint: "), "{said}");
     assert!(!place.0.path().join("a").exists());
-    // What the pool has is taken, and is back afterwards.
+    // The mount reserves pages of the pool, and returns them.
     let before = Counts::read();
     run(place.mount(&["--min", "4M"]), 0);
     assert_eq!(Counts::read().reserved, before.reserved + 2);
