@@ -1,5 +1,5 @@
 //! The engine compiled straight with a C++ compiler, without CMake.
-//! Lives here: sources, objects, programs. Not here: which programs there are, and what they have to do.
+//! Lives here: sources, objects, programs. Not here: the purpose of the programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,14 +7,14 @@ use std::{env, fs, thread};
 
 use super::programs;
 
-/// A compiler and what every call of it is given.
+/// A compiler and the flags of all its calls.
 #[derive(Clone, Debug)]
 pub struct Compiler {
     words: Vec<String>,
 }
 
 impl Compiler {
-    /// The one that `CXX` names.
+    /// The compiler that `CXX` names.
     pub fn given() -> Self {
         let given = env::var("CXX").unwrap_or_default();
         let mut words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
@@ -41,7 +41,7 @@ impl Compiler {
         command
     }
 
-    /// Compiles each source by itself, all at the same time.
+    /// Compiles all sources at the same time, each by itself.
     pub fn objects(&self, sources: &[PathBuf], dir: &Path) -> Vec<PathBuf> {
         fs::create_dir_all(dir).expect("the target folder can be written");
         let engine = engine();
@@ -73,7 +73,7 @@ impl Compiler {
             .collect()
     }
 
-    /// Links objects to a program. An error is what the linker said.
+    /// Links objects to a program. An error is the linker's output.
     pub fn link(&self, objects: &[PathBuf], flags: &[&str], program: &Path) -> Result<(), String> {
         let mut command = self.command();
         command
@@ -85,8 +85,7 @@ impl Compiler {
         programs::run(&mut command)
     }
 
-    /// Whether programs can be built with these flags, and run: a library that a flag needs is a package of its own in some
-    /// distributions.
+    /// Tries to build a program, because some distributions package the library that a flag needs separately.
     pub fn try_program(&self, text: &str, dir: &Path) -> Result<PathBuf, String> {
         fs::create_dir_all(dir).expect("the target folder can be written");
         let source = dir.join("try.cpp");
@@ -111,7 +110,7 @@ pub fn engine_sources() -> Vec<PathBuf> {
     sources_in(&engine().join("src"))
 }
 
-/// Those of a folder of the tests, such as `tests/engine`.
+/// The sources in a folder of the tests, such as `tests/engine`.
 pub fn test_sources(dir: &str) -> Vec<PathBuf> {
     sources_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))
 }

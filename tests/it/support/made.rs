@@ -1,4 +1,4 @@
-//! Small GGUF files that `hugepages demo-model` does not make: an adapter, and an architecture with a lazy tensor.
+//! Small GGUF files that `hugepages demo-model` does not write: an adapter, and an architecture with a lazy tensor.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use llama_hugepages::gguf::{Gguf, TensorType};
 
-/// Writes a header with numbers for its tensors, all of which are F32. The same header gives the same bytes.
+/// Writes a header and pseudo-random F32 tensors. The same header gives the same bytes.
 fn write(header: &Gguf, path: &Path) {
     let mut file = BufWriter::new(File::create(path).expect("the folder is the test's"));
     let head = header.header_bytes();
@@ -164,7 +164,7 @@ pub fn gemma4(path: &Path) {
     write(&header, path);
 }
 
-/// A token for each byte, as GPT-2 writes it, and one that ends a text. Returns their number.
+/// Sets one token for each byte, as GPT-2 does, and an end token. Returns the number of tokens.
 fn set_vocabulary(header: &mut Gguf) -> u64 {
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = 0x100..;
@@ -179,7 +179,7 @@ fn set_vocabulary(header: &mut Gguf) -> u64 {
         })
         .collect();
     tokens.push("<|end|>".to_owned());
-    // A multiple of 32 for kernels that want one.
+    // Some kernels want a multiple of 32.
     while !tokens.len().is_multiple_of(32) {
         tokens.push(format!("<|unused{}|>", tokens.len()));
     }

@@ -14,17 +14,17 @@ pub fn demo(size: &str, kind: &str) -> PathBuf {
     make(size, kind, 1, &[])
 }
 
-/// One with other options of `hugepages demo-model`.
+/// A demo model with other options of `hugepages demo-model`.
 pub fn demo_with(size: &str, kind: &str, args: &[&str]) -> PathBuf {
     make(size, kind, 1, args)
 }
 
-/// The same in shards; the first one is what a server is given.
+/// A demo model in shards. Returns the first shard, which a server expects.
 pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
     make(size, kind, shards, &[])
 }
 
-/// One of 100 MB. A third repeats the same bytes, which any file system can compress; the rest is as good as random.
+/// A model of 100 MB. A third repeats the same bytes, which any file system can compress; the rest is practically random.
 pub fn compressible_demo() -> PathBuf {
     let plain = demo("100M", "F16");
     once("100M-F16-compressible", |path| {
@@ -64,7 +64,7 @@ fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
     })
 }
 
-/// The folder with a name, made by one test for all.
+/// The first file of a folder that one test makes for all.
 fn once(name: &str, write: impl FnOnce(&Path)) -> PathBuf {
     let models = target_dir().join("models/test");
     fs::create_dir_all(&models).expect("target/ can be written");
@@ -92,7 +92,7 @@ fn first_file(dir: &Path) -> PathBuf {
     models.min().expect("the tool makes at least one file")
 }
 
-/// A copy that a test may spoil.
+/// A copy that a test may damage.
 pub fn copy_to(dir: &Path, model: &Path) -> PathBuf {
     let files = gguf::files(model);
     for file in &files {
