@@ -1,4 +1,4 @@
-//! How much of a file the kernel holds in memory, and what came into it.
+//! The bytes of a file in the page cache, and the bytes added to it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,13 +15,13 @@ use super::guardian::Guardian;
 use super::programs::run;
 use super::wait_for;
 
-/// Until a file is in memory.
+/// The time limit for bringing a file into the page cache.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Lets the kernel forget a file that nobody maps.
+/// Drops an unmapped file from the page cache.
 pub fn drop_file(path: &Path) {
     let file = File::open(path).expect("the file is there");
-    // Only what is on disk can be dropped. Nothing else is on a file system that cannot be written.
+    // The kernel drops only clean pages. A file system that cannot be written has no others.
     match fsync(&file) {
         Ok(()) | Err(Errno::ROFS | Errno::INVAL) => {}
         Err(error) => panic!("{}: {error}", path.display()),
@@ -29,7 +29,7 @@ pub fn drop_file(path: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).expect("it is a file");
 }
 
-/// Brings a part of a file into memory, and nothing behind it.
+/// Brings a part of a file into the page cache, without readahead.
 pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
     let file = File::open(path).expect("the file is there");
     fadvise(&file, 0, None, Advice::Random).expect("it is a file");
@@ -43,8 +43,8 @@ pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
     }
 }
 
-/// Brings a whole file into memory, whose pages are those of `cached_path`. A busy kernel may drop a page of a file that is being
-/// read, so the file is read until all of it is there.
+/// Brings a whole file into the page cache, which holds it as `cached_path`. A busy kernel may drop a page during the read, so this reads
+/// until the page cache holds all pages.
 pub fn warm_all(path: &Path, cached_path: &Path) {
     let size = path.metadata().expect("it is there").len();
     wait_for(PATIENCE, || {
@@ -53,7 +53,7 @@ pub fn warm_all(path: &Path, cached_path: &Path) {
     });
 }
 
-/// Bytes of a file in memory, or why that cannot be told.
+/// Bytes of a file in the page cache. An error is the reason to skip the test.
 pub fn cached_bytes(path: &Path) -> Result<u64, String> {
     let output = Command::new("fincore")
         .args(["--bytes", "--noheadings", "--output", "RES"])
@@ -79,19 +79,19 @@ const REMOVE: &str = r#"
     ! mountpoint -q "$dir"
 "#;
 
-/// Counts the bytes of a file that the kernel puts into the page cache, those that are dropped again included.
+/// Counts the bytes of a file that the kernel adds to the page cache, including those that it drops again.
 ///
-/// What is cached afterwards cannot tell a direct read from a buffered one whose pages were dropped; the kernel's own
-/// trace event can.
+/// Afterwards, the page cache looks the same after a direct read and after a buffered read whose pages were dropped. The kernel's own trace
+/// event shows the difference.
 pub struct Arrivals {
-    // In the order of their drop.
+    // Fields drop in this order.
     _guardian: Guardian,
     dir: TempDir,
     instance: String,
 }
 
 impl Arrivals {
-    /// From now on. An error is the reason to skip the test.
+    /// Starts to count. An error is the reason to skip the test.
     pub fn of(path: &Path) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -139,7 +139,7 @@ impl Arrivals {
             .join(name)
     }
 
-    /// Bytes so far.
+    /// The bytes counted so far.
     pub fn bytes(&self) -> u64 {
         let cpus = fs::read_dir(self.path("per_cpu")).expect("it is traced");
         for cpu in cpus {
@@ -156,7 +156,7 @@ impl Arrivals {
     }
 }
 
-/// The device number of a file's superblock as the kernel's trace has it: stat(2) shows another one on btrfs.
+/// The device number of a file's superblock, as in the kernel's trace. On btrfs stat(2) returns another number.
 fn super_block_of(path: &Path) -> Result<u64, String> {
     let path = fs::canonicalize(path).map_err(|error| error.to_string())?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;

@@ -1,9 +1,9 @@
-//! What a program printed, against what it printed when somebody last looked.
+//! Compares a program's output with the output at the last review.
 
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Compares with `tests/it/snapshots/NAME`. `LLAMA_HUGEPAGES_UPDATE_SNAPSHOTS=1` writes it instead: look at the diff.
+/// Compares with `tests/it/snapshots/NAME`. `LLAMA_HUGEPAGES_UPDATE_SNAPSHOTS=1` writes the file instead: review the diff.
 pub fn assert(name: &str, text: &str) {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/it/snapshots", name]
         .iter()
@@ -16,6 +16,6 @@ pub fn assert(name: &str, text: &str) {
     let expected = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         text == expected,
-        "{name} is another text.\n--- expected\n{expected}\n--- now\n{text}\nLLAMA_HUGEPAGES_UPDATE_SNAPSHOTS=1 takes it"
+        "{name} differs.\n--- expected\n{expected}\n--- now\n{text}\nLLAMA_HUGEPAGES_UPDATE_SNAPSHOTS=1 takes it"
     );
 }
