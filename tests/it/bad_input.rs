@@ -309,7 +309,7 @@ fn a_shard_that_is_missing_is_named() {
 fn a_file_that_is_not_gguf_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = dir.path().join("poem.gguf");
-    fs::write(&path, "Shall I compare thee to a summer's day?").expect("there is space");
+    fs::write(&path, "Shall I compare thee to a summer's day?").expect("the disk has space");
     fails_with(require(&path), "invalid magic", "is not a GGUF file");
 }
 
@@ -347,9 +347,9 @@ fn a_header_with_noise_in_it_is_refused() {
 fn a_model_without_the_right_to_read_it_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     // Other users can enter the folder but not read the file.
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("the file is ours");
     let launch = require(&path);
     // root may read anything
     let launch = if is_root() {
@@ -392,9 +392,9 @@ fn a_user_without_rights_gets_huge_pages() {
         return crate::support::skip("needs root to become another user");
     }
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("the file is ours");
     let need = need::of(&require(&path));
     let pool = or_skip!(Pool::with(need));
     let server = require(&path).under_uid(65534).start();
@@ -491,7 +491,7 @@ fn prefer_beyond_a_cgroup_limit_serves_shards_with_fewer_pages() {
 fn a_path_with_spaces_and_other_letters_is_served() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let folder = dir.path().join("große modelle (neu)");
-    fs::create_dir(&folder).expect("there is space");
+    fs::create_dir(&folder).expect("the disk has space");
     let path = models::copy_to(&folder, &models::demo("20M", "Q8_0"));
     assert_eq!(path.extension(), Some(OsStr::new("gguf")));
     let need = need::of(&require(&path));

@@ -45,8 +45,8 @@ impl Package {
 
     fn write_lock(&self, change: impl Fn(String) -> String) {
         let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("vendor/llama.cpp.lock");
-        let lock = fs::read_to_string(lock).expect("the pin is there");
-        fs::write(self.dir.join("vendor/llama.cpp.lock"), change(lock)).expect("it is our copy");
+        let lock = fs::read_to_string(lock).expect("the pin exists");
+        fs::write(self.dir.join("vendor/llama.cpp.lock"), change(lock)).expect("the copy is ours");
     }
 
     fn target(&self) -> PathBuf {
@@ -84,7 +84,10 @@ impl Package {
     fn assert_left_nothing(&self) {
         let builds = self.target().join("debug/build");
         for build in fs::read_dir(builds).expect("the build script ran") {
-            let cache = build.expect("it is readable").path().join("out/cache");
+            let cache = build
+                .expect("the folder is readable")
+                .path()
+                .join("out/cache");
             let left = fs::read_dir(&cache).map_or(0, Iterator::count);
             assert_eq!(left, 0, "something was left in {}", cache.display());
         }
@@ -113,7 +116,7 @@ fn without_libclang_the_package_to_install_is_named() {
 #[test]
 fn a_given_source_that_lacks_a_file_is_named_with_the_file() {
     let tree = temp_dir();
-    fs::write(tree.path().join("CMakeLists.txt"), "").expect("it is our folder");
+    fs::write(tree.path().join("CMakeLists.txt"), "").expect("the folder is ours");
     let (cause, hint) = Package::copy().fails("LLAMA_CPP_DIR", tree.path());
     let start = format!("{} is not a llama.cpp tree: `", tree.path().display());
     assert!(

@@ -89,8 +89,8 @@ fn script(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("baseline");
     let server = programs::server();
     let ask = format!("[ \"$1\" = --model ] || exec '{}' \"$@\"", server.display());
-    fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("it is ours");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("the file is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
     path
 }
 
@@ -142,7 +142,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
         .output();
     ended.assert_code(0);
     let report = ended.report();
-    let size = fs::metadata(&model).expect("it is there").len() as f64;
+    let size = fs::metadata(&model).expect("the model exists").len() as f64;
     for sample in runs(&report, "cold", 0) {
         assert!(number(sample, "/residue_bytes") > 0.9 * size, "{sample}");
         assert!(sample["load"].is_null(), "{sample}");
@@ -194,7 +194,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
         );
     }
     pool.assert_all_back();
-    fs::remove_file(model).expect("it is ours");
+    fs::remove_file(model).expect("the file is ours");
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     tool.command.arg("--out").arg(&dir);
     let ended = tool.model(&model).with(&["--speed-tokens", "2"]).output();
     ended.assert_code(0);
-    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("it is written");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the tool wrote the file");
     let json: Value = serde_json::from_str(&read("report.json")).expect("JSON");
     assert_eq!(json, ended.report());
     assert!(told(&json, "left_out", "shards").contains("--shards FILE"));
@@ -329,7 +329,7 @@ fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     }
     assert_eq!(json["environment"][QUIET_THREADS.0], QUIET_THREADS.1);
     let command = json.pointer("/cases/0/pairs/0/0/command").expect("a line");
-    let model = model.to_str().expect("ours");
+    let model = model.to_str().expect("a plain path");
     assert_eq!(command[2], *model, "{command}");
 }
 
@@ -360,18 +360,18 @@ fn without_pages_it_runs_the_rest_and_says_what_is_missing() {
 #[test]
 fn without_root_it_runs_what_it_can() {
     if !is_root() {
-        return crate::support::skip("only root can become somebody else");
+        return crate::support::skip("only root can become another user");
     }
     let pool = or_skip!(Pool::with(0));
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let open = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(dir.path(), open).expect("it is ours");
+    fs::set_permissions(dir.path(), open).expect("the folder is ours");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     // The other user may not be able to enter the build folder.
     let mut programs = Vec::new();
     for program in [programs::hugepages(), programs::server()] {
         let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("there is space");
+        fs::copy(program, &copy).expect("the disk has space");
         programs.push(copy);
     }
     let mut tool = Tool::new(&programs[1], "warm,off,store,pressure");

@@ -35,7 +35,7 @@ fn on(device: &Device, model: &Path) -> PathBuf {
 }
 
 fn room_for(model: &Path) -> u64 {
-    fs::metadata(model).expect("it is there").len()
+    fs::metadata(model).expect("the model exists").len()
 }
 
 /// One launch with mapped weights, and one with repacked weights.

@@ -30,7 +30,7 @@ impl Worker {
         let program = programs::patched("ggml-rpc-server")?;
         let port = TcpListener::bind(("127.0.0.1", 0))
             .and_then(|listener| listener.local_addr())
-            .expect("there are ports")
+            .expect("a port is free")
             .port();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -41,7 +41,7 @@ impl Worker {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("it can be started");
+            .expect("the worker can be started");
         let worker = Self {
             child,
             address: format!("127.0.0.1:{port}"),
@@ -273,7 +273,7 @@ fn an_adapter_is_on_huge_pages_and_answers_are_those_of_stock() {
     ended.assert_clean_failure();
     assert!(ended.log.contains("huge pages"), "{}", ended.log);
     pool.assert_all_back();
-    fs::remove_file(&adapter).expect("nobody needs it");
+    fs::remove_file(&adapter).expect("no process needs the adapter");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Build {
             .args(groups)
             .env("TEST_ENGINE_SCRATCH", scratch.path())
             .output()
-            .expect("coreutils and util-linux are there")
+            .expect("coreutils and util-linux are installed")
     }
 
     /// Runs the tests of these groups, and counts those that this machine cannot run.
@@ -208,7 +208,7 @@ fn the_engine_is_clean_under_the_thread_sanitizer() {
 
 /// A program that takes the address of every function of the header, so that the linker misses none.
 fn program_with_every_function() -> String {
-    let header = fs::read_to_string(cxx::header()).expect("it is part of this repository");
+    let header = fs::read_to_string(cxx::header()).expect("the file is part of this repository");
     let names: Vec<&str> = header
         .lines()
         .filter_map(|line| {

@@ -60,7 +60,7 @@ pub fn answers(server: &Server) -> Value {
         );
         let probabilities = answer["probabilities"]
             .as_array()
-            .expect("they were asked for");
+            .expect("the request asked for probabilities");
         assert!(
             probabilities
                 .iter()
@@ -143,7 +143,7 @@ pub fn repacked_logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(tensor.end - tensor.start).expect("a small tensor")];
     File::open(&out)
         .and_then(|file| file.read_exact_at(&mut bytes, tensor.start))
-        .expect("it was just written");
+        .expect("the file was just written");
     // If all logits are the same, their equality proves nothing.
     assert!(
         bytes.chunks_exact(4).any(|logit| logit != &bytes[..4]),
@@ -252,7 +252,7 @@ fn another_weight_gives_other_answers() {
         .tensors
         .iter()
         .max_by_key(|tensor| tensor.end)
-        .expect("it has tensors");
+        .expect("the model has tensors");
     let file = fs::OpenOptions::new()
         .write(true)
         .open(&other)

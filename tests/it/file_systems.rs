@@ -131,7 +131,7 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     let pool = Pool::with(need)?;
     let file_system = FileSystem::with(kind, &[(&demo, name)])?;
     let (path, cached_path) = (file_system.path(name), file_system.cached_path(name));
-    let size = fs::metadata(&path).expect("it is there").len();
+    let size = fs::metadata(&path).expect("the file exists").len();
     match cache {
         Cache::Cold => {}
         Cache::Warm => page_cache::warm_all(&path, &cached_path),

@@ -37,7 +37,7 @@ fn shared_objects() -> Result<&'static [PathBuf], String> {
             .try_program(TRIAL, &dir().join("trial"))
             .map_err(|error| format!("clang++ with libFuzzer is not installed: {error}"))?;
         let is_shared = |source: &PathBuf| {
-            let name = source.file_stem().expect("it is a file");
+            let name = source.file_stem().expect("the source is a file");
             !name.to_string_lossy().starts_with("fuzz-")
         };
         let mut sources = cxx::engine_sources();
@@ -81,7 +81,7 @@ fn fuzz(name: &str, link_flags: &[&str]) {
         .expect("/dev/shm can be written")
         .keep();
     let mut guardian = Guardian::start(REMOVE, None);
-    guardian.tell(scratch.to_str().expect("it has a plain name"));
+    guardian.tell(scratch.to_str().expect("the folder has a plain name"));
     let run = |args: &[String]| {
         let output = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -90,7 +90,7 @@ fn fuzz(name: &str, link_flags: &[&str]) {
             .env("FUZZ_DIR", &scratch)
             .stdin(Stdio::null())
             .output()
-            .expect("setpriv is there");
+            .expect("setpriv is installed");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // The last lines show the cause and the name of the input.
         let lines: Vec<&str> = said.lines().collect();

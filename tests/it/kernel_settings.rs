@@ -195,7 +195,7 @@ fn run_without_a_view(cgroup: &Cgroup, command: &Command) -> Output {
     let mut wrapped = Command::new(&line[0]);
     wrapped.args(&line[1..]).arg(command.get_program());
     wrapped.args(command.get_args()).stdin(Stdio::null());
-    wrapped.output().expect("sh is there")
+    wrapped.output().expect("sh is installed")
 }
 
 fn beyond_a_limit_without_a_view(file: &str) {
@@ -329,7 +329,7 @@ fn require_holds_all_it_counted_before_it_reads() {
         let expected = or_skip!(weights.stock_answers());
         let demo = weights.demo();
         let need = need::of(&weights.launch());
-        let size = fs::metadata(&demo).expect("it is there").len();
+        let size = fs::metadata(&demo).expect("the model exists").len();
         let mut device = or_skip!(Device::with(size));
         let model = models::copy_to(&device.path(), &demo);
         page_cache::drop_file(&model);
@@ -393,7 +393,7 @@ fn a_store_and_an_empty_pool_are_3_with_the_need() {
 /// A server that only fills a store needs no port.
 #[test]
 fn a_store_is_filled_while_another_server_has_the_port() {
-    let other = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+    let other = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
     let port = other.local_addr().expect("bound").port().to_string();
     for weights in BOTH {
         let store = or_skip!(Store::with(PAGES));
@@ -407,7 +407,7 @@ fn a_store_is_filled_while_another_server_has_the_port() {
         let output = server
             .stdin(Stdio::null())
             .output()
-            .expect("it can be started");
+            .expect("the server can be started");
         let filled = store.pages();
         let said = text(&output);
         store.empty();
@@ -423,7 +423,7 @@ fn a_store_is_filled_while_another_server_has_the_port() {
         let loaded = tool
             .stdin(Stdio::null())
             .output()
-            .expect("it can be started");
+            .expect("the tool can be started");
         assert_eq!(
             loaded.status.code(),
             Some(0),

@@ -43,8 +43,8 @@ fn peak(launch: Launch) -> (Server, u64) {
         peak
     });
     server.wait_until_ready();
-    let peak = sampler.join().expect("it only reads");
-    let now = resident_and_huge(pid).expect("it is alive");
+    let peak = sampler.join().expect("the thread only reads");
+    let now = resident_and_huge(pid).expect("the process is alive");
     (server, peak.max(now))
 }
 
@@ -78,7 +78,7 @@ fn a_repacked_model_is_never_in_memory_twice() {
 
     // The page cache must not hold a copy either.
     let cached = or_skip!(page_cache::cached_bytes(&model));
-    let bytes = fs::metadata(&model).expect("it is there").len();
+    let bytes = fs::metadata(&model).expect("the model exists").len();
     assert!(
         cached <= bytes / 100,
         "{cached} of {bytes} bytes are in the page cache"
@@ -93,6 +93,6 @@ fn a_repacked_model_is_never_in_memory_twice() {
 fn stock_has_a_repacked_model_in_memory_twice() {
     let model = models::demo(size(), "Q4_K");
     let (_server, most) = peak(or_skip!(Launch::stock()).repacked_model(&model));
-    let bytes = fs::metadata(&model).expect("it is there").len();
+    let bytes = fs::metadata(&model).expect("the model exists").len();
     assert!(most >= 2 * bytes, "peak of {} MiB", most >> 20);
 }

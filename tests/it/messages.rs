@@ -16,7 +16,7 @@ fn the_list_of_all_messages_is_up_to_date() {
     let mut lines = Vec::new();
     for source in SOURCES {
         for file in files(&root.join(source)) {
-            let text = fs::read_to_string(&file).expect("it is text");
+            let text = fs::read_to_string(&file).expect("the file is text");
             let is_rust = file.extension().is_some_and(|extension| extension == "rs");
             // Unit tests are at the end of a file.
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -25,7 +25,7 @@ fn the_list_of_all_messages_is_up_to_date() {
                 .filter(|literal| is_message(literal))
                 .collect();
             if !messages.is_empty() {
-                let name = file.strip_prefix(root).expect("it is below");
+                let name = file.strip_prefix(root).expect("the file is below the root");
                 lines.push(name.display().to_string());
                 lines.extend(messages.iter().map(|message| format!("  {message}")));
             }

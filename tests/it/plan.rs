@@ -114,7 +114,7 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
         dir.path(),
         std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )
-    .expect("it is ours");
+    .expect("the folder is ours");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     // Another user may not be able to enter the folders of a checkout.
     let [tool, server] = [programs::hugepages(), programs::server()]
@@ -128,7 +128,7 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
         .arg("--")
         .args(launch(&model).arguments())
         .output()
-        .expect("setpriv is there");
+        .expect("setpriv is installed");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let theirs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(theirs["needs"], plan::of(&launch(&model))["needs"]);

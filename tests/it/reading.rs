@@ -27,7 +27,7 @@ fn start(model: &Path) -> Server {
 
 /// Bytes that a server fetched from storage.
 fn read_bytes(server: &Server) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("it runs");
+    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("the process runs");
     let value = io
         .lines()
         .find_map(|line| line.strip_prefix("read_bytes: "));
@@ -67,7 +67,7 @@ fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
         cached <= header + READ_AHEAD,
         "{cached} bytes of the model are in the page cache"
     );
-    let size = fs::metadata(&model).expect("it is there").len();
+    let size = fs::metadata(&model).expect("the model exists").len();
     let read = read_bytes(&server);
     assert!(
         read + READ_AHEAD >= size && read <= size + header + READ_AHEAD,
@@ -83,7 +83,7 @@ fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
     let model = own_model(dir.path());
     let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("it is there").len() as u64;
+    let size = fs::read(&model).expect("the model exists").len() as u64;
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 
@@ -103,7 +103,7 @@ fn a_warm_load_that_shall_drop_the_cache_leaves_nothing_there() {
     let launch = launch(&model).args(["--hugepage-drop-cache"]);
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("it is there").len() as u64;
+    let size = fs::read(&model).expect("the model exists").len() as u64;
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 
@@ -128,7 +128,7 @@ fn an_attach_that_drops_the_cache_leaves_nothing_there() {
     let store = or_skip!(Store::with(need::of(&plain) + 1));
     let launch = plain.args(["--hugepage-store", store.arg()]);
     drop(launch.clone().start());
-    fs::read(&model).expect("it is there");
+    fs::read(&model).expect("the model exists");
 
     let server = launch.args(["--hugepage-drop-cache"]).start();
     assert!(Load::of(&server).attached > 0, "{}", server.log());
@@ -146,10 +146,10 @@ fn a_half_warm_load_is_put_together_from_both() {
     let model = own_model(dir.path());
     let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
-    let bytes = fs::read(&model).expect("it is there");
+    let bytes = fs::read(&model).expect("the model exists");
     page_cache::drop_file(&model);
     // Brings only the second half into the page cache.
-    let file = fs::File::open(&model).expect("it is there");
+    let file = fs::File::open(&model).expect("the model exists");
     let mut half = vec![0; bytes.len() / 2];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut half, (bytes.len() / 2) as u64)
         .expect("the file is that long");

@@ -261,7 +261,7 @@ impl Bench {
         if is_cold {
             page_cache::drop_file(&model);
         } else {
-            fs::read(&model).expect("the model is there");
+            fs::read(&model).expect("the model exists");
         }
         self.launch(weights, stored)
     }

@@ -253,9 +253,9 @@ fn a_changed_model_gets_an_image_of_its_own() {
         let file = OpenOptions::new()
             .write(true)
             .open(&named)
-            .expect("it is ours");
+            .expect("the file is ours");
         file.set_modified(std::time::SystemTime::now())
-            .expect("it is ours");
+            .expect("the file is ours");
         let second = launch(&named, &store).start();
         assert!(is_read(&second), "{kind}");
         assert_eq!(store.images().len(), 2 * before.len(), "{kind}");
@@ -298,7 +298,7 @@ fn shards_and_pages_of_1_gib_stay_too() {
     let image = smaps::read(second.pid())
         .into_iter()
         .find(|vma| vma.path.contains(".resident"))
-        .expect("it is mapped");
+        .expect("the image is mapped");
     assert_eq!(image.size("KernelPageSize"), 1 << 30);
 }
 
@@ -431,7 +431,7 @@ fn what_was_changed_in_memory_is_found_by_verify() {
         let model = model(kind);
         let store = or_skip!(Store::with(PAGES));
         drop(launch(&model, &store).start());
-        let image = store.images().pop().expect("there is one");
+        let image = store.images().pop().expect("the store holds an image");
         store::patch(&image, 5 * PAGE + 123, |bytes| bytes[0] ^= 1, 1);
         let ended = launch(&model, &store).args(["--hugepage-verify"]).run();
         ended.assert_clean_failure();
@@ -448,7 +448,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
     let store = or_skip!(Store::with(PAGES));
     drop(launch(&model, &store).start());
     let image = store.image();
-    let whole = fs::metadata(&image).expect("it is there").len();
+    let whole = fs::metadata(&image).expect("the file exists").len();
     let header = whole - 4096;
     // hugetlbfs has no symbolic links.
     let cases: [(&str, &dyn Fn()); 8] = [
@@ -459,7 +459,10 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
             store::patch(&image, header, |bytes| bytes[0] ^= 1, 1);
         }),
         ("its size does not match its manifest", &|| {
-            let file = OpenOptions::new().write(true).open(&image).expect("ours");
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&image)
+                .expect("the file is ours");
             file.set_len(whole + PAGE).expect("a sparse file");
             drop(file);
             let copy = copy_of(&image, header);
@@ -474,24 +477,25 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
             OpenOptions::new()
                 .write(true)
                 .open(&image)
-                .expect("ours")
+                .expect("the file is ours")
                 .set_len(PAGE)
                 .expect("a page");
         }),
         ("it is not a regular file", &|| {
-            fs::remove_file(&image).expect("ours");
+            fs::remove_file(&image).expect("the file is ours");
             let made = std::process::Command::new("mkfifo").arg(&image).status();
             assert!(made.expect("coreutils").success());
         }),
         ("others may write to it", &|| {
-            fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).expect("ours");
+            fs::set_permissions(&image, fs::Permissions::from_mode(0o666))
+                .expect("the file is ours");
         }),
         ("it belongs to user 65534", &|| {
             std::os::unix::fs::chown(&image, Some(65534), None).expect("root may");
         }),
         ("cannot open resident image", &|| {
-            fs::remove_file(&image).expect("ours");
-            fs::create_dir(&image).expect("ours");
+            fs::remove_file(&image).expect("the file is ours");
+            fs::create_dir(&image).expect("the folder is ours");
         }),
     ];
     for (reason, spoil) in cases {
@@ -510,9 +514,9 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
 fn copy_of(path: &Path, offset: u64) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; 4096];
-    let file = fs::File::open(path).expect("it is there");
+    let file = fs::File::open(path).expect("the file exists");
     file.read_exact_at(&mut bytes, offset)
-        .expect("it is so long");
+        .expect("the file is long enough");
     bytes
 }
 
@@ -550,11 +554,11 @@ fn a_model_on_hugetlbfs_is_served_from_there() {
     let model = model("Q8_0");
     let expected = or_skip!(stock(&model));
     let store = or_skip!(Store::with(PAGES));
-    let bytes = fs::read(&model).expect("it is there");
+    let bytes = fs::read(&model).expect("the model exists");
     let file = store.path().join("model.gguf");
     let length = (bytes.len() as u64).next_multiple_of(PAGE);
     fs::File::create(&file)
-        .expect("ours")
+        .expect("the file is ours")
         .set_len(length)
         .expect("a sparse file");
     store::patch(&file, 0, |to| to.copy_from_slice(&bytes), bytes.len());

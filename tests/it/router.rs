@@ -32,7 +32,7 @@ fn load(server: &Server, model: &str) {
 fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    fs::copy(&model, dir.path().join("small.gguf")).expect("there is space");
+    fs::copy(&model, dir.path().join("small.gguf")).expect("the disk has space");
     let need = need::of(&Launch::ours().model(&dir.path().join("small.gguf")));
     let pool = or_skip!(Pool::with(need + 2));
 

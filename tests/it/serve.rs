@@ -25,7 +25,7 @@ fn one_gb() -> std::path::PathBuf {
 
 /// The mappings of a file's blocks. Their memfd holds the file's first tensor at its offset in the file.
 fn overlay<'a>(pid: u32, vmas: &'a [Vma], file: &Gguf) -> Vec<&'a Vma> {
-    let bytes = File::open(&file.path).expect("the model is there");
+    let bytes = File::open(&file.path).expect("the model exists");
     let sample = file.tensors[0].start..file.tensors[0].end.min(file.tensors[0].start + 4096);
     let weights = || {
         vmas.iter()
@@ -57,7 +57,7 @@ pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
             assert!(vma.has_flag("dd"), "not in core dumps: {vma:?}");
             assert!(vma.has_flag("dc"), "not in a forked child: {vma:?}");
         }
-        let bytes = File::open(&file.path).expect("the model is there");
+        let bytes = File::open(&file.path).expect("the model exists");
         for tensor in &file.tensors {
             let mut at = base + tensor.start;
             let end = base + tensor.end;

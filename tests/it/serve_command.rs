@@ -48,7 +48,7 @@ fn child_of(served: &Server) -> u32 {
         let parent = tail.split_whitespace().nth(1);
         head.ends_with("(llama-server") && parent == Some(&served.pid().to_string())
     };
-    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let children: Vec<u32> = pids.filter(is_child).collect();
     assert_eq!(children.len(), 1, "one server\n{}", served.log());
@@ -117,7 +117,7 @@ fn the_end_of_the_server_is_the_end_of_the_command_with_its_exit_code() {
     let tool = Tool::new();
     let served = tool.serve(&[], &model).start();
     let process = Pid::from_raw(child_of(&served).cast_signed()).expect("not 0");
-    kill_process(process, Signal::KILL).expect("it runs");
+    kill_process(process, Signal::KILL).expect("the process runs");
     let ended = served.wait();
     assert_eq!(ended.status.code(), Some(128 + 9), "{}", ended.log);
     assert_returned(before, &ended.log);
@@ -157,7 +157,7 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
         .env("SUDO_GID", &id)
         .start();
     let pid = child_of(&served);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let ids = line.expect("a line").split_whitespace().map(str::to_owned);
@@ -213,7 +213,7 @@ fn what_cannot_be_served_is_refused_before_the_pool_is_touched() {
     );
 
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port();
+    let port = taken.local_addr().expect("the listener is bound").port();
     let ended = tool.serve(&[], &model).run_on(port);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     let hint = format!("--port {}", port + 1);

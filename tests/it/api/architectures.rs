@@ -73,7 +73,7 @@ fn prepared() -> Result<(Pool, TempDir, Vec<PathBuf>), String> {
 /// Whether the engine knows that the model's memory can drop the last of two tokens, and whether the memory drops it after a run. `None`:
 /// the model cannot run.
 fn forgets(path: &Path, enabled: bool) -> Option<(bool, bool)> {
-    let path = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
+    let path = CString::new(path.as_os_str().as_bytes()).expect("the path contains no zero");
     // SAFETY: this block frees its objects in reverse order, and the batch outlives the run.
     unsafe {
         let mut params = ffi::llama_model_default_params();

@@ -44,7 +44,7 @@ fn print_params_from_env() {
 }
 
 fn this_test_with(name: &str, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env::current_exe().expect("there is one"));
+    let mut command = Command::new(env::current_exe().expect("the test has a path"));
     command.args(["--ignored", "--exact", "--nocapture", name]);
     for (name, _) in
         env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LLAMA_ARG_"))
@@ -154,7 +154,8 @@ fn load_with_the_environment() {
     let params = ModelParams::from_env().expect("the values are right");
     let copy = params.clone();
     drop(params);
-    let model = Model::load(env::var_os("MODEL").expect("given"), &copy).expect("it is a model");
+    let model =
+        Model::load(env::var_os("MODEL").expect("given"), &copy).expect("the file is a model");
     drop(copy);
     println!(
         "answer={}",

@@ -11,7 +11,7 @@ use crate::support::{gguf, or_skip};
 
 /// The built `examples/generate.rs`, where Cargo puts it.
 fn generate_example() -> Result<PathBuf, String> {
-    let test = env::current_exe().expect("there is one");
+    let test = env::current_exe().expect("the test has a path");
     let path = test
         .ancestors()
         .nth(2)
@@ -43,7 +43,7 @@ fn the_example_prints_the_text_to_stdout_and_the_report_to_stderr() {
         command
             .env("LLAMA_ARG_REPACK", "0")
             .output()
-            .expect("it can be started")
+            .expect("the example can be started")
     };
     let on = run(&["--hugepages"]);
     let stderr = String::from_utf8_lossy(&on.stderr);

@@ -97,7 +97,7 @@ fn a_context_without_pages_is_an_error_under_require_and_goes_on_under_prefer() 
     drop(model);
 
     let model = load(&path, HugePages::Prefer);
-    let mut context = make(&model).expect("ordinary memory will do");
+    let mut context = make(&model).expect("ordinary memory suffices");
     generate(&mut context, &mut Sampler::greedy(&model), 2);
     drop((model, context));
     pool.assert_all_back();

@@ -130,13 +130,13 @@ fn pages_that_a_killed_lease_left_are_returned_before_the_pool_is_counted() {
         .spawn()
         .expect("the tool can be started");
     let mut line = String::new();
-    let answer = lease.stdout.take().expect("it is piped");
+    let answer = lease.stdout.take().expect("the output is piped");
     BufReader::new(answer)
         .read_line(&mut line)
         .expect("the lease answers");
     assert_eq!((line.trim(), total()), ("ok 7", free + 7));
-    lease.kill().expect("it is our child");
-    lease.wait().expect("it is our child");
+    lease.kill().expect("the process is our child");
+    lease.wait().expect("the process is our child");
     assert_eq!(total(), free + 7);
 
     let ended = tool.output();
@@ -174,7 +174,7 @@ fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
     let so_often = || started.pids().len() >= starts;
     let in_time = wait_for(Duration::from_secs(120), so_often);
     send(&child, signal);
-    let code = child.wait().expect("it is ours").code();
+    let code = child.wait().expect("the child is ours").code();
     assert!(in_time, "the tool never started {starts} servers");
     // The process that returns the pages of a killed tool reads their number from this folder.
     started.state = Some(tool.dir);
@@ -182,7 +182,7 @@ fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
 }
 
 fn send(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).expect("it is a child of ours");
+    kill_process(Pid::from_child(child), signal).expect("the process is a child of ours");
 }
 
 /// The folder where servers write their process numbers, and the tool its files.
@@ -194,7 +194,7 @@ struct Started {
 impl Started {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        fs::create_dir(dir.path().join("files")).expect("it is ours");
+        fs::create_dir(dir.path().join("files")).expect("the folder is ours");
         Self { dir, state: None }
     }
 
@@ -238,7 +238,7 @@ impl Started {
 
     /// Files that the tool left behind.
     fn left(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(self.files()).expect("it is ours");
+        let files = fs::read_dir(self.files()).expect("the folder is ours");
         files.flatten().map(|entry| entry.path()).collect()
     }
 }
