@@ -287,7 +287,7 @@ impl Traced {
 
     fn go_on(&self) {
         let pid = Pid::from_raw(self.server.pid().cast_signed()).expect("not 0");
-        kill_process(pid, Signal::CONT).expect("it is a child of ours");
+        kill_process(pid, Signal::CONT).expect("the process is a child of ours");
     }
 }
 
@@ -468,7 +468,7 @@ fn pages_of_1_gib_where_there_are_only_smaller_ones_are_an_error_with_a_hint() {
     let dir = Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB");
     match fs::read_to_string(dir.join("nr_hugepages")).map(|nr| nr.trim().to_owned()) {
         Ok(nr) if nr == "0" => {}
-        Ok(nr) => return skip(format!("there are {nr} pages of 1 GiB")),
+        Ok(nr) => return skip(format!("{nr} pages of 1 GiB exist")),
         Err(_) => return skip("this kernel has no pages of 1 GiB"),
     }
     let need = Mapped.need();
@@ -608,7 +608,7 @@ fn a_user_without_rights_is_told_the_need_and_served_with_what_there_is() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let anybody = |path: &Path, mode| {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        fs::set_permissions(path, mode).expect("it is ours");
+        fs::set_permissions(path, mode).expect("the folder is ours");
     };
     anybody(dir.path(), 0o755);
     let path = models::copy_to(dir.path(), &models::demo("100M", "Q4_K"));
@@ -788,7 +788,7 @@ impl CorePattern {
         );
         let mut guardian = Guardian::start(&script, None);
         guardian.tell(before.trim_end());
-        fs::write(Self::PATH, "core").expect("there was the right to");
+        fs::write(Self::PATH, "core").expect("the setting is writable");
         Ok(Self {
             _guardian: Some(guardian),
         })
@@ -817,11 +817,11 @@ fn a_core_dump_has_none_of_the_model() {
             assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
             if let Some(filter) = filter {
                 let path = format!("/proc/{}/coredump_filter", server.pid());
-                fs::write(path, filter).expect("it is ours");
+                fs::write(path, filter).expect("the file is ours");
             }
             let ended = server.stop(Signal::ABORT);
             assert!(ended.status.core_dumped(), "{}", ended.status);
-            let files = fs::read_dir(dir.path()).expect("it is ours");
+            let files = fs::read_dir(dir.path()).expect("the folder is ours");
             let dumps: Vec<_> = files
                 .map(|entry| entry.expect("an entry").metadata().expect("a file"))
                 .collect();
@@ -855,7 +855,7 @@ fn fork_a_sleeper() -> Pid {
             }
         }
     }
-    Pid::from_raw(pid).expect("there are processes left")
+    Pid::from_raw(pid).expect("the system has processes left")
 }
 
 /// Not a test: the process that forks while it loads a model.
@@ -886,8 +886,8 @@ fn load_while_forking() {
             let huge = theirs.iter().filter(|vma| vma.is_huge() && !is_empty(vma));
             let huge: Vec<_> = huge.collect();
             println!("fork={} huge={huge:?}", smaps::hugetlb_bytes(pid) / PAGE);
-            kill_process(child, Signal::KILL).expect("it is ours");
-            waitpid(Some(child), WaitOptions::empty()).expect("it is ours");
+            kill_process(child, Signal::KILL).expect("the child is ours");
+            waitpid(Some(child), WaitOptions::empty()).expect("the child is ours");
         }
     });
     println!("after={}", smaps::hugetlb_bytes(std::process::id()) / PAGE);
@@ -898,7 +898,7 @@ fn a_fork_during_the_load_takes_nothing_along() {
     let path = models::demo("300M", "Q8_0");
     let need = crate::support::gguf::pages(&path);
     let pool = or_skip!(Pool::with(need));
-    let mut process = Command::new(env::current_exe().expect("there is one"))
+    let mut process = Command::new(env::current_exe().expect("the test has a path"))
         .args([
             "--ignored",
             "--exact",
@@ -910,7 +910,7 @@ fn a_fork_during_the_load_takes_nothing_along() {
         .expect("this binary can be started");
     let output = BufReader::new(process.stdout.take().expect("piped"));
     let lines: Vec<_> = output.lines().map_while(Result::ok).collect();
-    let status = process.wait().expect("it is ours");
+    let status = process.wait().expect("the child is ours");
     let all = lines.join("\n");
     assert!(status.success(), "{all}");
     assert!(all.contains(&format!("pages={need}\n")), "{need}: {all}");

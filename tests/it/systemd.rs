@@ -20,7 +20,7 @@ fn verify(dir: &Path, names: &[String]) -> String {
         .args(names.iter().map(|name| dir.join(name)))
         .env("SYSTEMD_LOG_LEVEL", "notice")
         .output()
-        .expect("it ran before");
+        .expect("systemd-analyze ran before");
     let said = String::from_utf8_lossy(&output.stderr);
     // systemd-analyze reads the machine's units too, whose faults are not ours.
     let ours = said
@@ -39,11 +39,11 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     let bin = programs::hugepages();
     let bin = bin
         .parent()
-        .expect("it lies in a folder")
+        .expect("the program is in a folder")
         .display()
         .to_string();
     let mut names = Vec::new();
-    for entry in fs::read_dir(units).expect("they are there").flatten() {
+    for entry in fs::read_dir(units).expect("the units exist").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".service") {
             let text = fs::read_to_string(entry.path()).expect("a text");
@@ -83,7 +83,7 @@ fn tells(socket: &UnixDatagram, name: &str) {
     assert!(server.is_ready(), "notified too soon\n{}", server.log());
     let message = String::from_utf8_lossy(&message[..n]).into_owned();
     assert!(message.starts_with("READY=1\n"), "{message}");
-    socket.set_nonblocking(true).expect("it is ours");
+    socket.set_nonblocking(true).expect("the socket is ours");
     assert!(socket.recv(&mut [0; 256]).is_err(), "notified twice");
 }
 
@@ -95,8 +95,8 @@ fn a_service_manager_is_told_when_the_model_answers_and_not_before() {
     tells(&socket, path.to_str().expect("a plain path"));
 
     let name = format!("llama-hugepages-test-{}", process::id());
-    let address = SocketAddr::from_abstract_name(&name).expect("it is short");
-    let socket = UnixDatagram::bind_addr(&address).expect("nobody has it");
+    let address = SocketAddr::from_abstract_name(&name).expect("the name is short");
+    let socket = UnixDatagram::bind_addr(&address).expect("the address is free");
     tells(&socket, &format!("@{name}"));
 }
 
@@ -152,7 +152,7 @@ impl Machine {
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).expect("just made");
         let log = File::create(dir.path().join("log")).expect("just made");
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -169,7 +169,7 @@ impl Machine {
             .arg(source.join("tests/it/systemd_boot.sh"))
             .arg(&scratch)
             .arg(source.join("deploy/systemd"))
-            .arg(programs.parent().expect("it lies in a folder"))
+            .arg(programs.parent().expect("the program is in a folder"))
             .arg(&with.model)
             .args([port.to_string(), with.pages.to_string()])
             .args([if with.is_filled { "filled" } else { "empty" }, with.line])
@@ -210,7 +210,10 @@ impl Machine {
     fn power_off(&mut self) {
         self.run(&["systemctl", "poweroff"]);
         let ended = wait_for(Duration::from_secs(60), || {
-            self.unshare.try_wait().expect("it is ours").is_some()
+            self.unshare
+                .try_wait()
+                .expect("the child is ours")
+                .is_some()
         });
         assert!(ended, "{}", self.log());
     }
@@ -226,12 +229,12 @@ impl Machine {
     fn run(&self, args: &[&str]) -> String {
         let pid = self.unshare.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let init = children.expect("it lives").trim().to_owned();
+        let init = children.expect("the process lives").trim().to_owned();
         let output = Command::new("nsenter")
             .args(["-t", &init, "--mount", "--pid", "--cgroup", "--"])
             .args(args)
             .output()
-            .expect("nsenter is there");
+            .expect("nsenter is installed");
         format!(
             "{}{}",
             String::from_utf8_lossy(&output.stdout),
@@ -336,7 +339,7 @@ fn reads_under_its_filter(line: &'static str, is_killing: bool) {
             .iter()
             .sum::<u64>()
     };
-    let size = fs::metadata(&boot.model).expect("it is there").len();
+    let size = fs::metadata(&boot.model).expect("the model exists").len();
     let first = (read(&machine), machine.load("bytes_attached"));
     assert!(
         first.0 > size / 2 && first.1 == 0,

@@ -87,7 +87,7 @@ fn load(user: User, weights: Weights, is_warm: bool) -> Result<(Seen, String), S
     file_system.let_others_in();
     user.prepare(&model);
     file_system.drop_cache(NAME);
-    let size = fs::metadata(&model).expect("it is there").len();
+    let size = fs::metadata(&model).expect("the model exists").len();
     if is_warm {
         page_cache::warm_all(&model, &model);
     }
@@ -198,7 +198,7 @@ impl Shared {
 
 fn folder_for_all() -> tempfile::TempDir {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("the folder is ours");
     dir
 }
 
@@ -257,7 +257,7 @@ fn a_user_who_may_only_read_is_told_that_an_image_is_incomplete() {
 
 fn signal(server: &Server, signal: Signal) {
     let pid = Pid::from_raw(server.pid().cast_signed()).expect("not 0");
-    kill_process(pid, signal).expect("it is a child of ours");
+    kill_process(pid, signal).expect("the process is a child of ours");
 }
 
 /// The filler is stopped in the middle of its load.
@@ -267,15 +267,15 @@ fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_
     for weights in BOTH {
         let expected = or_skip!(weights.stock_answers());
         let demo = weights.demo();
-        let size = fs::metadata(&demo).expect("it is there").len();
+        let size = fs::metadata(&demo).expect("the model exists").len();
         let mut device = or_skip!(Device::with(size));
         let model = models::copy_to(&device.path(), &demo);
         File::open(&model)
             .and_then(|file| file.sync_all())
             .expect("the device works");
         let folder = device.path();
-        let folder = folder.parent().expect("it has one");
-        fs::set_permissions(folder, Permissions::from_mode(0o755)).expect("it is ours");
+        let folder = folder.parent().expect("the folder has a parent");
+        fs::set_permissions(folder, Permissions::from_mode(0o755)).expect("the folder is ours");
         User::Reader.prepare(&model);
         let store = or_skip!(Store::with_options(PAGES, "mode=0755"));
         page_cache::drop_file(&model);
@@ -379,7 +379,7 @@ fn run_as_member(line: &str) -> Output {
     let command = as_member();
     let mut command = Command::new(&command[0]);
     command.args(&as_member()[1..]).args(["sh", "-c", line]);
-    command.output().expect("setpriv of util-linux is there")
+    command.output().expect("util-linux is installed")
 }
 
 /// A command in a hint, up to the end of the path that begins with `path`.

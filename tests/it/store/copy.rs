@@ -23,10 +23,10 @@ fn a_copy_is_the_file_byte_by_byte_and_any_server_maps_it() {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     File::open(&file)
         .and_then(|mut f| f.read_to_end(&mut ours))
-        .expect("it is there");
+        .expect("the file exists");
     File::open(&model)
         .and_then(|mut f| f.read_to_end(&mut theirs))
-        .expect("it is there");
+        .expect("the model exists");
     assert_eq!(
         ours.len() as u64,
         (theirs.len() as u64).next_multiple_of(PAGE)
@@ -107,7 +107,7 @@ fn what_a_killed_copy_leaves_is_seen_and_collected() {
             .arg(&model)
             .stderr(Stdio::null())
             .spawn()
-            .expect("it can be started");
+            .expect("the tool can be started");
         assert!(
             wait_for(Duration::from_secs(20), || store.pages() > 2),
             "the copy never began"
@@ -119,8 +119,8 @@ fn what_a_killed_copy_leaves_is_seen_and_collected() {
         );
         let pid = child.id().to_string();
         let killed = Command::new("kill").args(["-s", signal, &pid]).status();
-        assert!(killed.expect("kill is there").success());
-        let status = child.wait().expect("it is ours");
+        assert!(killed.expect("kill is installed").success());
+        let status = child.wait().expect("the child is ours");
         if signal == "INT" {
             assert_eq!(status.code(), Some(130));
         } else {

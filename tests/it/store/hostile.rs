@@ -33,18 +33,19 @@ const NAME: &str = "evil.weights-0123456789abcdef.resident";
 fn hostile(store: &Store, what: &str) {
     let path = store.path().join(NAME);
     let sized = |bytes| {
-        let file = File::create(&path).expect("it is ours");
+        let file = File::create(&path).expect("the file is ours");
         file.set_len(bytes).expect("a sparse file takes no page");
     };
     match what {
         "pipe" => mkfifo(&path),
-        "folder" => fs::create_dir(&path).expect("it is ours"),
+        "folder" => fs::create_dir(&path).expect("the folder is ours"),
         "empty" => sized(0),
         "hole" => sized(4 * PAGE),
         "huge" => sized(1 << 50),
         "group" => {
             sized(2 * PAGE);
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).expect("it is ours");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o660))
+                .expect("the file is ours");
         }
         "owner" => {
             sized(2 * PAGE);
@@ -69,7 +70,7 @@ fn hostile(store: &Store, what: &str) {
 
 fn mkfifo(path: &Path) {
     let made = Command::new("mkfifo").arg(path).status();
-    assert!(made.expect("mkfifo is there").success());
+    assert!(made.expect("mkfifo is installed").success());
 }
 
 /// Runs a command, and fails after a time limit, because opening a pipe may block forever.
@@ -80,12 +81,12 @@ fn run_in_time(mut command: Command) -> Output {
         .spawn()
         .expect("the tool can be started");
     let ended = wait_for(Duration::from_secs(30), || {
-        child.try_wait().expect("it is ours").is_some()
+        child.try_wait().expect("the child is ours").is_some()
     });
     if !ended {
-        child.kill().expect("it is ours");
+        child.kill().expect("the child is ours");
     }
-    let output = child.wait_with_output().expect("it is ours");
+    let output = child.wait_with_output().expect("the child is ours");
     assert!(ended, "{command:?} hangs: {output:?}");
     output
 }
@@ -127,7 +128,7 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
     let store = or_skip!(Store::with(PAGES));
     run(load(&store, &small()), 0);
     let image = store.image();
-    let length = fs::metadata(&image).expect("it is there").len();
+    let length = fs::metadata(&image).expect("the file exists").len();
     // The header is in the last 4 KiB. The test flips a bit in each of its parts.
     for offset in [0, 9, 17, 40, 100, 1500] {
         patch(&image, length - 4096 + offset, |bytes| bytes[0] ^= 1, 1);
@@ -141,7 +142,7 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
         .write(true)
         .open(&image)
         .and_then(|file| file.set_len(length - PAGE))
-        .expect("it is ours");
+        .expect("the file is ours");
     let list = json(&store, &["list"], 0);
     assert_ne!(images(&list)[0]["problem"], Value::Null);
     let gone = json(&store, &["gc"], 0);
@@ -152,11 +153,11 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
 #[test]
 fn files_of_others_are_counted_and_stay() {
     let store = or_skip!(Store::with(4));
-    let file = |name: &str| File::create(store.path().join(name)).expect("it is ours");
+    let file = |name: &str| File::create(store.path().join(name)).expect("the file is ours");
     for name in ["notes.txt", ".hidden", "short.resident", "a.gguf.bak"] {
         file(name).set_len(PAGE).expect("a sparse file");
     }
-    fs::create_dir(store.path().join("folder.gguf")).expect("it is ours");
+    fs::create_dir(store.path().join("folder.gguf")).expect("the folder is ours");
     mkfifo(&store.path().join("pipe.gguf"));
     let before = store.names();
     let list = json(&store, &["list"], 0);

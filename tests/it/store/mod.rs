@@ -93,7 +93,7 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
         image["source"],
         model
             .canonicalize()
-            .expect("it is there")
+            .expect("the model exists")
             .to_str()
             .expect("a plain path")
     );
@@ -117,7 +117,7 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
         // The table must not wrap paths.
         .env("COLUMNS", "400")
         .output();
-    let status = String::from_utf8(status.expect("it can be started").stdout).expect("text");
+    let status = String::from_utf8(status.expect("the tool can be started").stdout).expect("text");
     assert!(
         status.contains("of /") && status.contains("demo.gguf"),
         "{status}"
@@ -181,7 +181,7 @@ fn load_adds_the_pages_that_are_missing_and_gives_them_back_when_it_fails() {
 
 /// The number of server processes whose arguments name the store.
 fn servers_of(store: &Store) -> usize {
-    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     entries
         .filter(|entry| {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -206,8 +206,8 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
             std::thread::sleep(Duration::from_millis(delay));
             let pid = child.id().to_string();
             let killed = Command::new("kill").args(["-s", signal, &pid]).status();
-            let killed = killed.expect("kill is there").success();
-            let status = child.wait().expect("it is ours");
+            let killed = killed.expect("kill is installed").success();
+            let status = child.wait().expect("the child is ours");
             // The load may have ended before the signal.
             assert!(
                 !killed || status.success() || status.code() == code,
@@ -230,11 +230,11 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
 fn copies_of_the_programs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let anybody = || fs::Permissions::from_mode(0o755);
-    fs::set_permissions(dir.path(), anybody()).expect("it is ours");
+    fs::set_permissions(dir.path(), anybody()).expect("the folder is ours");
     for program in [programs::hugepages(), programs::server()] {
         let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("there is space");
-        fs::set_permissions(&copy, anybody()).expect("it is ours");
+        fs::copy(program, &copy).expect("the disk has space");
+        fs::set_permissions(&copy, anybody()).expect("the file is ours");
     }
     dir
 }
@@ -242,7 +242,7 @@ fn copies_of_the_programs() -> tempfile::TempDir {
 #[test]
 fn a_user_without_rights_has_a_store_of_its_own() {
     if !is_root() {
-        return skip("root is needed to be somebody else");
+        return skip("only root can become another user");
     }
     let store = or_skip!(Store::with_options(PAGES, "uid=65534,mode=0755"));
     let dir = copies_of_the_programs();
@@ -334,7 +334,7 @@ fn a_model_that_has_changed_is_stale_and_collected() {
     let model = models::copy_to(dir.path(), &small());
     run(load(&store, &model), 0);
     assert_eq!(json(&store, &["gc"], 0)["dropped"], serde_json::json!([]));
-    fs::remove_file(&model).expect("it is ours");
+    fs::remove_file(&model).expect("the file is ours");
     assert_eq!(images(&json(&store, &["list"], 0))[0]["is_stale"], true);
     let would = json(&store, &["gc", "--dry-run"], 0);
     assert_eq!((&would["dry_run"], store.images().len()), (&true.into(), 1));

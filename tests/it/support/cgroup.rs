@@ -80,13 +80,13 @@ impl Cgroup {
                 .map_err(|error| format!("cannot enable the hugetlb controller: {error}"))?;
         }
         guardian.tell(&format!("child {}", dir.display()));
-        fs::create_dir(&dir).expect("there was the right to");
+        fs::create_dir(&dir).expect("the hierarchy is writable");
         let inner = dir.join("inner");
         if limit != Limit::Here {
-            fs::create_dir(&inner).expect("there was the right to");
+            fs::create_dir(&inner).expect("the hierarchy is writable");
         }
         if limit == Limit::Above {
-            fs::write(dir.join("cgroup.subtree_control"), "+hugetlb").expect("it is ours");
+            fs::write(dir.join("cgroup.subtree_control"), "+hugetlb").expect("the folder is ours");
         }
         let cgroup = Self {
             dir: if limit == Limit::Here {

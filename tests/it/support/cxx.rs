@@ -47,7 +47,7 @@ impl Compiler {
         let engine = engine();
         let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml");
         let compile = |source: &Path| {
-            let name = source.file_name().expect("it is a file");
+            let name = source.file_name().expect("the source is a file");
             let object = dir.join(name).with_extension("o");
             let mut command = self.command();
             command
@@ -64,7 +64,7 @@ impl Compiler {
                 .collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined
-                .map(|result| result.expect("it only compiles"))
+                .map(|result| result.expect("the thread only compiles"))
                 .collect()
         });
         compiled
@@ -116,9 +116,9 @@ pub fn test_sources(dir: &str) -> Vec<PathBuf> {
 }
 
 fn sources_in(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("it is part of this repository");
+    let entries = fs::read_dir(dir).expect("the file is part of this repository");
     let mut files: Vec<_> = entries
-        .map(|entry| entry.expect("it can be read").path())
+        .map(|entry| entry.expect("the folder can be read").path())
         .filter(|path| path.extension().is_some_and(|e| e == "cpp"))
         .collect();
     files.sort();

@@ -101,8 +101,8 @@ impl Device {
         let file = OpenOptions::new()
             .write(true)
             .open(backing)
-            .expect("it is ours");
-        file.set_len(bytes).expect("it can be cut");
+            .expect("the file is ours");
+        file.set_len(bytes).expect("the file can be cut");
     }
 
     /// The place of a file on the device, in bytes: the start of its first block, and the end of its last.

@@ -171,7 +171,7 @@ impl FileSystem {
         let copy_to = |to: &Path| {
             for (file, name) in files {
                 let copy = to.join(name);
-                fs::copy(file, &copy).expect("there is space");
+                fs::copy(file, &copy).expect("the disk has space");
                 let file = File::open(copy).expect("just made");
                 file.sync_all().expect("the device works");
             }
@@ -229,7 +229,7 @@ impl FileSystem {
     /// Lets every user reach the files.
     pub fn let_others_in(&self) {
         let anybody = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(self.dir.path(), anybody).expect("it is ours");
+        fs::set_permissions(self.dir.path(), anybody).expect("the folder is ours");
     }
 
     /// Drops a file from the page cache.
@@ -237,7 +237,7 @@ impl FileSystem {
         if self.kind.has_device() {
             let path = self.cached_path(name);
             // With `data=journal` pages stay dirty until the kernel has written the journal back.
-            let file = File::open(&path).expect("the file is there");
+            let file = File::open(&path).expect("the file exists");
             let _ = rustix::fs::syncfs(&file);
             page_cache::drop_file(&path);
         }
@@ -246,7 +246,8 @@ impl FileSystem {
     /// Bytes that the kernel read from the device since its creation; 0 without a device.
     pub fn device_reads(&self) -> u64 {
         let Some(device) = &self.device else { return 0 };
-        let stat = fs::read_to_string(format!("/sys/block/{device}/stat")).expect("it is in use");
+        let stat =
+            fs::read_to_string(format!("/sys/block/{device}/stat")).expect("the device is in use");
         // read I/Os, read merges, read sectors, …
         let sectors = stat.split_whitespace().nth(2).expect("stat.rst");
         sectors.parse::<u64>().expect("a number") * 512
@@ -260,7 +261,10 @@ fn make(
     files: &[(&Path, &str)],
     copy_to: &dyn Fn(&Path),
 ) -> Result<(), String> {
-    let (maker, args) = kind.maker().split_first().expect("it has a device");
+    let (maker, args) = kind
+        .maker()
+        .split_first()
+        .expect("the file system uses a device");
     let mut command = Command::new("sh");
     command.args(["-c", r#"PATH=$PATH:/usr/sbin:/sbin; exec "$@""#, "sh"]);
     command.arg(maker).args(args);
@@ -279,12 +283,12 @@ fn make(
             _ => command.arg(image).arg(source),
         };
         run(&mut command)?;
-        fs::remove_dir_all(source).expect("it is ours");
+        fs::remove_dir_all(source).expect("the folder is ours");
         return Ok(());
     }
     let bytes: u64 = files
         .iter()
-        .map(|(file, _)| fs::metadata(file).expect("it is there").len())
+        .map(|(file, _)| fs::metadata(file).expect("the file exists").len())
         .sum();
     // Room for the tables of the file system; XFS wants 300 MiB.
     let size = (bytes + bytes / 4 + (128 << 20)).max(320 << 20);

@@ -102,7 +102,7 @@ pub fn files(first: &Path) -> Vec<PathBuf> {
     let Some((prefix, _)) = name.split_once("-00001-of-") else {
         return vec![first.to_owned()];
     };
-    let mut files: Vec<_> = fs::read_dir(first.parent().expect("a file lies in a folder"))
+    let mut files: Vec<_> = fs::read_dir(first.parent().expect("a file is in a folder"))
         .expect("the folder can be read")
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| {

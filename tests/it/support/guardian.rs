@@ -25,7 +25,7 @@ impl Guardian {
             .stdin(Stdio::piped())
             .stdout(stdout)
             .spawn()
-            .expect("setsid and sh are there");
+            .expect("setsid and sh are installed");
         let input = shell.stdin.take();
         Self { shell, input }
     }

@@ -71,7 +71,7 @@ pub fn with_1g() -> Kernel {
         "proc/self/mountinfo",
         "30 1 0:30 / /mnt/huge\\040pages rw - hugetlbfs none rw,pagesize=2M,mode=1777\n",
     );
-    fs::create_dir_all(kernel.path().join("mnt/huge pages")).expect("ours");
+    fs::create_dir_all(kernel.path().join("mnt/huge pages")).expect("the folder is ours");
     kernel.write(
         "proc/4242/status",
         "Name:\tllama-server\nPid:\t4242\nHugetlbPages:\t 3145728 kB\n",
@@ -184,7 +184,7 @@ const X86: &str = "processor\t: 0\nflags\t\t: fpu pse pdpe1gb avx2\n";
 impl Kernel {
     /// The files of every Linux.
     fn plain(release: &str, cpuinfo: &str) -> Self {
-        let kernel = Self(tempfile::tempdir().expect("there is space"));
+        let kernel = Self(tempfile::tempdir().expect("the disk has space"));
         kernel.write("proc/sys/kernel/osrelease", &format!("{release}\n"));
         kernel.write("proc/cpuinfo", cpuinfo);
         kernel.write(
@@ -233,8 +233,8 @@ impl Kernel {
     /// Writes a file, and creates its folders.
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path().join(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("ours");
-        fs::write(path, text).expect("there is space");
+        fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is ours");
+        fs::write(path, text).expect("the disk has space");
     }
 
     fn pool(&self, kib: u64, counts: Counts) {

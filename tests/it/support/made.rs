@@ -10,7 +10,7 @@ use llama_hugepages::gguf::{Gguf, TensorType};
 fn write(header: &Gguf, path: &Path) {
     let mut file = BufWriter::new(File::create(path).expect("the folder is the test's"));
     let head = header.header_bytes();
-    file.write_all(&head).expect("there is space");
+    file.write_all(&head).expect("the disk has space");
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for tensor in header.tensors() {
         let start = head.len() as u64 + tensor.offset;
@@ -24,21 +24,21 @@ fn write(header: &Gguf, path: &Path) {
             let random = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
             let value = if is_norm { 1.0 } else { 0.05 * random };
             file.write_all(&value.to_le_bytes())
-                .expect("there is space");
+                .expect("the disk has space");
         }
     }
     // Tensors are padded, the last one too.
     let end = file.stream_position().expect("a file");
     let padding = end.next_multiple_of(32) - end;
     file.write_all(&vec![0; padding as usize])
-        .expect("there is space");
-    file.flush().expect("there is space");
+        .expect("the disk has space");
+    file.flush().expect("the disk has space");
 }
 
 /// An adapter for the attention and feed-forward weights of a model. Returns the bytes of its tensors.
 pub fn lora(model: &Path, rank: u64, path: &Path) -> u64 {
     let model = Gguf::open(model).expect("a model");
-    let mut header = Gguf::new().expect("there is memory");
+    let mut header = Gguf::new().expect("the process has memory");
     for (key, value) in [
         ("general.type", "adapter"),
         (
@@ -80,7 +80,7 @@ pub fn gemma4(path: &Path) {
     const HEADS: u64 = 2;
     const HEAD: u64 = 64;
 
-    let mut header = Gguf::new().expect("there is memory");
+    let mut header = Gguf::new().expect("the process has memory");
     header
         .set_str("general.architecture", "gemma4")
         .expect("a key");

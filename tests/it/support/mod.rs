@@ -74,7 +74,7 @@ pub fn is_root() -> bool {
 pub fn target_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .parent()
-        .expect("target/tmp lies in target/")
+        .expect("target/tmp is in target/")
         .to_owned()
 }
 

@@ -28,7 +28,7 @@ pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
 pub fn compressible_demo() -> PathBuf {
     let plain = demo("100M", "F16");
     once("100M-F16-compressible", |path| {
-        fs::copy(&plain, path).expect("there is space");
+        fs::copy(&plain, path).expect("the disk has space");
         let file = OpenOptions::new()
             .write(true)
             .open(path)
@@ -39,7 +39,7 @@ pub fn compressible_demo() -> PathBuf {
             // 0.0078 in F16
             let bytes = [0, 0x20].repeat((tensor.end - tensor.start) as usize / 2);
             file.write_all_at(&bytes, tensor.start)
-                .expect("there is space");
+                .expect("the disk has space");
         }
     })
 }
@@ -96,7 +96,7 @@ fn first_file(dir: &Path) -> PathBuf {
 pub fn copy_to(dir: &Path, model: &Path) -> PathBuf {
     let files = gguf::files(model);
     for file in &files {
-        fs::copy(file, dir.join(file.file_name().expect("a file"))).expect("there is space");
+        fs::copy(file, dir.join(file.file_name().expect("a file"))).expect("the disk has space");
     }
     dir.join(files[0].file_name().expect("a file"))
 }

@@ -20,25 +20,25 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Drops an unmapped file from the page cache.
 pub fn drop_file(path: &Path) {
-    let file = File::open(path).expect("the file is there");
+    let file = File::open(path).expect("the file exists");
     // The kernel drops only clean pages. A file system that cannot be written has no others.
     match fsync(&file) {
         Ok(()) | Err(Errno::ROFS | Errno::INVAL) => {}
         Err(error) => panic!("{}: {error}", path.display()),
     }
-    fadvise(&file, 0, None, Advice::DontNeed).expect("it is a file");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("the path is a file");
 }
 
 /// Brings a part of a file into the page cache, without readahead.
 pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
-    let file = File::open(path).expect("the file is there");
-    fadvise(&file, 0, None, Advice::Random).expect("it is a file");
+    let file = File::open(path).expect("the file exists");
+    fadvise(&file, 0, None, Advice::Random).expect("the path is a file");
     let mut buffer = vec![0; 1 << 20];
     let mut at = bytes.start;
     while at < bytes.end {
         let n = (bytes.end - at).min(buffer.len() as u64) as usize;
         file.read_exact_at(&mut buffer[..n], at)
-            .expect("the file is so long");
+            .expect("the file is long enough");
         at += n as u64;
     }
 }
@@ -46,7 +46,7 @@ pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
 /// Brings a whole file into the page cache, which holds it as `cached_path`. A busy kernel may drop a page during the read, so this reads
 /// until the page cache holds all pages.
 pub fn warm_all(path: &Path, cached_path: &Path) {
-    let size = path.metadata().expect("it is there").len();
+    let size = path.metadata().expect("the file exists").len();
     wait_for(PATIENCE, || {
         warm(path, 0..size);
         cached_bytes(cached_path).is_ok_and(|cached| cached >= size)
@@ -120,7 +120,7 @@ impl Arrivals {
         let write = |name: &str, text: &str| {
             fs::write(arrivals.path(name), text).map_err(|error| format!("{name}: {error}"))
         };
-        let inode = fs::metadata(path).expect("the file is there").ino();
+        let inode = fs::metadata(path).expect("the file exists").ino();
         let device = super_block_of(path)?;
         write("buffer_size_kb", "8192")?;
         write(
@@ -141,13 +141,13 @@ impl Arrivals {
 
     /// The bytes counted so far.
     pub fn bytes(&self) -> u64 {
-        let cpus = fs::read_dir(self.path("per_cpu")).expect("it is traced");
+        let cpus = fs::read_dir(self.path("per_cpu")).expect("the file is traced");
         for cpu in cpus {
             let stats = cpu.expect("a CPU").path().join("stats");
-            let stats = fs::read_to_string(stats).expect("it is traced");
+            let stats = fs::read_to_string(stats).expect("the file is traced");
             assert!(stats.contains("overrun: 0\n"), "events were lost: {stats}");
         }
-        let trace = fs::read_to_string(self.path("trace")).expect("it is traced");
+        let trace = fs::read_to_string(self.path("trace")).expect("the file is traced");
         let orders = trace
             .lines()
             .filter_map(|line| line.rsplit_once(" order=")?.1.trim().parse::<u32>().ok());
@@ -182,7 +182,7 @@ fn super_block_of(path: &Path) -> Result<u64, String> {
 fn every_byte_that_comes_into_the_page_cache_is_counted_once_and_also_if_it_is_dropped() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let path = dir.path().join("file");
-    fs::write(&path, vec![1; 8 << 20]).expect("there is space");
+    fs::write(&path, vec![1; 8 << 20]).expect("the disk has space");
     drop_file(&path);
     let arrivals = super::or_skip!(Arrivals::of(&path));
     warm(&path, 0..4 << 20);

@@ -184,7 +184,7 @@ impl Pool {
         self.overcommit.get_or_insert(self.counts.overcommit);
         self.tell(self.added);
         fs::write(format!("{DIR}/nr_overcommit_hugepages"), pages.to_string())
-            .expect("it can be written");
+            .expect("the setting can be written");
         self.counts = Counts::read();
     }
 
@@ -205,7 +205,7 @@ impl Pool {
         set(total + added).map_err(|error| format!("no right to 1 GiB pages: {error}"))?;
         let got = large().expect("as above")[0] - total;
         if got < added {
-            set(total).expect("it was written before");
+            set(total).expect("nr_hugepages can be written");
             self.large_added = 0;
             self.tell(self.added);
             return Err(format!(
@@ -304,7 +304,7 @@ fn enough_memory(pages: u64) {
     let available = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .expect("MemAvailable is there");
+        .expect("MemAvailable is listed");
     let available: u64 = available
         .trim()
         .trim_end_matches(" kB")
@@ -336,7 +336,7 @@ fn the_pool_is_given_back_after_the_test_process_is_killed() {
 
     // The other process needs the lock, so this one must not hold it.
     let before = super::or_skip!(Pool::with(0)).counts;
-    let mut holder = process::Command::new(env::current_exe().expect("there is one"))
+    let mut holder = process::Command::new(env::current_exe().expect("the test has a path"))
         .args([
             "--ignored",
             "--exact",
@@ -351,8 +351,8 @@ fn the_pool_is_given_back_after_the_test_process_is_killed() {
         .map_while(Result::ok)
         .any(|line| line.contains("holding"));
     let during = Counts::read();
-    holder.kill().expect("it is ours");
-    holder.wait().expect("it is ours");
+    holder.kill().expect("the child is ours");
+    holder.wait().expect("the child is ours");
     assert!(held, "the other process never got the pages");
     assert_eq!(during.usable(), 3, "{during}");
 

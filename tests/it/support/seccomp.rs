@@ -272,7 +272,7 @@ fn a_filter_refuses_what_it_should_and_nothing_else() {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         Filter::refusing(&[call], refusal).apply(&mut command);
-        command.output().expect("it can be started")
+        command.output().expect("the program can be started")
     };
     // A shell that changes its own priority.
     let renice = ["sh", "-c", "renice -n 1 -p $$"];

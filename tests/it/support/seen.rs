@@ -46,7 +46,7 @@ impl<'a> Before<'a> {
         Ok(Self {
             file_system,
             cached_path: cached_path.to_owned(),
-            size: fs::metadata(demo).expect("it is there").len(),
+            size: fs::metadata(demo).expect("the model exists").len(),
             header: Gguf::read(demo).data,
             cached,
             arrivals: Arrivals::of(cached_path)?,

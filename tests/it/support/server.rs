@@ -288,7 +288,10 @@ impl Server {
 
     pub fn has_ended(&mut self) -> bool {
         if self.status.is_none() {
-            self.status = self.child.try_wait().expect("it is a child of ours");
+            self.status = self
+                .child
+                .try_wait()
+                .expect("the process is a child of ours");
         }
         self.status.is_some()
     }
@@ -329,7 +332,7 @@ impl Server {
             // /slots.
             http::try_get(&self.url("/slots"));
         }
-        kill_process(self.process(), signal).expect("it is a child of ours");
+        kill_process(self.process(), signal).expect("the process is a child of ours");
         assert!(
             wait_for(PATIENCE, || self.has_ended()),
             "{signal:?} does not end the server\n{}",
@@ -340,7 +343,7 @@ impl Server {
 
     fn ended(&mut self) -> Ended {
         Ended {
-            status: self.status.expect("it has ended"),
+            status: self.status.expect("the server has ended"),
             log: self.log(),
         }
     }
@@ -397,6 +400,6 @@ impl Drop for Server {
 
 /// A free port. If another process takes the port before the server, the server reports that and ends.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
     listener.local_addr().expect("bound").port()
 }

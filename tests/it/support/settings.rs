@@ -113,8 +113,8 @@ fn change_a_setting_until_killed() {
 fn settings_are_restored_after_the_test_process_is_killed() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = dir.path().join("setting");
-    fs::write(&path, "1\n").expect("it is ours");
-    let mut process = Command::new(env::current_exe().expect("there is one"))
+    fs::write(&path, "1\n").expect("the file is ours");
+    let mut process = Command::new(env::current_exe().expect("the test has a path"))
         .args(["--ignored", "--exact", "--nocapture"])
         .arg("support::settings::change_a_setting_until_killed")
         .env("LLAMA_HUGEPAGES_TEST_SETTING", &path)
@@ -125,9 +125,9 @@ fn settings_are_restored_after_the_test_process_is_killed() {
     let is_changed = lines
         .map_while(Result::ok)
         .any(|line| line.contains("changed"));
-    let during = fs::read_to_string(&path).expect("it is ours");
-    process.kill().expect("it is ours");
-    process.wait().expect("it is ours");
+    let during = fs::read_to_string(&path).expect("the file is ours");
+    process.kill().expect("the child is ours");
+    process.wait().expect("the child is ours");
     assert!(is_changed, "the other process never changed the file");
     assert_eq!(during, "2");
     let is_restored = super::wait_for(std::time::Duration::from_secs(10), || {

@@ -89,7 +89,7 @@ pub fn read(pid: u32) -> Vec<Vma> {
 
 /// A size in `/proc/PID/status`.
 pub fn status_bytes(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is alive");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line
         .expect("a field")
@@ -99,7 +99,7 @@ pub fn status_bytes(pid: u32, field: &str) -> u64 {
 
 /// The mappings of a file.
 pub fn of_file<'a>(vmas: &'a [Vma], path: &Path) -> Vec<&'a Vma> {
-    let path = fs::canonicalize(path).expect("the file is there");
+    let path = fs::canonicalize(path).expect("the file exists");
     vmas.iter()
         .filter(|vma| Path::new(&vma.path) == path)
         .collect()

@@ -9,8 +9,8 @@ pub fn assert(name: &str, text: &str) {
         .iter()
         .collect();
     if env::var_os("LLAMA_HUGEPAGES_UPDATE_SNAPSHOTS").is_some_and(|value| value == "1") {
-        fs::create_dir_all(path.parent().expect("a folder")).expect("ours");
-        fs::write(&path, text).expect("there is space");
+        fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is ours");
+        fs::write(&path, text).expect("the disk has space");
         return;
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();

@@ -80,7 +80,7 @@ impl Mounted {
 
     /// Sorted names of all entries, including hidden ones.
     pub fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.dir).expect("it is mounted");
+        let entries = fs::read_dir(&self.dir).expect("the store is mounted");
         let mut names: Vec<_> = entries
             .map(|entry| entry.expect("an entry").file_name())
             .map(|name| name.to_string_lossy().into_owned())
@@ -230,7 +230,7 @@ fn a_store_is_private_and_gone_afterwards() {
     let store = super::or_skip!(Store::with(3));
     let dir = store.path().to_owned();
     assert!(store.arg().starts_with('/'));
-    let file = fs::File::create(dir.join("a.resident")).expect("it is ours");
+    let file = fs::File::create(dir.join("a.resident")).expect("the file is ours");
     file.set_len(2 * PAGE).expect("a sparse file takes no page");
     assert_eq!((store.names().len(), store.pages()), (1, 0));
     patch(&store.image(), PAGE + 7, |bytes| bytes.fill(1), 3);
@@ -246,6 +246,6 @@ fn a_store_is_private_and_gone_afterwards() {
 #[test]
 fn a_limit_of_a_store_is_the_mounts_own() {
     let store = super::or_skip!(Store::with_options(3, "size=4M"));
-    let limits = rustix::fs::statvfs(store.path()).expect("it is mounted");
+    let limits = rustix::fs::statvfs(store.path()).expect("the store is mounted");
     assert_eq!((limits.f_frsize, limits.f_blocks), (PAGE, 2));
 }

@@ -37,6 +37,6 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         // SAFETY: mapped above, and nobody else has the address.
-        unsafe { munmap(self.address as *mut _, self.length) }.expect("it is mapped");
+        unsafe { munmap(self.address as *mut _, self.length) }.expect("the pages are mapped");
     }
 }
