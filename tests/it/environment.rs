@@ -1,4 +1,4 @@
-//! `LLAMA_ARG_HUGEPAGES` and `LLAMA_ARG_HUGEPAGE_POLICY` do what the options do, and the options win.
+//! `LLAMA_ARG_HUGEPAGES` and `LLAMA_ARG_HUGEPAGE_POLICY` act like the options, and the options win.
 
 use std::path::PathBuf;
 

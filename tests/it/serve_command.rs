@@ -34,7 +34,7 @@ impl Tool {
         let state = self.state.path().to_str().expect("UTF-8");
         Launch::served(options)
             .env("LLAMA_HUGEPAGES_STATE", state)
-            // Under `nohup` this process ignores signals. `env` resets them, because the command would inherit that.
+            // The command would inherit signals that this process ignores, as under `nohup`, so `env` resets them.
             .wrapped(["env", "--default-signal=INT,TERM,HUP"])
             .model(model)
     }

@@ -179,7 +179,7 @@ fn set_vocabulary(header: &mut Gguf) -> u64 {
         })
         .collect();
     tokens.push("<|end|>".to_owned());
-    // Some kernels want a multiple of 32.
+    // Some compute kernels want a multiple of 32.
     while !tokens.len().is_multiple_of(32) {
         tokens.push(format!("<|unused{}|>", tokens.len()));
     }
