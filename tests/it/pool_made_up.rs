@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 const TOOL: &str = env!("CARGO_BIN_EXE_hugepages");
 
-/// A folder with a `sys` and a `proc`. Its files take every number that is written.
+/// A folder with a `sys` and a `proc`. Its files accept any number.
 struct Kernel {
     dir: TempDir,
 }
