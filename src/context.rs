@@ -308,8 +308,8 @@ impl Context {
         Ok(positions)
     }
 
-    /// The first position that is too large. Learned positions are rows of a table, and llama.cpp aborts on a row after its end. llama.cpp
-    /// does not report which models have this table: only models that just encode, or that lack rotary positions.
+    /// The first position that is too large. Learned positions are rows of a table, and llama.cpp aborts on a row after its end. It does
+    /// not report which models have such a table, so the limit applies to models that only encode and to models without rotary positions.
     fn position_limit(&self) -> i32 {
         // SAFETY: the model is alive.
         let rotary =
