@@ -168,7 +168,7 @@ impl Model {
     fn piece_into(&self, token: Token, bytes: &mut [u8]) -> Result<i32, Error> {
         let mut thrown = ffi::lh_error::default();
         let room = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
-        // SAFETY: the token is in the vocabulary, and there is room for `room` bytes. The shim throws nothing.
+        // SAFETY: the token is in the vocabulary, and `bytes` has `room` bytes. The shim throws nothing.
         let n = unsafe {
             ffi::lh_token_to_piece(
                 self.vocab(),

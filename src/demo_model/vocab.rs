@@ -1,6 +1,6 @@
 //! A vocabulary in which every byte is a token, and eight special tokens.
 //!
-//! It is a BPE vocabulary of the GPT-2 family without a single merge: any text becomes its UTF-8 bytes, and back, exactly.
+//! A BPE vocabulary of the GPT-2 family without merges: each text becomes its UTF-8 bytes, and these bytes become the same text.
 
 use crate::gguf::{Gguf, GgufError};
 
