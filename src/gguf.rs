@@ -306,7 +306,7 @@ impl Gguf {
         (0..count).map(|index| self.tensor(index))
     }
 
-    /// `index` comes from `tensors`: it is below the number of tensors.
+    /// Requires an `index` below the number of tensors.
     fn tensor(&self, index: i64) -> TensorInfo {
         let raw = self.0.as_ptr();
         // SAFETY: the context is ours and `index` is within the table, here and below.

@@ -75,7 +75,7 @@ pub struct Spec {
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
-    /// No output layer of its own, as in small models.
+    /// No separate output layer, as in small models.
     pub tied: bool,
     /// Seed of the random weights.
     pub seed: u64,

@@ -143,8 +143,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a process writes the file, which is then locked. Follows no link and does not block, because another user may have
-    /// placed a link or a pipe.
+    /// Whether no process writes the file: a writer holds a lock. Follows no link and does not block, because another user may have placed
+    /// a link or a pipe.
     fn is_abandoned(&self, name: &OsStr) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         sys::openat(self.fd(), name, flags, Mode::empty())

@@ -88,7 +88,7 @@ fn checked(call: impl FnOnce(*mut ffi::ggml_hugepages_error) -> bool) -> Result<
     })
 }
 
-/// The text up to the first zero byte. Parts of it come from files that other users may have written.
+/// The text up to the first zero byte. Other users may have written parts of this text.
 fn text(letters: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes(letters)).into_owned()
 }

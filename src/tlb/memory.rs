@@ -185,7 +185,7 @@ pub(super) fn check_pool(root: &Root, pages: Pages, bytes: u64) -> Result<(), Un
 ///
 /// ```text
 /// outer  |..........|=========== inner ===========|....|      . = PROT_NONE, so that no other mapping joins it
-///                   ^ aligned to the largest page that could lie here
+///                   ^ aligned to the largest possible page
 /// ```
 pub struct Mapping {
     outer: *mut c_void,

@@ -136,7 +136,7 @@ pub struct Step {
 /// Runs the measurement. It pins the calling thread to its CPU, so that all memories are on the same node.
 ///
 /// # Errors
-/// [`TlbError`]. If one kind of memory is unavailable, the report has the reason in its row.
+/// [`TlbError`]. If one kind of memory is unavailable, its row in the report contains the reason.
 pub fn run(
     root: &Root,
     spec: &Spec,
