@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// Where `/sys` and `/proc` are found: this machine's, or a folder that looks like another's.
+/// The directory that contains `/sys` and `/proc`: the root of this machine, or a copy of another machine's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(CString);
 
@@ -16,7 +16,7 @@ impl Root {
         Self(CString::default())
     }
 
-    /// A folder with a `sys` and a `proc` in it.
+    /// A directory that contains `sys` and `proc`.
     ///
     /// # Errors
     /// [`Error::ZeroByte`]
@@ -35,7 +35,7 @@ impl Root {
         })
     }
 
-    /// Where a path such as `/proc/meminfo` is found.
+    /// The real location of a path such as `/proc/meminfo`.
     ///
     /// ```
     /// use std::path::Path;

@@ -114,7 +114,7 @@ fn local_address(host: &str, port: u16) -> Option<SocketAddr> {
     (ip, port).to_socket_addrs().ok()?.next()
 }
 
-/// Of an answer.
+/// The status code of an answer.
 fn code(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or_default()
 }
