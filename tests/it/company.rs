@@ -315,6 +315,13 @@ impl<'a> Walk<'a> {
         let mut nameless = HashMap::new();
         let mut bytes = 0;
         for (_, server) in &self.servers {
+            let proc = PathBuf::from(format!("/proc/{}", server.pid()));
+            // A file without a name also has pages that nobody maps: those of its manifest. Some servers only keep it open.
+            let mut add = |path: PathBuf| {
+                if let Ok(data) = fs::metadata(path) {
+                    nameless.insert(data.ino(), data.blocks() * 512);
+                }
+            };
             for vma in smaps::read(server.pid()) {
                 if !vma.is_huge() {
                     continue;
@@ -322,11 +329,16 @@ impl<'a> Walk<'a> {
                 if !vma.path.starts_with(store) {
                     bytes += vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb");
                 } else if vma.path.ends_with(" (deleted)") {
-                    // The file also has pages that nobody maps: those of its manifest.
                     let range = format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end);
-                    let file = format!("/proc/{}/map_files/{range}", server.pid());
-                    let data = fs::metadata(file).expect("root, and the server waits");
-                    nameless.insert(vma.inode, data.blocks() * 512);
+                    add(proc.join("map_files").join(range));
+                }
+            }
+            let open = fs::read_dir(proc.join("fd")).expect("root, and the server waits");
+            for file in open.flatten().map(|entry| entry.path()) {
+                let name = fs::read_link(&file).unwrap_or_default();
+                let name = name.to_string_lossy();
+                if name.starts_with(store) && name.ends_with(" (deleted)") {
+                    add(file);
                 }
             }
         }
