@@ -125,7 +125,7 @@ impl<'a> Walk<'a> {
         panic!("{what}\n  {}", self.history.join("\n  "))
     }
 
-    /// A server with chance's model, policy and user.
+    /// Starts a server with a random model, policy and user.
     fn spawn(&mut self) -> (usize, Server) {
         let model = self.below(2) as usize;
         let policy = ["require", "prefer"][self.below(2) as usize];
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
         (model, launch.spawn())
     }
 
-    /// It serves, or it ended with an exit code.
+    /// Waits until the server is ready, or has ended with exit code 1 or 3.
     fn settle(&mut self, model: usize, mut server: Server) {
         if server.is_ready_before_it_ends() {
             self.servers.push((model, server));
@@ -261,7 +261,7 @@ impl<'a> Walk<'a> {
                     &format!("it ended: {}", self.servers[i].1.how_it_ended()),
                 );
             }
-            // Weights that are lost end the server when it reads them, so what is checked first decides what is found.
+            // A server that reads lost weights dies, so the order of the two checks decides which finding comes first.
             if self.below(2) == 0 {
                 self.check_weights(i);
                 self.check_answer(i);
@@ -286,7 +286,7 @@ impl<'a> Walk<'a> {
     fn check_answer(&mut self, i: usize) {
         let (model, server) = &self.servers[i];
         let expected = &self.models[*model].answer;
-        // A server that dies while it answers is told apart from one that does not answer.
+        // The signal distinguishes a server that dies during the answer from one that does not answer.
         let answered = panic::catch_unwind(AssertUnwindSafe(|| answer(server) == *expected));
         match answered {
             Ok(true) => {}
@@ -346,7 +346,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whatever of a file a process has mapped or copied is what the file holds.
+/// Compares all weights that a process has mapped or copied with the model file.
 fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
     let file = File::open(model).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
@@ -364,8 +364,7 @@ fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
             }
         }
     }
-    // A few bytes at an edge may be copied to ordinary memory.
-    if seen < length / 100 * 99 {
+    if seen < length {
         return Err(format!("{seen} of {length} bytes are mapped in {pid}"));
     }
     Ok(())
@@ -388,12 +387,13 @@ fn assert_all_pages_accounted_for(pool: &Pool, walks: &[Mutex<Walk>]) {
         last.0 == last.1
     });
     let steps = walks.iter().map(|walk| walk.history.join("\n  "));
+    let steps = steps.collect::<Vec<_>>().join("\n  ");
+    // A panic with a lock held would add the panics of both threads to the output.
+    drop(walks);
     assert!(
         is_right,
-        "{} pages are in use, {} are accounted for\n  {}",
-        last.0,
-        last.1,
-        steps.collect::<Vec<_>>().join("\n  ")
+        "{} pages are in use, {} are accounted for\n  {steps}",
+        last.0, last.1
     );
 }
 
@@ -420,7 +420,7 @@ fn walk_together(models: &[Model], seed: u64) -> Result<(), String> {
             for (start, _) in &threads {
                 start.send(()).expect("the thread waits");
             }
-            // Both, before a panic of either ends the test.
+            // Waits for both threads, before a panic of one ends the test.
             let ends = threads.each_ref().map(|(_, ends)| ends.recv());
             if ends.iter().any(Result::is_err) {
                 return;
