@@ -23,6 +23,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::gguf::Gguf;
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{Mounted, Store};
@@ -350,6 +351,8 @@ impl<'a> Walk<'a> {
 fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
     let file = File::open(model).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
+    // llama.cpp unmaps the header of the file if no huge page holds it.
+    let weights = Gguf::read(model).data..length;
     let name = model.to_str().expect("a plain path");
     let mut seen = 0;
     for vma in smaps::read(pid) {
@@ -358,14 +361,17 @@ fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
             || vma.path.contains(".weights-");
         if is_ours && vma.offset < length {
             let bytes = vma.offset..length.min(vma.offset + vma.len());
-            seen += bytes.end - bytes.start;
+            seen += bytes.end.saturating_sub(bytes.start.max(weights.start));
             if !smaps::same_bytes(pid, vma.addresses.start, &file, bytes) {
                 return Err(format!("the weights of {pid} changed: {vma:?}"));
             }
         }
     }
-    if seen < length {
-        return Err(format!("{seen} of {length} bytes are mapped in {pid}"));
+    let all = weights.end - weights.start;
+    if seen < all {
+        return Err(format!(
+            "{seen} of {all} bytes of weights are mapped in {pid}"
+        ));
     }
     Ok(())
 }
