@@ -66,7 +66,7 @@ template <typename F> static void for_each_weight(const llama_model_loader & ml,
     }
 }
 
-// the smallest page of a plan, 0 if there is none
+// the smallest page of a plan, 0 if the kernel has no pool
 static size_t smallest_page(const ggml_hugepages_params & params) {
     const bool is_any = params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == GGML_HUGEPAGES_SIZE_THP;
     return is_any ? ggml_hugepages_page_size("") : params.page_size;
