@@ -48,7 +48,7 @@ llama_hugepages_scope::~llama_hugepages_scope() {
     }
 }
 
-// How much of a tensor each token reads. Embeddings come last, because a token reads only a few rows, unless they are also the output.
+// How much of a tensor each token reads. Embeddings rank last, because a token reads only a few rows, unless they are also the output.
 static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * name) {
     const bool is_tied = ml.get_weight("output.weight") == nullptr;
     if (strcmp(name, "output.weight") == 0 || (is_tied && strcmp(name, "token_embd.weight") == 0)) {
