@@ -38,7 +38,7 @@ enum Exit {
     Done = 0,
     /// A check found a difference.
     No = 1,
-    /// Failure. (Code 2 comes from clap, for invalid arguments.)
+    /// Failure. (clap exits with 2 for invalid arguments.)
     Failed = 3,
 }
 

@@ -49,7 +49,7 @@ pub const CASES: &[Case] = &[
     case("isolate",          NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
     case("short-require",    NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
     case("short-prefer",     NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
-    // `distribute` is a preference: pages that one node lacks come from the other node.
+    // `distribute` is a preference: if one node lacks pages, the other node provides them.
     case("short-distribute", BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
     case("size-1g",          NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.

@@ -101,7 +101,7 @@ fn xtask(fixture: &Fixture, args: &[&str]) -> Run {
     fixture.xtask_with(args, &env)
 }
 
-/// A repository whose source comes from the carrier, pinned to 1.0.0, with a series.
+/// A repository with a series on the source of the carrier, which is pinned to 1.0.0.
 fn pinned() -> Fixture {
     let fixture = Fixture::with_series();
     carrier(&fixture, "1.0.0", AS_IT_WAS, Commit::Told);
