@@ -573,7 +573,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
         if (!ggml_hugepages_accepts_less(&e.image->params)) {
             return fail_load(images, n, *e.image, refusal, error);
         }
-        GGML_LOG_WARN("%s: no huge page of %s left at offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
+        GGML_LOG_WARN("%s: no huge page of %s is left for offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
             ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), refusal.call, strerror(refusal.err));
         run.last = end;
     }
