@@ -28,7 +28,7 @@ impl Lease {
         args: &[&str],
         cancelled: &AtomicBool,
     ) -> Result<Option<(Self, Answer)>> {
-        let own = env::current_exe().context("cannot tell where this program lies")?;
+        let own = env::current_exe().context("cannot find the path of this program")?;
         let mut holder = Command::new(own)
             .args(["pool", "reserve", &pages.to_string(), "--size"])
             .args([&size.short_name(), "--usable", "--try-hard", "--lease"])

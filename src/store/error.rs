@@ -40,7 +40,7 @@ pub enum StoreError {
     #[error("too few huge pages: {said}")]
     LoadShort { said: Reason },
     #[error(
-        "`{name}` needs {pages} pages of {size}, {usable} are usable{}",
+        "`{name}` needs {pages} pages of {size}, but only {usable} are usable{}",
         limit(*room)
     )]
     FileShort {
@@ -51,14 +51,14 @@ pub enum StoreError {
         /// Pages up to the limit of the mount.
         room: Option<u64>,
     },
-    #[error("`{name}` exists in the store")]
+    #[error("`{name}` is already in the store")]
     FileExists { name: String },
     #[error("another process is copying `{name}`")]
     FileBusy { name: String },
     #[error("invalid file name `{name}`: a model in a store must end with .gguf")]
     FileName { name: String },
     #[error(
-        "cannot free {wanted} pages of {size}: {free} are free, and the removable images have too few"
+        "cannot free {wanted} pages of {size}: {free} are free, and the images that may be removed have too few"
     )]
     StillShort {
         size: HugePageSize,
@@ -167,7 +167,7 @@ impl StoreError {
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
                 Some(format!(
-                    "--min reserves pages of {size} now; add them to the pool with `hugepages pool reserve`"
+                    "--min needs free pages of {size}; add pages to the pool with `hugepages pool reserve`"
                 ))
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
