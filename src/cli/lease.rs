@@ -21,7 +21,7 @@ pub struct Lease {
 
 impl Lease {
     /// Starts `hugepages pool reserve` with these further arguments, to add pages until `pages` of them are usable. Returns `None` if
-    /// `cancelled` was set meanwhile.
+    /// `cancelled` was set before the answer.
     pub fn ask(
         size: HugePageSize,
         pages: u64,

@@ -129,11 +129,11 @@ impl StoreError {
             }
             Self::Ambiguous { .. } => Some("give one of these names in full".to_owned()),
             Self::InUse { .. } => Some(
-                "end these processes, or use --force: it removes the name, and the memory returns when the last process ends"
+                "end these processes, or use --force to remove the name now; the pages return to the pool when the last process ends"
                     .to_owned(),
             ),
             Self::Differs { .. } => {
-                Some("remove it with `hugepages store drop`; the next start of a server reads the model again".to_owned())
+                Some("remove this image with `hugepages store drop`; the next start of a server reads the model again".to_owned())
             }
             Self::FileShort {
                 room: Some(room),
@@ -176,7 +176,7 @@ impl StoreError {
                 ))
             }
             Self::Holds { ours: true, .. } => {
-                Some("--force drops them; an attached process keeps its memory until it ends".to_owned())
+                Some("--force drops these models; an attached process keeps its memory until it ends".to_owned())
             }
             Self::Holds { ours: false, .. } => {
                 Some("remove these files first: they belong to other programs".to_owned())

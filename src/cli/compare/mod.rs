@@ -190,7 +190,7 @@ fn exit(args: &Args, report: &Report) -> Result<Exit> {
         return Ok(Exit::Unequal);
     }
     if args.gate && report.broken().next().is_some() {
-        bail!("a count is out of its bounds");
+        bail!("a count of memory, pages or faults is out of its bounds");
     }
     if !report.failed.is_empty() {
         return Ok(Exit::Failure);

@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<Exit> {
     };
     if !program.is_file() {
         bail!(
-            "`{}` is missing\nhint: name a llama-server with --server",
+            "`{}` is missing\nhint: pass the path of llama-server with --server",
             program.display()
         );
     }
