@@ -177,7 +177,9 @@ fn elsewhere(pages: &Pages, wanted: u32) -> Vec<String> {
     pages
         .iter()
         .filter(|((_, node), _)| *node != wanted)
-        .map(|((page_kb, node), pages)| format!("{pages} pages of {page_kb} kB on node {node}"))
+        .map(|((page_kb, node), pages)| {
+            format!("{pages} pages of {page_kb} kB are on node {node}, not on node {wanted}")
+        })
         .collect()
 }
 
@@ -279,8 +281,14 @@ mod tests {
     fn a_bound_server_has_nothing_on_the_other_node() {
         let check = |case, pages| findings(case, &seen(find(case), pages));
         assert_eq!(check("numactl", [0, 21]), Vec::<String>::new());
-        assert_eq!(check("numactl", [1, 20]), ["1 pages of 2048 kB on node 0"]);
-        assert_eq!(check("isolate", [20, 1]), ["1 pages of 2048 kB on node 1"]);
+        assert_eq!(
+            check("numactl", [1, 20]),
+            ["1 pages of 2048 kB are on node 0, not on node 1"]
+        );
+        assert_eq!(
+            check("isolate", [20, 1]),
+            ["1 pages of 2048 kB are on node 1, not on node 0"]
+        );
         assert_eq!(
             check("size-1g", [0, 21]),
             ["not all weights are on pages of 1048576 kB"]
