@@ -186,18 +186,16 @@ bool ggml_hugepages_page_cache::count(size_t first, size_t last, size_t * bytes)
     return false;
 }
 
-ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last) const {
-    last = std::min(last, size);
-    size_t bytes = 0;
+ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last, size_t * bytes) const {
+    last   = std::min(last, size);
+    *bytes = 0;
     if (way == BY_NOTHING) {
         return GGML_HUGEPAGES_CACHED_UNKNOWN;
     }
-    if (way == BY_TRYING) {
-        count(first, last, &bytes);
-    } else {
-        bytes = ggml_hugepages_overlap(there, first, last);
-    }
-    return bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : bytes >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
+    count(first, last, bytes);
+    // the first look at a file has no exact borders, and leaves out what came later
+    const size_t known = way == BY_TRYING ? *bytes : ggml_hugepages_overlap(there, first, last);
+    return known == 0 ? GGML_HUGEPAGES_CACHED_NONE : known >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
 }
 
 void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {
