@@ -23,29 +23,16 @@
 
 mod backend;
 mod batch;
-pub mod compare;
 mod context;
-pub mod demo_model;
-pub mod doctor;
 mod error;
 pub mod ffi;
 pub mod gguf;
-mod kernel_files;
 mod logging;
 mod model;
-pub mod notify;
+mod page_size;
 mod params;
-mod picture;
-pub mod plan;
-pub mod pool;
-pub mod process;
 mod report;
 mod sampler;
-pub mod size;
-pub mod stats;
-pub mod status;
-pub mod store;
-pub mod tlb;
 mod vocab;
 
 pub use backend::init;
@@ -54,6 +41,7 @@ pub use context::Context;
 pub use error::{Error, Said};
 pub use logging::{LogTarget, log_to};
 pub use model::Model;
+pub use page_size::{HugePageSize, ParseHugePageSizeError};
 pub use params::{ContextParams, HugePages, LoadMode, ModelParams, PageSize, Pooling};
 pub use report::{Backing, Kind, Load, Report, Usage, report};
 pub use sampler::{Sampler, SamplerChain};

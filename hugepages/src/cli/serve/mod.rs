@@ -1,0 +1,262 @@
+//! `hugepages serve`: adds the pages that a model lacks, runs the server, and returns the pages.
+//! Lives here: the arguments and the order of the steps. Not here: how a pool is changed, and how a server is run.
+
+mod address;
+mod invoker;
+mod server;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use hugepages::kernel::{self, Root};
+use hugepages::plan::Plan;
+
+use super::lease::{self, Answer, Lease};
+use super::store::fill;
+use super::{Exit, programs};
+use address::Address;
+use invoker::Invoker;
+use server::{Ended, Start};
+
+/// Serve a model on huge pages
+///
+/// Computes the pages that the model needs, adds exactly the missing ones to the pool, runs `llama-server --hugepages`, and
+/// returns the pages when the server ends, however it ends. A user who may not change the pool is shown the command for an
+/// administrator, and the server uses the pages that are free.
+///
+/// Under sudo, the pool is changed as root and the server runs as the user who called sudo.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Options of `serve` stand before those of llama-server:
+  hugepages serve -m model.gguf --port 8081
+  hugepages serve --keep -m model.gguf
+
+The exit code is llama-server's: 3 if too few pages are usable under `--hugepage-policy require`.")]
+pub struct Args {
+    /// Keep the weights on huge pages after the end, in a store, so that the next start attaches to them
+    #[arg(long)]
+    keep: bool,
+
+    /// The llama-server to run [default: the one beside this program]
+    #[arg(long, value_name = "PROGRAM")]
+    server: Option<PathBuf>,
+
+    /// Arguments of llama-server, such as -m model.gguf
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "SERVER ARGUMENTS"
+    )]
+    arguments: Vec<OsString>,
+}
+
+/// Options that name a model, and their environment variables.
+const MODEL: [&str; 7] = [
+    "-m",
+    "--model",
+    "-mu",
+    "--model-url",
+    "-hf",
+    "--hf-repo",
+    "-hfr",
+];
+const MODEL_VARIABLES: [&str; 3] = [
+    "LLAMA_ARG_MODEL",
+    "LLAMA_ARG_MODEL_URL",
+    "LLAMA_ARG_HF_REPO",
+];
+const POLICY: &str = "--hugepage-policy";
+const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+const STORE: &str = "--hugepage-store";
+const STORE_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_STORE";
+
+/// Starts of a server for which other processes take pages before it holds its own.
+const ATTEMPTS: usize = 5;
+/// Between two of them: a server that starts holds its pages within this time.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub fn run(args: &Args) -> Result<Exit> {
+    let signals = server::Signals::new()?;
+    let program = match &args.server {
+        Some(path) => path.clone(),
+        None => programs::beside("llama-server")?,
+    };
+    if !program.is_file() {
+        bail!(
+            "`{}` is missing\nhint: name a llama-server with --server",
+            program.display()
+        );
+    }
+    if !names_model(&args.arguments) {
+        bail!("the arguments name no model\nhint: hugepages serve -m model.gguf");
+    }
+    let address = Address::of(&args.arguments);
+    if address.is_taken() {
+        bail!(
+            "{address} is in use\nhint: choose another port: --port {}",
+            address.port().wrapping_add(1)
+        );
+    }
+
+    let invoker = Invoker::of_sudo()?;
+    let wrapper = invoker.as_ref().map(Invoker::wrapper).unwrap_or_default();
+    let mut arguments: Vec<OsString> = vec!["--hugepages".into()];
+    if args.keep {
+        let wanted = value(&args.arguments, STORE, STORE_VARIABLE);
+        let is_chosen = wanted.is_some();
+        let store = fill::fill(
+            &program,
+            &args.arguments,
+            wrapper.clone(),
+            wanted,
+            signals.flag(),
+        )?;
+        if !is_chosen {
+            arguments.extend([STORE.into(), store.into_os_string()]);
+        }
+    }
+    // Last, so that the user's win.
+    arguments.extend(args.arguments.iter().cloned());
+
+    let mut leases = Vec::new();
+    for attempt in 1..=ATTEMPTS {
+        let plan = Plan::ask_through(&wrapper, &program, &arguments)?;
+        let is_complete = lend(&plan, &signals, &mut leases)?;
+        if signals.stopped() {
+            return Ok(Exit::Interrupted);
+        }
+        let policy = (!is_complete && !chooses_policy(&arguments)).then_some("prefer");
+        let start = Start {
+            program: &program,
+            arguments: &arguments,
+            policy,
+            wrapper: &wrapper,
+            address: &address,
+            bytes: plan.page_bytes(),
+        };
+        match start.run(&signals)? {
+            Ended::Served(code) => return Ok(Exit::Server(code)),
+            // Between the reservation and the server's own, a process that starts at the same time may take the pages.
+            Ended::Short if attempt < ATTEMPTS && is_complete && !signals.stopped() => {
+                say("other processes took pages meanwhile; adding more");
+                thread::sleep(PAUSE);
+            }
+            Ended::Short => break,
+        }
+    }
+    Ok(Exit::Short)
+}
+
+/// Adds the pages that the plan lacks. Returns `false`, and prints the reason, if some of them stay missing.
+fn lend(plan: &Plan, signals: &server::Signals, leases: &mut Vec<Lease>) -> Result<bool> {
+    let mut is_complete = true;
+    for (size, pages) in plan.pages() {
+        let usable = kernel::usable(&Root::system(), size);
+        if usable >= pages {
+            continue;
+        }
+        let asked = Lease::ask(size, pages, &["--at-least", "0"], signals.flag())?;
+        let Some((lease, answer)) = asked else {
+            return Ok(false);
+        };
+        leases.push(lease);
+        is_complete &= answer == Answer::Complete;
+        match answer {
+            Answer::Complete => {}
+            Answer::Short { usable } => {
+                say(&format!(
+                    "{usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
+                ));
+                say(
+                    "hint: the kernel finds most pages right after boot, before memory is fragmented",
+                );
+            }
+            Answer::Memory {
+                available,
+                needed,
+                keep,
+            } => say(&format!(
+                "adding pages takes {needed} MiB of memory, but {available} MiB are available and {keep} MiB must stay free; \
+                 {usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
+            )),
+            Answer::Refused => {
+                say(&format!(
+                    "{usable} of {pages} huge pages of {size} are usable, and this user cannot change the pool; \
+                     the rest of the model uses ordinary memory"
+                ));
+                say(&format!("hint: {}", lease::command(size, pages)));
+            }
+        }
+    }
+    Ok(is_complete)
+}
+
+fn names_model(arguments: &[OsString]) -> bool {
+    let is_option = |argument: &OsString| MODEL.iter().any(|name| is(argument, name));
+    let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(is_set)
+}
+
+fn chooses_policy(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| is(argument, POLICY)) || env::var_os(POLICY_VARIABLE).is_some()
+}
+
+/// `--port` and `--port=8081` are both the option `--port`.
+fn is(argument: &OsStr, option: &str) -> bool {
+    let text = argument.as_encoded_bytes();
+    text.strip_prefix(option.as_bytes())
+        .is_some_and(|rest| rest.is_empty() || rest[0] == b'=')
+}
+
+/// The value of an option, the last one if it is given more than once, or of its environment variable.
+fn value(arguments: &[OsString], option: &str, variable: &str) -> Option<String> {
+    let given = arguments
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(|(index, argument)| {
+            if argument == option {
+                return arguments.get(index + 1)?.to_str().map(str::to_owned);
+            }
+            let text = argument.to_str()?;
+            Some(text.strip_prefix(option)?.strip_prefix('=')?.to_owned())
+        });
+    given.or_else(|| env::var(variable).ok().filter(|value| !value.is_empty()))
+}
+
+/// On standard error, which a pipe may have lost.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "serve: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(Into::into).collect()
+    }
+
+    #[test]
+    fn the_last_value_of_an_option_counts_as_for_the_server() {
+        let of = |text| value(&words(text), "--port", "LLAMA_HUGEPAGES_NO_SUCH_VARIABLE");
+        assert_eq!(of("--port 1 -c 2 --port 3").as_deref(), Some("3"));
+        assert_eq!(of("--port=7").as_deref(), Some("7"));
+        assert_eq!(of("--portal 7"), None);
+        assert_eq!(of("--port"), None);
+    }
+
+    #[test]
+    fn a_model_is_named_by_any_of_its_options() {
+        assert!(names_model(&words("-c 4096 -m a.gguf")));
+        assert!(names_model(&words("--hf-repo a/b")));
+        assert!(!names_model(&words("-md draft.gguf --port 1")));
+    }
+}

@@ -1,0 +1,32 @@
+//! The page sizes of this kernel.
+
+use std::fs;
+
+use llama_hugepages::{HugePageSize, ffi};
+
+use super::{Root, files};
+
+/// The page size for model files: the smallest pool of at least 2 MiB. `None` if no such pool exists.
+pub fn of_images(root: &Root) -> Option<HugePageSize> {
+    // SAFETY: reads a C string that outlives the call.
+    let bytes = unsafe { ffi::ggml_hugepages_page_size(root.as_c_str().as_ptr()) };
+    HugePageSize::new(bytes as u64)
+}
+
+/// All sizes of this kernel, smallest first.
+pub fn all(root: &Root) -> Vec<HugePageSize> {
+    let of_name = |name: &str| name.strip_prefix("hugepages-")?.parse().ok();
+    let entries = fs::read_dir(root.path("/sys/kernel/mm/hugepages"));
+    let names = entries.into_iter().flatten().flatten();
+    let mut sizes: Vec<_> = names
+        .filter_map(|entry| of_name(entry.file_name().to_str()?))
+        .collect();
+    sizes.sort();
+    sizes
+}
+
+/// The size of `vm.nr_hugepages`. Source: `Hugepagesize:` in `/proc/meminfo`.
+pub fn default_of(root: &Root) -> Option<HugePageSize> {
+    let meminfo = files::text(root, "/proc/meminfo")?;
+    HugePageSize::new(files::kib_field(&meminfo, "Hugepagesize")?)
+}
