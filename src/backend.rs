@@ -6,8 +6,8 @@ use std::sync::Once;
 
 use crate::{ffi, logging};
 
-/// Sets up llama.cpp and routes its log through this crate, see [`log_to`](crate::log_to). Every entry point of this crate does it by itself, so
-/// calling it is only needed before raw [`ffi`] calls. Calls after the first do nothing.
+/// Sets up llama.cpp and routes its log through this crate, see [`log_to`](crate::log_to). Every entry point of this crate calls this
+/// function, so a program needs it only before raw [`ffi`] calls. Later calls do nothing.
 ///
 /// ```
 /// llama_hugepages::init();
@@ -17,8 +17,8 @@ pub fn init() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         logging::install();
-        // SAFETY: takes no arguments; `ONCE` keeps two threads from being in it at the same time.
-        // It has a counterpart, `llama_backend_free`, for MPI alone: a process that ends needs no call of it.
+        // SAFETY: takes no arguments, and `ONCE` lets one thread call it once. Its counterpart `llama_backend_free` serves only MPI, so an
+        // ending process need not call it.
         unsafe { ffi::llama_backend_init() };
     });
 }

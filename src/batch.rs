@@ -7,12 +7,12 @@ use crate::vocab::Token;
 /// ```
 /// use llama_hugepages::{Batch, Token};
 ///
-/// // A prompt: what comes after its last token is wanted.
+/// // A prompt: only its last token needs output.
 /// let prompt = Batch::prompt(&[Token(1), Token(2), Token(3)]);
 /// assert_eq!(prompt.len(), 3);
 /// assert!(!prompt.is_output(0) && prompt.is_output(2));
 ///
-/// // The same token as the next one of two sequences.
+/// // The same token continues two sequences.
 /// let mut batch = Batch::new();
 /// batch.push(Token(7), 0, None, true);
 /// batch.push(Token(7), 1, None, true);
@@ -21,14 +21,14 @@ use crate::vocab::Token;
 pub struct Batch {
     pub(crate) tokens: Vec<Token>,
     pub(crate) sequences: Vec<i32>,
-    /// `None`: the next one of the sequence.
+    /// `None`: the next position of the sequence.
     pub(crate) positions: Vec<Option<i32>>,
-    /// As C has it: 0 or 1.
+    /// 0 or 1, the type that C uses.
     pub(crate) outputs: Vec<i8>,
 }
 
 impl Batch {
-    /// An empty one.
+    /// An empty batch.
     pub fn new() -> Self {
         Self::default()
     }
@@ -51,8 +51,8 @@ impl Batch {
         batch
     }
 
-    /// Adds a token. Without a position it is the next one of its sequence. `output`: whether logits or embeddings are
-    /// wanted for it; a context that computes embeddings does so for all.
+    /// Adds a token. Without a position it takes the next position of its sequence. `output` requests logits or embeddings for this token;
+    /// a context with embeddings computes them for all tokens.
     pub fn push(&mut self, token: Token, sequence: i32, position: Option<i32>, output: bool) {
         self.tokens.push(token);
         self.sequences.push(sequence);
@@ -65,12 +65,12 @@ impl Batch {
         self.tokens.len()
     }
 
-    /// Whether there is none.
+    /// Whether the batch contains no token.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Whether output is wanted for an entry.
+    /// Whether an entry requests output.
     pub fn is_output(&self, index: usize) -> bool {
         self.outputs.get(index).is_some_and(|output| *output != 0)
     }

@@ -1,7 +1,7 @@
 //! Computing with a model.
 //!
-//! llama.cpp ends the process on some mistakes (a batch that is too large, a sequence that does not exist, logits that
-//! were not asked for). They are checked here first, and are errors.
+//! llama.cpp aborts the process on some mistakes: a batch that is too large, an unknown sequence, logits that no caller requested. This
+//! module checks for these mistakes first, and returns errors.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,8 +14,8 @@ use crate::{Batch, ContextParams, Error, Model, ffi, logging};
 
 /// The state of one or more sequences of tokens: key and value memory, and the output of the last batch.
 ///
-/// It keeps the model in memory. A context can move between threads, and is used by one at a time: all that computes or
-/// reads takes `&mut self`, since llama.cpp finishes and reorders the output when it is first read.
+/// A context keeps its model in memory. It can move between threads, but only one thread uses it at a time: methods that compute or read
+/// take `&mut self`, because llama.cpp finishes and reorders the output at the first read.
 ///
 /// ```no_run
 /// use llama_hugepages::{Batch, Context, ContextParams, Model, ModelParams, Sampler, Specials};
@@ -34,15 +34,15 @@ pub struct Context {
     memory: ffi::llama_memory_t,
     embeddings: bool,
     pooling: ffi::llama_pooling_type,
-    /// Of the last batch: for which entries there is output.
+    /// Whether each entry of the last batch has output.
     outputs: Vec<bool>,
-    /// Of the last batch: its sequences.
+    /// Sequences of the last batch.
     sequences: Vec<i32>,
     // Freed after the context.
     model: Model,
 }
 
-// SAFETY: a context belongs to no thread: llama.cpp's server makes it in one and computes in others. It is not Sync.
+// SAFETY: llama.cpp ties no context to a thread: its server creates a context in one thread and computes in others. It is not Sync.
 unsafe impl Send for Context {}
 
 impl Drop for Context {
@@ -53,7 +53,7 @@ impl Drop for Context {
 }
 
 impl Context {
-    /// Makes a context with memory for [`n_ctx`](ContextParams::with_n_ctx) tokens.
+    /// Creates a context with memory for [`n_ctx`](ContextParams::with_n_ctx) tokens.
     ///
     /// # Errors
     /// [`Error::Context`] with the cause, [`Error::NoWeights`]
@@ -83,18 +83,18 @@ impl Context {
         })
     }
 
-    /// The model that this computes with.
+    /// The model of this context.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Tokens that the context holds, over all sequences. At least what was asked for.
+    /// Capacity in tokens, over all sequences; at least the requested number.
     pub fn n_ctx(&self) -> usize {
         // SAFETY: the context is alive.
         unsafe { ffi::llama_n_ctx(self.raw.as_ptr()) as usize }
     }
 
-    /// Most tokens in one batch.
+    /// Maximum number of tokens in one batch.
     pub fn max_batch(&self) -> usize {
         // SAFETY: the context is alive.
         let causal = unsafe { ffi::llama_get_causal_attn(self.raw.as_ptr()) };
@@ -107,11 +107,11 @@ impl Context {
         }
     }
 
-    /// Computes a batch. Logits and embeddings of the batch before are gone then, also after an error.
+    /// Computes a batch. Discards the logits and embeddings of the previous batch, also after an error.
     ///
     /// # Errors
     /// [`Error::BatchTooLarge`], [`Error::InvalidToken`], [`Error::InvalidSequence`], [`Error::InvalidPosition`] and
-    /// [`Error::ContextFull`], after which nothing of the batch is in the context; [`Error::Decode`] with the cause.
+    /// [`Error::ContextFull`]: the context contains no token of the batch. [`Error::Decode`] with the cause.
     pub fn decode(&mut self, batch: &Batch) -> Result<(), Error> {
         self.outputs.clear();
         self.sequences.clear();
@@ -121,7 +121,7 @@ impl Context {
         let mut per_token: Vec<*mut i32> = sequences.iter_mut().map(ptr::from_mut).collect();
         let mut counts = vec![1; batch.len()];
         let mut tokens: Vec<i32> = batch.tokens.iter().map(|token| token.0).collect();
-        // Such contexts compute output for all, and would warn of entries that do not ask for it.
+        // Such contexts compute output for all entries, and warn about entries that do not request it.
         let all = self.embeddings || self.memory.is_null();
         let mut outputs: Vec<i8> = batch
             .outputs
@@ -156,11 +156,10 @@ impl Context {
         }
     }
 
-    /// What the model expects after an entry of the last batch: one number for each token of the vocabulary, not
-    /// normalized.
+    /// The logits after an entry of the last batch: one number for each token of the vocabulary, not normalized.
     ///
     /// # Errors
-    /// [`Error::NoOutput`] for an entry that was not an output, or a model that gives no logits.
+    /// [`Error::NoOutput`] for an entry without output, or for a model without logits.
     pub fn logits(&mut self, index: usize) -> Result<&[f32], Error> {
         let i = self.check_logits(index)?;
         let n_vocab = self.model.n_vocab();
@@ -247,8 +246,8 @@ impl Context {
         self.raw.as_ptr()
     }
 
-    /// That there are logits for an entry, whose index as C has it is returned. A model without memory computes none,
-    /// unless it is a diffusion model.
+    /// Checks that an entry has logits, and returns its index as C's type. A model without memory computes no logits, unless it is a
+    /// diffusion model.
     pub(crate) fn check_logits(&self, index: usize) -> Result<i32, Error> {
         let computed = self.is_diffusion() || !self.memory.is_null();
         self.output(index)
@@ -259,13 +258,13 @@ impl Context {
             })
     }
 
-    /// The index of an entry as C has it, if the last batch had output for it.
+    /// The index of an entry as C's type. `None` if the last batch has no output for the entry.
     fn output(&self, index: usize) -> Option<i32> {
         let is_output = *self.outputs.get(index)?;
         i32::try_from(index).ok().filter(|_| is_output)
     }
 
-    /// That llama.cpp can take the batch, whose length as C has it is returned.
+    /// Checks that llama.cpp accepts the batch, and returns its length as C's type.
     fn check(&self, batch: &Batch) -> Result<i32, Error> {
         let (tokens, limit) = (batch.len(), self.max_batch());
         let too_large = Error::BatchTooLarge { tokens, limit };
@@ -289,7 +288,7 @@ impl Context {
         }
     }
 
-    /// The position of each entry. The sequences were checked.
+    /// The position of each entry. Requires checked sequences.
     fn positions(&self, batch: &Batch) -> Result<Vec<i32>, Error> {
         let limit = self.position_limit();
         let mut next: HashMap<i32, i32> = HashMap::new();
@@ -309,8 +308,8 @@ impl Context {
         Ok(positions)
     }
 
-    /// Learned positions are rows of a table: one past its end ends the process. llama.cpp does not tell who has such
-    /// a table; it is among the models that only encode and those without rotary positions.
+    /// The first position that is too large. Learned positions are rows of a table, and llama.cpp aborts on a row after its end. It does
+    /// not report which models have such a table, so the limit applies to models that only encode and to models without rotary positions.
     fn position_limit(&self) -> i32 {
         // SAFETY: the model is alive.
         let rotary =
@@ -325,7 +324,7 @@ impl Context {
         }
     }
 
-    /// Such a model has no memory either, but logits.
+    /// A diffusion model computes logits without memory.
     fn is_diffusion(&self) -> bool {
         // SAFETY: the model is alive.
         unsafe { ffi::llama_model_is_diffusion(self.model.as_ptr()) }
@@ -342,7 +341,7 @@ impl fmt::Debug for Context {
 }
 
 /// # Safety
-/// `data` is null, or leads to `len` floats that live, and do not change, for `'a`.
+/// `data` is null, or points to `len` floats that live, and do not change, for `'a`.
 unsafe fn floats<'a>(data: *const f32, len: usize) -> Option<&'a [f32]> {
     if data.is_null() {
         return None;

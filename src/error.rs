@@ -22,9 +22,9 @@ pub enum Error {
     /// The model was not loaded. No huge page is kept.
     #[error("cannot load `{}`: {said}", path.display())]
     Load {
-        /// The file that was asked for.
+        /// The requested file.
         path: PathBuf,
-        /// The cause and the hint, as the loader gave them.
+        /// The cause and the hint from the loader.
         said: Said,
     },
     /// The progress callback stopped the load. No huge page is kept.
@@ -41,7 +41,7 @@ pub enum Error {
     /// A text for llama.cpp contains a zero byte, so it is no C string.
     #[error("{what} contains a zero byte")]
     ZeroByte {
-        /// Which text.
+        /// Kind of the text.
         what: &'static str,
     },
     /// The path of the store is too long.
@@ -52,7 +52,7 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
-    /// The model was loaded without weights: it can tokenize and nothing else.
+    /// The model was loaded without weights: it can only tokenize.
     #[error("the model was loaded without weights")]
     NoWeights,
     /// The context was not created.
@@ -77,7 +77,7 @@ pub enum Error {
     InvalidSequence {
         /// The value of the caller.
         sequence: i32,
-        /// How many sequences the context has, counted from 0.
+        /// Number of sequences in the context; they count from 0.
         n_seq_max: usize,
     },
     /// A position is negative, or too large for a model with learned positions.
@@ -91,15 +91,15 @@ pub enum Error {
     /// The batch has too many tokens for the context.
     #[error("batch of {tokens} tokens is too large: the context accepts {limit}")]
     BatchTooLarge {
-        /// In the batch.
+        /// Tokens in the batch.
         tokens: usize,
-        /// `n_batch`, or `n_ubatch` where the attention is not causal.
+        /// `n_batch`, or `n_ubatch` if the attention is not causal.
         limit: usize,
     },
     /// The context has no room for the batch. No token was decoded.
     #[error("no room in the context for {tokens} more tokens")]
     ContextFull {
-        /// In the batch.
+        /// Tokens in the batch.
         tokens: usize,
     },
     /// The batch was not decoded.
@@ -126,12 +126,12 @@ pub struct Said {
     pub message: String,
     /// The hint for the user.
     pub hint: Option<String>,
-    /// All error lines as they were logged, in order.
+    /// All error lines of the log, in order.
     pub lines: Vec<String>,
 }
 
 impl Said {
-    /// Picks the cause and the hint out of the error lines of one call. `thrown` is the text of a C++ exception.
+    /// Finds the cause and the hint in the error lines of one call. `thrown` is the text of a C++ exception.
     pub(crate) fn new(lines: Vec<String>, thrown: &str) -> Self {
         let hint = lines
             .iter()
@@ -173,7 +173,7 @@ impl fmt::Display for Said {
 
 const HINT: &str = "hint: ";
 
-/// `llama_model_load: error loading model: the cause` is `the cause`.
+/// Cuts `llama_model_load: error loading model: the cause` to `the cause`.
 fn without_function(line: &str) -> &str {
     let is_name = |text: &str| {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -193,7 +193,7 @@ fn without_function(line: &str) -> &str {
     })
 }
 
-/// Whether a line reports a failure without a cause.
+/// Whether a line contains a cause, not only the report of a failure.
 fn is_cause(line: &str) -> bool {
     const SAY_NOTHING: [&str; 4] = [
         "failed to load model",

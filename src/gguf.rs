@@ -1,14 +1,14 @@
 //! GGUF files through the linked `gguf_*` API, so that this crate and the server read and write them with the same code.
 //!
-//! [`Gguf`] is the header of a file: keys, values and the table of tensors. Tensor data never passes through here; a caller
-//! reads or writes it at the offsets that the table gives:
+//! [`Gguf`] is the header of a file: keys, values and the table of tensors. It contains no tensor data; a caller reads or writes the data
+//! at the offsets in the table:
 //!
 //! ```text
 //! |  header: keys, table  |pad|  t0  |pad|    t1    |pad|  …
 //! 0                           ^ data_offset             each tensor starts at data_offset + its own offset, aligned to 32
 //! ```
 //!
-//! Upstream aborts the process on misuse (a wrong type, a name twice); the checks here turn those cases into errors.
+//! Upstream aborts the process on misuse (a wrong type, a duplicate name); this module returns an error instead.
 
 #![expect(
     clippy::missing_errors_doc,
@@ -30,7 +30,7 @@ use crate::ffi;
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum GgufError {
-    /// Upstream's parser gives no reason; it has logged one.
+    /// Upstream's parser returns no reason, but it logs one.
     #[error("cannot parse `{path}` as a GGUF file")]
     NotReadable { path: PathBuf },
     #[error("cannot open `{path}`")]
@@ -53,7 +53,7 @@ pub enum GgufError {
     OutOfMemory,
 }
 
-/// The element type of a tensor, one of ggml's. The rules of its blocks come from ggml too.
+/// An element type of ggml, with ggml's rules for its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TensorType(ffi::ggml_type);
 
@@ -80,7 +80,7 @@ impl TensorType {
 
     /// Elements per block: 1 for the float types, 32 or 256 for the quantised ones. A row is a whole number of blocks.
     pub fn block_len(self) -> u64 {
-        // SAFETY: `self.0` is one of ggml's types, which is all that ggml_blck_size indexes with.
+        // SAFETY: `self.0` is one of ggml's types, and ggml_blck_size uses only this type as an index.
         unsafe { ffi::ggml_blck_size(self.0) }.cast_unsigned()
     }
 
@@ -91,7 +91,7 @@ impl TensorType {
     }
 }
 
-/// ggml's own name in the spelling of the GGUF world: `Q8_0`, `F16`, `Q4_K`.
+/// ggml's name in the usual upper case of GGUF files: `Q8_0`, `F16`, `Q4_K`.
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: as in `block_len`.
@@ -123,10 +123,10 @@ pub struct TensorInfo {
     pub size: u64,
 }
 
-/// The header of a GGUF file, read from one or being put together.
+/// The header of a GGUF file, either read from a file or under construction.
 pub struct Gguf(NonNull<ffi::gguf_context>);
 
-// SAFETY: a gguf_context is plain memory with no tie to the thread that made it, and no function here writes through `&self`.
+// SAFETY: a gguf_context is plain memory that belongs to no thread, and no function here writes through `&self`.
 unsafe impl Send for Gguf {}
 
 impl Gguf {
@@ -137,9 +137,9 @@ impl Gguf {
         NonNull::new(raw).map(Self).ok_or(GgufError::OutOfMemory)
     }
 
-    /// Reads the header of a file; no tensor data is read.
+    /// Reads only the header of a file, not the tensor data.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        // Upstream says only that it failed; the operating system's reason comes from here.
+        // Opens the file first, because upstream does not return the error of the system.
         std::fs::File::open(path).map_err(|source| GgufError::Open {
             path: path.into(),
             source,
@@ -233,7 +233,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Adds a tensor behind the last one. Its data starts at the next multiple of the alignment.
+    /// Adds a tensor after the last one. Its data starts at the next multiple of the alignment.
     pub fn add_tensor(
         &mut self,
         name: &str,
@@ -268,32 +268,32 @@ impl Gguf {
         let dims = i32::try_from(ne.len()).map_err(|_| bad_shape())?;
 
         let tensors = TensorContext::with_room_for_one()?;
-        // SAFETY: the context has room for one tensor without data; `ne` holds as many numbers as said, at most GGML_MAX_DIMS.
+        // SAFETY: the context has room for one tensor without data; `ne` holds `dims` numbers, at most GGML_MAX_DIMS.
         let tensor = unsafe { ffi::ggml_new_tensor(tensors.0.as_ptr(), ty.0, dims, ne.as_ptr()) };
         // SAFETY: ggml_new_tensor never returns null, and copies at most GGML_MAX_NAME bytes of the C string here.
         unsafe { ffi::ggml_set_name(tensor, c_name.as_ptr()) };
-        // SAFETY: both are alive; the tensor is copied, so that `tensors` may go afterwards. The name is new (checked above).
+        // SAFETY: both are alive, and the call copies the tensor. The name is new (checked above).
         unsafe { ffi::gguf_add_tensor(self.0.as_ptr(), tensor) };
         Ok(())
     }
 
-    /// The header as it stands at the start of a file, padded to where the data starts.
+    /// The header in the form of a file, padded to the start of the data.
     pub fn header_bytes(&self) -> Vec<u8> {
         // SAFETY: reads our own context.
         let size = unsafe { ffi::gguf_get_meta_size(self.0.as_ptr()) };
         let mut bytes = vec![0u8; size];
-        // SAFETY: `bytes` is as large as the call above said, and nothing was changed in between.
+        // SAFETY: `bytes` has the size from the call above, and the context did not change since.
         unsafe { ffi::gguf_get_meta_data(self.0.as_ptr(), bytes.as_mut_ptr().cast()) };
         bytes
     }
 
-    /// Where the data section of a file starts that was read with [`Gguf::open`].
+    /// Start of the data section in a file that [`Gguf::open`] read.
     pub fn data_offset(&self) -> u64 {
         // SAFETY: reads our own context.
         unsafe { ffi::gguf_get_data_offset(self.0.as_ptr()) as u64 }
     }
 
-    /// Every tensor's data starts at a multiple of this many bytes of the data section.
+    /// Alignment in bytes: the data of each tensor starts at a multiple, counted from the start of the data section.
     pub fn alignment(&self) -> u64 {
         // SAFETY: reads our own context.
         unsafe { ffi::gguf_get_alignment(self.0.as_ptr()) as u64 }
@@ -306,7 +306,7 @@ impl Gguf {
         (0..count).map(|index| self.tensor(index))
     }
 
-    /// `index` comes from `tensors`: it is below the number of tensors.
+    /// Requires an `index` below the number of tensors.
     fn tensor(&self, index: i64) -> TensorInfo {
         let raw = self.0.as_ptr();
         // SAFETY: the context is ours and `index` is within the table, here and below.
@@ -317,7 +317,7 @@ impl Gguf {
             .into_owned();
         // SAFETY: see above.
         let ne = unsafe { ffi::gguf_get_tensor_ne(raw, index) };
-        // SAFETY: gguf.h promises GGML_MAX_DIMS elements; they lie inside the context.
+        // SAFETY: gguf.h promises GGML_MAX_DIMS elements inside the context.
         let ne = unsafe { *ne.cast::<[i64; ffi::GGML_MAX_DIMS as usize]>() };
         // SAFETY: see above.
         let ty = unsafe { ffi::gguf_get_tensor_type(raw, index) };
@@ -347,7 +347,7 @@ impl Gguf {
         if index < 0 {
             return None;
         }
-        // SAFETY: `index` was found above. (The getters abort on the wrong type, hence the question.)
+        // SAFETY: `index` was found above. The check of the type comes first, because the getters abort on a wrong type.
         let found = unsafe { ffi::gguf_get_kv_type(self.0.as_ptr(), index) };
         (found == ty).then_some(index)
     }
@@ -355,7 +355,7 @@ impl Gguf {
     /// The value of a string key; `None` when it is absent or of another type.
     pub fn str(&self, key: &str) -> Option<String> {
         let index = self.find_key(key, ffi::GGUF_TYPE_STRING)?;
-        // SAFETY: `find_key` saw that the key is there and a string.
+        // SAFETY: `find_key` checked that the key exists and is a string.
         let value = unsafe { ffi::gguf_get_val_str(self.0.as_ptr(), index) };
         // SAFETY: the value is a C string inside the context, which lives as long as `self`.
         Some(
@@ -368,14 +368,14 @@ impl Gguf {
     /// The value of a `u32` key; `None` when it is absent or of another type.
     pub fn u32(&self, key: &str) -> Option<u32> {
         let index = self.find_key(key, ffi::GGUF_TYPE_UINT32)?;
-        // SAFETY: `find_key` saw that the key is there and of this type.
+        // SAFETY: `find_key` checked that the key exists and has this type.
         Some(unsafe { ffi::gguf_get_val_u32(self.0.as_ptr(), index) })
     }
 
     /// The value of a `u16` key (`split.count`); `None` when it is absent or of another type.
     pub fn u16(&self, key: &str) -> Option<u16> {
         let index = self.find_key(key, ffi::GGUF_TYPE_UINT16)?;
-        // SAFETY: `find_key` saw that the key is there and of this type.
+        // SAFETY: `find_key` checked that the key exists and has this type.
         Some(unsafe { ffi::gguf_get_val_u16(self.0.as_ptr(), index) })
     }
 }
@@ -412,7 +412,7 @@ impl Drop for TensorContext {
     }
 }
 
-/// The name of a key to set. Upstream aborts on an alignment that it does not like, and no caller wants another.
+/// Checks the name of a key to set. Refuses the alignment, because upstream aborts on invalid values and no caller needs another value.
 fn setting(key: &str) -> Result<CString, GgufError> {
     if key.as_bytes()
         == ffi::GGUF_KEY_GENERAL_ALIGNMENT

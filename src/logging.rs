@@ -1,9 +1,9 @@
 //! The target of llama.cpp's log, and the causes of errors.
 //!
-//! llama.cpp has one log callback for the process and calls it on the thread that speaks, with pieces of lines. Here
-//! each thread joins its own pieces into lines. While this library makes a call that can fail, the error lines of the
-//! calling thread are set aside: they become part of the [`Error`](crate::Error) when the call fails, and go the usual
-//! way when it does not. So two loads on two threads cannot mix their causes, and a cause is reported once.
+//! llama.cpp has one log callback for the process, and calls it on the thread that logs, with pieces of lines. This module joins the pieces
+//! of each thread into lines. During a call that can fail, it captures the error lines of the calling thread. If the call fails, these
+//! lines become part of the [`Error`](crate::Error); otherwise they go to the log. So two loads on two threads cannot mix their causes, and
+//! each cause appears once.
 //!
 //! A program that replaces the callback with `ffi::llama_log_set` removes these causes: errors then contain "llama.cpp
 //! gave no reason".
@@ -45,8 +45,8 @@ pub fn log_to(target: LogTarget) {
 
 /// Makes [`on_log`] llama.cpp's callback.
 pub(crate) fn install() {
-    // SAFETY: `on_log` never unwinds and lives as long as the process. llama.cpp asks that no other thread logs during
-    // the call: it is made before the backends are set up.
+    // SAFETY: `on_log` never unwinds and lives as long as the process. llama.cpp requires that no other thread logs during the call, so it
+    // runs before the setup of the backends.
     unsafe { ffi::llama_log_set(Some(on_log), std::ptr::null_mut()) };
 }
 
@@ -116,7 +116,7 @@ impl Lines {
 unsafe extern "C" fn on_log(level: ffi::ggml_log_level, text: *const c_char, _: *mut c_void) {
     // SAFETY: llama.cpp passes a C string that lives until the callback returns.
     let text = unsafe { CStr::from_ptr(text) };
-    // A logger of the `log` crate may panic, which must not reach C. Its line is lost and nothing else.
+    // A logger of the `log` crate may panic, and the panic must not reach C. Only this line is lost.
     let _ = panic::catch_unwind(AssertUnwindSafe(|| {
         let text = text.to_string_lossy();
         // An ending thread has no lines any more.

@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex};
 use crate::error::Said;
 use crate::{Error, ModelParams, ffi, logging};
 
-/// A model in memory. A clone is another handle to the same one, which leaves memory with the last handle and the last
+/// A model in memory. A clone is another handle to the same model. The memory is freed with the last handle and the last
 /// [`Context`](crate::Context).
 ///
-/// Handles can be used from any thread: a loaded model does not change.
+/// All threads can use a handle, because a loaded model does not change.
 #[derive(Clone)]
 pub struct Model(pub(crate) Arc<Inner>);
 
@@ -26,14 +26,14 @@ pub(crate) struct Inner {
     raw: NonNull<ffi::llama_model>,
     vocab_only: bool,
     n_ctx_train: usize,
-    /// Held while a context is made: with `YaRN` that writes to the model.
+    /// Locked while a context is created, because `YaRN` then writes to the model.
     making_context: Mutex<()>,
 }
 
-// SAFETY: a model belongs to no thread: llama.cpp's server loads it in one and uses it in others.
+// SAFETY: llama.cpp ties no model to a thread: its server loads a model in one thread and uses it in others.
 unsafe impl Send for Inner {}
-// SAFETY: everything done to a model through a shared reference only reads it, save making a context, for which
-// `making_context` is held. The one field which that writes, `n_ctx_train`, is read here once, before there is a context.
+// SAFETY: a shared reference only reads the model, except to create a context, which locks `making_context`. Creation writes one field,
+// `n_ctx_train`; `new` reads this field before the first context exists.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
@@ -44,7 +44,7 @@ impl Drop for Inner {
 }
 
 impl Model {
-    /// Loads a GGUF file. Of a model that is split into several files, pass the first.
+    /// Loads a GGUF file. For a model in several files, pass the first file.
     ///
     /// # Errors
     /// [`Error::Load`] with the cause: with [`HugePages::Require`](crate::HugePages) and too few pages it contains the
@@ -62,12 +62,12 @@ impl Model {
         Self::load_with_progress(path, params, |_| ControlFlow::Continue(()))
     }
 
-    /// Loads a GGUF file and calls `progress` with the part that is done, from 0 to 1, on this thread.
+    /// Loads a GGUF file and calls `progress` with the completed share, from 0 to 1, on this thread.
     ///
     /// `ControlFlow::Break(())` stops the load. A panic stops it too, and continues after the load returned all its memory.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `progress` stopped the load, otherwise as [`load`](Self::load).
+    /// [`Error::Cancelled`] if `progress` stopped the load, otherwise as [`load`](Self::load).
     ///
     /// ```no_run
     /// use std::ops::ControlFlow;
@@ -103,11 +103,11 @@ impl Model {
         raw.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
 
         let mut thrown = ffi::lh_error::default();
-        // SAFETY: the path, what `raw` points to and `thrown` outlive the call. The shim throws nothing.
+        // SAFETY: the path, the targets of `raw` and `thrown` outlive the call. The shim throws nothing.
         let (model, lines) = logging::capture(|| unsafe {
             ffi::lh_model_load(c_path.as_ptr(), raw, &raw mut thrown)
         });
-        // A model that was finished all the same is freed when `model` goes out of scope.
+        // If the load finished despite a cancel, dropping `model` frees the memory.
         let model = NonNull::new(model).map(|raw| Inner::new(raw, params));
         match (progress.end, model) {
             (Some(End::Panic(payload)), model) => {
@@ -129,33 +129,33 @@ impl Model {
     /// Architecture, size and weight type in words, such as `llama 7B Q8_0`. Source: the model file.
     pub fn description(&self) -> String {
         let mut buffer = [0_u8; 256];
-        // SAFETY: the model is alive and the buffer has room for as many bytes as it says.
+        // SAFETY: the model is alive, and the length is that of the buffer.
         unsafe { ffi::llama_model_desc(self.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
         CStr::from_bytes_until_nul(&buffer)
             .map(|text| text.to_string_lossy().into_owned())
             .unwrap_or_default()
     }
 
-    /// Bytes of all weights together.
+    /// Bytes of all weights.
     pub fn size(&self) -> u64 {
         // SAFETY: the model is alive.
         unsafe { ffi::llama_model_size(self.as_ptr()) }
     }
 
-    /// Parameters of the model: numbers in all weights together.
+    /// Number of parameters in all weights.
     pub fn n_params(&self) -> u64 {
         // SAFETY: the model is alive.
         unsafe { ffi::llama_model_n_params(self.as_ptr()) }
     }
 
-    /// Floats in the embedding of a token: what [`Context::embeddings`](crate::Context::embeddings) gives.
+    /// Number of floats in one embedding, see [`Context::embeddings`](crate::Context::embeddings).
     pub fn n_embd(&self) -> usize {
         // SAFETY: the model is alive.
         let n = unsafe { ffi::llama_model_n_embd_out(self.as_ptr()) };
         usize::try_from(n).unwrap_or(0)
     }
 
-    /// Layers.
+    /// Number of layers.
     pub fn n_layer(&self) -> usize {
         // SAFETY: the model is alive.
         let n = unsafe { ffi::llama_model_n_layer(self.as_ptr()) };
@@ -182,7 +182,7 @@ impl Model {
         self.0.raw.as_ptr()
     }
 
-    /// Makes a raw context, alone.
+    /// Creates a raw context, one at a time.
     pub(crate) fn make_context(
         &self,
         params: ffi::llama_context_params,

@@ -50,7 +50,7 @@ impl HugePageSize {
         format!("{}{unit}", self.bytes() / scale)
     }
 
-    /// The largest page size that these bytes fill.
+    /// The largest unit that is not larger than this size.
     fn unit(self) -> (&'static str, u64) {
         let fits = |(_, scale): &&(&str, u64)| self.bytes() >= *scale;
         *UNITS.iter().find(fits).unwrap_or(&UNITS[2])
@@ -74,7 +74,7 @@ impl fmt::Display for HugePageSize {
     }
 }
 
-/// Not the size of a huge page.
+/// The text is not the size of a huge page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a huge page size such as 2M or 1G")]
 pub struct ParseHugePageSizeError {
@@ -84,7 +84,7 @@ pub struct ParseHugePageSizeError {
 impl FromStr for HugePageSize {
     type Err = ParseHugePageSizeError;
 
-    /// `2M`, `2MB`, `2 MiB` and the kernel's `2048kB` are the same: units are powers of 1024, as the kernel means them.
+    /// `2M`, `2MB`, `2 MiB` and the kernel's `2048kB` are the same, because units are powers of 1024, as in the kernel.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseHugePageSizeError {
             text: text.to_owned(),

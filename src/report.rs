@@ -100,12 +100,12 @@ impl Report {
         self.usages.iter().map(|usage| usage.bytes).sum()
     }
 
-    /// Of these, on huge pages of a pool.
+    /// Bytes of tensors on huge pages of a pool.
     pub fn on_huge(&self) -> u64 {
         self.huge().map(|usage| usage.bytes).sum()
     }
 
-    /// Of these, in the page cache of a file.
+    /// Bytes of tensors in the page cache of a file.
     pub fn on_file(&self) -> u64 {
         let on_file = |usage: &&Usage| usage.backing == Backing::File;
         self.usages
@@ -217,7 +217,7 @@ impl fmt::Display for Report {
     /// The table that `llama-server` logs: several lines.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = [0 as c_char; 4096];
-        // SAFETY: a report of its own, and room for the text, which the call ends with a zero.
+        // SAFETY: reads the report of `self`, and writes at most `text.len()` bytes with a zero at the end.
         unsafe {
             ffi::ggml_hugepages_report_to_str(&raw const self.raw, text.as_mut_ptr(), text.len());
         }

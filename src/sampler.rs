@@ -5,9 +5,9 @@ use std::fmt;
 use crate::vocab::Token;
 use crate::{Context, Error, Model, ffi};
 
-/// Chooses tokens: a chain of llama.cpp's samplers that ends with one that decides.
+/// Chooses tokens: a chain of llama.cpp's samplers; the last one decides.
 ///
-/// Tokens that the model file says are never to be chosen are not, as in llama.cpp's programs.
+/// Never chooses the tokens that the model file suppresses, like llama.cpp's programs.
 ///
 /// ```no_run
 /// use llama_hugepages::{Model, ModelParams, Sampler};
@@ -30,7 +30,7 @@ impl Drop for Sampler {
 }
 
 impl Sampler {
-    /// The most likely token, always.
+    /// Always chooses the most likely token.
     pub fn greedy(model: &Model) -> Self {
         let chain = Self::chain(model);
         // SAFETY: takes no arguments.
@@ -38,7 +38,7 @@ impl Sampler {
         chain.add(greedy).0
     }
 
-    /// Begins a chain that ends with a choice by chance. What comes first is applied first.
+    /// Starts a chain that ends with a random choice. The samplers apply in the order of the calls.
     pub fn chain(model: &Model) -> SamplerChain {
         // SAFETY: takes no arguments.
         let params = unsafe { ffi::llama_sampler_chain_default_params() };
@@ -57,7 +57,7 @@ impl Sampler {
         chain.add(never)
     }
 
-    /// Chooses the token after an entry of the last batch, and takes note of it.
+    /// Chooses the token after an entry of the last batch, and adds it to the history of the sampler.
     ///
     /// # Errors
     /// [`Error::NoOutput`]
@@ -69,14 +69,14 @@ impl Sampler {
         }))
     }
 
-    /// Back to the beginning: the same seed, nothing noted.
+    /// Returns to the start: the same seed and an empty history.
     pub fn reset(&mut self) {
         // SAFETY: the sampler is alive.
         unsafe { ffi::llama_sampler_reset(self.0) };
     }
 }
 
-/// A [`Sampler`] that does not decide yet.
+/// A [`Sampler`] without the last step, which decides.
 #[must_use]
 pub struct SamplerChain(Sampler);
 
@@ -89,22 +89,21 @@ impl SamplerChain {
         self.add(sampler)
     }
 
-    /// Keeps the most likely tokens that make up the part `p` of all probability; 1 keeps all.
+    /// Keeps the most likely tokens with a total probability of `p`; 1 keeps all.
     pub fn top_p(self, p: f32) -> Self {
         // SAFETY: takes numbers.
         let sampler = unsafe { ffi::llama_sampler_init_top_p(p, 1) };
         self.add(sampler)
     }
 
-    /// Divides the logits: less than 1 makes likely tokens likelier, 0 leaves the most likely one.
+    /// Divides the logits: a value below 1 favours likely tokens, 0 keeps only the most likely token.
     pub fn temperature(self, temperature: f32) -> Self {
         // SAFETY: takes a number.
         let sampler = unsafe { ffi::llama_sampler_init_temp(temperature) };
         self.add(sampler)
     }
 
-    /// Ends the chain with a choice by chance. The same seed chooses the same tokens, except `u32::MAX`, which stands
-    /// for a different seed each time.
+    /// Ends the chain with a random choice. The same seed chooses the same tokens, except `u32::MAX`, which selects a new seed each time.
     pub fn seeded(self, seed: u32) -> Sampler {
         // SAFETY: takes a number.
         let dist = unsafe { ffi::llama_sampler_init_dist(seed) };
@@ -112,7 +111,7 @@ impl SamplerChain {
     }
 
     fn add(self, sampler: *mut ffi::llama_sampler) -> Self {
-        // SAFETY: both were just made; the chain owns the sampler from here on.
+        // SAFETY: both were just created, and the call makes the chain the owner of the sampler.
         unsafe { ffi::llama_sampler_chain_add(self.0.0, sampler) };
         self
     }

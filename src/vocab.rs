@@ -18,49 +18,48 @@ impl fmt::Display for Token {
     }
 }
 
-/// What [`Model::tokenize`] does about special tokens.
+/// How [`Model::tokenize`] treats special tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Specials {
-    /// The text is text, and no token is added.
+    /// Reads special tokens as plain text, and adds no token.
     Plain,
-    /// The text is text; a begin and an end token are added if the model wants them.
+    /// Reads special tokens as plain text, and adds a begin and an end token if the model wants them.
     #[default]
     Add,
-    /// Special tokens in the text are taken as such: for text that a chat template made.
+    /// Parses special tokens in the text: for the output of a chat template.
     Parse,
-    /// Both.
+    /// Parses special tokens, and adds a begin and an end token if the model wants them.
     AddAndParse,
 }
 
 impl Model {
-    /// Tokens in the vocabulary: what [`Context::logits`](crate::Context::logits) gives a number for. 0 for a model
-    /// without a vocabulary.
+    /// Number of tokens in the vocabulary, and length of [`Context::logits`](crate::Context::logits). 0 for a model without a vocabulary.
     pub fn n_vocab(&self) -> usize {
         // SAFETY: the vocabulary lives as long as the model.
         let n = unsafe { ffi::llama_vocab_n_tokens(self.vocab()) };
         usize::try_from(n).unwrap_or(0)
     }
 
-    /// The token that begins a text, if there is one.
+    /// The token that begins a text. `None` if the model has no such token.
     pub fn bos(&self) -> Option<Token> {
         // SAFETY: as above.
         some(unsafe { ffi::llama_vocab_bos(self.vocab()) })
     }
 
-    /// The token that ends a text, if there is one.
+    /// The token that ends a text. `None` if the model has no such token.
     pub fn eos(&self) -> Option<Token> {
         // SAFETY: as above.
         some(unsafe { ffi::llama_vocab_eos(self.vocab()) })
     }
 
-    /// Whether a model that produces this token has said what it had to say: end of text, end of turn and the like.
+    /// Whether this token ends an answer: end of text, end of turn and similar tokens.
     pub fn is_end(&self, token: Token) -> bool {
-        // SAFETY: as above; a token that does not exist is in no set of ends.
+        // SAFETY: as above; the set of ends does not contain unknown tokens.
         unsafe { ffi::llama_vocab_is_eog(self.vocab(), token.0) }
     }
 
-    /// The tokens that are never to be chosen. Source: `tokenizer.ggml.suppress_tokens`.
+    /// Tokens that a sampler must never choose. Source: `tokenizer.ggml.suppress_tokens`.
     pub(crate) fn suppressed(&self) -> &[Token] {
         let mut n = 0;
         // SAFETY: as above; `n` outlives the call.
@@ -77,8 +76,7 @@ impl Model {
     /// Turns text into tokens.
     ///
     /// # Errors
-    /// [`Error::NoVocabulary`], or [`Error::Tokenize`] for a text of more than 2 GiB or one that the model's tokenizer
-    /// cannot handle.
+    /// [`Error::NoVocabulary`], or [`Error::Tokenize`] for a text of more than 2 GiB or a text that the model's tokenizer cannot handle.
     ///
     /// ```no_run
     /// use llama_hugepages::{Model, ModelParams, Specials};
@@ -93,7 +91,7 @@ impl Model {
         let mut tokens = vec![Token(0); text.len() + 2];
         let mut n = self.tokenize_into(text, specials, &mut tokens)?;
         if n < 0 {
-            // As many as a byte each and two more were not enough.
+            // Room for a token for each byte and two more was not enough.
             tokens.resize(n.unsigned_abs() as usize, Token(0));
             n = self.tokenize_into(text, specials, &mut tokens)?;
         }
@@ -101,7 +99,7 @@ impl Model {
         Ok(tokens)
     }
 
-    /// Returns the number of tokens, negative if there was no room for them.
+    /// Returns the number of tokens; a negative number means too little room.
     fn tokenize_into(
         &self,
         text: &str,
@@ -149,7 +147,7 @@ impl Model {
         Ok(n)
     }
 
-    /// The bytes of one token, which need not be a whole character. Special tokens are empty.
+    /// The bytes of one token, which may be a part of a character. Special tokens are empty.
     ///
     /// # Errors
     /// [`Error::NoVocabulary`], [`Error::InvalidToken`]
@@ -166,11 +164,11 @@ impl Model {
         Ok(bytes)
     }
 
-    /// Returns the number of bytes, negative if there was no room for them.
+    /// Returns the number of bytes; a negative number means too little room.
     fn piece_into(&self, token: Token, bytes: &mut [u8]) -> Result<i32, Error> {
         let mut thrown = ffi::lh_error::default();
         let room = i32::try_from(bytes.len()).unwrap_or(i32::MAX);
-        // SAFETY: the token is in the vocabulary, and there is room for `room` bytes. The shim throws nothing.
+        // SAFETY: the token is in the vocabulary, and `bytes` has `room` bytes. The shim throws nothing.
         let n = unsafe {
             ffi::lh_token_to_piece(
                 self.vocab(),
@@ -187,7 +185,7 @@ impl Model {
         }
     }
 
-    /// The bytes of several tokens. Most vocabularies are of bytes, so a cut in the wrong place leaves half a character.
+    /// The bytes of several tokens. A token of most vocabularies may be one byte, so the result may end inside a character.
     ///
     /// # Errors
     /// As [`piece`](Self::piece).
@@ -208,7 +206,7 @@ impl Model {
         }
     }
 
-    /// llama.cpp's tokenizer aborts the process where there is none.
+    /// llama.cpp's tokenizer aborts the process if the model has no vocabulary.
     fn check_vocabulary(&self) -> Result<(), Error> {
         // SAFETY: the vocabulary lives as long as the model.
         let kind = unsafe { ffi::llama_vocab_type(self.vocab()) };

@@ -1,4 +1,4 @@
-"""Chats with a model on the server's page, as a person would, and prints what the browser showed.
+"""Chats with a model on the server's page, as a person would, and prints the text that the browser showed.
 
 usage: browser.py URL SCREENSHOT
 
@@ -7,7 +7,7 @@ Prints one JSON object:
   pieces     how many different lengths of the answer the page showed
   reloaded   the answer, after the page was loaded again
   listed     the conversations that the side bar lists
-  errors     what the console reports as an error
+  errors     the errors that the console reports
 """
 
 import json
@@ -31,7 +31,7 @@ def browser(profile):
     options.binary_location = shutil.which("chromium")
     for argument in (
         "--headless=new",
-        "--no-sandbox",  # a container's root has no other choice
+        "--no-sandbox",  # Chromium refuses to run a sandbox as root, as in a container
         "--disable-gpu",
         "--disable-dev-shm-usage",
         "--no-first-run",
@@ -50,7 +50,7 @@ def browser(profile):
 
 
 def text_of(driver, selector):
-    # The page replaces its elements while it streams: one script reads what is there at one moment.
+    # The page replaces its elements while it streams, so one script reads all of them at the same moment.
     return driver.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')", selector
     )
@@ -65,7 +65,7 @@ def chat(driver, url, screenshot):
 
     lengths = set()
     answer, since = "", time.monotonic()
-    # The answer is whole when it has not changed for five seconds.
+    # An answer that has not changed for five seconds is complete.
     while time.monotonic() - since < 5 or not answer:
         text = text_of(driver, ANSWER)
         if text != answer:

@@ -53,12 +53,12 @@ pub fn document(
     )
 }
 
-/// Of a handful of things.
+/// A small count as a coordinate.
 pub fn coordinate(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Text of a size, to the right of a point or to the left of it.
+/// Writes text to the right or to the left of a point.
 pub fn write<'a>(
     area: &Area<'a>,
     text: &str,

@@ -73,7 +73,7 @@ pub enum PlanError {
     /// The program is not a server of this version.
     #[error("`{}` printed no plan: it may be another version", program.display())]
     NoPlan {
-        /// The server that was asked.
+        /// The server.
         program: PathBuf,
     },
 }
@@ -89,7 +89,7 @@ impl PlanError {
 }
 
 impl Plan {
-    /// Asks a `llama-server`. Takes no page and needs no right but to read the model.
+    /// Asks a `llama-server`. Takes no page, and needs only the right to read the model.
     ///
     /// # Errors
     /// [`PlanError`], with the message of the server.
@@ -103,7 +103,7 @@ impl Plan {
         Self::ask_program(server, args.chain(address))
     }
 
-    /// Asks a `llama-server` that the words of `wrapper` start, such as those of `setpriv`, which run it as another user.
+    /// Asks a `llama-server` that the words of `wrapper` start, for example `setpriv …`, which runs it as another user.
     ///
     /// # Errors
     /// As [`Plan::ask`].
@@ -123,7 +123,7 @@ impl Plan {
         )
     }
 
-    /// Asks another program of llama.cpp with the series, such as `llama-perplexity`.
+    /// Asks another program of the patched llama.cpp, such as `llama-perplexity`.
     ///
     /// # Errors
     /// As [`Plan::ask`].
@@ -190,7 +190,7 @@ impl Plan {
     }
 }
 
-/// The cause and the hint in a server's log. That a load failed is no cause of its own.
+/// The cause and the hint in a server's log. A line that only reports a failed load is no cause.
 pub(crate) fn cause_and_hint(log: &str) -> Option<(String, Option<String>)> {
     const MARKS: [&str; 4] = [
         "error while handling argument ",

@@ -1,7 +1,7 @@
 //! Sizes on the command line: `300M`, `1G`, `1GiB`, `7GB`.
 //!
-//! A single letter and the `iB` form count in powers of 1024, the `B` form in powers of 1000, as in GNU coreutils. Page sizes
-//! have a type of their own, because not every number of bytes is one.
+//! A single letter and the `iB` form count in powers of 1024, the `B` form in powers of 1000, as in GNU coreutils. Page sizes use their own
+//! type, because not every number of bytes is a page size.
 
 use std::{fmt, str::FromStr};
 

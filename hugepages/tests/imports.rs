@@ -36,11 +36,11 @@ impl Crate {
             files: BTreeMap::new(),
             names,
         };
-        krate.add(src, &src.join(root), Vec::new());
+        krate.add(src, &src.join(root), &Vec::new());
         krate
     }
 
-    fn add(&mut self, dir: &Path, path: &Path, module: Module) {
+    fn add(&mut self, dir: &Path, path: &Path, module: &Module) {
         let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let file = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let children: Vec<String> = file.items.iter().filter_map(child).collect();
@@ -50,7 +50,7 @@ impl Crate {
             let candidates = [dir.join(format!("{name}.rs")), inner.join("mod.rs")];
             let found = candidates.iter().find(|path| path.is_file());
             let found = found.unwrap_or_else(|| panic!("{name} of {}", path.display()));
-            self.add(&inner, found, [module.clone(), vec![name]].concat());
+            self.add(&inner, found, &join(module, &name));
         }
     }
 

@@ -6,7 +6,7 @@ use std::thread;
 use super::env::Env;
 use crate::{Error, ffi};
 
-/// How the embeddings of a sequence's tokens become one embedding.
+/// How the embeddings of a sequence's tokens are pooled into one embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Pooling {
@@ -15,11 +15,11 @@ pub enum Pooling {
     FromModel,
     /// No pooling: one embedding for each token.
     None,
-    /// Their mean.
+    /// The mean of the embeddings.
     Mean,
-    /// The one of the first token.
+    /// The embedding of the first token.
     Cls,
-    /// The one of the last token.
+    /// The embedding of the last token.
     Last,
     /// The score of a reranking model.
     Rank,
@@ -36,7 +36,7 @@ pub enum Pooling {
 #[derive(Clone)]
 #[must_use]
 pub struct ContextParams {
-    /// Numbers and null pointers: the setters and the environment give no pointer.
+    /// Contains no pointer but null, because neither the setters nor the environment set a pointer.
     pub(crate) raw: ffi::llama_context_params,
 }
 
@@ -46,7 +46,7 @@ unsafe impl Send for ContextParams {}
 unsafe impl Sync for ContextParams {}
 
 impl Default for ContextParams {
-    /// llama.cpp's defaults, whatever the environment says; as many threads as this process has CPUs.
+    /// llama.cpp's defaults, independent of the environment, and one thread for each CPU of this process.
     fn default() -> Self {
         // SAFETY: takes no arguments and returns numbers and null pointers.
         let raw = unsafe { ffi::llama_context_default_params() };
@@ -55,8 +55,8 @@ impl Default for ContextParams {
 }
 
 impl ContextParams {
-    /// From the environment variables that llama.cpp's programs share, such as `LLAMA_ARG_CTX_SIZE`,
-    /// `LLAMA_ARG_THREADS` or `LLAMA_ARG_CACHE_TYPE_K`. As [`ModelParams::from_env`](crate::ModelParams::from_env).
+    /// Reads the environment variables of llama.cpp's programs, such as `LLAMA_ARG_CTX_SIZE`, `LLAMA_ARG_THREADS` or
+    /// `LLAMA_ARG_CACHE_TYPE_K`, with the rules of [`ModelParams::from_env`](crate::ModelParams::from_env).
     ///
     /// # Errors
     /// [`Error::Environment`]
@@ -71,8 +71,8 @@ impl ContextParams {
         })
     }
 
-    /// Tokens that the context holds, over all sequences. 0, the default of llama.cpp's programs, takes what the model
-    /// was trained with; the default here is 512.
+    /// Capacity in tokens, over all sequences. 512 by default. 0 selects the context length of the model's training, which is the default
+    /// of llama.cpp's programs.
     pub fn with_n_ctx(mut self, tokens: u32) -> Self {
         self.raw.n_ctx = tokens;
         self
@@ -83,7 +83,7 @@ impl ContextParams {
         self.raw.n_ctx
     }
 
-    /// Most tokens in one call of [`decode`](crate::Context::decode). 2048 by default.
+    /// Maximum number of tokens in one call of [`decode`](crate::Context::decode). 2048 by default.
     pub fn with_n_batch(mut self, tokens: u32) -> Self {
         self.raw.n_batch = tokens;
         self
@@ -94,8 +94,8 @@ impl ContextParams {
         self.raw.n_batch
     }
 
-    /// Most tokens in one pass over the weights. 512 by default. Models without causal attention, such as BERT, take no
-    /// larger batch than this.
+    /// Maximum number of tokens in one pass over the weights. 512 by default. Models without causal attention, such as BERT, accept no
+    /// larger batch.
     pub fn with_n_ubatch(mut self, tokens: u32) -> Self {
         self.raw.n_ubatch = tokens;
         self
@@ -106,7 +106,7 @@ impl ContextParams {
         self.raw.n_ubatch
     }
 
-    /// Sequences that the context keeps apart. 1 by default.
+    /// Number of separate sequences. 1 by default.
     pub fn with_n_seq_max(mut self, sequences: u32) -> Self {
         self.raw.n_seq_max = sequences;
         self
@@ -117,7 +117,7 @@ impl ContextParams {
         self.raw.n_seq_max
     }
 
-    /// Threads that compute, for one token as for many.
+    /// Number of threads that compute, for one token and for a batch.
     pub fn with_threads(mut self, threads: u32) -> Self {
         self.raw.n_threads = i32::try_from(threads.max(1)).unwrap_or(i32::MAX);
         self.raw.n_threads_batch = self.raw.n_threads;
@@ -129,7 +129,7 @@ impl ContextParams {
         u32::try_from(self.raw.n_threads).unwrap_or(1)
     }
 
-    /// Whether embeddings are computed, for all tokens of a batch. Off by default.
+    /// Whether to compute embeddings, for all tokens of a batch. Off by default.
     pub fn with_embeddings(mut self, embeddings: bool) -> Self {
         self.raw.embeddings = embeddings;
         self

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use crate::{Error, ffi};
 
-/// Parameters that the shim has made from the environment, and owns: those of a model point into it.
+/// The shim's parameters from the environment. The parameters of a model point into this object.
 #[derive(Debug)]
 pub(super) struct Env(NonNull<ffi::lh_env>);
 
@@ -16,7 +16,7 @@ unsafe impl Send for Env {}
 unsafe impl Sync for Env {}
 
 impl Env {
-    /// Reads the environment as it is now.
+    /// Reads the current environment.
     pub(super) fn read() -> Result<Self, Error> {
         crate::init();
         let mut error = MaybeUninit::<ffi::lh_env_error>::zeroed();

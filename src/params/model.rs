@@ -67,17 +67,17 @@ pub enum LoadMode {
 #[must_use]
 pub struct ModelParams {
     pub(crate) raw: ffi::llama_model_params,
-    /// What `raw` may point into.
+    /// Keeps alive the memory that `raw` may point into.
     _env: Option<Arc<Env>>,
 }
 
-// SAFETY: the pointers in `raw` are null or lead into `_env`, which is Send and Sync and lives as long as `raw`.
+// SAFETY: the pointers in `raw` are null or point into `_env`, which is Send and Sync and lives as long as `raw`.
 unsafe impl Send for ModelParams {}
 // SAFETY: as above.
 unsafe impl Sync for ModelParams {}
 
 impl Default for ModelParams {
-    /// llama.cpp's defaults, whatever the environment says.
+    /// llama.cpp's defaults, independent of the environment.
     fn default() -> Self {
         // SAFETY: takes no arguments and returns numbers and null pointers.
         let raw = unsafe { ffi::llama_model_default_params() };
@@ -86,13 +86,11 @@ impl Default for ModelParams {
 }
 
 impl ModelParams {
-    /// From the environment variables that llama.cpp's programs share, such as `LLAMA_ARG_HUGEPAGES`,
-    /// `LLAMA_ARG_HUGEPAGE_POLICY`, `LLAMA_ARG_LOAD_MODE` or `LLAMA_ARG_N_GPU_LAYERS`, with the same rules: `on`,
-    /// `enabled`, `true`, `1` and `off`, `disabled`, `false`, `0`; `LLAMA_ARG_NO_HUGEPAGES`, whatever its value, is off
-    /// and wins over `LLAMA_ARG_HUGEPAGES`.
+    /// Reads the environment variables of llama.cpp's programs, such as `LLAMA_ARG_HUGEPAGES`, `LLAMA_ARG_HUGEPAGE_POLICY`,
+    /// `LLAMA_ARG_LOAD_MODE` or `LLAMA_ARG_N_GPU_LAYERS`, with the same rules. `on`, `enabled`, `true` and `1` mean on; `off`, `disabled`,
+    /// `false` and `0` mean off. `LLAMA_ARG_NO_HUGEPAGES` with any value means off, and overrides `LLAMA_ARG_HUGEPAGES`.
     ///
-    /// llama.cpp's configuration files are not read. A value that llama.cpp logs with, such as `LLAMA_ARG_LOG_FILE`,
-    /// takes effect on its own log.
+    /// Reads no configuration file of llama.cpp. A variable for llama.cpp's log, such as `LLAMA_ARG_LOG_FILE`, affects that log.
     ///
     /// # Errors
     /// [`Error::Environment`] with the first variable whose value llama.cpp does not accept, even if the variable does not
@@ -130,20 +128,20 @@ impl ModelParams {
         self.raw.hugepages.page_size = match size {
             PageSize::Auto => ffi::GGML_HUGEPAGES_SIZE_AUTO as usize,
             PageSize::Thp => ffi::GGML_HUGEPAGES_SIZE_THP as usize,
-            // No pool has a size that does not fit.
+            // A size that does not fit matches no pool.
             PageSize::Of(size) => usize::try_from(size.bytes()).unwrap_or(usize::MAX),
         };
         self
     }
 
-    /// Threads that read the model onto huge pages, 0 for as many as the number of cores suggests.
+    /// Number of threads that read the model onto huge pages; 0 derives it from the number of cores.
     pub fn with_huge_page_threads(mut self, threads: u16) -> Self {
         self.raw.hugepages.n_threads = threads.into();
         self
     }
 
-    /// Keeps the weights in this hugetlbfs directory after the process ends, and attaches to weights in it. `auto` is the first
-    /// store that this user can use.
+    /// Keeps the weights in this hugetlbfs directory after the process ends, and attaches to weights in it. `auto` selects the first store
+    /// that this user can use.
     ///
     /// # Errors
     /// [`Error::ZeroByte`] and [`Error::LongStorePath`].
@@ -238,7 +236,7 @@ impl ModelParams {
         self
     }
 
-    /// Whether to load the vocabulary alone: such a model can tokenize, and makes no context. Off by default.
+    /// Whether to load only the vocabulary: such a model tokenizes, but creates no context. Off by default.
     pub fn with_vocab_only(mut self, vocab_only: bool) -> Self {
         self.raw.vocab_only = vocab_only;
         self

@@ -1242,7 +1242,7 @@ TEST(pool, a_report_says_what_was_asked_for) {
     }
     CHECK_EQ(report.load.bytes_direct + report.load.bytes_cached + report.load.bytes_buffered, (uint64_t) 6*MIB);
     CHECK(report.load.us_total > 0);
-    CHECK_EQ(report.load.n_threads, 1u); // there is only one chunk
+    CHECK_EQ(report.load.n_threads, 1u); // the file has only one chunk
     ggml_hugepages_buffer_free(kv, 3*MIB);
     ggml_hugepages_buffer_free(compute, 100*KIB);
 }

@@ -67,7 +67,7 @@ const std::string & scratch_dir() {
 }
 
 //
-// what the engine needs of ggml.c, which would need the rest of ggml
+// functions of ggml.c that the engine calls; ggml.c itself would need the rest of ggml
 //
 
 void ggml_log_internal(ggml_log_level, const char * format, ...) {

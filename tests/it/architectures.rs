@@ -1,4 +1,4 @@
-//! Small models of every architecture and type there is, on huge pages: the same tokens and logits as with stock.
+//! Small models of every architecture and type give the same tokens and logits on huge pages as with stock.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::{http, made, models, need, or_skip, programs, smaps};
 
-/// Those of `hugepages demo-model`.
+/// The types that `hugepages demo-model` writes.
 const TYPES: [&str; 7] = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"];
 
 /// Large enough for a few pages, and for every shape.
 const SIZE: &str = "16M";
 
-/// With all pages that it needs, and no other: what a question gets from stock and from ours.
+/// Asserts that stock and our server give the same answer. The pool has exactly the pages that our server needs.
 fn same_on_huge_pages<T: PartialEq>(
     model: &Path,
     args: &[&str],
@@ -55,7 +55,7 @@ fn same_logits_on_huge_pages(model: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// All types, of which those that this CPU repacks are among.
+/// Asserts equal answers for all types, including those that this CPU repacks.
 fn generates_as_stock(arch: &str, args: &[&str]) {
     for kind in TYPES {
         let model = models::demo_with(SIZE, kind, &[&["--arch", arch], args].concat());
@@ -105,13 +105,13 @@ fn bert_is_the_same_on_huge_pages() {
     }
 }
 
-/// Two KV caches, one of which holds a window only.
+/// The model has two KV caches, one of them for a sliding window.
 #[test]
 fn gemma4_is_the_same_on_huge_pages() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let model = dir.path().join("gemma4.gguf");
     made::gemma4(&model);
-    // Each cache has a buffer of its own: both below a page, one of them, and both above one with a rest each.
+    // Each cache has its own buffer: both below one page, one of them, then both above with a partial last page.
     for args in [
         &["--ctx-size", "512"][..],
         &["--ctx-size", "4096"],

@@ -1,4 +1,4 @@
-//! What cannot work ends with one cause, a hint where there is one, an exit code, and no page kept.
+//! Input that cannot work ends with one cause, a hint if one helps, an exit code, and no page kept.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -23,7 +23,7 @@ fn require(model: &Path) -> Launch {
     Launch::ours().model(model).hugepages("require")
 }
 
-/// The cause of a load that failed, and the hint below it: one line each, said once.
+/// The cause of a failed load and the hint below it. The log contains each once, on one line.
 fn cause_and_hint(ended: &Ended) -> (&str, &str) {
     ended.assert_clean_failure();
     let hint = ended.line_with("hint: ");
@@ -37,13 +37,13 @@ fn cause_and_hint(ended: &Ended) -> (&str, &str) {
     )
 }
 
-/// That a shortage is told in full, with a total that would be enough.
+/// Asserts that the error reports the shortage in full, and that its hint names a sufficient total.
 fn assert_tells_the_need(ended: &Ended, before: Counts, need: u64) {
     let (cause, hint) = cause_and_hint(ended);
     assert_eq!(
         ended.log.matches("error loading model: ").count(),
         1,
-        "said once\n{}",
+        "more than one cause\n{}",
         ended.log
     );
     let Counts {
@@ -77,7 +77,7 @@ fn require_with_an_empty_pool_says_what_it_needs() {
     assert_tells_the_need(&ended, pool.counts, need);
     assert!(
         need > gguf::pages(&model),
-        "weights are {need} pages, and there is more"
+        "weights alone take {need} pages"
     );
     pool.assert_all_back();
 }
@@ -92,7 +92,7 @@ fn require_exits_before_io_when_the_pool_is_short_by_one_page() {
     assert_tells_the_need(&ended, pool.counts, need);
     pool.assert_all_back();
 
-    // The header was read, and what the kernel reads ahead of it.
+    // The load read the header, and the kernel read ahead.
     let cached = or_skip!(page_cache::cached_bytes(&model));
     let header = Gguf::read(&model).data;
     assert!(
@@ -117,12 +117,12 @@ fn the_total_of_the_hint_does_not_shrink_what_others_use() {
     let need = need::of(&require(&model));
     let mut pool = or_skip!(Pool::with(need));
     let first = require(&model).start();
-    // All that there is is in use.
+    // The first server uses all pages.
     let in_use = Counts::read();
     assert_eq!(in_use.usable(), 0);
     let second = require(&model).run();
     assert_tells_the_need(&second, in_use, need);
-    // What the hint says is enough.
+    // The total in the hint suffices.
     pool.set(need);
     assert_eq!(Counts::read().total, in_use.total + need);
     require(&model).start().assert_answers();
@@ -138,7 +138,7 @@ fn of_two_servers_on_pages_for_one_the_second_fails_and_the_first_still_serves()
     let before = first.complete("Hello", &json!({ "temperature": 0 }));
     let taken = pool.taken();
     cause_and_hint(&require(&model).run());
-    assert_eq!(pool.taken(), taken, "the second one gave back what it had");
+    assert_eq!(pool.taken(), taken, "the second server returned its pages");
     assert_eq!(
         first.complete("Hello", &json!({ "temperature": 0 })),
         before
@@ -151,7 +151,7 @@ fn prefer_with_an_empty_pool_serves_without_a_page() {
     let server = Launch::ours().model(&model()).hugepages("prefer").start();
     server.assert_answers();
     assert_eq!(smaps::hugetlb_bytes(server.pid()), 0);
-    // Not in silence.
+    // The log reports the fallback.
     assert!(server.log().contains("huge pages"), "{}", server.log());
 }
 
@@ -173,7 +173,7 @@ fn prefer_with_a_short_pool_takes_all_there_is_and_reports_the_rest() {
     assert!(table.huge_mib < table.total_mib, "{table:?}");
 }
 
-/// Of the token embeddings a few rows are read for each token, of all other weights all bytes.
+/// A token reads few rows of the token embeddings, but all bytes of all other weights.
 #[test]
 fn prefer_with_a_short_pool_leaves_out_the_token_embeddings_first() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -182,7 +182,7 @@ fn prefer_with_a_short_pool_leaves_out_the_token_embeddings_first() {
     let launch = Launch::ours().model(&model).args(["--lazy-mode", "off"]);
     let need = need::of(&launch);
     let file = Gguf::read(&model);
-    // Blocks that they share with another tensor are read with it.
+    // A block that also holds another tensor keeps its page.
     let others = file
         .tensors
         .iter()
@@ -197,7 +197,7 @@ fn prefer_with_a_short_pool_leaves_out_the_token_embeddings_first() {
     let server = launch.hugepages("prefer").start();
     let pages = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
     assert_eq!(pages, others.len() as u64, "\n{}", server.log());
-    // Whatever is left is the mapping of the file, in blocks that hold nothing else.
+    // The remaining blocks are mapped from the file and hold only embeddings.
     let vmas = smaps::read(server.pid());
     let mut mapped = smaps::of_file(&vmas, &model).into_iter();
     assert!(
@@ -242,7 +242,7 @@ fn a_load_mode_that_does_not_map_is_served_from_a_buffer_or_not_at_all() {
         .iter()
         .map(|tensor| tensor.end - tensor.start)
         .sum();
-    // One buffer without the header: at least the bytes, and less than a page for each padding between tensors.
+    // One buffer without the header: at least the tensors' bytes, and less than a page of padding between them.
     let pages = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
     assert!(
         pages == bytes.div_ceil(PAGE) || pages == bytes.div_ceil(PAGE) + 1,
@@ -255,7 +255,7 @@ fn a_load_mode_that_does_not_map_is_served_from_a_buffer_or_not_at_all() {
     );
 }
 
-/// A server that cannot load its model, on a machine that has the pages; the cause must name what is wrong.
+/// Asserts that the load fails with this cause and hint, although the pool has enough pages.
 fn fails_with(launch: Launch, cause: &str, hint: &str) {
     let need = need::of(&require(&model()));
     let pool = or_skip!(Pool::with(need));
@@ -309,7 +309,7 @@ fn a_shard_that_is_missing_is_named() {
 fn a_file_that_is_not_gguf_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = dir.path().join("poem.gguf");
-    fs::write(&path, "Shall I compare thee to a summer's day?").expect("there is space");
+    fs::write(&path, "Shall I compare thee to a summer's day?").expect("the disk has space");
     fails_with(require(&path), "invalid magic", "is not a GGUF file");
 }
 
@@ -346,10 +346,10 @@ fn a_header_with_noise_in_it_is_refused() {
 #[test]
 fn a_model_without_the_right_to_read_it_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    // The folder can be entered, the file cannot be read.
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    // Other users can enter the folder but not read the file.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("the file is ours");
     let launch = require(&path);
     // root may read anything
     let launch = if is_root() {
@@ -385,16 +385,16 @@ fn a_model_that_is_not_there_is_refused() {
     pool.assert_all_back();
 }
 
-/// A user without rights needs none to take pages that are there.
+/// Taking free huge pages needs no privilege.
 #[test]
 fn a_user_without_rights_gets_huge_pages() {
     if !is_root() {
         return crate::support::skip("needs root to become another user");
     }
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
     let path = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("the file is ours");
     let need = need::of(&require(&path));
     let pool = or_skip!(Pool::with(need));
     let server = require(&path).under_uid(65534).start();
@@ -404,8 +404,8 @@ fn a_user_without_rights_gets_huge_pages() {
     pool.assert_all_back();
 }
 
-/// A pool that has all that is needed, and a cgroup that lets a process touch half of it. The kernel refuses only at
-/// the first touch, which without care is SIGBUS.
+/// A pool with all needed pages, and a cgroup that lets a process touch half of them. The kernel refuses only at the first touch, so an
+/// unchecked touch raises SIGBUS.
 fn limited(model: &Path) -> Result<(Pool, Cgroup, u64), String> {
     let need = need::of(&require(model));
     let pool = Pool::with(need)?;
@@ -423,7 +423,7 @@ fn require_beyond_a_cgroup_limit_fails(model: &Path) {
         format!("only {} are usable", need / 2),
         format!("free {need}"),
         "hugetlb.2MB.max".to_owned(),
-        // As the process has it in /proc/self/cgroup, without the mount point.
+        // The cgroup's path in /proc/self/cgroup, without the mount point.
         format!("/{}", name.display()),
     ] {
         assert!(cause.contains(&part), "no `{part}` in: {cause}");
@@ -437,7 +437,11 @@ fn require_beyond_a_cgroup_limit_fails(model: &Path) {
         hint.contains(&(need * PAGE).to_string()),
         "what the limit should be: {hint}"
     );
-    assert_eq!(cgroup.refusals(), 0, "known before the first touch");
+    assert_eq!(
+        cgroup.refusals(),
+        0,
+        "the server saw the limit before the first touch"
+    );
     pool.assert_all_back();
 }
 
@@ -466,7 +470,7 @@ fn prefer_beyond_a_cgroup_limit_serves(model: &Path) {
         "{pages} of {need} pages\n{}",
         server.log()
     );
-    assert_eq!(pool.taken(), pages, "what was not used is back");
+    assert_eq!(pool.taken(), pages, "the load returned its unused pages");
     assert_eq!(Counts::read().reserved, pool.counts.reserved);
     assert_eq!(server.complete("Hello", &ask), expected);
     drop(server);
@@ -483,12 +487,11 @@ fn prefer_beyond_a_cgroup_limit_serves_shards_with_fewer_pages() {
     prefer_beyond_a_cgroup_limit_serves(&models::demo_in_shards("100M", "Q8_0", 3));
 }
 
-/// Names are not only letters.
 #[test]
 fn a_path_with_spaces_and_other_letters_is_served() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let folder = dir.path().join("große modelle (neu)");
-    fs::create_dir(&folder).expect("there is space");
+    fs::create_dir(&folder).expect("the disk has space");
     let path = models::copy_to(&folder, &models::demo("20M", "Q8_0"));
     assert_eq!(path.extension(), Some(OsStr::new("gguf")));
     let need = need::of(&require(&path));
@@ -498,7 +501,7 @@ fn a_path_with_spaces_and_other_letters_is_served() {
     assert_eq!(pool.taken(), need);
 }
 
-/// `--check-tensors`: the bytes are looked at as they arrive, wherever they lie.
+/// `--check-tensors` checks bytes as they arrive, whichever memory they go to.
 #[test]
 fn invalid_numbers_are_found_by_check_tensors_as_stock_finds_them() {
     const NAN: [u8; 2] = 0x7e00_u16.to_le_bytes();
@@ -513,7 +516,7 @@ fn invalid_numbers_are_found_by_check_tensors_as_stock_finds_them() {
         let bad = models::copy_to(dir.path(), &good);
         let weight = Gguf::read(&bad);
         let weight = weight.tensor(tensor);
-        // The scale of its last block: 34 bytes of 32 numbers, or 144 of 256, which begin with it.
+        // The scale begins the last block: 34 bytes for 32 numbers, or 144 bytes for 256.
         let block = if repacked { 144 } else { 34 };
         let file = fs::OpenOptions::new()
             .write(true)

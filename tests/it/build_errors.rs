@@ -1,5 +1,5 @@
-//! What `cargo build` says when something that it needs is missing or wrong: before the long compile, in one line, with a
-//! hint, and with nothing left that a later build would trust.
+//! `cargo build` reports a missing or wrong dependency before the long compile: in one line, with a hint, and without leaving anything that
+//! a later build would trust.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::support::{or_skip, skip};
 
-/// A copy of this package, so that neither the cache nor the output of the real build is there to help.
+/// A copy of this package, without the cache and the output of the real build.
 struct Package {
     dir: PathBuf,
     _one_at_a_time: MutexGuard<'static, ()>,
@@ -45,15 +45,15 @@ impl Package {
 
     fn write_lock(&self, change: impl Fn(String) -> String) {
         let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("vendor/llama.cpp.lock");
-        let lock = fs::read_to_string(lock).expect("the pin is there");
-        fs::write(self.dir.join("vendor/llama.cpp.lock"), change(lock)).expect("it is our copy");
+        let lock = fs::read_to_string(lock).expect("the pin exists");
+        fs::write(self.dir.join("vendor/llama.cpp.lock"), change(lock)).expect("the copy is ours");
     }
 
     fn target(&self) -> PathBuf {
         self.dir.with_file_name("target")
     }
 
-    /// Builds, which must fail, and returns the cause and the hint.
+    /// Runs a build that must fail, and returns the cause and the hint.
     fn fails<V: AsRef<OsStr>>(&self, variable: &str, value: V) -> (String, String) {
         let output = Command::new(env!("CARGO"))
             .args(["build", "--lib", "--package", "llama-hugepages"])
@@ -80,11 +80,14 @@ impl Package {
         (cause.to_owned(), hint.to_owned())
     }
 
-    /// No unpacked source, under the name that a later build would take.
+    /// Asserts that no unpacked source is left under the name that a later build would use.
     fn assert_left_nothing(&self) {
         let builds = self.target().join("debug/build");
         for build in fs::read_dir(builds).expect("the build script ran") {
-            let cache = build.expect("it is readable").path().join("out/cache");
+            let cache = build
+                .expect("the folder is readable")
+                .path()
+                .join("out/cache");
             let left = fs::read_dir(&cache).map_or(0, Iterator::count);
             assert_eq!(left, 0, "something was left in {}", cache.display());
         }
@@ -113,7 +116,7 @@ fn without_libclang_the_package_to_install_is_named() {
 #[test]
 fn a_given_source_that_lacks_a_file_is_named_with_the_file() {
     let tree = temp_dir();
-    fs::write(tree.path().join("CMakeLists.txt"), "").expect("it is our folder");
+    fs::write(tree.path().join("CMakeLists.txt"), "").expect("the folder is ours");
     let (cause, hint) = Package::copy().fails("LLAMA_CPP_DIR", tree.path());
     let start = format!("{} is not a llama.cpp tree: `", tree.path().display());
     assert!(

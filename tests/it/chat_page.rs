@@ -30,7 +30,7 @@ struct Answer {
 fn get(server: &Server, path: &str, header: Option<(&str, &str)>) -> Answer {
     let config = Agent::config_builder()
         .http_status_as_error(false)
-        // The test compares the bytes that are sent: the agent asks for no compression of its own, and unpacks nothing.
+        // The test compares the sent bytes, so the agent neither asks for compression nor unpacks.
         .accept_encoding("");
     let agent: Agent = config.build().into();
     let mut request = agent.get(&server.url(path));
@@ -125,7 +125,7 @@ fn the_page_needs_no_key_where_stock_needs_none() {
 #[test]
 fn without_the_page_and_with_another_one_the_answers_are_stocks() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    fs::write(dir.path().join("index.html"), "<p>ours").expect("it is ours");
+    fs::write(dir.path().join("index.html"), "<p>ours").expect("the file is ours");
     let path = dir.path().to_str().expect("UTF-8");
     for args in [&["--no-ui"][..], &["--path", path]] {
         let [stock, ours] = or_skip!(both(args));

@@ -1,4 +1,4 @@
-//! What a client sees: the `openai` package for Python, and the endpoints that others poll.
+//! The server as clients see it: the `openai` package for Python, and the endpoints that others poll.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
 use crate::support::{http, models, need, or_skip, python, wait_for};
 
-/// Stock's and ours, which has all pages that it needs.
+/// Stock's server and ours, which gets all pages that it needs.
 fn servers_of_both(model: &Path, args: &[&str]) -> Result<([Server; 2], Pool), String> {
     let ours = Launch::ours().model(model).args(args);
     let pool = Pool::with(need::of(&ours))?;
@@ -60,7 +60,7 @@ fn keys(value: &Value) -> BTreeSet<String> {
     keys
 }
 
-/// The names of what is counted, with help and type.
+/// The names of the metrics, with help and type.
 fn metric_names(text: &str) -> BTreeSet<String> {
     let value_or_comment = |line: &str| {
         if line.starts_with('#') {

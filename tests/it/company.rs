@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -309,25 +309,28 @@ impl<'a> Walk<'a> {
         ))
     }
 
-    /// Of servers and of files in the store, each once.
+    /// Pages of servers, of files in the store, and of files that lost their name there; each page once.
     fn pages(&self) -> u64 {
         let store = self.store.arg();
-        let mut removed = HashMap::new();
+        let mut nameless = HashMap::new();
         let mut bytes = 0;
         for (_, server) in &self.servers {
             for vma in smaps::read(server.pid()) {
                 if !vma.is_huge() {
                     continue;
                 }
-                let size = vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb");
                 if !vma.path.starts_with(store) {
-                    bytes += size;
+                    bytes += vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb");
                 } else if vma.path.ends_with(" (deleted)") {
-                    removed.insert((vma.inode, vma.offset), size);
+                    // The file also has pages that nobody maps: those of its manifest.
+                    let range = format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end);
+                    let file = format!("/proc/{}/map_files/{range}", server.pid());
+                    let data = fs::metadata(file).expect("root, and the server waits");
+                    nameless.insert(vma.inode, data.blocks() * 512);
                 }
             }
         }
-        self.store.pages() + (bytes + removed.values().sum::<u64>()) / PAGE
+        self.store.pages() + (bytes + nameless.values().sum::<u64>()) / PAGE
     }
 }
 

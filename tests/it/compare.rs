@@ -1,4 +1,4 @@
-//! `hugepages compare` as a user runs it, on models so small that nothing is to be learned from their times.
+//! `hugepages compare` as a user runs it, on models too small for meaningful times.
 
 mod ends;
 
@@ -14,7 +14,7 @@ use crate::support::pool::Pool;
 use crate::support::server::QUIET_THREADS;
 use crate::support::{is_root, models, or_skip, programs};
 
-/// The tool, with a folder of its own for what it writes down of the pool: the test has the machine's.
+/// The tool with a state folder of its own, because the test already holds the lock in the machine's.
 struct Tool {
     command: Command,
     server_args: &'static [&'static str],
@@ -84,17 +84,17 @@ impl Ended {
     }
 }
 
-/// A baseline that is a script. Only a start with a model counts: it is also asked what it can do.
+/// A script as the baseline. The tool also asks the baseline for its options; the script passes such calls to our server.
 fn script(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("baseline");
     let server = programs::server();
     let ask = format!("[ \"$1\" = --model ] || exec '{}' \"$@\"", server.display());
-    fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("it is ours");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("the file is ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
     path
 }
 
-/// Runs our server, after something else.
+/// A script that runs `text` and then becomes our server.
 fn script_before_ours(dir: &Path, text: &str) -> PathBuf {
     let server = programs::server();
     script(dir, &format!("{text}\nexec '{}' \"$@\"", server.display()))
@@ -119,7 +119,7 @@ fn number(of: &Value, path: &str) -> f64 {
         .unwrap_or_else(|| panic!("{path}: {of}"))
 }
 
-/// Reasons, by case.
+/// The reason in `list` for a case.
 fn told<'a>(report: &'a Value, list: &str, name: &str) -> &'a str {
     let all = report[list].as_array().expect("a list").iter();
     let mut of_name = all.filter(|entry| entry["case"] == name);
@@ -142,7 +142,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
         .output();
     ended.assert_code(0);
     let report = ended.report();
-    let size = fs::metadata(&model).expect("it is there").len() as f64;
+    let size = fs::metadata(&model).expect("the model exists").len() as f64;
     for sample in runs(&report, "cold", 0) {
         assert!(number(sample, "/residue_bytes") > 0.9 * size, "{sample}");
         assert!(sample["load"].is_null(), "{sample}");
@@ -154,7 +154,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
             number(sample, "/residue_bytes") < 0.01 * size + 2e6,
             "{sample}"
         );
-        // They were added for this, and are all that was planned.
+        // The tool added these pages, as many as it planned.
         assert!(
             (number(sample, "/footprint/hugetlb") - planned).abs() < 1.0,
             "{sample}"
@@ -194,7 +194,7 @@ fn a_cold_start_on_huge_pages_leaves_the_page_cache_alone_and_says_so() {
         );
     }
     pool.assert_all_back();
-    fs::remove_file(model).expect("it is ours");
+    fs::remove_file(model).expect("the file is ours");
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_baseline_that_says_something_else_is_5_with_the_place_before_anything_is_ti
 
 #[test]
 fn the_same_program_twice_is_no_difference() {
-    // Of its own: other tests read theirs, and let the page cache forget them.
+    // A copy, because other tests read the shared model and drop it from the page cache.
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     let ended = Tool::new(&programs::server(), "same")
@@ -238,15 +238,15 @@ fn the_same_program_twice_is_no_difference() {
     let report = ended.report();
     let ratios = case(&report, "same")["ratios"].as_object().expect("a map");
     for (id, ratio) in ratios {
-        // What belongs to the machine is used by other tests meanwhile.
+        // Other tests change figures of the whole machine.
         if ["file_thp", "pool"].contains(&id.as_str()) {
             continue;
         }
         let [mean, low, high] = ["/mean", "/low", "/high"].map(|end| number(ratio, end));
-        // Out of so many intervals of 95 % some miss 1, but none by far: one slow token in one run makes its interval wide.
+        // A few of so many 95 % intervals miss 1, but none by far. One slow token in one run widens its interval.
         assert!(low < 2.0 && high > 0.5, "{id}: {ratio}");
-        // Counts are not noise. The kernel maps more or less of a file at a fault, and with it RSS and page tables vary. PSS has no
-        // bound: it falls when servers of other tests map the same program.
+        // Counts do not vary, except RSS and page tables: the kernel maps more or less of a file at a fault. PSS has no bound, because it
+        // falls when servers of other tests map the same program.
         let bound = match id.as_str() {
             "minor_faults" | "residue" => 0.05,
             "rss" | "page_tables" => 0.1,
@@ -280,7 +280,7 @@ fn with_a_gate_more_memory_than_stock_is_a_failure_and_without_it_a_line() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let server = programs::server();
-    // A small context is said last, and wins.
+    // The last option wins, so the baseline gets a small context.
     let small = format!("exec '{}' \"$@\" --ctx-size 512", server.display());
     let baseline = script(dir.path(), &small);
     for (gate, code) in [(&["--gate"][..], 1), (&[], 0)] {
@@ -306,7 +306,7 @@ fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     tool.command.arg("--out").arg(&dir);
     let ended = tool.model(&model).with(&["--speed-tokens", "2"]).output();
     ended.assert_code(0);
-    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("it is written");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the tool wrote the file");
     let json: Value = serde_json::from_str(&read("report.json")).expect("JSON");
     assert_eq!(json, ended.report());
     assert!(told(&json, "left_out", "shards").contains("--shards FILE"));
@@ -329,7 +329,7 @@ fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     }
     assert_eq!(json["environment"][QUIET_THREADS.0], QUIET_THREADS.1);
     let command = json.pointer("/cases/0/pairs/0/0/command").expect("a line");
-    let model = model.to_str().expect("ours");
+    let model = model.to_str().expect("a plain path");
     assert_eq!(command[2], *model, "{command}");
 }
 
@@ -360,18 +360,18 @@ fn without_pages_it_runs_the_rest_and_says_what_is_missing() {
 #[test]
 fn without_root_it_runs_what_it_can() {
     if !is_root() {
-        return crate::support::skip("only root can become somebody else");
+        return crate::support::skip("only root can become another user");
     }
     let pool = or_skip!(Pool::with(0));
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let open = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(dir.path(), open).expect("it is ours");
+    fs::set_permissions(dir.path(), open).expect("the folder is ours");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    // The folder of the build may be for root alone.
+    // The other user may not be able to enter the build folder.
     let mut programs = Vec::new();
     for program in [programs::hugepages(), programs::server()] {
         let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("there is space");
+        fs::copy(program, &copy).expect("the disk has space");
         programs.push(copy);
     }
     let mut tool = Tool::new(&programs[1], "warm,off,store,pressure");

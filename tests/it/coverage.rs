@@ -1,7 +1,7 @@
-//! All that the CPU reads lies on huge pages, and the answers are stock's, bit for bit.
+//! All memory of a model that the CPU reads is on huge pages, and the answers equal stock's bit for bit.
 //!
-//! Three witnesses have to agree: stock's own log says how large each buffer is, the kernel says what the mappings of that
-//! name lie on, and the table of our log says both.
+//! Three sources must agree: stock's log lists the size of each buffer, the kernel lists the page size of each mapping, and the table in
+//! our log lists both.
 
 use std::path::{Path, PathBuf};
 
@@ -16,17 +16,17 @@ use crate::support::{full, http, models, need, or_skip, plan, programs, smaps};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// The least part of all bytes of tensors that has to be on huge pages, in percent. The rest are buffers below one page.
+/// The least percentage of tensor bytes that must be on huge pages. The rest are buffers below one page.
 const COVERED: f64 = 99.0;
 
-/// MiB that the logs may be off.
+/// Rounding error of the logs, in MiB.
 const ROUNDING: f64 = 0.015;
 
 fn size() -> &'static str {
     if full() { "1G" } else { "100M" }
 }
 
-/// What is served, and how.
+/// A model and the arguments of its server.
 struct Case {
     model: PathBuf,
     args: Vec<String>,
@@ -40,7 +40,7 @@ impl Case {
         }
     }
 
-    /// With the buffers in the log.
+    /// The server with its buffers in the log.
     fn launch(&self, launch: Launch) -> Launch {
         launch
             .repacked_model(&self.model)
@@ -53,7 +53,7 @@ impl Case {
     }
 }
 
-/// MiB of stock's buffers of a sort (`KV`, `compute`, `output`), all of them together.
+/// The sum of stock's buffers of a sort (`KV`, `compute`, `output`), in MiB.
 fn stock_mib(log: &str, sort: &str) -> f64 {
     let end = format!("{sort} buffer size = ");
     let lines = log.lines().filter_map(|line| {
@@ -80,7 +80,7 @@ fn tensor_bytes(model: &Path) -> u64 {
     tensors.map(|tensor| tensor.end - tensor.start).sum()
 }
 
-/// That the table is what the kernel counts for each kind, and that its sum is what the process has.
+/// Asserts that the table equals the kernel's count for each kind, and its sum the process's total.
 fn assert_table_is_the_kernels(server: &Server, table: &Table) {
     let mut sum = 0;
     for kind in ["weights", "repacked", "kv", "compute", "other"] {
@@ -99,7 +99,7 @@ fn assert_table_is_the_kernels(server: &Server, table: &Table) {
     assert_eq!(smaps::hugetlb_bytes(server.pid()), sum, "{table:?}");
 }
 
-/// That nothing of a tensor is read through the page cache. A mapping that nobody reads may be left, as with stock.
+/// Asserts that the CPU reads no tensor from the page cache. As with stock, an unread mapping may remain.
 fn assert_no_tensor_is_read_from_the_file(server: &Server, model: &Path) {
     let vmas = smaps::read(server.pid());
     for file in Gguf::read_model(model) {
@@ -112,14 +112,14 @@ fn assert_no_tensor_is_read_from_the_file(server: &Server, model: &Path) {
                 .find(|tensor| tensor.start < mapped.end && tensor.end > mapped.start);
             assert!(
                 tensor.is_none(),
-                "`{}` lies in {vma:?}",
+                "`{}` is in {vma:?}",
                 tensor.map_or("", |tensor| &tensor.name)
             );
         }
     }
 }
 
-/// That the bytes of each kind are those of stock's buffers, on as many pages as these fill.
+/// Asserts that each kind has the bytes of stock's buffers, on as many pages as they fill.
 fn assert_covers(server: &Server, model: &Path, stock_log: &str) {
     let log = server.log();
     let table = Table::of(&log);
@@ -162,7 +162,7 @@ fn assert_covers(server: &Server, model: &Path, stock_log: &str) {
     );
 }
 
-/// Serves with just the pages that are needed and compares: what lies where, tokens, logits.
+/// Serves with exactly the needed pages, and compares memory, tokens and logits with stock.
 fn covered(case: &Case) {
     covered_by(case, answers);
 }
@@ -193,7 +193,7 @@ fn covered_by(case: &Case, ask: impl Fn(&Server) -> Value) {
     );
     for (kind, pages) in planned {
         let bytes = smaps::hugetlb_bytes_of(server.pid(), &kind);
-        assert_eq!(bytes / PAGE, pages, "{kind} was planned otherwise");
+        assert_eq!(bytes / PAGE, pages, "{kind}: pages differ from the plan");
     }
     assert_covers(&server, &case.model, &stock_log);
     assert_eq!(ask(&server), expected);
@@ -283,7 +283,7 @@ fn large_kv(size: &str) -> Case {
     )
 }
 
-/// What both servers say, where ours has an option that stock does not know.
+/// Stock's answers and the MiB of its KV cache, without our option that stock rejects.
 fn expected_of_stock(case: &Case) -> Result<(Value, f64), String> {
     let known: Vec<_> = case.args.split(|arg| arg == "--hugepage-size").collect();
     let stock = Case {
@@ -294,14 +294,13 @@ fn expected_of_stock(case: &Case) -> Result<(Value, f64), String> {
     Ok((answers(&server), stock_mib(&server.log(), "KV")))
 }
 
-/// One page of 1 GiB where a whole one fits, and pages of 2 MiB for the rest.
 #[test]
 fn auto_uses_a_1_gib_page_that_is_there_and_small_ones_for_the_rest() {
     let case = large_kv("auto");
     let (expected, kv) = or_skip!(expected_of_stock(&case));
     assert!(kv * MIB > LARGE_PAGE as f64, "a KV cache of {kv} MiB");
     let launch = case.launch(Launch::ours()).hugepages("require");
-    // Asked while there is no large page.
+    // The need is counted before the pool has a 1 GiB page.
     let need = need::of(&launch);
     let per_large = LARGE_PAGE / PAGE;
     let mut pool = or_skip!(Pool::with(need.saturating_sub(per_large)));
@@ -325,7 +324,7 @@ fn auto_uses_a_1_gib_page_that_is_there_and_small_ones_for_the_rest() {
     pool.assert_all_back();
 }
 
-/// Mapped weights lie on whole pages, however few they fill. A smaller buffer stays ordinary, and is told.
+/// Mapped weights use whole pages, even if they fill only part of one. The report shows a smaller buffer as ordinary memory.
 #[test]
 fn pages_of_1_gib_alone_hold_the_weights() {
     let case = Case::new(models::demo("100M", "Q8_0"), &["--hugepage-size", "1G"]);
@@ -348,7 +347,7 @@ fn pages_of_1_gib_alone_hold_the_weights() {
     pool.assert_all_back();
 }
 
-/// Without one page in any pool.
+/// Serves with transparent huge pages and an empty pool.
 fn on_thp(model: &Path) {
     let enabled = "/sys/kernel/mm/transparent_hugepage/enabled";
     let enabled = std::fs::read_to_string(enabled).unwrap_or_default();
@@ -365,14 +364,14 @@ fn on_thp(model: &Path) {
     assert_no_tensor_is_read_from_the_file(&server, model);
     let vmas = smaps::read(server.pid());
     let sum = |field: &str| vmas.iter().map(|vma| vma.size(field)).sum::<u64>() as f64 / MIB;
-    // The kernel's own sum over the process, with all that is no tensor.
+    // The kernel's sum covers the whole process, so it can exceed the table's.
     assert!(sum("AnonHugePages") >= table.huge_mib, "{table:?}");
     assert!((table.mib("kv", "thp") - kv).abs() < 2.0 * ROUNDING);
     let named: Vec<_> = vmas
         .iter()
         .filter(|vma| vma.path.starts_with("[anon:llama-"))
         .collect();
-    // The name needs CONFIG_ANON_VMA_NAME.
+    // Kernels without CONFIG_ANON_VMA_NAME show no names.
     for vma in named {
         assert!(vma.has_flag("hg"), "asked for THP: {vma:?}");
     }

@@ -87,7 +87,7 @@ fn an_existing_file_ends_in_an_error_and_a_hint() {
 
 #[test]
 fn a_full_file_system_is_known_at_once() {
-    // Of memory, so there is never a terabyte of it.
+    // /dev/shm is memory, so it never has a terabyte free.
     let path = Path::new("/dev/shm/hugepages-demo-model-test.gguf");
     tool(&["demo-model", path.to_str().unwrap(), "--size", "1T"])
         .assert()
@@ -173,7 +173,7 @@ fn signals_leave_nothing_behind() {
     for signal in ["INT", "TERM", "HUP"] {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let out = dir.path().join("x.gguf");
-        // Far more than can be written before the signal comes, and as much as will be there.
+        // The size fits on the disk, but the signal arrives long before the tool has written it.
         let child = Command::new(programs::hugepages())
             .args([
                 "demo-model",
@@ -188,7 +188,7 @@ fn signals_leave_nothing_behind() {
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while names(dir.path()).is_empty() {
-            assert!(Instant::now() < deadline, "nothing is written");
+            assert!(Instant::now() < deadline, "the tool writes nothing");
             sleep(Duration::from_millis(5));
         }
         assert!(
@@ -216,7 +216,7 @@ fn memory_does_not_grow_with_the_model() {
         .unwrap();
     let mut peak_kb = 0;
     while child.try_wait().unwrap().is_none() {
-        // A process that has ended, but was not waited for, has no memory any more: the last value before is the peak.
+        // An ended process that nobody waited for has no memory, so the last value before its end is the peak.
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let now: Option<u64> = line.and_then(|kb| kb.trim().trim_end_matches(" kB").parse().ok());

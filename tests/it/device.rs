@@ -1,4 +1,4 @@
-//! Loading from a device that is slow, and from one that fails.
+//! Loading from a slow device and from a failing one.
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
@@ -14,17 +14,17 @@ use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
 use crate::support::{full, gguf, models, need, or_skip, page_cache, programs};
 
-/// Slow enough to be the limit wherever this runs.
+/// Bytes a second: slower than the disk of any machine that runs this test.
 const LIMIT: u64 = 64 << 20;
 
-/// Of the throttle.
+/// The period of the kernel's throttle.
 const SLICE: Duration = Duration::from_millis(100);
 
 fn size() -> &'static str {
     if full() { "1G" } else { "300M" }
 }
 
-/// A copy on the device, and not in the page cache.
+/// Copies a model to the device and drops it from the page cache.
 fn on(device: &Device, model: &Path) -> PathBuf {
     let copy = models::copy_to(&device.path(), model);
     File::open(&copy)
@@ -35,10 +35,10 @@ fn on(device: &Device, model: &Path) -> PathBuf {
 }
 
 fn room_for(model: &Path) -> u64 {
-    fs::metadata(model).expect("it is there").len()
+    fs::metadata(model).expect("the model exists").len()
 }
 
-/// Mapped, and repacked.
+/// One launch with mapped weights, and one with repacked weights.
 fn launches(model: &Path) -> [Launch; 2] {
     [
         Launch::ours().model(model),
@@ -47,7 +47,7 @@ fn launches(model: &Path) -> [Launch; 2] {
     .map(|launch| launch.hugepages("require"))
 }
 
-/// Bytes a second of the last load, as the server counts them.
+/// Bandwidth of the last load in bytes a second, as the server reports it.
 fn bandwidth(server: &Server) -> f64 {
     let load = http::get_json(&server.url("/props"))["hugepages"]["load"].clone();
     let number = |name: &str| load[name].as_f64().expect("a number");
@@ -78,7 +78,7 @@ fn a_slow_device_is_read_as_fast_as_it_gives() {
             launch.clone().start()
         };
         let mut server = start();
-        // Other tests run meanwhile, and may take the CPU that the reading needs.
+        // Other tests may take the CPU that the reads need, so a slow load gets two more tries.
         for _ in 0..2 {
             if bandwidth(&server) >= 0.95 * LIMIT as f64 {
                 break;
@@ -88,7 +88,7 @@ fn a_slow_device_is_read_as_fast_as_it_gives() {
         }
         let ratio = bandwidth(&server) / LIMIT as f64;
         println!("{ratio:.3} of the limit\n{}", server.log());
-        // Above 1 is what the throttle lets through before it counts.
+        // The throttle lets some bytes through before it counts, so the ratio may exceed 1.
         assert!(
             (0.95..1.5).contains(&ratio),
             "{ratio} of the limit\n{}",
@@ -122,10 +122,10 @@ fn a_load_from_a_slow_device_stops_at_once_when_it_is_told_to() {
             told = Some(Instant::now());
             ControlFlow::Break(())
         });
-        let took = told.expect("it was told to").elapsed();
+        let took = told.expect("the test cancelled the load").elapsed();
         assert_eq!(result.err(), Some(Error::Cancelled));
-        // What is promised. A read that is under way cannot be stopped, so reads from a slow device are short; but the kernel's
-        // throttle lets them through ten times a second (THROTL_SLICE), which comes on top.
+        // The engine promises 100 ms. It cannot stop a running read, so reads from a slow device are short. The kernel's throttle releases
+        // them ten times a second (THROTL_SLICE), which adds up to one slice.
         assert!(
             took < Duration::from_millis(100) + SLICE,
             "{took:?} at {stop}"
@@ -152,13 +152,13 @@ fn a_device_that_fails_in_the_middle_ends_the_load_with_the_place() {
         assert_eq!(ended.status.code(), Some(1), "\n{}", ended.log);
         let cause = format!("cannot read '{}' at offset ", model.display());
         let line = ended.log.lines().find(|line| line.contains(&cause));
-        let line = line.unwrap_or_else(|| panic!("the place is not told\n{}", ended.log));
+        let line = line.unwrap_or_else(|| panic!("no line names the offset\n{}", ended.log));
         assert!(line.ends_with(": Input/output error"), "{line}");
         pool.assert_all_back();
     }
 }
 
-/// strace makes every seventh read end before it has begun.
+/// strace interrupts every seventh read before it begins.
 #[test]
 fn reads_that_are_interrupted_are_read_again() {
     let model = models::demo("100M", "Q4_K");
@@ -193,7 +193,7 @@ fn reads_that_are_interrupted_are_read_again() {
         let trace = fs::read_to_string(trace).expect("strace writes it");
         assert!(
             trace.contains("EINTR") && trace.contains("(INJECTED)"),
-            "nothing was interrupted"
+            "strace interrupted no read"
         );
     }
 }

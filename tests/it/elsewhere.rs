@@ -1,4 +1,4 @@
-//! What the CPU does not read takes no huge page: tensors on another device, and tensors that are read row by row.
+//! Tensors that the CPU does not read take no huge page: tensors on another device, and tensors that are read row by row.
 //!
 //! The other device is a worker of llama.cpp's RPC backend on this machine.
 
@@ -30,7 +30,7 @@ impl Worker {
         let program = programs::patched("ggml-rpc-server")?;
         let port = TcpListener::bind(("127.0.0.1", 0))
             .and_then(|listener| listener.local_addr())
-            .expect("there are ports")
+            .expect("a port is free")
             .port();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -41,7 +41,7 @@ impl Worker {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("it can be started");
+            .expect("the worker can be started");
         let worker = Self {
             child,
             address: format!("127.0.0.1:{port}"),
@@ -49,7 +49,7 @@ impl Worker {
         let listens = || TcpStream::connect(&worker.address).is_ok();
         assert!(
             wait_for(Duration::from_secs(30), listens),
-            "the worker does not listen on {}",
+            "the worker is not listening on {}",
             worker.address
         );
         Ok(worker)
@@ -67,13 +67,13 @@ impl Drop for Worker {
     }
 }
 
-/// The server that has the RPC backend: ours alone has none.
+/// The server of `cargo xtask tools`, because ours is built without the RPC backend.
 fn client(model: &Path, worker: &Worker) -> Result<Launch, String> {
     let launch = Launch::tool("llama-server")?.model(model);
     Ok(launch.args(["--rpc", &worker.address, "--fit", "off"]))
 }
 
-/// One that has the tensors of such names on the worker.
+/// A client that keeps tensors with matching names on the worker.
 fn client_without(model: &Path, worker: &Worker, names: &str) -> Result<Launch, String> {
     let there = format!("{names}=RPC0[{}]", worker.address);
     Ok(client(model, worker)?.args(["--n-gpu-layers", "0", "--override-tensor", &there]))
@@ -85,12 +85,12 @@ fn blocks_of<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> BTreeSet<u64> {
         .collect()
 }
 
-/// That the blocks of these tensors are huge pages, and no block is that holds none of them.
+/// Asserts that huge pages hold exactly the blocks of these tensors.
 fn assert_only_these_take_pages(server: &Server, file: &Gguf, is_here: impl Fn(&Tensor) -> bool) {
     let here = blocks_of(file.tensors.iter().filter(|tensor| is_here(tensor)));
     assert!(
         here.len() < file.blocks().len(),
-        "some tensors are elsewhere"
+        "the other device holds no tensor"
     );
     let vmas = smaps::read(server.pid());
     let huge = vmas
@@ -128,13 +128,13 @@ fn tensors_that_an_override_puts_on_another_device_take_no_page() {
     assert_eq!(
         smaps::hugetlb_bytes(worker.pid()),
         0,
-        "the worker was not asked to"
+        "the worker did not get the option"
     );
     drop(server);
     pool.assert_all_back();
 }
 
-/// What is left lies in pieces between the others: it is put together, instead of a page for each piece.
+/// The remaining tensors are scattered between the worker's. The engine packs them instead of using a page for each piece.
 #[test]
 fn tensors_between_those_of_another_device_share_pages() {
     let model = models::demo("100M", "Q8_0");
@@ -167,7 +167,7 @@ fn layers_on_another_device_take_no_page() {
     let pool = or_skip!(Pool::with(need));
     let expected = answers(&launch.clone().start());
     let server = launch.hugepages("require").start();
-    // Rows of the embeddings are looked up here, whatever is elsewhere.
+    // The CPU looks up rows of the embeddings, so they stay here.
     assert_only_these_take_pages(&server, &Gguf::read(&model), |tensor| {
         tensor.name == "token_embd.weight"
     });
@@ -179,7 +179,7 @@ fn layers_on_another_device_take_no_page() {
     pool.assert_all_back();
 }
 
-/// A resident image holds what somebody needed; who needs more adds it.
+/// A resident image holds the tensors that earlier servers needed. A server that needs more adds them.
 #[test]
 fn layers_that_come_back_from_another_device_are_added_to_the_resident_image() {
     let model = models::demo("100M", "Q8_0");
@@ -197,7 +197,7 @@ fn layers_that_come_back_from_another_device_are_added_to_the_resident_image() {
     assert_eq!(answers(&server), expected);
     assert!(store.pages() >= gguf::pages(&model));
     drop(server);
-    // And once more with less than there is.
+    // A server that needs less than the image holds attaches to it.
     drop(or_skip!(launch("3")).start());
     store.assert_only_files_hold_pages();
 }
@@ -221,7 +221,7 @@ fn a_tensor_that_is_read_row_by_row_takes_no_page() {
     drop(server);
     pool.assert_all_back();
 
-    // Without it the same tensor lies there.
+    // With lazy mode off, huge pages hold the tensor too.
     pool.set(needs[1]);
     let server = launch("off").hugepages("require").start();
     assert_eq!(
@@ -234,14 +234,14 @@ fn a_tensor_that_is_read_row_by_row_takes_no_page() {
     pool.assert_all_back();
 }
 
-/// Adapters come when the model is there, and are no part of the need that is told before.
+/// Adapters load after the model, so the reported need does not include them.
 #[test]
 fn an_adapter_is_on_huge_pages_and_answers_are_those_of_stock() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let adapter = dir.path().join("adapter.gguf");
     let model = models::demo("100M", "Q8_0");
     let bytes = made::lora(&model, 64, &adapter);
-    assert!(bytes > 2 * PAGE, "{bytes} bytes are too few to see");
+    assert!(bytes > 2 * PAGE, "{bytes} bytes are too few for this test");
     let lora = ["--lora", adapter.to_str().expect("UTF-8")];
     let expected = answers(&or_skip!(Launch::stock()).model(&model).args(lora).start());
 
@@ -264,7 +264,7 @@ fn an_adapter_is_on_huge_pages_and_answers_are_those_of_stock() {
     assert_ne!(
         answers(&plain.clone().start()),
         expected,
-        "the adapter is not seen"
+        "the adapter changes no answer"
     );
     pool.assert_all_back();
 
@@ -273,7 +273,7 @@ fn an_adapter_is_on_huge_pages_and_answers_are_those_of_stock() {
     ended.assert_clean_failure();
     assert!(ended.log.contains("huge pages"), "{}", ended.log);
     pool.assert_all_back();
-    fs::remove_file(&adapter).expect("nobody needs it");
+    fs::remove_file(&adapter).expect("no process needs the adapter");
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn a_worker_that_goes_away_takes_no_page_of_the_client_along() {
     let mut server = launch.hugepages("require").start();
     assert_eq!(pool.taken(), need);
     drop(worker);
-    // llama.cpp ends when a worker does not answer.
+    // llama.cpp aborts if a worker does not answer.
     let body = json!({ "prompt": "Hello", "n_predict": 1 });
     let _ = ureq::post(server.url("/completion")).send_json(&body);
     assert!(

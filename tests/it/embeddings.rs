@@ -1,4 +1,4 @@
-//! A real model: what its embeddings mean, and that they are stock's.
+//! The embeddings of a real model follow the meaning of texts, and equal stock's.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const SENTENCES: [&str; 3] = [
     "interest rates rose again",
 ];
 
-/// all-MiniLM-L6-v2, which does not come with the source: `LLAMA_HUGEPAGES_TEST_MODELS` names its folder.
+/// all-MiniLM-L6-v2, which is not part of the source: `LLAMA_HUGEPAGES_TEST_MODELS` names its folder.
 fn mini_lm() -> Option<PathBuf> {
     let dir = env::var_os("LLAMA_HUGEPAGES_TEST_MODELS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models"),
@@ -25,12 +25,12 @@ fn mini_lm() -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// A model for embeddings: a real one if it is there, else one with random weights.
+/// A model for embeddings: the real one if its file exists, else one with random weights.
 pub fn encoder() -> PathBuf {
     mini_lm().unwrap_or_else(|| models::demo_with("20M", "Q8_0", &["--arch", "bert"]))
 }
 
-/// A real model, what makes embeddings of its outputs, and by how much nearer two texts of one meaning are at least.
+/// A real model, its pooling options, and the least extra similarity of two texts with the same meaning.
 fn real_model() -> Result<(PathBuf, &'static [&'static str], f64), String> {
     match mini_lm() {
         Some(model) => Ok((model, &[], 0.2)),
@@ -42,7 +42,7 @@ fn launch(launch: Launch, model: &Path) -> Launch {
     launch.model(model).args(["--embeddings"])
 }
 
-/// The vectors as JSON has them: every digit counts.
+/// The vectors as JSON numbers, so that every digit counts.
 fn embeddings(server: &Server) -> Vec<Value> {
     let answer = http::post_json(
         &server.url("/v1/embeddings"),

@@ -1,5 +1,5 @@
-//! The engine's own tests, which are C++ and lie in `tests/engine/`: they ask for what no server can show, such as what is
-//! decided on another machine. Here they are compiled, straight with the compiler, and run.
+//! The engine's own C++ tests in `tests/engine/` check behaviour that no server shows, such as decisions on another machine. This module
+//! compiles them with the compiler alone, and runs them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
 use crate::support::{or_skip, skip, target_dir};
 
-/// Enough to be short of some, little enough to be had anywhere.
+/// Enough pages to cause a shortage, and few enough for any machine.
 const PAGES: u64 = 24;
 
 /// How the tests are compiled.
@@ -43,7 +43,7 @@ impl Build {
             .join(format!("{self:?}").to_lowercase())
     }
 
-    /// Compiles what is there now: it takes seconds, and no test can be of yesterday.
+    /// Compiles on every run, which takes seconds, so that no program is stale.
     fn program(self) -> Result<PathBuf, String> {
         static PROGRAMS: [OnceLock<Result<PathBuf, String>>; 3] = [const { OnceLock::new() }; 3];
         PROGRAMS[self as usize]
@@ -60,7 +60,7 @@ impl Build {
         Compiler::given().with(self.flags())
     }
 
-    /// A sanitizer's library is a package of its own in some distributions.
+    /// Some distributions package a sanitizer's library separately.
     fn has_runtime(self) -> Result<(), String> {
         let program = self
             .compiler()
@@ -77,16 +77,16 @@ impl Build {
         let objects = self.compiler().objects(&sources, &self.dir());
         let program = self.dir().join("test-engine");
         self.compiler()
-            // test-memory.cpp refuses pages in its place
+            // test-memory.cpp replaces madvise to refuse pages
             .link(&objects, &["-Wl,--wrap=madvise"], &program)
             .unwrap_or_else(|error| panic!("{error}"));
         program
     }
 
     fn run(self, program: &Path, groups: &[&str]) -> Output {
-        // Files are read with O_DIRECT, for which /tmp is too often memory.
+        // The tests read files with O_DIRECT, but /tmp is often memory.
         let scratch = tempfile::tempdir_in(self.dir()).expect("the target folder can be written");
-        // GCC's ThreadSanitizer before version 14 does not know all the places to which a newer kernel may move a program.
+        // GCC's ThreadSanitizer before version 14 fails at some addresses that newer kernels choose, so `setarch -R` fixes the addresses.
         let mut command = Command::new(if self == Self::Thread {
             "setarch"
         } else {
@@ -100,10 +100,10 @@ impl Build {
             .args(groups)
             .env("TEST_ENGINE_SCRATCH", scratch.path())
             .output()
-            .expect("coreutils and util-linux are there")
+            .expect("coreutils and util-linux are installed")
     }
 
-    /// Runs the tests of these groups, and counts those that cannot run here.
+    /// Runs the tests of these groups, and counts those that this machine cannot run.
     fn test(self, groups: &[&str]) {
         let program = or_skip!(self.program());
         let output = self.run(&program, groups);
@@ -123,7 +123,7 @@ impl Build {
     }
 }
 
-/// One page of 1 GiB, given back at the end. Others wait for the pool of 2 MiB pages, so nobody else takes it.
+/// A 1 GiB page, returned on drop. Other tests wait for the lock of the 2 MiB pool, so none of them takes the page.
 struct Large {
     _guardian: Guardian,
 }
@@ -147,7 +147,7 @@ impl Large {
         fs::write(&nr, (before + 1).to_string())
             .map_err(|error| format!("no right to change {nr}: {error}"))?;
         if read(&nr) != Some(before + 1) {
-            return Err("no gigabyte of memory is in one piece".to_owned());
+            return Err("the kernel found no contiguous free gigabyte".to_owned());
         }
         Ok(Self {
             _guardian: guardian,
@@ -170,7 +170,7 @@ fn in_large_memory(build: Build) {
     pool.assert_all_back();
 }
 
-/// What needs no pool.
+/// Groups of tests that need no pool.
 const ANYWHERE: [&str; 5] = ["names", "machines", "ranges", "anywhere", "manifest"];
 
 #[test]
@@ -208,7 +208,7 @@ fn the_engine_is_clean_under_the_thread_sanitizer() {
 
 /// A program that takes the address of every function of the header, so that the linker misses none.
 fn program_with_every_function() -> String {
-    let header = fs::read_to_string(cxx::header()).expect("it is part of this repository");
+    let header = fs::read_to_string(cxx::header()).expect("the file is part of this repository");
     let names: Vec<&str> = header
         .lines()
         .filter_map(|line| {
@@ -231,7 +231,7 @@ fn program_with_every_function() -> String {
     )
 }
 
-/// That the engine and a program with all of its functions become one program.
+/// Asserts that the engine links with a program that uses all of its functions.
 fn assert_links(compiler: &Compiler, dir: &str) -> PathBuf {
     let dir = target_dir().join("engine").join(dir);
     fs::create_dir_all(&dir).expect("the target folder can be written");
@@ -256,10 +256,10 @@ fn the_engine_links_on_linux_and_outside() {
     assert!(Command::new(elsewhere).status().is_ok_and(|s| s.success()));
 }
 
-/// The headers of Windows have nothing of Linux, so a call that nobody guards is found.
+/// Windows headers declare nothing of Linux, so the compiler finds an unguarded call.
 #[test]
 fn the_engine_links_for_windows() {
-    // The one with threads of the C++ library has a name of its own in some distributions.
+    // Some distributions give the compiler with C++ threads another name.
     let names = ["x86_64-w64-mingw32-g++-posix", "x86_64-w64-mingw32-g++"];
     let text = "#include <mutex>\nstd::mutex m;\nint main() { m.lock(); }\n";
     let trial = target_dir().join("engine/windows");

@@ -1,4 +1,4 @@
-//! `LLAMA_ARG_HUGEPAGES` and `LLAMA_ARG_HUGEPAGE_POLICY` do what the options do, and the options win.
+//! `LLAMA_ARG_HUGEPAGES` and `LLAMA_ARG_HUGEPAGE_POLICY` act like the options, and the options win.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ fn model() -> PathBuf {
     models::demo("20M", "Q8_0")
 }
 
-/// The pages that a server takes from a pool that has all it needs, and those it needs.
+/// The pages that a server takes from a large enough pool, and the pages that it needs.
 fn taken(environment: &[(&str, &str)], args: &[&str]) -> Result<(u64, u64), String> {
     let need = need::of(&Launch::ours().model(&model()));
     let pool = Pool::with(need)?;
@@ -59,7 +59,7 @@ fn the_flag_wins_over_the_variable() {
     assert_off(&[("LLAMA_ARG_HUGEPAGES", "1")], &["--no-hugepages"]);
 }
 
-/// Needs no right to the pool: without a page `prefer` serves and `require` does not.
+/// Needs no privilege: with an empty pool `prefer` serves and `require` does not.
 #[test]
 fn the_policy_variable_does_what_the_option_does_and_the_option_wins() {
     let _pool = or_skip!(Pool::with(0));

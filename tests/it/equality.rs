@@ -1,4 +1,4 @@
-//! The same prompt, seed and flags give what stock llama.cpp gives, bit for bit, wherever the weights lie.
+//! With the same prompt, seed and flags our answers equal stock llama.cpp's bit for bit, whichever memory holds the weights.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,12 +18,12 @@ fn size() -> &'static str {
     if full() { "1G" } else { "100M" }
 }
 
-/// Where the weights of ours lie.
+/// The memory of our server's weights.
 #[derive(Clone, Copy, Debug)]
 enum Placement {
     Off,
     Require,
-    /// With a third of the pages that are needed.
+    /// `prefer` with a third of the needed pages.
     PreferShort,
 }
 
@@ -38,7 +38,7 @@ impl Placement {
         }
     }
 
-    /// The pages in the pool, all of which are used, of those that are needed.
+    /// The pages to put into the pool. Our server uses all of them.
     fn pages(self, need: u64) -> u64 {
         match self {
             Self::Off => 0,
@@ -48,7 +48,7 @@ impl Placement {
     }
 }
 
-/// What a server answers, greedily and with a seed.
+/// The answers of a server: one greedy, one sampled with a seed.
 pub fn answers(server: &Server) -> Value {
     let greedy = server.complete(PROMPT, &json!({ "temperature": 0 }));
     let seeded = server.complete(PROMPT, &json!({ "temperature": 0.8, "seed": 4242 }));
@@ -60,7 +60,7 @@ pub fn answers(server: &Server) -> Value {
         );
         let probabilities = answer["probabilities"]
             .as_array()
-            .expect("they were asked for");
+            .expect("the request asked for probabilities");
         assert!(
             probabilities
                 .iter()
@@ -81,7 +81,7 @@ fn answers_are_those_of_stock(model: &Path) {
     for placement in PLACEMENTS {
         pool.set(placement.pages(need));
         let server = Launch::ours().model(model).args(placement.args()).start();
-        // Otherwise it would prove nothing.
+        // If the pages differ, equal answers prove nothing.
         assert_eq!(
             smaps::hugetlb_bytes(server.pid()) / PAGE,
             placement.pages(need),
@@ -110,7 +110,7 @@ fn run_results(program: &Path, model: &Path, args: &[&str], out: &Path) -> (Comm
     (command, output)
 }
 
-/// Pages that `llama-results` needs under `require`. Asked before the test takes the pool.
+/// Pages that `llama-results` needs under `require`. Call this before the test takes the pool.
 pub fn results_need(program: &Path, model: &Path, args: &[&str]) -> u64 {
     let name = format!("{} {} {args:?}", program.display(), model.display());
     need::of_program(&name, || {
@@ -122,12 +122,12 @@ pub fn results_need(program: &Path, model: &Path, args: &[&str]) -> u64 {
     })
 }
 
-/// The logits of every token of a prompt with every weight mapped, as the program wrote them.
+/// The logits of every token of a prompt, as the program wrote them, with every weight mapped.
 pub fn logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
     repacked_logits(program, model, &[&["--no-repack"], args].concat())
 }
 
-/// The same with the weights as the program has them without further options.
+/// The same logits with the program's default, which may repack weights.
 pub fn repacked_logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let out = dir.path().join("results.gguf");
@@ -143,8 +143,8 @@ pub fn repacked_logits(program: &Path, model: &Path, args: &[&str]) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(tensor.end - tensor.start).expect("a small tensor")];
     File::open(&out)
         .and_then(|file| file.read_exact_at(&mut bytes, tensor.start))
-        .expect("it was just written");
-    // All zero, or all the same, would be equal without being right.
+        .expect("the file was just written");
+    // If all logits are the same, their equality proves nothing.
     assert!(
         bytes.chunks_exact(4).any(|logit| logit != &bytes[..4]),
         "the logits are all the same"
@@ -196,7 +196,7 @@ equal_to_stock! {
     f16_in_three_shards: models::demo_in_shards(size(), "F16", 3);
 }
 
-/// Without `--no-repack` weights leave the file image, which ones depends on the type and the CPU.
+/// Without `--no-repack` some weights leave the file image, depending on their type and the CPU.
 fn answers_with_repacked_weights_are_those_of_stock(kind: &str) {
     let model = models::demo("100M", kind);
     let mut stock = or_skip!(Launch::stock()).repacked_model(&model).spawn();
@@ -241,7 +241,7 @@ fn answers_with_repacked_f16_are_those_of_stock() {
     answers_with_repacked_weights_are_those_of_stock("F16");
 }
 
-/// A test of the tests: what is compared does depend on the weights.
+/// A test of the tests: the compared answers depend on the weights.
 #[test]
 fn another_weight_gives_other_answers() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -252,7 +252,7 @@ fn another_weight_gives_other_answers() {
         .tensors
         .iter()
         .max_by_key(|tensor| tensor.end)
-        .expect("it has tensors");
+        .expect("the model has tensors");
     let file = fs::OpenOptions::new()
         .write(true)
         .open(&other)
@@ -266,12 +266,12 @@ fn another_weight_gives_other_answers() {
         [&model, &other].map(|model| answers(&Launch::ours().model(model).start()));
     assert_ne!(
         expected, changed,
-        "the change in `{}` is not seen",
+        "a change of `{}` changes no answer",
         tensor.name
     );
 }
 
-/// With the template of the model, as a person chats with it.
+/// Uses the model's chat template, as a person does.
 #[test]
 fn a_real_model_says_to_a_person_what_it_says_with_stock() {
     let model = or_skip!(models::smollm2());

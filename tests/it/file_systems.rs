@@ -1,7 +1,7 @@
-//! What a server says about its reads is what the kernel did, on every kind of file system.
+//! The server's report of its reads equals the kernel's counts, on every kind of file system.
 //!
-//! Three witnesses, all of the kernel: pages that came into the page cache (a trace event), pages that are there afterwards
-//! (fincore), and bytes that the loop device read.
+//! The kernel counts three things: pages added to the page cache (a trace event), pages in it afterwards (fincore), and bytes that the loop
+//! device read.
 
 use std::fs;
 
@@ -16,14 +16,13 @@ use crate::support::{need, or_skip};
 
 const MIB: u64 = 1 << 20;
 
-/// Beside the header: what the kernel reads ahead of it, and a first read that finds out what the file system does.
+/// Reads beside the header: the kernel's readahead, and a first read that probes the file system.
 const SLACK: u64 = 4 * MIB;
 
-/// More than a reader takes at once: a piece that is cached in part may be read as a whole.
+/// More than a reader reads at once. A reader may read a partly cached piece as a whole.
 const CHUNK: u64 = 16 * MIB;
 
-/// A file system that compresses has some parts of the mapped model as they are and some compressed, and may compress the header
-/// alone of the repacked one.
+/// A compressing file system compresses parts of the mapped model, and at most the header of the repacked one.
 fn weights_on(kind: Kind) -> [Weights; 2] {
     let mapped = if kind.is_compressed() {
         Compressible
@@ -33,7 +32,7 @@ fn weights_on(kind: Kind) -> [Weights; 2] {
     [mapped, Repacked]
 }
 
-/// What is in the page cache before the load.
+/// The part of the model that the page cache holds before the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cache {
     Cold,
@@ -43,7 +42,7 @@ enum Cache {
 }
 
 impl Seen {
-    /// What is true of every load, whatever the server did.
+    /// Asserts that the report is true, for any load.
     fn assert_true(&self, kind: Kind, log: &str) {
         let Self { size, said, .. } = *self;
         assert!(
@@ -51,23 +50,23 @@ impl Seen {
             "of {size} bytes {} were read: {self:?}\n{log}",
             said.read()
         );
-        // What was direct never was in the page cache.
+        // Direct reads bypass the page cache.
         assert!(
             said.direct + self.arrived <= size + self.header + SLACK || said.direct < SLACK,
-            "{} bytes are called direct, and {} came into the page cache: {self:?}\n{log}",
+            "{} bytes reported as direct, {} added to the page cache: {self:?}\n{log}",
             said.direct,
             self.arrived
         );
         assert!(
             kind.is_compressed() || said.direct <= self.from_device + SLACK,
-            "{} bytes are called direct, and the device read {}: {self:?}\n{log}",
+            "{} bytes reported as direct, {} read by the device: {self:?}\n{log}",
             said.direct,
             self.from_device
         );
-        // What was cached had been there before: neither this load nor readahead had brought it.
+        // Bytes reported as cached were cached before the load, not by the load or its readahead.
         assert!(
             said.cached <= self.cached_before + SLACK,
-            "{} bytes are said to come from the page cache, which had {}: {self:?}\n{log}",
+            "{} bytes reported as cached, {} cached before the load: {self:?}\n{log}",
             said.cached,
             self.cached_before
         );
@@ -89,11 +88,11 @@ impl Seen {
         );
         assert!(
             self.said.cached >= self.size - self.size / 10,
-            "the page cache had it all: {self:?}\n{log}"
+            "the page cache held all bytes: {self:?}\n{log}"
         );
         assert!(
             self.cached_after + self.size / 50 >= self.cached_before,
-            "the page cache was dropped: {self:?}\n{log}"
+            "the load dropped cached pages: {self:?}\n{log}"
         );
     }
 
@@ -105,17 +104,17 @@ impl Seen {
         } = *self;
         assert!(
             self.cached_after + size / 50 >= cached_before,
-            "what was cached was dropped: {self:?}\n{log}"
+            "the load dropped cached pages: {self:?}\n{log}"
         );
         assert!(
             self.cached_after <= cached_before + self.header + SLACK,
-            "what was not cached was left in the page cache: {self:?}\n{log}"
+            "the load left new pages in the page cache: {self:?}\n{log}"
         );
         assert!(
             self.said.cached + self.header + CHUNK >= cached_before,
-            "what was cached was read again: {self:?}\n{log}"
+            "the load read cached bytes from the device: {self:?}\n{log}"
         );
-        // A compressed block is read as a whole, and its size on the device is not known here.
+        // The device reads a compressed block as a whole, and the test does not know its compressed size.
         assert!(
             is_compressed || self.from_device <= size - cached_before + self.header + CHUNK,
             "{} bytes were read from the device: {self:?}\n{log}",
@@ -132,7 +131,7 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     let pool = Pool::with(need)?;
     let file_system = FileSystem::with(kind, &[(&demo, name)])?;
     let (path, cached_path) = (file_system.path(name), file_system.cached_path(name));
-    let size = fs::metadata(&path).expect("it is there").len();
+    let size = fs::metadata(&path).expect("the file exists").len();
     match cache {
         Cache::Cold => {}
         Cache::Warm => page_cache::warm_all(&path, &cached_path),
@@ -168,7 +167,7 @@ fn check(kind: Kind, weights: Weights, cache: Cache) -> Result<(), String> {
     Ok(())
 }
 
-/// For each kind of file system the same claims.
+/// The same tests for each kind of file system.
 macro_rules! on {
     ($($module:ident: $kind:ident;)*) => {$(
         mod $module {
@@ -212,7 +211,7 @@ on! {
     overlay_on_ext4_that_journals_data: OverlayOnExt4Journal;
 }
 
-/// It has no device: its page cache is the file.
+/// tmpfs uses no device: its files are in the page cache.
 #[test]
 fn a_model_on_tmpfs_comes_from_the_page_cache_and_stays_there() {
     for weights in [Mapped, Repacked] {

@@ -1,7 +1,7 @@
-//! The engine's parsers against libFuzzer. The targets are C++ and lie in `tests/engine/fuzz/`.
+//! Fuzzes the engine's parsers with libFuzzer. The targets are C++ files in `tests/engine/fuzz/`.
 //!
-//! Each one runs for a minute, or for `LLAMA_HUGEPAGES_FUZZ_SECONDS`. Its corpus stays in `target/engine/fuzz/`, so the next run goes on
-//! where this one ended. An input that breaks a target stays there too: the failure names it.
+//! Each target runs for a minute, or for `LLAMA_HUGEPAGES_FUZZ_SECONDS`. Its corpus stays in `target/engine/fuzz/`, so the next run
+//! continues with it. An input that breaks a target stays there too; the failure names it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,7 +28,7 @@ fn dir() -> PathBuf {
     target_dir().join("engine/fuzz")
 }
 
-/// What all targets share, compiled once. An error is the reason to skip the test.
+/// The objects that all targets share, compiled once. An error is the reason to skip the test.
 fn shared_objects() -> Result<&'static [PathBuf], String> {
     static OBJECTS: OnceLock<Result<Vec<PathBuf>, String>> = OnceLock::new();
     let objects = OBJECTS.get_or_init(|| {
@@ -37,7 +37,7 @@ fn shared_objects() -> Result<&'static [PathBuf], String> {
             .try_program(TRIAL, &dir().join("trial"))
             .map_err(|error| format!("clang++ with libFuzzer is not installed: {error}"))?;
         let is_shared = |source: &PathBuf| {
-            let name = source.file_stem().expect("it is a file");
+            let name = source.file_stem().expect("the source is a file");
             !name.to_string_lossy().starts_with("fuzz-")
         };
         let mut sources = cxx::engine_sources();
@@ -52,7 +52,7 @@ fn compiler(flag: &str) -> Compiler {
     Compiler::named("clang++").with(FLAGS).with(&[flag])
 }
 
-/// Removes what a target leaves that dies.
+/// Removes the files of a killed target.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     read -r dir || exit 0
@@ -81,7 +81,7 @@ fn fuzz(name: &str, link_flags: &[&str]) {
         .expect("/dev/shm can be written")
         .keep();
     let mut guardian = Guardian::start(REMOVE, None);
-    guardian.tell(scratch.to_str().expect("it has a plain name"));
+    guardian.tell(scratch.to_str().expect("the folder has a plain name"));
     let run = |args: &[String]| {
         let output = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -90,9 +90,9 @@ fn fuzz(name: &str, link_flags: &[&str]) {
             .env("FUZZ_DIR", &scratch)
             .stdin(Stdio::null())
             .output()
-            .expect("setpriv is there");
+            .expect("setpriv is installed");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // The last lines have the cause, and the name of the input.
+        // The last lines show the cause and the name of the input.
         let lines: Vec<&str> = said.lines().collect();
         let tail = lines[lines.len().saturating_sub(60)..].join("\n");
         assert!(
@@ -111,12 +111,12 @@ fn fuzz(name: &str, link_flags: &[&str]) {
         format!("-artifact_prefix={}/", path(&findings)),
         // A header of 4 KiB, a name, and checksums.
         "-max_len=12000".to_owned(),
-        // No size that an input claims may be allocated.
+        // A target must not allocate a size only because an input claims it.
         "-malloc_limit_mb=512".to_owned(),
         "-timeout=60".to_owned(),
         path(&corpus),
         path(&seeds),
-        // What broke it before is tried again.
+        // Inputs that broke the target before run again.
         path(&findings),
     ]);
     let done = said.lines().find(|line| line.starts_with("Done "));
@@ -132,7 +132,7 @@ fn no_manifest_and_no_name_breaks_its_parser() {
 #[test]
 #[ignore = "long: make test-full"]
 fn no_file_in_a_store_breaks_a_program_that_looks_after_it() {
-    // The files lie in memory, and look as if they were on hugetlbfs.
+    // The files are in memory, and the wrapped fstatfs reports hugetlbfs.
     fuzz("image", &["-Wl,--wrap=fstatfs"]);
 }
 

@@ -1,5 +1,5 @@
-//! What is seen by looking into the program while it runs: instructions, races, invalid memory. Built by
-//! `cargo xtask instrumented`, which takes minutes, so `make test-full` does it.
+//! Counts instructions, and finds races and invalid memory in instrumented programs. `cargo xtask instrumented` takes minutes to build
+//! them, so only `make test-full` runs these tests.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ use crate::support::pool::Pool;
 use crate::support::server::QUIET_THREADS;
 use crate::support::{models, or_skip, programs, skip};
 
-/// Of one run, so that all are alike.
+/// The same arguments for all runs, so that they are comparable.
 const ARGS: [&str; 12] = [
     "--prompt",
     "hello",
@@ -33,8 +33,8 @@ fn run(wrapper: &[&str], program: &Path, model: &Path, args: &[&str]) -> Output 
     Command::new(line[0])
         .args(&line[1..])
         .env(QUIET_THREADS.0, QUIET_THREADS.1)
-        // An exit code of its own, so that a finding is not taken for anything else. The option that remains is
-        // upstream's: what it allocates for the life of the process it leaves to the kernel.
+        // A separate exit code marks a finding. Leaks do not count, because upstream leaves memory that lives as long as the process to the
+        // kernel.
         .env("ASAN_OPTIONS", "exitcode=77:detect_leaks=0")
         .env("UBSAN_OPTIONS", "halt_on_error=1:exitcode=77")
         .env("TSAN_OPTIONS", "exitcode=77:halt_on_error=1")
@@ -62,7 +62,7 @@ fn instructions(program: &Path, model: &Path, tokens: u32) -> u64 {
         .unwrap_or_else(|| panic!("no count in\n{talk}"))
 }
 
-/// Eight tokens more or less: what loading costs is the same in both and goes.
+/// Compares runs that differ by eight tokens, which cancels the cost of loading.
 fn instructions_of_a_token(program: &Path, model: &Path) -> f64 {
     let (few, many) = (
         instructions(program, model, 2),
@@ -75,7 +75,7 @@ fn instructions_of_a_token(program: &Path, model: &Path) -> f64 {
 #[ignore = "long: make test-full"]
 fn a_token_costs_as_many_instructions_as_in_stock() {
     if Command::new("valgrind").arg("--version").output().is_err() {
-        return skip("there is no Valgrind");
+        return skip("Valgrind is not installed");
     }
     let model = models::demo("20M", "Q8_0");
     let stock =
@@ -88,7 +88,7 @@ fn a_token_costs_as_many_instructions_as_in_stock() {
     assert!((ratio - 1.0).abs() < 0.001, "stock {stock}, ours {ours}");
 }
 
-/// Loads under both policies, mapped and repacked, with a pool that is large enough and with one that is not.
+/// Loads under both policies, mapped and repacked, with a large enough pool and with a short one.
 fn loads_without_a_finding(how: &str) {
     let program = or_skip!(programs::instrumented(how));
     let mut pool = or_skip!(Pool::with(0));

@@ -1,6 +1,6 @@
-//! Settings and limits of the kernel that are rare on a developer's machine and common elsewhere, and other processes that want
-//! the same pages or the same port.
-//! Lives here: what a server does under them. Not here: limits that it can see (`shortage`).
+//! Settings and limits of the kernel that are rare on a developer's machine and common elsewhere, and other processes that take the same
+//! pages or the same port.
+//! Lives here: a server's behaviour under them. Not here: limits that a server can see (`shortage`).
 
 use std::ffi::OsString;
 use std::fs;
@@ -23,7 +23,7 @@ use crate::support::{models, need, or_skip, page_cache, plan, programs, smaps, w
 
 const MIB: u64 = 1 << 20;
 
-/// More than any model here needs with a short context.
+/// More pages than any model here needs with a short context.
 const PAGES: u64 = 260;
 
 fn pages_of(launch: &Launch) -> u64 {
@@ -40,10 +40,10 @@ fn text(output: &Output) -> String {
 // ordinary memory
 //
 
-/// What other processes may still take: this setting is the whole machine's, and builds run beside tests.
+/// Ordinary memory for other processes, because the setting covers the whole machine and builds run beside tests.
 const LEFT: u64 = 2 << 30;
 
-/// A context whose cache is larger than that, in huge pages.
+/// A context whose cache in huge pages is larger than `LEFT`.
 const CONTEXT: [&str; 2] = ["--ctx-size", "262144"];
 
 #[test]
@@ -57,7 +57,7 @@ fn strict_overcommit_does_not_charge_huge_pages_as_ordinary_memory() {
         let settings = or_skip!(overcommit::strict(LEFT));
         let mut server = launch.spawn();
         let is_ready = server.is_ready_before_it_ends();
-        // Not longer than it has to be.
+        // Restores the setting early, because other processes need memory.
         drop(settings);
         assert_eq!(overcommit::values().as_ref(), Ok(&before));
         assert!(
@@ -86,14 +86,14 @@ fn an_address_space_that_is_too_small_is_an_error_that_names_ulimit() {
         for policy in ["require", "prefer"] {
             for args in [&[][..], &["--hugepage-store", store.arg()]] {
                 let launch = short.clone().args(context).hugepages(policy).args(args);
-                // Room for what a short context takes, and a tenth of the cache of a long one.
+                // Room for a short context and a tenth of the cache of a long one.
                 let room = peak + (needs[1] - needs[0]) * PAGE / 10;
                 let ended = launch.wrapped(["prlimit", &format!("--as={room}")]).run();
                 ended.assert_clean_failure();
                 assert_eq!(
                     ended.status.code(),
                     Some(3),
-                    "with more address space it would load\n{}",
+                    "more address space would help\n{}",
                     ended.log
                 );
                 let hint = ended.line_with("hint: ");
@@ -106,7 +106,7 @@ fn an_address_space_that_is_too_small_is_an_error_that_names_ulimit() {
     }
 }
 
-/// glibc then takes huge pages for the heap, from the same pool.
+/// With this setting glibc takes huge pages for the heap, from the same pool.
 #[test]
 fn pages_that_malloc_has_taken_are_explained_by_its_setting() {
     for weights in BOTH {
@@ -121,7 +121,7 @@ fn pages_that_malloc_has_taken_are_explained_by_its_setting() {
             assert_eq!(
                 smaps::hugetlb_bytes(server.pid()) / PAGE,
                 need,
-                "malloc has none of them"
+                "malloc took none of the pages"
             );
             continue;
         }
@@ -172,7 +172,7 @@ fn a_pool_that_grows_by_itself_holds_a_model_and_a_store() {
     }
 }
 
-/// As in a container: a cgroup namespace whose root is the cgroup of the program, and no other view of the hierarchy.
+/// As in a container: the cgroup namespace starts at the program's cgroup, and no other hierarchy is visible.
 const IN_NAMESPACE: &str = r#"
     mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
     umount -l "$mount" && mount -t cgroup2 none "$mount" || exit 99
@@ -180,7 +180,7 @@ const IN_NAMESPACE: &str = r#"
     exec "$@"
 "#;
 
-/// What goes in front of a program so that it runs in a cgroup and cannot see the one above.
+/// A wrapper that runs a program in a cgroup whose parent it cannot see.
 fn without_a_view(cgroup: &Cgroup) -> Vec<OsString> {
     let enter = r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#;
     let mut line: Vec<OsString> = ["sh", "-c", enter, "sh"].map(OsString::from).into();
@@ -195,17 +195,17 @@ fn run_without_a_view(cgroup: &Cgroup, command: &Command) -> Output {
     let mut wrapped = Command::new(&line[0]);
     wrapped.args(&line[1..]).arg(command.get_program());
     wrapped.args(command.get_args()).stdin(Stdio::null());
-    wrapped.output().expect("sh is there")
+    wrapped.output().expect("sh is installed")
 }
 
 fn beyond_a_limit_without_a_view(file: &str) {
-    // All that is wrong at once: each is a statement of another program.
+    // Collects all failures, because each one concerns another program.
     let mut failures = Vec::new();
     for weights in BOTH {
         let expected = or_skip!(weights.stock_answers());
         let need = need::of(&weights.launch());
         let pool = or_skip!(Pool::with(need));
-        // Less than the weights alone.
+        // A limit below the size of the weights.
         let cgroup = or_skip!(Cgroup::with(file, need / 4, Limit::Above));
         let launch = |policy| {
             weights
@@ -274,7 +274,7 @@ fn a_limit_on_reservations_that_cannot_be_seen_is_found_by_trying_and_named() {
     beyond_a_limit_without_a_view("rsvd.max");
 }
 
-/// Names of cgroups are long in Kubernetes, and the hint has one for each limit.
+/// Kubernetes uses long cgroup names, and the hint repeats the name for each limit.
 #[test]
 fn a_long_hint_has_no_number_that_is_cut() {
     let need = need::of(&Mapped.launch());
@@ -311,7 +311,7 @@ fn a_long_hint_has_no_number_that_is_cut() {
 // other processes
 //
 
-/// Bytes that a process had fetched from storage.
+/// Bytes that a server fetched from storage.
 fn bytes_fetched(server: &Server) -> u64 {
     let Ok(io) = fs::read_to_string(format!("/proc/{}/io", server.pid())) else {
         return 0;
@@ -322,14 +322,14 @@ fn bytes_fetched(server: &Server) -> u64 {
     value.map_or(0, |value| value.parse().expect("a number"))
 }
 
-/// From a slow device, so that the read is still under way when the pages are taken.
+/// The device is slow, so the load is still reading when another process takes pages.
 #[test]
 fn require_holds_all_it_counted_before_it_reads() {
     for weights in BOTH {
         let expected = or_skip!(weights.stock_answers());
         let demo = weights.demo();
         let need = need::of(&weights.launch());
-        let size = fs::metadata(&demo).expect("it is there").len();
+        let size = fs::metadata(&demo).expect("the model exists").len();
         let mut device = or_skip!(Device::with(size));
         let model = models::copy_to(&device.path(), &demo);
         page_cache::drop_file(&model);
@@ -345,7 +345,7 @@ fn require_holds_all_it_counted_before_it_reads() {
         assert!(has_begun && !server.has_ended(), "\n{}", server.log());
         let fetched = bytes_fetched(&server);
         assert!(fetched < size - size / 4, "{fetched} of {size}: too late");
-        // Whatever becomes free until the server answers is gone at once.
+        // Takes every page that becomes free before the server answers.
         let mut taken = Vec::new();
         let is_over = wait_for(Duration::from_secs(120), || {
             taken.extend(Taken::all());
@@ -390,10 +390,10 @@ fn a_store_and_an_empty_pool_are_3_with_the_need() {
     }
 }
 
-/// Filling a store serves nothing.
+/// A server that only fills a store needs no port.
 #[test]
 fn a_store_is_filled_while_another_server_has_the_port() {
-    let other = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+    let other = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
     let port = other.local_addr().expect("bound").port().to_string();
     for weights in BOTH {
         let store = or_skip!(Store::with(PAGES));
@@ -407,12 +407,12 @@ fn a_store_is_filled_while_another_server_has_the_port() {
         let output = server
             .stdin(Stdio::null())
             .output()
-            .expect("it can be started");
+            .expect("the server can be started");
         let filled = store.pages();
         let said = text(&output);
         store.empty();
 
-        // The tool, with the port that servers have without further options.
+        // The tool must not need the servers' default port.
         let _default = TcpListener::bind(("127.0.0.1", 8080));
         let mut tool = Command::new(programs::hugepages());
         tool.args(["store", "load", "--store", store.arg()])
@@ -423,7 +423,7 @@ fn a_store_is_filled_while_another_server_has_the_port() {
         let loaded = tool
             .stdin(Stdio::null())
             .output()
-            .expect("it can be started");
+            .expect("the tool can be started");
         assert_eq!(
             loaded.status.code(),
             Some(0),

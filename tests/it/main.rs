@@ -1,5 +1,5 @@
-//! What is claimed, against the real server, the real pool and stock llama.cpp.
-//! Lives here: tests that start programs. Not here: unit tests, which lie beside their code.
+//! Tests the project's claims against the real server, the real pool and stock llama.cpp.
+//! Lives here: tests that start programs. Not here: unit tests, which are beside their code.
 
 mod api;
 mod architectures;

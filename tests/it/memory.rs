@@ -1,4 +1,4 @@
-//! How much memory a load takes at most: what is repacked is read in pieces, and never lies in memory twice.
+//! The peak memory of a load: the engine repacks in pieces, and never keeps weights in memory twice.
 
 use std::fs;
 use std::thread;
@@ -8,14 +8,14 @@ use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::{full, models, need, or_skip, page_cache};
 
-/// The program itself, what it reads with, and the tables of the model.
+/// Memory beside the model: the program, its read buffers, and the model's tables.
 const BESIDE: u64 = 256 * 1024 * 1024;
 
 fn size() -> &'static str {
     if full() { "1G" } else { "100M" }
 }
 
-/// `VmHWM` and `HugetlbPages`, in bytes: what is on huge pages is not part of the resident set.
+/// `VmHWM` and `HugetlbPages`, in bytes. The resident set does not include huge pages.
 fn resident_and_huge(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let bytes = |name: &str| {
@@ -26,13 +26,13 @@ fn resident_and_huge(pid: u32) -> Option<u64> {
     Some(bytes("VmHWM:")? + bytes("HugetlbPages:")?)
 }
 
-/// The most that a server had until it was ready.
+/// Starts a server and measures its peak memory until it is ready.
 fn peak(launch: Launch) -> (Server, u64) {
     let mut server = launch.spawn();
     let pid = server.pid();
     let sampler = thread::spawn(move || {
         let mut peak = 0;
-        // It is ready some time after the last page was filled: what it needs is there then.
+        // The server fills its last page before it is ready, so the samples include the peak.
         while let Some(now) = resident_and_huge(pid) {
             peak = peak.max(now);
             if is_listening(pid) {
@@ -43,12 +43,12 @@ fn peak(launch: Launch) -> (Server, u64) {
         peak
     });
     server.wait_until_ready();
-    let peak = sampler.join().expect("it only reads");
-    let now = resident_and_huge(pid).expect("it is alive");
+    let peak = sampler.join().expect("the thread only reads");
+    let now = resident_and_huge(pid).expect("the process is alive");
     (server, peak.max(now))
 }
 
-/// Whether its log says so: the port is open before the model is loaded.
+/// Whether the log reports the loaded model. The server opens its port before the load, so an open port proves nothing.
 fn is_listening(pid: u32) -> bool {
     let Ok(log) = fs::read_link(format!("/proc/{pid}/fd/2")) else {
         return true;
@@ -65,20 +65,20 @@ fn a_repacked_model_is_never_in_memory_twice() {
     let pool = or_skip!(Pool::with(need));
     page_cache::drop_file(&model);
     let (server, most) = peak(launch);
-    // All that is counted before the load: repacked and other weights, KV cache, compute buffers.
+    // All memory that the need counts: repacked and other weights, KV cache, compute buffers.
     let limit = need * PAGE + BESIDE;
     assert!(
         most <= limit,
-        "{} MiB at most, {} MiB would do\n{}",
+        "peak of {} MiB, limit {} MiB\n{}",
         most >> 20,
         limit >> 20,
         server.log()
     );
     println!("{} MiB at most, limit {} MiB", most >> 20, limit >> 20);
 
-    // And not in the page cache either.
+    // The page cache must not hold a copy either.
     let cached = or_skip!(page_cache::cached_bytes(&model));
-    let bytes = fs::metadata(&model).expect("it is there").len();
+    let bytes = fs::metadata(&model).expect("the model exists").len();
     assert!(
         cached <= bytes / 100,
         "{cached} of {bytes} bytes are in the page cache"
@@ -88,11 +88,11 @@ fn a_repacked_model_is_never_in_memory_twice() {
     pool.assert_all_back();
 }
 
-/// A test of the test: stock has the model in the page cache and repacked, which is what is measured.
+/// A test of the test: stock keeps the model twice, in the page cache and repacked, and the measurement shows it.
 #[test]
 fn stock_has_a_repacked_model_in_memory_twice() {
     let model = models::demo(size(), "Q4_K");
     let (_server, most) = peak(or_skip!(Launch::stock()).repacked_model(&model));
-    let bytes = fs::metadata(&model).expect("it is there").len();
-    assert!(most >= 2 * bytes, "{} MiB at most", most >> 20);
+    let bytes = fs::metadata(&model).expect("the model exists").len();
+    assert!(most >= 2 * bytes, "peak of {} MiB", most >> 20);
 }

@@ -1,11 +1,11 @@
-//! All messages of the project in one file, where a change of words is seen in review.
+//! Collects all messages of the project in one file, so that a review shows each change of words.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::snapshot;
 
-/// Where messages for users are written.
+/// Folders whose sources contain messages for users.
 const SOURCES: [&str; 5] = [
     "build",
     "src",
@@ -22,16 +22,16 @@ fn the_list_of_all_messages_is_up_to_date() {
     let mut lines = Vec::new();
     for source in SOURCES {
         for file in files(&root.join(source)) {
-            let text = fs::read_to_string(&file).expect("it is text");
+            let text = fs::read_to_string(&file).expect("the file is text");
             let is_rust = file.extension().is_some_and(|extension| extension == "rs");
-            // Unit tests stand at the end of a file.
+            // Unit tests are at the end of a file.
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
             let messages: Vec<String> = literals(text, is_rust)
                 .into_iter()
                 .filter(|literal| is_message(literal))
                 .collect();
             if !messages.is_empty() {
-                let name = file.strip_prefix(root).expect("it is below");
+                let name = file.strip_prefix(root).expect("the file is below the root");
                 lines.push(name.display().to_string());
                 lines.extend(messages.iter().map(|message| format!("  {message}")));
             }
@@ -63,7 +63,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 fn literals(text: &str, is_rust: bool) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut rest = text;
-    // The end of the literal before: C++ joins those with only white space in between.
+    // Whether only white space follows the last literal, because C++ joins such literals.
     let mut is_joined = false;
     while let Some(c) = rest.chars().next() {
         if rest.starts_with("//") {
@@ -91,7 +91,7 @@ fn literals(text: &str, is_rust: bool) -> Vec<String> {
     found
 }
 
-/// Length of what stands before the closing quote.
+/// Length of the text before the closing quote.
 fn end_of_literal(text: &str) -> usize {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {

@@ -1,4 +1,4 @@
-//! With the option off there is no difference to stock: not in mappings, not in system calls.
+//! With the option off, the server's mappings and system calls equal stock's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::support::server::{Launch, Server};
 use crate::support::smaps::Vma;
 use crate::support::{gguf, models, need, or_skip, smaps, wait_for};
 
-/// The mappings of the model's files, without where they are: rights, length, offset.
+/// The mappings of the model's files without addresses: rights, length, offset.
 fn shape(server: &Server, model: &Path) -> Vec<(String, u64, u64)> {
     let vmas = smaps::read(server.pid());
     assert!(
@@ -38,7 +38,7 @@ fn shape(server: &Server, model: &Path) -> Vec<(String, u64, u64)> {
 
 fn mappings_are_those_of_stock(model: &Path) {
     let expected = shape(&or_skip!(Launch::stock()).model(model).start(), model);
-    // Pages are there to be taken.
+    // The pool has enough free pages, but the server must take none.
     let need = need::of(&Launch::ours().model(model));
     let pool = or_skip!(Pool::with(need));
     let server = Launch::ours().model(model).start();
@@ -62,7 +62,7 @@ fn mappings_of_shards_are_those_of_stock() {
     mappings_are_those_of_stock(&models::demo_in_shards("100M", "Q8_0", 3));
 }
 
-/// What only the engine does: it looks at the pools, makes hugetlb files, and reads what became of them.
+/// Only the engine inspects the pools, creates hugetlb files, and reads their mappings.
 const ENGINE: [&str; 4] = [
     "/sys/kernel/mm/hugepages",
     "/proc/self/smaps",
@@ -70,8 +70,7 @@ const ENGINE: [&str; 4] = [
     "memfd_create",
 ];
 
-/// What a server asks of the kernel from start to end that has to do with mappings: how often which call with which
-/// flags, addresses left out.
+/// A server's calls that concern mappings, from start to end: how often it makes each call with its flags, without addresses.
 fn calls(launch: Launch, model: &Path) -> BTreeMap<String, usize> {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let output = dir.path().join("trace");
@@ -93,7 +92,7 @@ fn calls(launch: Launch, model: &Path) -> BTreeMap<String, usize> {
                 .starts_with(&last)
         })
     });
-    assert!(whole, "strace has not seen the end");
+    assert!(whole, "the trace does not reach the end");
 
     let mut calls = BTreeMap::new();
     for line in trace.lines() {
@@ -138,10 +137,10 @@ fn no_engine_call_is_made() {
         expected
             .keys()
             .any(|call| call.starts_with("mmap of the model")),
-        "the trace shows nothing: {expected:?}"
+        "the trace shows no mapping of the model: {expected:?}"
     );
     let mut off = calls(Launch::ours(), &model);
-    // How often threads end, and so give their stacks back, differs from run to run.
+    // The number of threads that end and return their stacks differs from run to run.
     for calls in [&mut expected, &mut off] {
         calls.remove("MADV_DONTNEED");
     }
@@ -149,7 +148,7 @@ fn no_engine_call_is_made() {
     let is_engine = |call: &String| ENGINE.iter().any(|part| call.contains(part));
     assert!(!off.keys().any(is_engine), "{off:?}");
 
-    // And with the option on the same trace shows the engine.
+    // With the option on, the same trace shows the engine.
     let need = need::of(&Launch::ours().model(&model));
     let _pool = or_skip!(Pool::with(need));
     let on = calls(Launch::ours().hugepages("require"), &model);
@@ -157,7 +156,7 @@ fn no_engine_call_is_made() {
         on.keys().any(|call| call.starts_with("memfd_create")),
         "{on:?}"
     );
-    // strace before 5.18 does not know its name.
+    // strace before 5.18 prints a number instead of the name.
     assert!(
         on.contains_key("0x17") || on.contains_key("MADV_POPULATE_WRITE"),
         "{on:?}"

@@ -1,5 +1,5 @@
-//! `hugepages plan` as a user runs it. That it agrees with what a load takes, to the page, is checked for every model and every
-//! set of arguments in `coverage.rs`.
+//! `hugepages plan` as a user runs it. `coverage.rs` checks, for every model and every set of arguments, that the plan equals the pages
+//! that a load takes.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn human(launch: &Launch, columns: &str) -> Output {
 fn number(value: &Value) -> u64 {
     value
         .as_u64()
-        .unwrap_or_else(|| panic!("{value} is no number"))
+        .unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
 #[test]
@@ -114,9 +114,9 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
         dir.path(),
         std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )
-    .expect("it is ours");
+    .expect("the folder is ours");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
-    // Programs and models of a checkout may lie where only its owner can go.
+    // Another user may not be able to enter the folders of a checkout.
     let [tool, server] = [programs::hugepages(), programs::server()]
         .map(|program| models::copy_to(dir.path(), &program));
     let pool = or_skip!(Pool::with(0));
@@ -128,7 +128,7 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
         .arg("--")
         .args(launch(&model).arguments())
         .output()
-        .expect("setpriv is there");
+        .expect("setpriv is installed");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let theirs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(theirs["needs"], plan::of(&launch(&model))["needs"]);
@@ -171,7 +171,7 @@ fn what_the_server_refuses_is_1_with_its_words() {
     }
 }
 
-/// The figures are those of a model that is the same everywhere; only what the machine has is not.
+/// The snapshot contains only figures of the model, because those of the machine differ.
 #[test]
 fn tables_fit_the_terminal() {
     let launch = launch(&models::demo_in_shards("100M", "Q8_0", 3));
@@ -181,7 +181,10 @@ fn tables_fit_the_terminal() {
         let text = String::from_utf8(output.stdout).expect("text");
         let table = text.split("\n\n").next().expect("a table");
         snapshot::assert(&format!("plan-{columns}.txt"), &format!("{table}\n"));
-        assert!(!text.contains('\u{1b}'), "escapes where no terminal is");
+        assert!(
+            !text.contains('\u{1b}'),
+            "escape sequences without a terminal"
+        );
         assert!(
             table
                 .lines()

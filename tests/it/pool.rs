@@ -41,7 +41,7 @@ impl Tool {
         assert_cmd::Command::from_std(self.command(args)).assert()
     }
 
-    /// With what it says first.
+    /// Starts a lease, and returns the first line that it prints.
     fn lease(&self, amount: &[&str]) -> (Child, String) {
         let mut command = self.command(&[&["reserve"], amount, &["--lease"]].concat());
         // The tool keeps ignoring signals that its caller ignores, and these tests may run under `nohup` or in the background of
@@ -74,7 +74,7 @@ fn kill(child: &Child, signal: &str) {
     assert!(killed.unwrap().success());
 }
 
-/// Whoever fails in the middle leaves no page behind.
+/// A failed test must not leave pages behind.
 impl Drop for Tool {
     fn drop(&mut self) {
         let _ = self.command(&["restore"]).output();
@@ -106,7 +106,7 @@ fn pages_of_others_stay_when_ours_go() {
     let mut pool = or_skip!(Pool::with(3));
     let tool = Tool::new();
     tool.run(&["reserve", "4"]).success();
-    // Somebody adds two more.
+    // Another process adds two pages.
     pool.set(9);
     tool.run(&["release"])
         .success()
@@ -155,7 +155,9 @@ sys.stdin.read()";
     let mut child = child.map_err(|error| format!("python3: {error}"))?;
     let mut line = String::new();
     let out = child.stdout.as_mut().expect("piped");
-    BufReader::new(out).read_line(&mut line).expect("it speaks");
+    BufReader::new(out)
+        .read_line(&mut line)
+        .expect("the process prints a line");
     assert_eq!(line, "there\n");
     Ok(child)
 }
@@ -190,7 +192,7 @@ fn signals_end_a_lease_and_what_was_ignored_does_not() {
         let tool = Tool::new();
         let (mut child, line) = tool.lease(&["2"]);
         assert_eq!(line, "ok 2\n");
-        // `wait` closes it, which would be another end.
+        // `wait` closes the input, which would end the lease in another way.
         let input = child.stdin.take();
         kill(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(130));
@@ -324,11 +326,11 @@ fn a_reservation_that_leaves_too_little_memory_is_refused() {
 #[test]
 fn without_rights_it_says_what_to_run() {
     if !is_root() {
-        return skip("root is needed to be somebody else");
+        return skip("only root can become another user");
     }
     let tool = Tool::new();
     let dir = tempfile::tempdir().unwrap();
-    // Where somebody else can run it from.
+    // Another user can run the tool from this folder.
     let copy = dir.path().join("hugepages");
     fs::copy(programs::hugepages(), &copy).unwrap();
     let open = |path: &Path| {

@@ -8,7 +8,7 @@ use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use tempfile::TempDir;
 
-/// A folder with a `sys` and a `proc`. Its files take every number that is written.
+/// A folder with a `sys` and a `proc`. Its files accept any number.
 struct Kernel {
     dir: TempDir,
 }

@@ -1,4 +1,4 @@
-//! How the weights get into their pages: what is read from the disk, and what the page cache has afterwards.
+//! How a load reads the weights: the bytes that come from the disk, and the bytes that stay in the page cache.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
 use crate::support::store::Store;
 
-/// What the kernel may read around the header, which is read as any file.
+/// Bytes that the kernel may read around the header, which the engine reads as an ordinary file.
 const READ_AHEAD: u64 = 2 * 1024 * 1024;
 
 fn launch(model: &Path) -> Launch {
@@ -25,16 +25,16 @@ fn start(model: &Path) -> Server {
     launch(model).start()
 }
 
-/// Bytes that a process had fetched from storage.
+/// Bytes that a server fetched from storage.
 fn read_bytes(server: &Server) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("it runs");
+    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("the process runs");
     let value = io
         .lines()
         .find_map(|line| line.strip_prefix("read_bytes: "));
     value.expect("proc(5)").parse().expect("a number")
 }
 
-/// A copy that no other test reads, on the disk and not in the cache.
+/// A copy on the disk that no other test reads and that the page cache does not hold.
 fn own_model(dir: &Path) -> std::path::PathBuf {
     let model = models::copy_to(dir, &models::demo("100M", "Q8_0"));
     page_cache::drop_file(&model);
@@ -42,7 +42,7 @@ fn own_model(dir: &Path) -> std::path::PathBuf {
 }
 
 fn temp_dir_on_disk() -> tempfile::TempDir {
-    // Beside the build: /tmp is memory on many machines.
+    // The build folder is on a disk, but /tmp is memory on many machines.
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target folder can be written")
 }
 
@@ -58,7 +58,7 @@ fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
 
     let server = start(&model);
     assert_weights_on_huge_pages(&server, &model);
-    // The comparison above reads the file too: what counts is what was there when the server was ready.
+    // The comparison above reads the file too, so a second server starts from a cold cache.
     drop(server);
     page_cache::drop_file(&model);
     let server = start(&model);
@@ -67,11 +67,11 @@ fn a_cold_load_leaves_none_of_the_weights_in_the_page_cache() {
         cached <= header + READ_AHEAD,
         "{cached} bytes of the model are in the page cache"
     );
-    let size = fs::metadata(&model).expect("it is there").len();
+    let size = fs::metadata(&model).expect("the model exists").len();
     let read = read_bytes(&server);
     assert!(
         read + READ_AHEAD >= size && read <= size + header + READ_AHEAD,
-        "{read} bytes were read of a file of {size}"
+        "{read} bytes read from a file of {size}"
     );
     drop(server);
     pool.assert_all_back();
@@ -83,7 +83,7 @@ fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
     let model = own_model(dir.path());
     let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("it is there").len() as u64;
+    let size = fs::read(&model).expect("the model exists").len() as u64;
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 
@@ -103,7 +103,7 @@ fn a_warm_load_that_shall_drop_the_cache_leaves_nothing_there() {
     let launch = launch(&model).args(["--hugepage-drop-cache"]);
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("it is there").len() as u64;
+    let size = fs::read(&model).expect("the model exists").len() as u64;
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 
@@ -128,7 +128,7 @@ fn an_attach_that_drops_the_cache_leaves_nothing_there() {
     let store = or_skip!(Store::with(need::of(&plain) + 1));
     let launch = plain.args(["--hugepage-store", store.arg()]);
     drop(launch.clone().start());
-    fs::read(&model).expect("it is there");
+    fs::read(&model).expect("the model exists");
 
     let server = launch.args(["--hugepage-drop-cache"]).start();
     assert!(Load::of(&server).attached > 0, "{}", server.log());
@@ -146,10 +146,10 @@ fn a_half_warm_load_is_put_together_from_both() {
     let model = own_model(dir.path());
     let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
-    let bytes = fs::read(&model).expect("it is there");
+    let bytes = fs::read(&model).expect("the model exists");
     page_cache::drop_file(&model);
-    // The second half, in a new file cache state: read it alone.
-    let file = fs::File::open(&model).expect("it is there");
+    // Brings only the second half into the page cache.
+    let file = fs::File::open(&model).expect("the model exists");
     let mut half = vec![0; bytes.len() / 2];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut half, (bytes.len() / 2) as u64)
         .expect("the file is that long");

@@ -1,5 +1,5 @@
-//! Seccomp filters. An optional call that a filter refuses changes no answer; a needed call that it refuses is named in a message.
-//! Lives here: the table of calls, and what has to happen. Not here: how a filter is made (`support::seccomp`).
+//! Seccomp filters. If a filter refuses an optional call, the answers stay the same; if it refuses a needed call, a message names it.
+//! Lives here: the table of calls and their outcomes. Not here: how to make a filter (`support::seccomp`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,8 +22,8 @@ struct Optional {
     call: Call,
     /// Arguments under which the engine makes the call.
     args: &'static [&'static str],
-    /// Whether stock llama.cpp or the C library makes the call too. A filter that kills for the call then kills stock, so there is
-    /// nothing to claim of our server.
+    /// Whether stock llama.cpp or the C library makes the call too. A filter that kills for such a call kills stock, so the project claims
+    /// nothing.
     stock_dies: bool,
 }
 
@@ -65,21 +65,21 @@ const OPEN_DIRECT: &[Match] = &[
 const OPEN_DIRECT: &[Match] = &[Match::with(libc::SYS_openat, 2, Is::With(libc::O_DIRECT))];
 
 const OPTIONAL: &[Optional] = &[
-    // What the page cache holds.
+    // Content of the page cache.
     Optional::of("cachestat", &[Match::any(SYS_CACHESTAT)]),
     Optional::of("mincore", &[Match::any(libc::SYS_mincore)]),
     Optional::of("preadv2", &[Match::any(libc::SYS_preadv2)]),
-    // How a file can be read.
+    // Ways to read a file.
     Optional::of("statx", &[Match::any(libc::SYS_statx)]),
     Optional::of("open(O_DIRECT)", OPEN_DIRECT),
     Optional::of("fadvise64", &[Match::any(libc::SYS_fadvise64)]).stock_dies(),
-    // Names of mappings, and when an image was last used.
+    // Names of mappings, and the time of an image's last use.
     Optional::of(
         "prctl(PR_SET_VMA)",
         &[Match::with(libc::SYS_prctl, 0, Is::Equal(PR_SET_VMA))],
     ),
     Optional::of("utimensat", &[Match::any(libc::SYS_utimensat)]),
-    // Nodes.
+    // NUMA nodes.
     Optional::of("mbind", &[Match::any(libc::SYS_mbind)]).with(&["--numa", "distribute"]),
     Optional::of("get_mempolicy", &[Match::any(libc::SYS_get_mempolicy)])
         .with(&["--numa", "numactl"]),
@@ -96,17 +96,17 @@ const OPTIONAL: &[Optional] = &[
     .stock_dies(),
 ];
 
-/// Without these, memory of the process cannot lie on huge pages.
+/// A server without this call cannot put memory on huge pages.
 const MEMFD_CREATE: Call = Call {
     name: "memfd_create",
     matches: &[Match::any(libc::SYS_memfd_create)],
 };
-/// The C library makes it too, when a thread ends: a filter that kills for it kills stock.
+/// The C library makes this call when a thread ends, so a filter that kills for it kills stock.
 const MADVISE: Call = Call {
     name: "madvise",
     matches: &[Match::any(libc::SYS_madvise)],
 };
-/// They set the size of a file of huge pages, and give back single pages.
+/// These two calls set the size of a file of huge pages, and free single pages.
 const FTRUNCATE: Call = Call {
     name: "ftruncate",
     matches: &[Match::any(libc::SYS_ftruncate)],
@@ -116,7 +116,7 @@ const FALLOCATE: Call = Call {
     matches: &[Match::any(libc::SYS_fallocate)],
 };
 
-/// What a filter of a service cannot refuse and leave the service of use: files, memory, locks, and what Rust's start asks.
+/// Calls that every useful service needs: files, memory, locks, and Rust's startup.
 const BASIC: &[&str] = &[
     "clock_nanosleep",
     "close",
@@ -149,12 +149,12 @@ const BASIC: &[&str] = &[
     "unlinkat",
 ];
 
-/// Where the weights go: each has its own way through the engine.
+/// The destination of the weights. The engine uses separate code for each.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Weights {
-    /// Into the image of the file.
+    /// The image of the file.
     Mapped,
-    /// Through staging buffers into a buffer.
+    /// A buffer, through staging buffers.
     Repacked,
 }
 
@@ -179,7 +179,7 @@ impl Weights {
         need::of(&self.of(Launch::ours()))
     }
 
-    /// Stock's, with no filter.
+    /// Stock's answer, without a filter.
     fn answer(self) -> Result<&'static Value, String> {
         static ANSWERS: [OnceLock<Result<Value, String>>; 2] = [const { OnceLock::new() }; 2];
         let answer = ANSWERS[self as usize].get_or_init(|| {
@@ -196,7 +196,7 @@ impl Weights {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stored {
     Nowhere,
-    /// The server makes the image.
+    /// The server creates the image.
     Empty,
     /// The image is complete.
     Full,
@@ -204,7 +204,7 @@ enum Stored {
 
 use Stored::{Empty, Full, Nowhere};
 
-/// Two steps further is the same model with another store.
+/// Two entries further, the model is the same and the store is another.
 const SETTINGS: [(Weights, Stored); 6] = [
     (Mapped, Nowhere),
     (Repacked, Nowhere),
@@ -226,7 +226,7 @@ impl Bench {
         for weights in [Mapped, Repacked] {
             weights.answer()?;
         }
-        // Both models stay in one store, and one of them goes into the other. A manifest is a page.
+        // One store keeps both models, the other one at a time. Each manifest takes a page.
         let full = Store::with(needs.iter().sum::<u64>() + needs[0].max(needs[1]) + 6)?;
         let empty = Mounted::with(&format!("pagesize={PAGE}"))?;
         let bench = Self { empty, full };
@@ -252,7 +252,7 @@ impl Bench {
         launch.args(["--hugepage-store"]).args([store.as_os_str()])
     }
 
-    /// A server whose model is not in the page cache, or is.
+    /// A server whose model is not in the page cache if `is_cold`, and in it otherwise.
     fn ready(&self, (weights, stored): (Weights, Stored), is_cold: bool) -> Launch {
         for name in self.empty.names() {
             fs::remove_file(self.empty.path().join(name)).expect("the store is the test's");
@@ -261,7 +261,7 @@ impl Bench {
         if is_cold {
             page_cache::drop_file(&model);
         } else {
-            fs::read(&model).expect("the model is there");
+            fs::read(&model).expect("the model exists");
         }
         self.launch(weights, stored)
     }
@@ -274,7 +274,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// A server that serves is told to end once it has answered.
+    /// Ends a server after its answer, or waits until it fails.
     fn of(launch: Launch) -> Self {
         let mut server = launch.spawn();
         if !server.is_ready_before_it_ends() {
@@ -291,7 +291,7 @@ impl Outcome {
         }
     }
 
-    /// The answer of a server that served and ended well.
+    /// The answer of a server that served and ended without an error.
     fn answer(&self) -> Result<&Value, String> {
         let Ended { status, log } = &self.ended;
         match &self.answer {
@@ -311,7 +311,7 @@ impl Outcome {
         }
     }
 
-    /// That the server ended by itself with exit code 1 and a message that names the call.
+    /// Checks that the server ended by itself with exit code 1 and a message that names the call.
     fn names(&self, call: &Call) -> Result<(), String> {
         let Ended { status, log } = &self.ended;
         if self.answer.is_some() {
@@ -326,7 +326,7 @@ impl Outcome {
         Ok(())
     }
 
-    /// That a line at the level of warnings names the call.
+    /// Checks that a warning names the call.
     fn warns(&self, call: &Call) -> Result<(), String> {
         let log = &self.ended.log;
         let mut lines = log.lines();
@@ -337,7 +337,7 @@ impl Outcome {
     }
 }
 
-/// Rows of a table that do not come out as they should, so that a failure shows all of them.
+/// Collects the wrong rows of a table, so that a failure shows all of them.
 #[derive(Default)]
 struct Rows {
     count: u32,
@@ -368,7 +368,7 @@ impl Rows {
     }
 }
 
-/// Each call by itself, in settings that change from row to row, or with `LLAMA_HUGEPAGES_TEST_FULL=1` in all of them.
+/// Refuses each call alone: in one setting that changes from row to row, or in all settings with `LLAMA_HUGEPAGES_TEST_FULL=1`.
 fn each_optional_call(refusal: Refusal) {
     let bench = or_skip!(Bench::new());
     let mut rows = Rows::default();
@@ -399,7 +399,7 @@ fn each_optional_call(refusal: Refusal) {
     rows.check();
 }
 
-/// All of them at once, in every setting.
+/// Refuses all optional calls at once, in every setting.
 fn all_optional_calls(refusal: Refusal) {
     let bench = or_skip!(Bench::new());
     let mut rows = Rows::default();
@@ -463,7 +463,7 @@ fn a_filter_that_kills_for_all_optional_calls_changes_no_answer() {
     all_optional_calls(Refusal::Kill);
 }
 
-/// Names of the calls that a server makes until it is ready, and for an answer and its end.
+/// Names of the calls that a server makes to start, to answer and to end.
 fn calls_of(launch: Launch) -> BTreeSet<String> {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let trace = dir.path().join("trace");
@@ -478,7 +478,7 @@ fn calls_of(launch: Launch) -> BTreeSet<String> {
             let (_, call) = line.split_once(' ')?;
             let (name, _) = call.trim_start().split_once('(')?;
             let name = match name {
-                // An strace that is older than the call.
+                // An strace that is older than the call prints its number.
                 "syscall_0x1c3" => "cachestat",
                 name => name,
             };
@@ -516,7 +516,7 @@ fn each_call_that_stock_does_not_make_is_in_the_table() {
     }
 }
 
-/// A needed call, and under which refusals stock serves.
+/// Needed calls, with the refusals under which stock serves.
 fn needed() -> impl Iterator<Item = (Call, Refusal)> {
     let all = |call| Refusal::ALL.map(|refusal| (call, refusal));
     all(MEMFD_CREATE)
@@ -540,7 +540,7 @@ fn under_require_a_needed_call_that_is_refused_is_named_and_the_exit_code_is_1()
     bench.full.assert_only_files_hold_pages();
 }
 
-/// With a store a server may need a call for less, or not at all.
+/// With a store, a server may need a call less often, or never.
 #[test]
 fn under_require_with_a_store_a_server_without_a_needed_call_serves_or_names_it() {
     let bench = or_skip!(Bench::new());
@@ -585,7 +585,7 @@ fn under_prefer_a_needed_call_that_is_refused_is_a_warning_and_the_answer_is_tha
     rows.check();
 }
 
-/// What a tool prints under a filter, and that no signal ended it.
+/// The tool's output under a filter, or an error if a signal ended the tool.
 fn told(mut tool: Command, filter: &Filter) -> Result<Output, String> {
     filter.apply(&mut tool);
     let output = tool.output().expect("the tool can be started");
@@ -630,7 +630,7 @@ fn doctor_names_a_needed_call_that_is_refused() {
     let mut rows = Rows::default();
     for (call, refusal) in needed() {
         let mut doctor = Command::new(programs::hugepages());
-        // A table breaks long texts.
+        // The table format wraps long texts.
         doctor.args(["doctor", "--format", "json"]);
         let output = told(doctor, &Filter::refusing(&[call], refusal));
         let result = output.and_then(|output| {

@@ -1,4 +1,4 @@
-//! Weights that stay when the server ends, and that the next one attaches to.
+//! Weights that stay in a store when the server ends. The next server attaches to them.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
@@ -14,10 +14,10 @@ use crate::support::server::{Launch, Server};
 use crate::support::store::{self, Store};
 use crate::support::{full, http, models, or_skip, page_cache, plan, smaps, wait_for};
 
-/// More than any model here needs: what is counted is what is taken.
+/// More pages than any model here needs, because these tests count only taken pages.
 const PAGES: u64 = 260;
 
-/// As a server without further options has it: mapped, or repacked for this CPU.
+/// One type that the server maps, and one that it repacks for this CPU.
 const TYPES: [&str; 2] = ["Q8_0", "Q4_K"];
 
 fn model(kind: &str) -> PathBuf {
@@ -48,7 +48,7 @@ fn stock(model: &Path) -> Result<Value, String> {
     Ok(answers(&with_model(Launch::stock()?, model).start()))
 }
 
-/// Bytes that the server says it found in the store.
+/// Bytes that the server reports as attached.
 fn attached(server: &Server) -> u64 {
     let props = http::get_json(&server.url("/props"));
     props["hugepages"]["load"]["bytes_attached"]
@@ -56,7 +56,7 @@ fn attached(server: &Server) -> u64 {
         .unwrap_or_else(|| panic!("no such figure: {props}"))
 }
 
-/// Beside what is smaller than a page and stays ordinary memory.
+/// Whether the load read more than the small tensors, which stay in ordinary memory.
 fn is_read(server: &Server) -> bool {
     let load = &http::get_json(&server.url("/props"))["hugepages"]["load"];
     ["bytes_direct", "bytes_cached", "bytes_buffered"]
@@ -86,9 +86,9 @@ fn the_next_server_attaches_and_says_what_stock_says() {
         );
         assert!(attached(&second) > 80_000_000, "{kind}");
         assert_eq!(answers(&second), expected, "{kind}, attached");
-        assert_eq!(store.pages(), kept, "{kind}: nothing more is kept");
+        assert_eq!(store.pages(), kept, "{kind}: no page more is kept");
 
-        // One copy: a third server takes what is its own, which is as much as the second one's.
+        // All servers share one copy, so a third server takes only as many pages of its own as the second.
         let own = store.pool.taken() - kept;
         let third = launch(&model, &store).start();
         assert_eq!(store.pool.taken(), kept + 2 * own, "{kind}");
@@ -109,7 +109,7 @@ fn the_next_server_attaches_and_says_what_stock_says() {
 fn attaching_leaves_the_page_cache_alone() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     for kind in TYPES {
-        // Of its own: others read theirs meanwhile.
+        // A copy, because other tests read the shared model.
         let copy = models::copy_to(dir.path(), &model(kind));
         let model = dir.path().join(format!("{}.gguf", kind.to_lowercase()));
         fs::rename(copy, &model).expect("the same folder");
@@ -118,7 +118,7 @@ fn attaching_leaves_the_page_cache_alone() {
         page_cache::drop_file(&model);
         let second = launch(&model, &store).start();
         assert!(!is_read(&second), "{kind}");
-        // The header, and what the kernel reads ahead of it.
+        // The page cache may hold the header and the kernel's readahead.
         let cached = or_skip!(page_cache::cached_bytes(&model));
         assert!(cached < 16 << 20, "{kind}: {cached} bytes are cached");
     }
@@ -133,16 +133,20 @@ fn a_plan_counts_what_is_missing_only() {
             |launch: &Launch| -> u64 { plan::pages_by_kind(&plan::of(launch)).values().sum() };
         let launch = launch(&model, &store);
         let before = pages(&launch);
-        assert_eq!(store.names().len(), 0, "a plan makes nothing");
+        assert_eq!(store.names().len(), 0, "a plan creates no file");
         let server = launch.clone().start();
         assert_eq!(
             store.pool.taken(),
             before,
-            "{kind}: it takes what was planned"
+            "{kind}: the load takes the planned pages"
         );
         let own = before - store.pages();
         drop(server);
-        assert_eq!(pages(&launch), own, "{kind}: the weights are there");
+        assert_eq!(
+            pages(&launch),
+            own,
+            "{kind}: the plan leaves out resident weights"
+        );
     }
 }
 
@@ -158,13 +162,13 @@ fn of_two_at_once_one_fills_and_the_other_waits() {
             assert_eq!(answers(server), expected, "{kind}\n{}", server.log());
         }
         let filled = servers.iter().filter(|server| is_read(server)).count();
-        assert_eq!(filled, 1, "{kind}: the bytes are read once");
+        assert_eq!(filled, 1, "{kind}: one server reads");
         drop(servers);
         store.assert_only_files_hold_pages();
     }
 }
 
-/// SIGKILL at moments over the whole load, with another server that waits for it.
+/// Kills the filler at moments over the whole load, while another server waits.
 fn killed_while_filling(kind: &str) {
     let model = model(kind);
     let expected = or_skip!(stock(&model));
@@ -174,7 +178,7 @@ fn killed_while_filling(kind: &str) {
         let first = launch(&model, &store)
             .args(["--hugepage-threads", "1"])
             .spawn();
-        // Until its image is there; then a part of what the load takes here.
+        // Waits for the image, then for a part of the time that a load takes here.
         assert!(wait_for(Duration::from_secs(60), || !store
             .images()
             .is_empty()));
@@ -192,7 +196,7 @@ fn killed_while_filling(kind: &str) {
             second.log()
         );
         drop(second);
-        // What was filled is whole.
+        // The image must be complete.
         let third = launch(&model, &store).args(["--hugepage-verify"]).start();
         assert!(!is_read(&third), "{kind}, moment {moment}");
         drop(third);
@@ -222,7 +226,7 @@ fn a_removed_image_stays_with_those_who_have_it() {
         let kept = store.pages();
         store.empty();
         assert_eq!(answers(&first), expected, "{kind}");
-        // A second one makes a new image beside it.
+        // A second server creates a new image beside the removed one.
         let second = launch(&model, &store).start();
         assert_eq!(
             (answers(&first), answers(&second)),
@@ -245,13 +249,13 @@ fn a_changed_model_gets_an_image_of_its_own() {
         fs::rename(copy, &named).expect("the same folder");
         drop(launch(&named, &store).start());
         let before = store.images();
-        // The same bytes, written again: nobody can know that they are the same.
+        // The bytes stay the same, but the new time marks them as changed.
         let file = OpenOptions::new()
             .write(true)
             .open(&named)
-            .expect("it is ours");
+            .expect("the file is ours");
         file.set_modified(std::time::SystemTime::now())
-            .expect("it is ours");
+            .expect("the file is ours");
         let second = launch(&named, &store).start();
         assert!(is_read(&second), "{kind}");
         assert_eq!(store.images().len(), 2 * before.len(), "{kind}");
@@ -294,7 +298,7 @@ fn shards_and_pages_of_1_gib_stay_too() {
     let image = smaps::read(second.pid())
         .into_iter()
         .find(|vma| vma.path.contains(".resident"))
-        .expect("it is mapped");
+        .expect("the image is mapped");
     assert_eq!(image.size("KernelPageSize"), 1 << 30);
 }
 
@@ -308,7 +312,7 @@ fn missing_blocks_are_added_by_who_has_the_pages() {
     let expected = or_skip!(stock(&model));
     let mut store = or_skip!(Store::with(20));
     let first = prefer(&model, &store).start();
-    assert_eq!(answers(&first), expected, "with a part of it");
+    assert_eq!(answers(&first), expected, "with a part of the image");
     let part = store.pages();
     assert!((5..=20).contains(&part), "{part} pages");
     drop(first);
@@ -345,14 +349,14 @@ fn a_short_pool_or_mount_is_told_and_leaves_nothing() {
         assert_eq!(store.names(), Vec::<String>::new(), "{kind}");
         store.pool.assert_all_back();
 
-        // `prefer` serves without a word that is wrong.
+        // `prefer` serves in spite of the limit.
         let expected = or_skip!(stock(&model));
         let server = prefer(&model, &store).start();
         assert_eq!(answers(&server), expected, "{kind}");
     }
 }
 
-/// `min_size` takes pages out of the pool for the files of the mount: they are had, and by nobody else.
+/// `min_size` moves pages from the pool to the mount. Only the files of the mount can use them.
 #[test]
 fn pages_that_the_mount_keeps_are_counted_for_its_files_alone() {
     const KEPT: u64 = 20;
@@ -378,13 +382,13 @@ fn pages_that_the_mount_keeps_are_counted_for_its_files_alone() {
         let held = store.pages();
         assert!(held > KEPT, "{held}");
         drop(server);
-        // Its files have them now: nothing is left for more.
+        // The files hold the reserved pages now, so no reservation is left.
         assert_eq!(Counts::read().reserved, store.pool.counts.reserved);
         let own: u64 = plan::pages_by_kind(&plan::of(&launch)).values().sum();
         assert_eq!(own, need - held);
         launch.start();
     }
-    // Nothing but those: weights have them, KV cache and buffers have ordinary memory.
+    // With no other pages, the weights use the reserved ones; KV cache and buffers use ordinary memory.
     let model = self::model("Q8_0");
     let expected = or_skip!(stock(&model));
     let store = or_skip!(Store::with_options(KEPT, &options));
@@ -427,7 +431,7 @@ fn what_was_changed_in_memory_is_found_by_verify() {
         let model = model(kind);
         let store = or_skip!(Store::with(PAGES));
         drop(launch(&model, &store).start());
-        let image = store.images().pop().expect("there is one");
+        let image = store.images().pop().expect("the store holds an image");
         store::patch(&image, 5 * PAGE + 123, |bytes| bytes[0] ^= 1, 1);
         let ended = launch(&model, &store).args(["--hugepage-verify"]).run();
         ended.assert_clean_failure();
@@ -436,7 +440,7 @@ fn what_was_changed_in_memory_is_found_by_verify() {
     }
 }
 
-/// What somebody may have put where the image belongs.
+/// Files that another user may have put in the place of the image.
 #[test]
 fn what_cannot_be_trusted_is_refused_with_the_reason() {
     let model = model("Q8_0");
@@ -444,7 +448,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
     let store = or_skip!(Store::with(PAGES));
     drop(launch(&model, &store).start());
     let image = store.image();
-    let whole = fs::metadata(&image).expect("it is there").len();
+    let whole = fs::metadata(&image).expect("the file exists").len();
     let header = whole - 4096;
     // hugetlbfs has no symbolic links.
     let cases: [(&str, &dyn Fn()); 8] = [
@@ -455,7 +459,10 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
             store::patch(&image, header, |bytes| bytes[0] ^= 1, 1);
         }),
         ("its size does not match its manifest", &|| {
-            let file = OpenOptions::new().write(true).open(&image).expect("ours");
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&image)
+                .expect("the file is ours");
             file.set_len(whole + PAGE).expect("a sparse file");
             drop(file);
             let copy = copy_of(&image, header);
@@ -470,24 +477,25 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
             OpenOptions::new()
                 .write(true)
                 .open(&image)
-                .expect("ours")
+                .expect("the file is ours")
                 .set_len(PAGE)
                 .expect("a page");
         }),
         ("it is not a regular file", &|| {
-            fs::remove_file(&image).expect("ours");
+            fs::remove_file(&image).expect("the file is ours");
             let made = std::process::Command::new("mkfifo").arg(&image).status();
             assert!(made.expect("coreutils").success());
         }),
         ("others may write to it", &|| {
-            fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).expect("ours");
+            fs::set_permissions(&image, fs::Permissions::from_mode(0o666))
+                .expect("the file is ours");
         }),
         ("it belongs to user 65534", &|| {
             std::os::unix::fs::chown(&image, Some(65534), None).expect("root may");
         }),
         ("cannot open resident image", &|| {
-            fs::remove_file(&image).expect("ours");
-            fs::create_dir(&image).expect("ours");
+            fs::remove_file(&image).expect("the file is ours");
+            fs::create_dir(&image).expect("the folder is ours");
         }),
     ];
     for (reason, spoil) in cases {
@@ -497,7 +505,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
         let ended = launch(&model, &store).run();
         ended.assert_clean_failure();
         assert!(ended.log.contains(reason), "{reason}\n{}", ended.log);
-        // `prefer` goes on without.
+        // `prefer` serves without the store.
         let server = prefer(&model, &store).start();
         assert_eq!(answers(&server), expected, "{reason}");
     }
@@ -506,9 +514,9 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
 fn copy_of(path: &Path, offset: u64) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; 4096];
-    let file = fs::File::open(path).expect("it is there");
+    let file = fs::File::open(path).expect("the file exists");
     file.read_exact_at(&mut bytes, offset)
-        .expect("it is so long");
+        .expect("the file is long enough");
     bytes
 }
 
@@ -546,11 +554,11 @@ fn a_model_on_hugetlbfs_is_served_from_there() {
     let model = model("Q8_0");
     let expected = or_skip!(stock(&model));
     let store = or_skip!(Store::with(PAGES));
-    let bytes = fs::read(&model).expect("it is there");
+    let bytes = fs::read(&model).expect("the model exists");
     let file = store.path().join("model.gguf");
     let length = (bytes.len() as u64).next_multiple_of(PAGE);
     fs::File::create(&file)
-        .expect("ours")
+        .expect("the file is ours")
         .set_len(length)
         .expect("a sparse file");
     store::patch(&file, 0, |to| to.copy_from_slice(&bytes), bytes.len());
@@ -562,7 +570,7 @@ fn a_model_on_hugetlbfs_is_served_from_there() {
     assert!(own < held / 2, "no second copy: {own} pages beside {held}");
     let ended = server.stop(Signal::TERM);
     assert!(!ended.log.contains("munmap failed"), "{}", ended.log);
-    // Stock serves it as well.
+    // Stock serves the file as well.
     let server = or_skip!(Launch::stock()).model(&file).start();
     assert_eq!(answers(&server), expected);
     assert!(store.pool.taken() - held < own, "no page but the file's");

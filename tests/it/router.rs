@@ -1,4 +1,4 @@
-//! Router mode: a server without a model starts one process per model, which must find the options too.
+//! Router mode: a server without a model starts one process per model. Each process must get the options too.
 
 use std::fs;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn load(server: &Server, model: &str) {
 fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    fs::copy(&model, dir.path().join("small.gguf")).expect("there is space");
+    fs::copy(&model, dir.path().join("small.gguf")).expect("the disk has space");
     let need = need::of(&Launch::ours().model(&dir.path().join("small.gguf")));
     let pool = or_skip!(Pool::with(need + 2));
 
@@ -57,7 +57,7 @@ fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     );
     pool.assert_all_back();
 
-    // And a router that ends takes its children along.
+    // A router that ends also ends its children.
     load(&router, "small");
     assert_eq!(pool.taken(), need);
     let ended = router.stop(Signal::TERM);

@@ -1,4 +1,4 @@
-//! A model on huge pages, seen from the kernel's side: what lies where, and what comes back.
+//! A model on huge pages as the kernel sees it: the backing of each mapping, and the pages that return to the pool.
 
 use std::fs::File;
 use std::path::Path;
@@ -16,16 +16,16 @@ use crate::support::smaps::{self, Vma};
 use crate::support::table::Table;
 use crate::support::wait_for;
 
-/// More pages than needed, so that taking too many is seen.
+/// Extra pages, so that the tests notice a server that takes too many.
 const SPARE: u64 = 5;
 
 fn one_gb() -> std::path::PathBuf {
     models::demo("1G", "Q8_0")
 }
 
-/// The mappings that hold a file's blocks: the one memfd in which the file's first tensor is where it should be.
+/// The mappings of a file's blocks. Their memfd holds the file's first tensor at its offset in the file.
 fn overlay<'a>(pid: u32, vmas: &'a [Vma], file: &Gguf) -> Vec<&'a Vma> {
-    let bytes = File::open(&file.path).expect("the model is there");
+    let bytes = File::open(&file.path).expect("the model exists");
     let sample = file.tensors[0].start..file.tensors[0].end.min(file.tensors[0].start + 4096);
     let weights = || {
         vmas.iter()
@@ -41,7 +41,7 @@ fn overlay<'a>(pid: u32, vmas: &'a [Vma], file: &Gguf) -> Vec<&'a Vma> {
     weights().filter(|vma| vma.inode == inode).collect()
 }
 
-/// That every byte of every tensor lies in a huge mapping, is what the file has there, and nobody can write to it.
+/// Asserts that every byte of every tensor is in a huge mapping that nobody can write to, and equals the file's byte.
 pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
     let files = Gguf::read_model(model);
     let vmas = smaps::read(server.pid());
@@ -57,7 +57,7 @@ pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
             assert!(vma.has_flag("dd"), "not in core dumps: {vma:?}");
             assert!(vma.has_flag("dc"), "not in a forked child: {vma:?}");
         }
-        let bytes = File::open(&file.path).expect("the model is there");
+        let bytes = File::open(&file.path).expect("the model exists");
         for tensor in &file.tensors {
             let mut at = base + tensor.start;
             let end = base + tensor.end;
@@ -79,7 +79,7 @@ pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
                     &bytes,
                     tensor.start..tensor.end
                 ),
-                "`{}` is not what the file has",
+                "`{}` differs from the file",
                 tensor.name
             );
         }
@@ -92,7 +92,7 @@ pub fn assert_weights_on_huge_pages(server: &Server, model: &Path) {
     }
 }
 
-/// That a served model takes the pages it needs, and no other number.
+/// Asserts that a served model takes exactly the pages that it needs.
 fn assert_takes_exactly(pool: &Pool, server: &Server, pages: u64) {
     assert_eq!(
         smaps::hugetlb_bytes(server.pid()) / PAGE,
@@ -130,11 +130,11 @@ fn every_weight_of_a_1_gb_model_is_on_huge_pages() {
     let server = start(&model);
     assert_weights_on_huge_pages(&server, &model);
     assert_takes_exactly(&pool, &server, need);
-    // What there is beside the weights comes on top.
+    // The need also covers other memory. The weights alone take their blocks.
     let weights = smaps::hugetlb_bytes_of(server.pid(), "weights") / PAGE;
     assert_eq!(weights, gguf::pages(&model));
     server.assert_answers();
-    // Serving takes none.
+    // Answering takes no more pages.
     assert_takes_exactly(&pool, &server, need);
 }
 
@@ -165,7 +165,7 @@ fn pages_of_others_are_not_counted_as_free() {
     let need = need::of(&launch(&model));
     let mut pool = or_skip!(Pool::with(need));
     let first = start(&model);
-    // As many again, while the first ones are in use.
+    // The pool gets as many pages again, while the first server uses its own.
     pool.set(need + SPARE);
     let second = start(&model);
     assert_takes_exactly(&pool, &second, need);
@@ -173,7 +173,7 @@ fn pages_of_others_are_not_counted_as_free() {
     first.assert_answers();
 }
 
-/// Serves 1 GB, ends it, and looks for what is missing.
+/// Serves 1 GB, ends the server, and asserts that all pages are back.
 fn all_back_after(signal: Signal) -> Option<Ended> {
     let model = one_gb();
     let need = need::of(&launch(&model));
@@ -246,7 +246,7 @@ fn all_reservations_are_back_after_sigkill_in_the_middle_of_the_load() {
         Counts::read().reserved > pool.counts.reserved
     });
     server.stop(Signal::KILL);
-    assert!(reserved, "nothing was ever reserved");
+    assert!(reserved, "the load reserved no page");
     pool.assert_all_back();
 }
 

@@ -1,4 +1,4 @@
-//! `hugepages serve`: the pages that a model lacks, for as long as it is served, whatever ends it.
+//! `hugepages serve` adds the pages that a model lacks, and removes them at the end of the server, whatever the cause.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::support::{is_root, models, need, or_skip, programs, smaps, wait_for};
 const NOBODY: u32 = 65534;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The tool with a journal of its own: the pool is the test's.
+/// The tool with a journal of its own, because the test holds the pool.
 struct Tool {
     state: TempDir,
 }
@@ -34,13 +34,13 @@ impl Tool {
         let state = self.state.path().to_str().expect("UTF-8");
         Launch::served(options)
             .env("LLAMA_HUGEPAGES_STATE", state)
-            // Signals that this process ignores, as under `nohup`, do not end the command.
+            // The command would inherit signals that this process ignores, as under `nohup`, so `env` resets them.
             .wrapped(["env", "--default-signal=INT,TERM,HUP"])
             .model(model)
     }
 }
 
-/// The server that a `hugepages serve` runs.
+/// The server process that a `hugepages serve` runs.
 fn child_of(served: &Server) -> u32 {
     let is_child = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -48,7 +48,7 @@ fn child_of(served: &Server) -> u32 {
         let parent = tail.split_whitespace().nth(1);
         head.ends_with("(llama-server") && parent == Some(&served.pid().to_string())
     };
-    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let children: Vec<u32> = pids.filter(is_child).collect();
     assert_eq!(children.len(), 1, "one server\n{}", served.log());
@@ -117,7 +117,7 @@ fn the_end_of_the_server_is_the_end_of_the_command_with_its_exit_code() {
     let tool = Tool::new();
     let served = tool.serve(&[], &model).start();
     let process = Pid::from_raw(child_of(&served).cast_signed()).expect("not 0");
-    kill_process(process, Signal::KILL).expect("it runs");
+    kill_process(process, Signal::KILL).expect("the process runs");
     let ended = served.wait();
     assert_eq!(ended.status.code(), Some(128 + 9), "{}", ended.log);
     assert_returned(before, &ended.log);
@@ -157,7 +157,7 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
         .env("SUDO_GID", &id)
         .start();
     let pid = child_of(&served);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let ids = line.expect("a line").split_whitespace().map(str::to_owned);
@@ -167,7 +167,7 @@ fn under_sudo_the_server_runs_as_the_user_who_called_it() {
     assert_eq!(of("Gid:"), [id.as_str(); 4]);
     assert!(of("Groups:").iter().all(|group| *group == id), "{status}");
     assert!(total() > before);
-    // The death of the command still reaches a process of another user.
+    // The server runs as another user, and must still end with the command.
     let ended = served.stop(Signal::KILL);
     assert_gone(pid, &ended.log);
     assert_returned(before, &ended.log);
@@ -213,7 +213,7 @@ fn what_cannot_be_served_is_refused_before_the_pool_is_touched() {
     );
 
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port();
+    let port = taken.local_addr().expect("the listener is bound").port();
     let ended = tool.serve(&[], &model).run_on(port);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     let hint = format!("--port {}", port + 1);
@@ -259,7 +259,7 @@ fn with_keep_the_second_start_attaches() {
     let ended = second.stop(Signal::INT);
     assert_returned(before + kept, &ended.log);
 
-    // The pages of the store stay until somebody returns them.
+    // The pages of the store stay until a user returns them.
     drop(store);
     let restored = Command::new(programs::hugepages())
         .args(["pool", "restore"])

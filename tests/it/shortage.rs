@@ -1,5 +1,5 @@
-//! The fault matrix: whatever is missing, and whenever it goes missing, the end is a message and an exit code, or an
-//! answer as without huge pages; never a signal, and no page is kept.
+//! The fault matrix: under any shortage at any moment, the server ends with a message and an exit code, or answers as without huge pages.
+//! No signal ends it, and it keeps no page.
 //! Lives here: pools, limits, races, and ends in the middle. Not here: files that cannot be loaded (`bad_input`).
 
 use std::env;
@@ -29,12 +29,12 @@ use crate::support::{
     full, is_root, models, need, or_skip, page_cache, programs, skip, smaps, wait_for,
 };
 
-/// Where the weights go: each has its own way through the engine.
+/// The destination of the weights. The engine uses separate code for each.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Weights {
-    /// Into the image of the file.
+    /// The image of the file.
     Mapped,
-    /// Through staging buffers into a buffer.
+    /// A buffer, through staging buffers.
     Repacked,
 }
 
@@ -64,14 +64,14 @@ impl Weights {
         need::of(&self.launch())
     }
 
-    /// Which of the files of huge pages is for the weights. A mapped file gets its pages before KV cache and compute buffers, a repacked one
-    /// gets them with its buffer.
+    /// The number of the huge page file that is for the weights. A mapped file gets its pages before KV cache and compute buffers, a
+    /// repacked one with its buffer.
     fn file(self, policy: &str) -> u32 {
         let tried = u32::from(policy == "require");
         tried + if matches!(self, Self::Mapped) { 1 } else { 3 }
     }
 
-    /// What it says without huge pages.
+    /// The answer without huge pages.
     fn plain_answer(self) -> &'static Value {
         static ANSWERS: [OnceLock<Value>; 2] = [OnceLock::new(), OnceLock::new()];
         ANSWERS[self as usize].get_or_init(|| answer(&self.launch().start()))
@@ -83,10 +83,10 @@ fn answer(server: &Server) -> Value {
     server.complete("Once upon a time", &json!({ "temperature": 0, "seed": 1 }))
 }
 
-/// Exit code where more pages or more memory would help.
+/// The exit code if more pages or more memory would help.
 const SHORT: i32 = 3;
 
-/// That it failed, and said why: once, with all of `cause` in one line and all of `hint` in another.
+/// Asserts that the server failed with one message: all of `cause` on one line, and all of `hint` on another.
 fn assert_says(ended: &Ended, cause: &[&str], hint: &[&str]) {
     assert_ends_with(SHORT, ended, cause, hint);
 }
@@ -106,7 +106,7 @@ fn assert_ends_with(code: i32, ended: &Ended, cause: &[&str], hint: &[&str]) {
     }
 }
 
-/// That it answers as without huge pages, and holds no page that is not mapped. Returns its pages.
+/// Asserts that the server answers as without huge pages, and holds no unmapped page. Returns its pages.
 fn assert_serves(weights: Weights, server: &Server, pool: &Pool, others: u64) -> u64 {
     let pages = smaps::hugetlb_bytes(server.pid()) / PAGE;
     assert_eq!(pool.taken(), pages + others, "\n{}", server.log());
@@ -161,7 +161,7 @@ fn prefer_short_by_one_page_uses_all_others_and_answers_the_same() {
     }
 }
 
-/// A limit one page below the need, in a pool that has it all.
+/// Sets a limit one page below the need, in a pool that is large enough.
 fn beyond_a_limit(weights: Weights, file: &str, limit: Limit) {
     let need = weights.need();
     weights.plain_answer();
@@ -200,7 +200,11 @@ fn beyond_a_limit(weights: Weights, file: &str, limit: Limit) {
     assert_eq!(assert_serves(weights, &server, &pool, 0), need - 1);
     drop(server);
     pool.assert_all_back();
-    assert_eq!(cgroup.refusals(), 0, "known before the first touch");
+    assert_eq!(
+        cgroup.refusals(),
+        0,
+        "the server saw the limit before the first touch"
+    );
 }
 
 #[test]
@@ -233,7 +237,7 @@ fn a_limit_on_reservations_of_an_ancestor_is_respected() {
 // gone between the check and the use
 //
 
-/// A server that strace changes: `calls` are watched, `what` is done to them.
+/// A server under strace, which traces `calls` and injects `what` into them.
 struct Traced {
     server: Server,
     trace: PathBuf,
@@ -245,7 +249,7 @@ impl Traced {
         programs::found("strace")?;
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let trace = dir.path().join("trace");
-        // It watches from a process of its own, so the child is the server.
+        // With `-D` strace is a process of its own, so the child is the server.
         let launch = launch
             .wrapped(["strace", "-D", "-f", "-q", "-o"])
             .wrapped([&trace])
@@ -261,8 +265,8 @@ impl Traced {
         fs::read_to_string(&self.trace).unwrap_or_default()
     }
 
-    /// Stopped where it makes the `n`-th file of huge pages: what it needs has been compared with what there is, and
-    /// nothing has been reserved for this one. See `STAGES` and `Weights::file`.
+    /// Stops a server when it creates the `n`-th file of huge pages: after it compared its need with the pool, before it reserved pages for
+    /// this file. See `stages` and `Weights::file`.
     fn stopped_at_memfd(launch: Launch, n: u32) -> Result<Self, String> {
         let mut traced = Self::spawn(
             launch,
@@ -274,7 +278,7 @@ impl Traced {
         });
         assert!(
             stopped && !traced.server.has_ended(),
-            "it never made file {n}\n{}\n{}",
+            "the server never created file {n}\n{}\n{}",
             traced.trace(),
             traced.server.log()
         );
@@ -283,12 +287,12 @@ impl Traced {
 
     fn go_on(&self) {
         let pid = Pid::from_raw(self.server.pid().cast_signed()).expect("not 0");
-        kill_process(pid, Signal::CONT).expect("it is a child of ours");
+        kill_process(pid, Signal::CONT).expect("the process is a child of ours");
     }
 }
 
-/// In front of which of the files the pages are taken. The last three are for weights, KV cache and compute buffers; under `require` a
-/// first one tries whether the kernel gives a page at all.
+/// The files before which another process takes pages. The last three are for weights, KV cache and compute buffers. Under `require`, a
+/// first file probes whether the kernel grants a page at all.
 fn stages(policy: &str) -> impl Iterator<Item = u32> {
     1..=(if policy == "require" { 4 } else { 3 })
 }
@@ -314,7 +318,7 @@ fn require_is_robbed_of_its_pages(weights: Weights) {
             &["the model needs ", " are usable: free "],
             &["sysctl vm.nr_hugepages=", "--hugepage-policy prefer"],
         );
-        // With the total of the hint it would have been enough, and it is no more than that.
+        // The total in the hint would have been enough, and is no larger.
         let hint = ended.line_with("hint: ");
         let total = hint.split_once("nr_hugepages=").expect("just seen").1;
         let total: u64 = total
@@ -371,13 +375,13 @@ fn prefer_without_the_pages_that_another_process_took_answers_the_same_repacked(
     prefer_is_robbed_of_its_pages(Repacked);
 }
 
-/// With one thread. Of several, one may be refused a page in front of those that another got, and the kernel gives back a
-/// reservation that was never used only at the end of a file: until the server ends, some pages stay reserved.
+/// Uses one thread. With several, the kernel may refuse a page that precedes another thread's. It frees an unused reservation only at the
+/// end of a file, so some pages would stay reserved until the server ends.
 fn in_order(launch: Launch) -> Launch {
     launch.args(["--hugepage-threads", "1"])
 }
 
-/// The kernel knows this limit at the fault only, where a touch would be SIGBUS.
+/// The kernel checks this limit only at the page fault, where an unchecked touch raises SIGBUS.
 #[test]
 fn a_limit_that_falls_after_the_check_is_found_at_the_fault() {
     for weights in [Mapped, Repacked] {
@@ -391,7 +395,11 @@ fn a_limit_that_falls_after_the_check_is_found_at_the_fault() {
         cgroup.set("max", need / 2);
         traced.go_on();
         let ended = traced.server.wait();
-        assert!(cgroup.refusals() > 0, "it was the fault\n{}", ended.log);
+        assert!(
+            cgroup.refusals() > 0,
+            "no refusal at the fault\n{}",
+            ended.log
+        );
         assert_says(
             &ended,
             &["the model needs ", &format!("cgroup /{}", cgroup.name())],
@@ -406,13 +414,18 @@ fn a_limit_that_falls_after_the_check_is_found_at_the_fault() {
         traced.go_on();
         traced.server.wait_until_ready();
         let pages = assert_serves(weights, &traced.server, &pool, 0);
-        assert_eq!(pages, need / 2, "to the last one\n{}", traced.server.log());
+        assert_eq!(
+            pages,
+            need / 2,
+            "the server uses every page up to the limit\n{}",
+            traced.server.log()
+        );
         drop(traced);
         pool.assert_all_back();
     }
 }
 
-/// Whatever the kernel's reason is. Each thread gets its first chunk, and nothing more.
+/// The kernel may refuse for any reason: here each thread gets its first chunk, and nothing more.
 #[test]
 fn pages_refused_at_the_fault_while_all_counts_are_right_are_found() {
     const REFUSED: &str = "inject=madvise:error=EFAULT:when=2+";
@@ -455,7 +468,7 @@ fn pages_of_1_gib_where_there_are_only_smaller_ones_are_an_error_with_a_hint() {
     let dir = Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB");
     match fs::read_to_string(dir.join("nr_hugepages")).map(|nr| nr.trim().to_owned()) {
         Ok(nr) if nr == "0" => {}
-        Ok(nr) => return skip(format!("there are {nr} pages of 1 GiB")),
+        Ok(nr) => return skip(format!("{nr} pages of 1 GiB exist")),
         Err(_) => return skip("this kernel has no pages of 1 GiB"),
     }
     let need = Mapped.need();
@@ -473,7 +486,7 @@ fn pages_of_1_gib_where_there_are_only_smaller_ones_are_an_error_with_a_hint() {
     assert_eq!(assert_serves(Mapped, &server, &pool, 0), 0);
     assert!(
         server.log().contains("0 of 1 huge pages of 1 GiB"),
-        "not in silence\n{}",
+        "no report of the shortage\n{}",
         server.log()
     );
 }
@@ -537,7 +550,7 @@ fn surplus_pages_are_taken_to_the_last_one_and_go_back() {
 // other limits
 //
 
-/// With address space for `bytes`, and one heap for all threads: it is how much they want that makes it differ.
+/// Limits the address space to `bytes`. All threads share one heap, because heaps per thread vary in size.
 fn within(bytes: u64, launch: Launch) -> Launch {
     launch
         .env("MALLOC_ARENA_MAX", "1")
@@ -560,13 +573,13 @@ fn too_little_address_space_is_an_error_and_enough_is_enough() {
         pool.assert_all_back();
 
         for policy in ["require", "prefer"] {
-            // Half of the weights have no room.
+            // The address space lacks room for half of the weights.
             let launch = weights.launch().hugepages(policy);
             let ended = within(mapped - need * PAGE / 2, launch).run();
             assert_says(&ended, &["no address space for "], &["ulimit -v unlimited"]);
             pool.assert_all_back();
 
-            // There is room for the weights, and hardly more: either is right.
+            // The address space fits the weights and little more, so the server may serve or fail.
             let launch = weights.launch().hugepages(policy);
             let mut server = within(mapped + 16 * PAGE, launch).spawn();
             if server.is_ready_before_it_ends() {
@@ -586,7 +599,7 @@ fn too_little_address_space_is_an_error_and_enough_is_enough() {
     }
 }
 
-/// A user who has no rights to the pool is told the same, and has the same.
+/// A user without rights to the pool gets the same message and the same pages.
 #[test]
 fn a_user_without_rights_is_told_the_need_and_served_with_what_there_is() {
     if !is_root() {
@@ -595,7 +608,7 @@ fn a_user_without_rights_is_told_the_need_and_served_with_what_there_is() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let anybody = |path: &Path, mode| {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        fs::set_permissions(path, mode).expect("it is ours");
+        fs::set_permissions(path, mode).expect("the folder is ours");
     };
     anybody(dir.path(), 0o755);
     let path = models::copy_to(dir.path(), &models::demo("100M", "Q4_K"));
@@ -623,7 +636,7 @@ fn a_user_without_rights_is_told_the_need_and_served_with_what_there_is() {
 // a context that does not fit
 //
 
-/// What read calls got from a file, as strace -y names it.
+/// Bytes that read calls got from a file, in a trace of `strace -y`.
 fn bytes_read(trace: &Path, file: &Path) -> u64 {
     let trace = fs::read_to_string(trace).expect("strace has written it");
     let name = format!("<{}>", file.display());
@@ -640,7 +653,7 @@ fn a_context_that_does_not_fit_is_known_before_the_weights_are_read() {
     let context = ["--ctx-size", "16384"];
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = fs::canonicalize(dir.path()).expect("just made");
-    // A copy: other tests read the model while this looks at what was read.
+    // A copy, because other tests read the shared model.
     let model = models::copy_to(&path, &models::demo("100M", "Q8_0"));
     let launch = || Launch::ours().model(&model);
     let small = need::of(&launch());
@@ -665,17 +678,17 @@ fn a_context_that_does_not_fit_is_known_before_the_weights_are_read() {
         &["sysctl vm.nr_hugepages="],
     );
     pool.assert_all_back();
-    // More than once: upstream reads the header to measure, and again to load.
+    // Upstream reads the header more than once: to measure, and again to load.
     let header = Gguf::read(&model).data;
     let read = bytes_read(&trace, &model);
     assert!(
         0 < read && read <= 4 * header + 1024 * 1024,
-        "{read} bytes were read, the header has {header}"
+        "{read} bytes read, {header} in the header"
     );
     let cached = or_skip!(page_cache::cached_bytes(&model));
     assert!(
         cached <= header + PAGE,
-        "{cached} bytes came in by a mapping"
+        "a mapping brought {cached} bytes into the page cache"
     );
 
     let server = launch().hugepages("prefer").args(context).start();
@@ -695,7 +708,7 @@ fn a_context_that_does_not_fit_is_known_before_the_weights_are_read() {
 // ends in the middle
 //
 
-/// Ends it at moments spread over the time from the start to the first answer.
+/// Ends the server at moments spread over the time from its start to its first answer.
 fn ends_at_every_stage(weights: Weights) {
     let moments: u32 = if full() { 40 } else { 5 };
     let launch = weights.launch_of("300M").hugepages("require");
@@ -722,7 +735,7 @@ fn ends_at_every_stage(weights: Weights) {
                 start.elapsed()
             );
             let by = ended.status.signal();
-            // Before it listens for signals, and where it does not any more, it dies of it.
+            // The signal kills a server whose handler is not yet, or no longer, installed.
             assert!(
                 by.is_none() || by == Some(signal.as_raw()),
                 "moment {moment}: {}\n{}",
@@ -752,7 +765,7 @@ fn a_repacked_model_can_be_ended_at_every_stage_of_its_load() {
     ends_at_every_stage(Repacked);
 }
 
-/// Makes core dumps files in the folder of the process.
+/// Makes the kernel write core dumps to the folder of the process.
 struct CorePattern {
     _guardian: Option<Guardian>,
 }
@@ -775,7 +788,7 @@ impl CorePattern {
         );
         let mut guardian = Guardian::start(&script, None);
         guardian.tell(before.trim_end());
-        fs::write(Self::PATH, "core").expect("there was the right to");
+        fs::write(Self::PATH, "core").expect("the setting is writable");
         Ok(Self {
             _guardian: Some(guardian),
         })
@@ -784,13 +797,13 @@ impl CorePattern {
 
 #[test]
 fn a_core_dump_has_none_of_the_model() {
-    // As a process has it, and with everything that a filter can ask for.
+    // Dumps with the default filter, and with one that includes everything.
     for weights in [Mapped, Repacked] {
         for filter in [None, Some("0x1ff")] {
             if filter.is_some() && weights == Repacked && !full() {
                 continue;
             }
-            // Stacks and heaps have more than 100 MiB of addresses, of which little is touched.
+            // Stacks and heaps reserve more than 100 MiB of addresses, but touch little of them.
             let launch = weights.launch_of("1G").hugepages("require");
             let need = need::of(&launch);
             let _pool = or_skip!(Pool::with(need));
@@ -804,11 +817,11 @@ fn a_core_dump_has_none_of_the_model() {
             assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
             if let Some(filter) = filter {
                 let path = format!("/proc/{}/coredump_filter", server.pid());
-                fs::write(path, filter).expect("it is ours");
+                fs::write(path, filter).expect("the file is ours");
             }
             let ended = server.stop(Signal::ABORT);
             assert!(ended.status.core_dumped(), "{}", ended.status);
-            let files = fs::read_dir(dir.path()).expect("it is ours");
+            let files = fs::read_dir(dir.path()).expect("the folder is ours");
             let dumps: Vec<_> = files
                 .map(|entry| entry.expect("an entry").metadata().expect("a file"))
                 .collect();
@@ -829,23 +842,23 @@ fn a_core_dump_has_none_of_the_model() {
 // fork
 //
 
-/// A child that does nothing until it is killed.
+/// Forks a child that sleeps until it is killed.
 fn fork_a_sleeper() -> Pid {
     // SAFETY: until it is killed the child only calls alarm(2) and pause(2), which are safe after a fork of one of many threads.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         loop {
-            // SAFETY: they take no pointers.
+            // SAFETY: these calls take no pointers.
             unsafe {
                 libc::alarm(20);
                 libc::pause();
             }
         }
     }
-    Pid::from_raw(pid).expect("there are processes left")
+    Pid::from_raw(pid).expect("the system has processes left")
 }
 
-/// Not a test: the process that forks while it loads.
+/// Not a test: the process that forks while it loads a model.
 #[test]
 #[ignore = "started by `a_fork_during_the_load_takes_nothing_along`"]
 fn load_while_forking() {
@@ -859,7 +872,7 @@ fn load_while_forking() {
         scope.spawn(|| {
             let model = Model::load(&path, &params);
             done.store(true, Ordering::Relaxed);
-            let model = model.expect("there are pages enough");
+            let model = model.expect("the pool is large enough");
             println!("pages={}", smaps::hugetlb_bytes(std::process::id()) / PAGE);
             drop(model);
         });
@@ -867,14 +880,14 @@ fn load_while_forking() {
             let child = fork_a_sleeper();
             let pid = child.as_raw_pid().cast_unsigned();
             let theirs = smaps::read(pid);
-            // A child that is forked between a mapping and the call that keeps it from children has the mapping, without a page.
+            // A child forked between a mapping and its MADV_DONTFORK inherits the mapping, but no page.
             let is_empty =
                 |vma: &smaps::Vma| vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb") == 0;
             let huge = theirs.iter().filter(|vma| vma.is_huge() && !is_empty(vma));
             let huge: Vec<_> = huge.collect();
             println!("fork={} huge={huge:?}", smaps::hugetlb_bytes(pid) / PAGE);
-            kill_process(child, Signal::KILL).expect("it is ours");
-            waitpid(Some(child), WaitOptions::empty()).expect("it is ours");
+            kill_process(child, Signal::KILL).expect("the child is ours");
+            waitpid(Some(child), WaitOptions::empty()).expect("the child is ours");
         }
     });
     println!("after={}", smaps::hugetlb_bytes(std::process::id()) / PAGE);
@@ -885,7 +898,7 @@ fn a_fork_during_the_load_takes_nothing_along() {
     let path = models::demo("300M", "Q8_0");
     let need = crate::support::gguf::pages(&path);
     let pool = or_skip!(Pool::with(need));
-    let mut process = Command::new(env::current_exe().expect("there is one"))
+    let mut process = Command::new(env::current_exe().expect("the test has a path"))
         .args([
             "--ignored",
             "--exact",
@@ -897,7 +910,7 @@ fn a_fork_during_the_load_takes_nothing_along() {
         .expect("this binary can be started");
     let output = BufReader::new(process.stdout.take().expect("piped"));
     let lines: Vec<_> = output.lines().map_while(Result::ok).collect();
-    let status = process.wait().expect("it is ours");
+    let status = process.wait().expect("the child is ours");
     let all = lines.join("\n");
     assert!(status.success(), "{all}");
     assert!(all.contains(&format!("pages={need}\n")), "{need}: {all}");

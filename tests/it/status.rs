@@ -96,7 +96,11 @@ fn a_container_of_version_1_has_the_limit_of_its_mount() {
         &["status", "--format", "json"],
     ));
     let limits = status["limits"].as_array().unwrap();
-    assert_eq!(limits.len(), 1, "what is no limit is left out: {limits:?}");
+    assert_eq!(
+        limits.len(),
+        1,
+        "the tool leaves out cgroups without a limit: {limits:?}"
+    );
     assert_eq!(limits[0]["limit_bytes"], 512 << 20);
 }
 
@@ -106,7 +110,7 @@ fn what_hvo_gives_back_is_measured() {
         &kernels::with_1g(),
         &["status", "--format", "json"],
     ));
-    // 64 GiB have 262,144 pages of struct page; 512 huge pages gave back 7 each.
+    // 64 GiB need 262,144 pages for struct page. Each of 512 huge pages gave back 7 of them.
     assert_eq!(status["hvo"]["given_back_bytes"], 512 * 7 * 4096);
 }
 
@@ -124,7 +128,7 @@ fn doctor_exits_with_3_where_huge_pages_cannot_be_used() {
 
 #[test]
 fn doctor_names_the_model_that_the_pool_is_too_small_for() {
-    // A long context: what does not fit is not the file.
+    // The file fits into the pool, but the cache of a long context does not.
     let path = models::demo("100M", "Q8_0");
     let path = path.to_str().unwrap();
     let kernel = kernels::only_2m();
@@ -145,7 +149,7 @@ fn doctor_names_the_model_that_the_pool_is_too_small_for() {
         format!("sudo hugepages pool reserve --for -- -m {path} -c 262144 -np 1")
     );
     assert_eq!(of("model-file")["severity"], "ok", "{found}");
-    // Which of the two depends on the file system below target/.
+    // The severity depends on the file system of target/.
     assert!(["ok", "warning"].contains(&of("model-direct-io")["severity"].as_str().unwrap()));
     assert!(
         of("model-mapping")["found"]
@@ -174,7 +178,7 @@ fn names_of_processes_cannot_steer_the_terminal() {
     assert!(!stdout(&mut on(&kernel, &["status"])).contains('\x1b'));
 }
 
-/// Not a test: what the test below looks for.
+/// Not a test: the process that the test below looks for.
 #[test]
 #[ignore = "started by `who_maps_huge_pages_is_listed_with_its_bytes`"]
 fn hold_three_huge_pages() {
@@ -210,7 +214,7 @@ fn who_maps_huge_pages_is_listed_with_its_bytes() {
     let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
     let held = lines.any(|line| line.unwrap().contains("holding"));
     let status = json(&mut tool(&["status", "--format", "json"]));
-    // Who is somebody else may know that it has pages, and not of which size.
+    // Another user may see the holder's bytes, but not their page size.
     let nobody = is_root().then(|| as_nobody(&["status", "--format", "json"]));
     holder.kill().unwrap();
     holder.wait().unwrap();
@@ -254,9 +258,9 @@ fn who_maps_huge_pages_is_listed_with_its_bytes() {
     pool.assert_all_back();
 }
 
-/// What the tool prints to a user without rights.
+/// The tool's output for a user without rights.
 fn as_nobody(args: &[&str]) -> String {
-    // That user may not look into the folder of the build.
+    // That user may not be able to enter the build folder.
     let dir = tempfile::tempdir().unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(dir.path(), mode).unwrap();
@@ -323,7 +327,7 @@ fn watch_through_a_pipe_prints_one_object_per_line() {
         let value: Value = serde_json::from_str(&line.unwrap()).unwrap();
         assert_eq!(value["schema"], 1);
     }
-    // Its reader is gone: it ends by itself, and that is no failure.
+    // The reader is gone, so the tool must end by itself, and without an error.
     let mut code = None;
     wait_for(Duration::from_secs(5), || {
         code = child.try_wait().unwrap();
@@ -333,17 +337,17 @@ fn watch_through_a_pipe_prints_one_object_per_line() {
     assert_eq!(code.and_then(|status| status.code()), Some(0));
 }
 
-/// Runs it on a terminal, presses a key once three frames were drawn, and returns what the terminal got, with the
-/// modes that it has afterwards.
+/// Runs the tool on a terminal and presses a key after three frames. Returns the frames, and the text after them: the exit code, and
+/// whether the terminal modes are the same as before.
 fn on_a_terminal(keys: &[u8]) -> (String, String) {
     let kernel = kernels::only_2m();
     let script = format!(
-        // Ctrl-C reaches the shell too, which has the code to tell.
+        // Ctrl-C reaches the shell too, which must survive to print the code.
         "trap : INT; stty cols 80 rows 40; before=$(stty -g); {} status --watch 0.1 --root {}; echo \"code $?\"; [ \"$before\" = \"$(stty -g)\" ] && echo same modes",
         programs::hugepages().display(),
         kernel.path().display()
     );
-    // `script` is a terminal, and hands on what is written to it.
+    // `script` provides a terminal, and passes its input on.
     let mut child = Command::new("script")
         .args(["-qec", &script, "/dev/null"])
         .env("SHELL", "/bin/sh")
@@ -377,8 +381,8 @@ fn on_a_terminal(keys: &[u8]) -> (String, String) {
     }
     reader.join().unwrap();
     let text = text();
-    assert!(three, "it is drawn again: {text:?}");
-    assert!(ended, "it does not end: {text:?}");
+    assert!(three, "fewer than three frames: {text:?}");
+    assert!(ended, "the tool does not end: {text:?}");
     let (drawn, after) = text
         .rsplit_once("\x1b[?1049l")
         .expect("the first screen is back");

@@ -1,4 +1,4 @@
-//! The units in `deploy/systemd/`, and what a service manager hears of a server.
+//! The units in `deploy/systemd/`, and the notifications that a server sends to its service manager.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -13,16 +13,16 @@ use crate::support::pool::Pool;
 use crate::support::server::Launch;
 use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
 
-/// What systemd says of our units; nothing is what it should be.
+/// systemd's complaints about our units, which should be none.
 fn verify(dir: &Path, names: &[String]) -> String {
     let output = Command::new("systemd-analyze")
         .arg("verify")
         .args(names.iter().map(|name| dir.join(name)))
         .env("SYSTEMD_LOG_LEVEL", "notice")
         .output()
-        .expect("it ran before");
+        .expect("systemd-analyze ran before");
     let said = String::from_utf8_lossy(&output.stderr);
-    // It reads the units of the machine too, and those are not ours.
+    // systemd-analyze reads the machine's units too, whose faults are not ours.
     let ours = said
         .lines()
         .filter(|line| line.contains("llama") || line.contains("hugepages"));
@@ -35,21 +35,21 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     or_skip!(found.map_err(|error| format!("systemd-analyze cannot be run: {error}")));
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    // It wants the programs to be there.
+    // systemd-analyze checks that the programs exist.
     let bin = programs::hugepages();
     let bin = bin
         .parent()
-        .expect("it lies in a folder")
+        .expect("the program is in a folder")
         .display()
         .to_string();
     let mut names = Vec::new();
-    for entry in fs::read_dir(units).expect("they are there").flatten() {
+    for entry in fs::read_dir(units).expect("the units exist").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".service") {
             let text = fs::read_to_string(entry.path()).expect("a text");
             let text = text.replace("/usr/bin/", &format!("{bin}/"));
             fs::write(dir.path().join(&name), text).expect("just made");
-            // A template is checked as one of its instances.
+            // systemd-analyze checks a template through one of its instances.
             let instance = name.replace('@', "@demo");
             if instance != name {
                 fs::copy(dir.path().join(&name), dir.path().join(&instance)).expect("just made");
@@ -60,14 +60,14 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     assert_eq!(names.len(), 3, "{names:?}");
     assert_eq!(verify(dir.path(), &names), "");
 
-    // That it would say something.
+    // A test of the test: a wrong unit causes a complaint.
     let unit = dir.path().join("llama-hugepages-pool.service");
     let text = fs::read_to_string(&unit).expect("just made");
     fs::write(&unit, text.replace("Type=oneshot", "Type=oneshoot")).expect("just made");
     assert!(verify(dir.path(), &names).contains("oneshoot"));
 }
 
-/// Starts a server that shall tell somebody, and checks that it is ready when it does.
+/// Starts a server with a notification socket, and asserts that it is ready when it notifies.
 fn tells(socket: &UnixDatagram, name: &str) {
     socket
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -79,12 +79,12 @@ fn tells(socket: &UnixDatagram, name: &str) {
     let mut message = [0; 256];
     let n = socket
         .recv(&mut message)
-        .unwrap_or_else(|error| panic!("nothing was told: {error}\n{}", server.log()));
-    assert!(server.is_ready(), "told too soon\n{}", server.log());
+        .unwrap_or_else(|error| panic!("no notification: {error}\n{}", server.log()));
+    assert!(server.is_ready(), "notified too soon\n{}", server.log());
     let message = String::from_utf8_lossy(&message[..n]).into_owned();
     assert!(message.starts_with("READY=1\n"), "{message}");
-    socket.set_nonblocking(true).expect("it is ours");
-    assert!(socket.recv(&mut [0; 256]).is_err(), "told twice");
+    socket.set_nonblocking(true).expect("the socket is ours");
+    assert!(socket.recv(&mut [0; 256]).is_err(), "notified twice");
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn a_service_manager_is_told_when_the_model_answers_and_not_before() {
     tells(&socket, path.to_str().expect("a plain path"));
 
     let name = format!("llama-hugepages-test-{}", process::id());
-    let address = SocketAddr::from_abstract_name(&name).expect("it is short");
-    let socket = UnixDatagram::bind_addr(&address).expect("nobody has it");
+    let address = SocketAddr::from_abstract_name(&name).expect("the name is short");
+    let socket = UnixDatagram::bind_addr(&address).expect("the address is free");
     tells(&socket, &format!("@{name}"));
 }
 
@@ -122,7 +122,7 @@ struct Machine {
     port: u16,
 }
 
-/// What a machine boots with.
+/// The settings of a machine.
 struct Boot {
     pages: u64,
     model: PathBuf,
@@ -152,7 +152,7 @@ impl Machine {
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).expect("just made");
         let log = File::create(dir.path().join("log")).expect("just made");
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -169,7 +169,7 @@ impl Machine {
             .arg(source.join("tests/it/systemd_boot.sh"))
             .arg(&scratch)
             .arg(source.join("deploy/systemd"))
-            .arg(programs.parent().expect("it lies in a folder"))
+            .arg(programs.parent().expect("the program is in a folder"))
             .arg(&with.model)
             .args([port.to_string(), with.pages.to_string()])
             .args([if with.is_filled { "filled" } else { "empty" }, with.line])
@@ -206,32 +206,35 @@ impl Machine {
         );
     }
 
-    /// Ends it in order.
+    /// Shuts the machine down.
     fn power_off(&mut self) {
         self.run(&["systemctl", "poweroff"]);
         let ended = wait_for(Duration::from_secs(60), || {
-            self.unshare.try_wait().expect("it is ours").is_some()
+            self.unshare
+                .try_wait()
+                .expect("the child is ours")
+                .is_some()
         });
         assert!(ended, "{}", self.log());
     }
 
-    /// Bytes of the last load of the server, as it tells them itself.
+    /// Bytes of the server's last load, as the server reports them.
     fn load(&self, how: &str) -> u64 {
         let props = http::get_json(&format!("http://127.0.0.1:{}/props", self.port));
         let bytes = &props["hugepages"]["load"][how];
         bytes.as_u64().unwrap_or_else(|| panic!("{how}: {props}"))
     }
 
-    /// Runs something in it, and returns what it prints.
+    /// Runs a command in the machine, and returns its output.
     fn run(&self, args: &[&str]) -> String {
         let pid = self.unshare.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let init = children.expect("it lives").trim().to_owned();
+        let init = children.expect("the process lives").trim().to_owned();
         let output = Command::new("nsenter")
             .args(["-t", &init, "--mount", "--pid", "--cgroup", "--"])
             .args(args)
             .output()
-            .expect("nsenter is there");
+            .expect("nsenter is installed");
         format!(
             "{}{}",
             String::from_utf8_lossy(&output.stdout),
@@ -242,7 +245,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Its children go with it.
+        // The machine's processes end with `unshare`.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
     }
@@ -294,7 +297,7 @@ fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
         machine.is_ready(),
         "a restart returns when the model answers"
     );
-    // The server goes on without the store.
+    // The server continues without the store.
     machine.run(&["systemctl", "stop", "llama-hugepages-store"]);
     assert!(machine.is_ready());
     assert_eq!(
@@ -308,7 +311,7 @@ fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
     pool.assert_all_back();
 }
 
-/// That the server reads and repacks a model by itself under its filter, and attaches to it the next time.
+/// Asserts that the server reads and repacks a model under its filter, and attaches to the image after a restart.
 fn reads_under_its_filter(line: &'static str, is_killing: bool) {
     if !is_root() {
         return skip("root is needed for namespaces");
@@ -336,7 +339,7 @@ fn reads_under_its_filter(line: &'static str, is_killing: bool) {
             .iter()
             .sum::<u64>()
     };
-    let size = fs::metadata(&boot.model).expect("it is there").len();
+    let size = fs::metadata(&boot.model).expect("the model exists").len();
     let first = (read(&machine), machine.load("bytes_attached"));
     assert!(
         first.0 > size / 2 && first.1 == 0,

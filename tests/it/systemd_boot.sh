@@ -1,5 +1,5 @@
-# Boots systemd as process 1 of namespaces of its own, on a copy of this machine's root that is thrown away.
-# $1: an empty folder  $2: the folder of the units  $3: that of the programs  $4: a model  $5: a port  $6: the pages to see to
+# Boots systemd as process 1 of namespaces of its own, on a temporary copy of this machine's root.
+# $1: an empty folder  $2: the folder of the units  $3: the folder of the programs  $4: a model  $5: a port  $6: the number of pages
 # $7: `filled` for a store with the model, `empty` for one that the server fills  $8: a line for the server's unit, or nothing
 set -eu
 scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6 store=$7 line=$8
@@ -9,7 +9,7 @@ mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
 mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" none "$scratch/root"
 root=$scratch/root
 
-# Nothing of the machine's own is started.
+# The machine's own services must not start.
 rm -rf "$root"/etc/systemd/system/*.wants "$root"/lib/systemd/system/*.wants
 cp "$programs/llama-server" "$programs/hugepages" "$root/usr/bin/"
 cp "$units"/*.service "$root/etc/systemd/system/"
@@ -30,7 +30,7 @@ drop_in() { # unit, lines
     printf '%s\n' '[Service]' "$@" > "$dir/test.conf"
 }
 if [ "$store" = filled ]; then
-    # What is loaded is what is served.
+    # The store and the server must use the same weights, so the server does not repack either.
     echo LLAMA_ARG_NO_REPACK=1 >> "$root/etc/llama-hugepages/a.env"
 else
     drop_in llama-hugepages-store.service ExecStart= 'ExecStart=+/usr/bin/hugepages store mount --uid llama --gid llama'

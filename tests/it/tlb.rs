@@ -1,4 +1,4 @@
-//! `hugepages tlb` as a user runs it, on small memories: no claim here is about how long something takes.
+//! `hugepages tlb` as a user runs it, on little memory. These tests claim nothing about times.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -99,9 +99,12 @@ fn signals_give_every_page_back_and_leave_no_picture() {
         .args(["-s", "INT", &child.id().to_string()])
         .status();
     assert!(status.unwrap().success());
-    assert!(taken || child.kill().is_ok(), "it never took the pages");
+    assert!(
+        taken || child.kill().is_ok(),
+        "the tool never took the pages"
+    );
     let output = child.wait_with_output().unwrap();
-    assert!(taken, "it never took the pages");
+    assert!(taken, "the tool never took the pages");
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert_eq!(output.stderr, b"error: cancelled\n");
     pool.assert_all_back();
@@ -128,7 +131,7 @@ fn the_picture_has_a_title_labels_and_both_colour_schemes() {
     ] {
         assert!(svg.contains(part), "{part}: {svg}");
     }
-    // Each element that is opened is closed: what an XML parser would complain about first.
+    // Each opened element is closed, which an XML parser checks first.
     let opened = svg.matches('<').count() - svg.matches("</").count();
     let closed = svg.matches("</").count() + svg.matches("/>").count();
     assert_eq!(opened, closed);

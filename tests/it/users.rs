@@ -1,5 +1,5 @@
 //! The same claims for the owner of a model, for a user who may only read it, and for root.
-//! Lives here: what the rights of a user change, or must not change. Not here: a model's content (`bad_input`).
+//! Lives here: effects of a user's rights. Not here: a model's content (`bad_input`).
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -24,14 +24,14 @@ use crate::support::{is_root, models, need, or_skip, wait_for};
 
 const MIB: u64 = 1 << 20;
 
-/// Beside the header: what the kernel reads ahead of it, and a first read that finds out what the file system does.
+/// Reads beside the header: the kernel's readahead, and a first read that probes the file system.
 const SLACK: u64 = 4 * MIB;
 
-/// More than any model here needs.
+/// More pages than any model here needs.
 const PAGES: u64 = 260;
 
 const NOBODY: u32 = 65534;
-/// A group that the volume belongs to, as Kubernetes makes it with `fsGroup`.
+/// The group that owns the volume, as with Kubernetes' `fsGroup`.
 const FS_GROUP: u32 = 65500;
 
 const NAME: &str = "model.gguf";
@@ -39,16 +39,16 @@ const NAME: &str = "model.gguf";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum User {
     Root,
-    /// An ordinary user with a model of their own.
+    /// An ordinary user who owns the model.
     Owner,
-    /// An ordinary user, as of the shipped unit, with a model of root.
+    /// An ordinary user, as in the shipped unit, whose model belongs to root.
     Reader,
 }
 
 const USERS: [User; 3] = [User::Root, User::Owner, User::Reader];
 
 impl User {
-    /// The model as it belongs to somebody, readable by all.
+    /// Gives the model to its owner, readable by all.
     fn prepare(self, model: &Path) {
         fs::set_permissions(model, Permissions::from_mode(0o644)).expect("root may");
         let owner = if self == Self::Owner { NOBODY } else { 0 };
@@ -67,7 +67,7 @@ fn root() -> Result<(), String> {
     if is_root() {
         Ok(())
     } else {
-        Err("root is needed to be somebody else".to_owned())
+        Err("only root can become another user".to_owned())
     }
 }
 
@@ -75,7 +75,7 @@ fn root() -> Result<(), String> {
 // reading
 //
 
-/// Loads as a user, and checks what is true of every load.
+/// Loads as a user, and asserts that the report is true.
 fn load(user: User, weights: Weights, is_warm: bool) -> Result<(Seen, String), String> {
     root()?;
     let expected = weights.stock_answers()?;
@@ -87,7 +87,7 @@ fn load(user: User, weights: Weights, is_warm: bool) -> Result<(Seen, String), S
     file_system.let_others_in();
     user.prepare(&model);
     file_system.drop_cache(NAME);
-    let size = fs::metadata(&model).expect("it is there").len();
+    let size = fs::metadata(&model).expect("the model exists").len();
     if is_warm {
         page_cache::warm_all(&model, &model);
     }
@@ -159,7 +159,7 @@ fn a_warm_load_does_not_read_the_disk_again_for_any_user() {
 // stores
 //
 
-/// The server took its weights from the store, and read no more than its header.
+/// Asserts that the server attached its weights, and read no more than the header.
 fn assert_attached(server: &Server, what: &str) {
     let said = Load::of(server);
     assert!(
@@ -169,7 +169,7 @@ fn assert_attached(server: &Server, what: &str) {
     );
 }
 
-/// A folder that all may enter, with the model of root in it, and a store of root.
+/// A folder that every user may enter, with root's model, and root's store.
 struct Shared {
     store: Store,
     model: PathBuf,
@@ -198,7 +198,7 @@ impl Shared {
 
 fn folder_for_all() -> tempfile::TempDir {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("the folder is ours");
     dir
 }
 
@@ -219,7 +219,7 @@ fn a_user_who_may_only_read_attaches_what_root_has_loaded() {
             assert_eq!(
                 (shared.store.names(), shared.store.pages()),
                 (names.clone(), kept),
-                "{weights:?}, {policy}: the store is as it was"
+                "{weights:?}, {policy}: the server leaves the store alone"
             );
         }
         shared.store.assert_only_files_hold_pages();
@@ -233,7 +233,7 @@ fn a_user_who_may_only_read_is_told_that_an_image_is_incomplete() {
         let mut shared = or_skip!(Shared::with(20, weights));
         drop(shared.launch(User::Root, weights, "prefer").start());
         let kept = shared.store.pages();
-        // Repacked weights may leave nothing there, which is incomplete as well.
+        // Repacked weights may leave no image, which is incomplete as well.
         assert!(
             kept <= 20 && (kept > 0 || weights == Repacked),
             "{kept} pages"
@@ -250,32 +250,32 @@ fn a_user_who_may_only_read_is_told_that_an_image_is_incomplete() {
         let server = shared.launch(User::Reader, weights, "prefer").start();
         assert_eq!(&answers(&server), expected, "\n{}", server.log());
         drop(server);
-        // Those that the files hold were held when the pool was set.
+        // The files held their pages when the pool was set, so those pages do not count here.
         shared.store.pool.assert_all_back();
     }
 }
 
 fn signal(server: &Server, signal: Signal) {
     let pid = Pid::from_raw(server.pid().cast_signed()).expect("not 0");
-    kill_process(pid, signal).expect("it is a child of ours");
+    kill_process(pid, signal).expect("the process is a child of ours");
 }
 
-/// The filler stands still in the middle.
+/// The filler is stopped in the middle of its load.
 #[test]
 fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_a_hint() {
     or_skip!(root());
     for weights in BOTH {
         let expected = or_skip!(weights.stock_answers());
         let demo = weights.demo();
-        let size = fs::metadata(&demo).expect("it is there").len();
+        let size = fs::metadata(&demo).expect("the model exists").len();
         let mut device = or_skip!(Device::with(size));
         let model = models::copy_to(&device.path(), &demo);
         File::open(&model)
             .and_then(|file| file.sync_all())
             .expect("the device works");
         let folder = device.path();
-        let folder = folder.parent().expect("it has one");
-        fs::set_permissions(folder, Permissions::from_mode(0o755)).expect("it is ours");
+        let folder = folder.parent().expect("the folder has a parent");
+        fs::set_permissions(folder, Permissions::from_mode(0o755)).expect("the folder is ours");
         User::Reader.prepare(&model);
         let store = or_skip!(Store::with_options(PAGES, "mode=0755"));
         page_cache::drop_file(&model);
@@ -295,7 +295,7 @@ fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_
         signal(&filler, Signal::STOP);
         let part = store.pages();
         let mut other = launch(User::Reader).spawn();
-        // It names the process that it waits for.
+        // The waiting server names the filler's process.
         let named = filler.pid().to_string();
         let tells = wait_for(Duration::from_secs(30), || {
             other.has_ended() || other.log().contains(&named)
@@ -316,7 +316,7 @@ fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_
         assert_eq!(&answers(&other), expected, "{weights:?}");
         assert!(
             tells,
-            "{weights:?}: it does not tell that it waits for process {named}\n{log}"
+            "{weights:?}: no message about waiting for process {named}\n{log}"
         );
     }
 }
@@ -325,9 +325,9 @@ fn a_user_who_may_only_read_waits_for_a_living_filler_and_says_so_or_fails_with_
 // a volume that belongs to a group
 //
 
-/// hugetlbfs as Kubernetes mounts an `emptyDir` with the medium `HugePages`: it belongs to root and the group of the pod.
+/// hugetlbfs as Kubernetes mounts an `emptyDir` with the medium `HugePages`: root and the pod's group own it.
 struct Volume {
-    // Before the pool: its pages go back first.
+    // Before the pool, so that its pages return first.
     mounted: Mounted,
     pool: Pool,
     model: PathBuf,
@@ -339,7 +339,7 @@ impl Volume {
         root()?;
         let pool = Pool::with(pages)?;
         let mounted = Mounted::with(&format!("pagesize=2M,mode=0775,uid=0,gid={FS_GROUP}"))?;
-        // The option of the mount takes no set-group-ID bit; Kubernetes sets it afterwards, too.
+        // The mount option sets no set-group-ID bit, so Kubernetes sets it afterwards, as this test does.
         fs::set_permissions(mounted.path(), Permissions::from_mode(0o2775)).expect("root may");
         let dir = folder_for_all();
         let model = models::copy_to(dir.path(), &Mapped.demo());
@@ -356,7 +356,7 @@ impl Volume {
         self.mounted.path().to_str().expect("a plain name")
     }
 
-    /// A server of the pod's user.
+    /// A server that runs as the pod's user.
     fn launch(&self, store: &str) -> Launch {
         let launch = Launch::ours().model(&self.model).hugepages("require");
         launch
@@ -379,10 +379,10 @@ fn run_as_member(line: &str) -> Output {
     let command = as_member();
     let mut command = Command::new(&command[0]);
     command.args(&as_member()[1..]).args(["sh", "-c", line]);
-    command.output().expect("setpriv of util-linux is there")
+    command.output().expect("util-linux is installed")
 }
 
-/// The commands in a hint, up to the end of the path that begins with `path`.
+/// A command in a hint, up to the end of the path that begins with `path`.
 fn from_hint<'a>(hint: &'a str, command: &str, path: &str) -> &'a str {
     let start = format!("{command} {path}/");
     let at = hint
@@ -405,11 +405,11 @@ fn the_hint_for_a_volume_of_a_group_is_a_folder_that_its_user_can_make_and_use()
     let line = ended.log.lines().find(|line| line.contains("2775"));
     assert!(
         line.is_some_and(|line| line.contains(volume.path())),
-        "the mode is not named\n{}",
+        "no line names the mode\n{}",
         ended.log
     );
     let hint = ended.line_with("hint: ");
-    assert!(!hint.contains("chmod"), "the user may not: {hint}");
+    assert!(!hint.contains("chmod"), "the user may not chmod: {hint}");
     let mkdir = from_hint(hint, "mkdir -m 0700", volume.path());
     let option = from_hint(hint, "--hugepage-store", volume.path());
     let output = run_as_member(mkdir);
@@ -440,7 +440,7 @@ fn a_private_folder_in_a_volume_of_a_group_is_a_store() {
     volume.pool.assert_all_back();
 }
 
-/// Before the server, in a mount namespace of its own: every hugetlbfs but one is unmounted there.
+/// Unmounts every hugetlbfs but one, in the server's own mount namespace, before it starts the server.
 const ALONE: &str = r#"
     keep=$1; shift
     awk '$3 == "hugetlbfs" { print $2 }' /proc/mounts | while read -r mount; do
@@ -464,12 +464,12 @@ fn auto_names_the_mount_that_it_refused_and_why() {
     assert_ne!(ended.status.code(), Some(99), "\n{}", ended.log);
     assert!(
         !ended.log.contains("no hugetlbfs"),
-        "one is mounted\n{}",
+        "a hugetlbfs is mounted\n{}",
         ended.log
     );
     let line = ended.log.lines().find(|line| line.contains(volume.path()));
-    let line = line.unwrap_or_else(|| panic!("the mount is not named\n{}", ended.log));
-    assert!(line.contains("2775"), "why it was refused: {line}");
+    let line = line.unwrap_or_else(|| panic!("no line names the mount\n{}", ended.log));
+    assert!(line.contains("2775"), "no reason for the refusal: {line}");
     from_hint(ended.line_with("hint: "), "mkdir -m 0700", volume.path());
     volume.pool.assert_all_back();
 }

@@ -1,4 +1,4 @@
-//! Pages on loan: a process that returns its pages when the other end of its input closes, so however its owner ends.
+//! Pages on loan: a process that returns its pages when its input closes, even if its owner was killed.
 
 use std::env;
 use std::io::{BufRead, BufReader};
@@ -20,8 +20,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Adds pages until `pages` of them are usable, with further arguments for `hugepages pool reserve`. `None` if `cancelled` was
-    /// set meanwhile.
+    /// Starts `hugepages pool reserve` with these further arguments, to add pages until `pages` of them are usable. Returns `None` if
+    /// `cancelled` was set meanwhile.
     pub fn ask(
         size: HugePageSize,
         pages: u64,
@@ -35,7 +35,7 @@ impl Lease {
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // A Ctrl-C at the terminal is for this process, which ends it.
+            // Its own process group, so that a Ctrl-C at the terminal reaches only the owner.
             .process_group(0)
             .spawn()
             .context("cannot start `hugepages pool reserve --lease`")?;
@@ -48,7 +48,7 @@ impl Lease {
         thread::spawn(move || {
             let mut line = String::new();
             if let Some(output) = output {
-                // A process that prints nothing refuses.
+                // An empty answer counts as a refusal.
                 let _ = BufReader::new(output).read_line(&mut line);
             }
             sender.send(line)
@@ -66,8 +66,8 @@ impl Lease {
         }
     }
 
-    /// The process may wait for a lock that another command holds. Once it has the lock, it finds its input closed and returns the
-    /// pages at once.
+    /// Ends the lease without a long wait, because the process may wait for a lock. Once it has the lock, it reads the end of its input and
+    /// returns the pages.
     fn abandon(mut self) {
         drop(self.input.take());
         for _ in 0..100 {
@@ -118,7 +118,7 @@ impl Answer {
     }
 }
 
-/// The command with which an administrator makes so many pages usable.
+/// The command for an administrator, which makes this many pages usable.
 pub fn command(size: HugePageSize, pages: u64) -> String {
     let size = size.short_name();
     format!("sudo hugepages pool reserve {pages} --size {size} --usable")

@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> Result<Exit> {
     })
 }
 
-/// Whether `--numa distribute` is among the arguments, or in the environment.
+/// Whether the arguments or the environment contain `--numa distribute`.
 fn is_interleaved(arguments: &[String]) -> bool {
     let value = arguments
         .iter()

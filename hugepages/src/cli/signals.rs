@@ -22,7 +22,7 @@ pub fn stop() -> Result<Arc<AtomicBool>> {
 /// Whether this process inherited the signal as ignored, for example from `nohup` or `trap '' INT`. Then it must stay ignored.
 pub fn is_ignored(signal: i32) -> bool {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: asks only; there is room for the answer, which outlives the call.
+    // SAFETY: only reads the action of a signal, into memory that outlives the call.
     let asked = unsafe { libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) };
     // SAFETY: zeroed above, which is a valid value, and written by the call.
     let now = unsafe { now.assume_init() };

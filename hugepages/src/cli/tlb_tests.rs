@@ -108,7 +108,10 @@ fn the_tables_fit_in_80_columns() {
 fn the_tables_fit_in_120_columns() {
     let text = at(120, false);
     assert!(text.lines().all(|line| line.chars().count() <= 120));
-    assert_eq!(text, include_str!("../../../tests/it/snapshots/tlb-120.txt"));
+    assert_eq!(
+        text,
+        include_str!("../../../tests/it/snapshots/tlb-120.txt")
+    );
 }
 
 #[test]

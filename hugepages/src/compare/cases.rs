@@ -32,7 +32,7 @@ pub enum Pages {
 pub struct Recipe {
     /// Name in the report.
     pub name: &'static str,
-    /// Which server.
+    /// The server.
     pub program: Which,
     /// Additional arguments.
     pub args: &'static [&'static str],

@@ -5,8 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// Reads names to clean up until the end of its input, which comes at the end of this process. Servers need a moment to die, and
-/// until then a cgroup and a mount are busy.
+/// Reads names until its input ends with this process, then cleans up. It retries, because a cgroup and a mount stay busy until their
+/// servers have died.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP QUIT PIPE
 cgroup= mount= control= folder=

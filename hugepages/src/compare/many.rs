@@ -43,7 +43,7 @@ impl ManySide {
 }
 
 impl Runner<'_> {
-    /// Starts `servers` of each side, requests a token from each, and reads the memory. `told` is called before each side.
+    /// Starts `servers` of each side, requests a token from each, and reads the memory. Calls `told` before each side.
     ///
     /// # Errors
     /// Errors of a server.

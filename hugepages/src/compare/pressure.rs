@@ -80,7 +80,7 @@ impl PressureSide {
 }
 
 impl Runner<'_> {
-    /// Runs both sides under the same limit. `told` is called before each run.
+    /// Runs both sides under the same limit. Calls `told` before each run.
     ///
     /// # Errors
     /// [`CompareError::NoCgroup`] if the machine cannot limit memory, and errors of a server.

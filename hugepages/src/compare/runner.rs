@@ -85,12 +85,12 @@ pub struct Runner<'a> {
     pub speed_tokens: u32,
     /// Time limit for a server to become ready, and for each answer.
     pub patience: Duration,
-    /// Set to cancel: the runner ends soon, and no server is left.
+    /// Set to cancel: the runner ends soon, and leaves no server.
     pub cancelled: &'a AtomicBool,
 }
 
 impl<'a> Runner<'a> {
-    /// Runs one case. `told` is called before each run.
+    /// Runs one case. Calls `told` before each run.
     ///
     /// # Errors
     /// Errors of a server; [`CompareError::Unequal`] before the measurement.

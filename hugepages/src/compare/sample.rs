@@ -42,13 +42,13 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// User and system.
+    /// CPU time in user mode and in the kernel.
     pub fn cpu_seconds(&self) -> f64 {
         self.user_seconds + self.system_seconds
     }
 }
 
-/// As in `/props`: microseconds of the phases are sums over the threads.
+/// In the form of `/props`: microseconds of the phases are sums over the threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(
     missing_docs,
@@ -87,7 +87,7 @@ impl Counts {
         Self::parse(&stat)
     }
 
-    /// proc(5): the name in brackets may hold anything, so fields count from behind its end: 3 is the state.
+    /// proc(5): the name in brackets may contain any character, so the fields count from its end: field 3 is the state.
     fn parse(stat: &str) -> Option<Self> {
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

@@ -222,7 +222,7 @@ impl<'a> Server<'a> {
         Ok((ready, (came - self.began).as_secs_f64()))
     }
 
-    /// Measures the first token and its cost, then the speed. `residue` is called directly after the first token.
+    /// Measures the first token and its cost, then the speed. Calls `residue` directly after the first token.
     pub fn measure(
         mut self,
         speed_tokens: u32,
@@ -273,7 +273,7 @@ impl<'a> Server<'a> {
         CompareError::NoAnswer { name, reason }
     }
 
-    /// Why it ended: the cause and the hint in its log, or the last thing it said.
+    /// Why the server ended: the cause and the hint in its log, or the last line of the log.
     fn last_words(&mut self) -> (String, Option<String>) {
         let mut text = Vec::new();
         // An unreadable log gives no message.

@@ -160,7 +160,7 @@ fn side_by_side(agent: &Agent, url: &str, tokens: u32) -> Result<Parallel, Strin
     let timings: Vec<Timings> = thread::scope(|scope| {
         let all: Vec<_> = (0..STREAMS)
             .map(|number| {
-                // Different from the first word on: nothing of one is of use for another.
+                // The prompts differ from the first word on, so no request reuses the cache of another request.
                 let request = request(&format!("{number}. {PROMPT}"), tokens);
                 scope.spawn(move || {
                     let (answer, _) = post(agent, url, &request)?;

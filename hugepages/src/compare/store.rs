@@ -53,7 +53,7 @@ fn mount(dir: &Path, size: HugePageSize) -> io::Result<()> {
     );
     let kind = c"hugetlbfs";
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    // SAFETY: C strings that outlive the call, and a source that hugetlbfs does not look at.
+    // SAFETY: C strings that outlive the call; hugetlbfs ignores the source.
     let mounted = unsafe {
         let source = kind.as_ptr();
         libc::mount(

@@ -1,12 +1,12 @@
-//! Architectures: which tensors and keys each has.
+//! The tensors and keys of each architecture.
 
 use super::{Experts, shape::Shape, vocab};
 use llama_hugepages::gguf::{Gguf, GgufError, TensorType};
 
-/// The families of models that can be made.
+/// The supported families of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arch {
-    /// Grouped-query attention and a gated feed-forward network; with experts it is a Mixtral.
+    /// Grouped-query attention and a gated feed-forward network; Mixtral with experts.
     Llama,
     /// As Llama, with norms on queries and keys.
     Qwen3,
@@ -28,12 +28,12 @@ impl Arch {
     }
 }
 
-/// What a tensor is filled with.
+/// The content of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Of the type asked for, scaled by the number of inputs (`ne[0]`).
+    /// Of the requested type, scaled by the number of inputs (`ne[0]`).
     Weight,
-    /// The same, but F32 in every model: small, and upstream never quantises it.
+    /// The same, but F32 in every model, because upstream never quantises such small tensors.
     F32Weight,
     /// F32, around one.
     Norm,
@@ -76,10 +76,10 @@ impl Tensor {
 }
 
 impl Shape {
-    /// All tensors, in the order in which they lie in the file.
+    /// All tensors, in file order.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = self.head();
-        // Upstream's converters put the output layer last or first; at the end it makes two shards differ from two halves.
+        // Upstream's converters write the output layer first or last. Here it comes last, so that two shards differ from two halves.
         let tail = tensors.split_off(
             tensors
                 .iter()
@@ -91,7 +91,7 @@ impl Shape {
         tensors
     }
 
-    /// What there is once.
+    /// The tensors outside of the layers.
     pub(super) fn head(&self) -> Vec<Tensor> {
         use Content::{Bias, F32Weight, Norm, Weight};
         let width = self.embedding;
@@ -118,7 +118,7 @@ impl Shape {
         tensors
     }
 
-    /// What layer `index` has.
+    /// The tensors of layer `index`.
     pub(super) fn layer(&self, index: u64) -> Vec<Tensor> {
         use Content::{Bias, F32Weight, Norm, Weight};
         let (width, inner) = (self.embedding, self.feed_forward);

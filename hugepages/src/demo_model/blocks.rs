@@ -1,10 +1,10 @@
-//! Random weights, made directly in the form in which they are stored.
+//! Random weights, generated directly in their storage format.
 //!
-//! Quantised blocks come from random bits with scales chosen so that the weights have a mean of zero and the standard deviation
-//! asked for; nothing goes through `f32`, which is what makes a gigabyte a second possible. A stream is the same bytes on any
-//! machine: integers from a fixed generator, and only operations that IEEE 754 defines to the last bit (no `ln`, no `sin`).
+//! A quantised block consists of random bits; its scale gives the weights a mean of zero and the requested standard deviation. No weight
+//! passes through `f32`, which makes a gigabyte a second possible. A stream gives the same bytes on any machine, because it uses integers
+//! from a fixed generator, and only operations that IEEE 754 defines to the last bit (no `ln`, no `sin`).
 //!
-//! Bytes come in whole blocks, and how many are asked for at once makes no difference.
+//! A stream gives whole blocks. The size of a request does not change its bytes.
 
 use rand_xoshiro::{
     Xoshiro256PlusPlus,
@@ -13,9 +13,9 @@ use rand_xoshiro::{
 
 use llama_hugepages::gguf::TensorType;
 
-/// Weights take one of this many evenly spaced values where they are floats.
+/// Number of evenly spaced values of a float weight.
 const VALUES: usize = 4096;
-/// Scales of quantised blocks take one of this many values, so that two blocks are seldom alike.
+/// Number of values of the scale of a quantised block: enough to make equal blocks rare.
 const SCALES: usize = 16;
 
 /// The random stream of one tensor's bytes.
@@ -24,7 +24,7 @@ pub(super) struct Stream {
     form: Form,
 }
 
-/// How numbers are stored, with what was computed ahead for the scale asked for.
+/// The storage format, with precomputed values for the requested scale.
 enum Form {
     F32(Box<[f32; VALUES]>),
     /// F16 and BF16.
@@ -37,7 +37,7 @@ enum Form {
 }
 
 impl Stream {
-    /// The stream for the tensor `name`: it depends on nothing but the arguments. `None` for a type that has no generator.
+    /// The stream of the tensor `name`, which depends only on the arguments. `None` for a type without a generator.
     pub(super) fn new(seed: u64, name: &str, ty: TensorType, mean: f32, std: f32) -> Option<Self> {
         let form = match ty {
             TensorType::F32 => Form::F32(values(mean, std)),
@@ -95,7 +95,7 @@ impl Stream {
                     let (d, quants) = block.split_at_mut(2);
                     d.copy_from_slice(&scales[random.next_u64() as usize % SCALES]);
                     fill_bits(random, quants);
-                    // Quantising never gives -128, and kernels may count on it.
+                    // Quantising never gives -128, and kernels may rely on this.
                     for q in quants {
                         *q = q.cast_signed().max(-127).cast_unsigned();
                     }
@@ -106,7 +106,7 @@ impl Stream {
                     let (d, quants) = block.split_at_mut(2);
                     let bits = random.next_u64();
                     d.copy_from_slice(&scales[bits as usize % SCALES]);
-                    // Four bits less eight are -0.5 in the mean; a sign at random takes that away.
+                    // Four random bits minus eight have a mean of -0.5; a random sign removes it.
                     d[1] |= (bits >> 63 << 7) as u8;
                     fill_bits(random, quants);
                 }
@@ -126,7 +126,7 @@ impl Stream {
                     fill_bits(random, quants);
                     let (sub_scales, d) = tail.split_at_mut(16);
                     fill_bits(random, sub_scales);
-                    // 32 to 63, either sign: six bits less 32 are -0.5 in the mean.
+                    // 32 to 63 with a random sign, because six random bits minus 32 have a mean of -0.5.
                     for s in sub_scales {
                         let magnitude = (*s & 31 | 32).cast_signed();
                         *s = if *s & 128 == 0 { magnitude } else { -magnitude }.cast_unsigned();
@@ -147,7 +147,7 @@ fn fill_bits(random: &mut Xoshiro256PlusPlus, out: &mut [u8]) {
 
 /// The twelve bytes of `block_q4_K::scales` for eight scales of 32 to 63, from 40 random bits.
 ///
-/// Each minimum equals its scale: with `dmin = 7.5 d` the sixteen levels lie evenly around zero.
+/// Each minimum equals its scale: with `dmin = 7.5 d` the sixteen levels are evenly spaced around zero.
 ///
 /// ```text
 /// byte 0..4   ss000000  scale j,   above it two bits of scale j+4
@@ -182,7 +182,7 @@ fn scales(scale: f32) -> [f32; SCALES] {
     factors.map(|factor| factor * scale / rms)
 }
 
-/// FNV-1a over the seed and the name: short, fixed for ever, and good enough for what seeds a generator that mixes its seed.
+/// FNV-1a over the seed and the name. It suffices, because the generator mixes its seed.
 fn hash(seed: u64, name: &str) -> u64 {
     seed.to_le_bytes()
         .into_iter()
@@ -192,19 +192,19 @@ fn hash(seed: u64, name: &str) -> u64 {
         })
 }
 
-/// To the nearest, ties to even. The values here are finite and far below the largest; the smallest may be subnormal.
+/// Rounds to the nearest value, ties to even. Input: finite values far below the maximum of f16; the smallest may become subnormal.
 fn f32_to_f16(value: f32) -> u16 {
     let sign = (value.to_bits() >> 16) as u16 & 0x8000;
     let magnitude = value.abs();
-    // Adding 2^(e+13) leaves no bit below the last that an f16 of exponent e keeps, and the addition rounds as IEEE 754 does.
+    // Adding 2^(e+13) leaves only the bits that an f16 of exponent e keeps, and the addition rounds according to IEEE 754.
     let exponent = (magnitude.to_bits() >> 23).max(127 - 14);
     let shift = f32::from_bits((exponent + 13) << 23);
     let mantissa = (magnitude + shift).to_bits() - shift.to_bits();
-    // A mantissa that rounds up to the next power of two carries into the exponent, as it should.
+    // If a mantissa rounds up to the next power of two, it carries into the exponent, which is correct.
     sign | (((exponent - (127 - 14)) << 10) + mantissa) as u16
 }
 
-/// To the nearest, ties to even.
+/// Rounds to the nearest value, ties to even.
 fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
@@ -235,7 +235,7 @@ mod tests {
         out
     }
 
-    /// As ggml's own kernels see the bytes.
+    /// Dequantises the bytes with ggml's own code.
     fn dequantised(id: ffi::ggml_type, data: &[u8], elements: usize) -> Vec<f32> {
         if id == ffi::GGML_TYPE_F32 {
             return data
@@ -306,7 +306,7 @@ mod tests {
             let whole = bytes(ty, 0.02, 1 << 14);
             let mut stream = Stream::new(7, "blk.0.ffn_up.weight", ty, 0.0, 0.02).unwrap();
             let mut parts = vec![0; whole.len()];
-            // 8 blocks: what a float type draws from one random number is never cut in two.
+            // 8 blocks, so that no part ends inside the floats of one random number.
             parts
                 .chunks_mut(8 * ty.block_bytes() as usize)
                 .for_each(|part| stream.fill(part));
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(f32_to_f16(0.0), 0);
     }
 
-    /// Not a claim about this machine but a guard against an accident of a factor of ten.
+    /// Guards against a loss of speed by a factor of ten.
     #[test]
     #[cfg_attr(debug_assertions, ignore = "only meaningful with optimisation")]
     fn a_gigabyte_takes_about_a_second() {
@@ -361,7 +361,7 @@ mod tests {
                 }
                 start.elapsed().as_secs_f64()
             });
-            // The best: the others tell what else runs on the machine.
+            // The best time, because other load on the machine slows the other runs.
             let best = times.fold(f64::INFINITY, f64::min);
             let rate = (PORTIONS * portion) as f64 / best / 1e9;
             println!("{ty}: {rate:.2} GB/s");

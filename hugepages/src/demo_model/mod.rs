@@ -1,17 +1,17 @@
 //! Models with random weights, for tests, benchmarks and a first try: any size, several architectures, no download.
 //!
-//! A [`Spec`] (the requested properties) becomes a [`Plan`] (every tensor and its place), which is written as one file or
-//! as shards. The same spec gives the same bytes on every machine. Each tensor has a random stream of its own, seeded by the
-//! spec's seed and the tensor's name, so neither its place nor the number of shards changes its bytes. Data is made and written
-//! a megabyte at a time: memory does not grow with the model.
+//! A [`Spec`] (the requested properties) becomes a [`Plan`] (every tensor and its place). A plan becomes one file, or several shards. The
+//! same spec gives the same bytes on every machine. Each tensor uses its own random stream, seeded by the spec's seed and the tensor's
+//! name, so neither its place nor the number of shards changes its bytes. Data is generated and written in pieces of a megabyte, so memory
+//! does not grow with the model.
 //!
 //! ```text
 //! Spec ──shape──▶ Plan ──arch, vocab──▶ header of each file ─┐
 //!                  └────blocks──▶ tensor data ────────────────┴─▶ OUT.part ──all done──▶ OUT
 //! ```
 //!
-//! The models load in stock llama.cpp, take any text, and answer with printable nonsense for as long as they are asked to: what
-//! would end the text or is not printable is in `tokenizer.ggml.suppress_tokens`, which upstream's samplers obey.
+//! The models load in stock llama.cpp, accept any text, and answer with printable nonsense of the requested length.
+//! `tokenizer.ggml.suppress_tokens` lists all tokens that end a text or are not printable, and upstream's samplers obey this list.
 //!
 //! ```
 //! use hugepages::demo_model::{Output, Spec};
@@ -59,7 +59,7 @@ pub const WEIGHT_TYPES: [TensorType; 7] = [
 pub struct Experts {
     /// Experts per layer, at least 2.
     pub count: u32,
-    /// Experts that work on a token, at most `count`.
+    /// Experts that compute each token, at most `count`.
     pub used: u32,
 }
 
@@ -74,11 +74,11 @@ pub struct Spec {
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
-    /// No output layer of its own, as in small models.
+    /// No separate output layer, as in small models.
     pub tied: bool,
-    /// Another seed, other weights.
+    /// Seed of the random weights.
     pub seed: u64,
-    /// The context length that the model claims to be trained for; `None` is 4096, for an encoder 512.
+    /// Context length in the header; `None` means 4096, or 512 for an encoder.
     pub context: Option<u32>,
 }
 
@@ -97,7 +97,7 @@ impl Default for Spec {
     }
 }
 
-/// A model whose every byte is decided, though not yet made.
+/// A complete description of a model: it determines every byte.
 #[derive(Clone, Debug)]
 pub struct Plan {
     spec: Spec,

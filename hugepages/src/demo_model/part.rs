@@ -48,7 +48,7 @@ fn free_bytes(dir: &Path) -> io::Result<u64> {
     let dir = CString::new(dir.as_os_str().as_bytes())?;
     // SAFETY: all bytes zero is a valid value of a struct of integers.
     let mut answer: libc::statvfs64 = unsafe { std::mem::zeroed() };
-    // SAFETY: `dir` is a C string and `answer` a struct of the kind that is filled in; both outlive the call.
+    // SAFETY: `dir` is a C string and `answer` the struct that the call fills; both outlive the call.
     if unsafe { libc::statvfs64(dir.as_ptr(), &raw mut answer) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -97,7 +97,7 @@ impl Part {
                 Err(TryLockError::WouldBlock) => return Err(Error::Busy(path)),
                 Err(TryLockError::Error(source)) => return Err(io("lock")(&path, source)),
             }
-            // Its writer may have renamed or removed it between the two calls above, so the name may be another file.
+            // Its writer may have renamed or removed the file between the two calls above, so the name may refer to another file.
             let ours = file
                 .metadata()
                 .map_err(|source| io("stat")(&path, source))?;

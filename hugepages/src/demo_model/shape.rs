@@ -1,11 +1,11 @@
-//! How wide and deep a model becomes for a number of bytes.
+//! Computes the width and depth of a model from its size in bytes.
 
 use super::{Arch, Error, Experts, Spec, arch::Tensor};
 use llama_hugepages::gguf::TensorType;
 
 use crate::size::ByteSize;
 
-/// The numbers that make a model of an architecture.
+/// The dimensions of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// The family.
@@ -30,7 +30,7 @@ pub struct Shape {
     pub context: u32,
 }
 
-/// Widths to choose from. All heads are 32, 64 or 128 wide and all of these are multiples of theirs.
+/// Widths to choose from: multiples of the width of a head, which is 32, 64 or 128.
 const WIDTHS: [u64; 21] = [
     64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192,
     10240, 12288, 14336, 16384,
@@ -43,7 +43,7 @@ const HEADER_BYTES: u64 = 7000;
 const TABLE_ENTRY_BYTES: u64 = 80;
 
 impl Shape {
-    /// The shape whose file comes nearest to `spec.size`, preferring the proportions of real models among those that are near.
+    /// The shape with a file size near `spec.size` and proportions near those of real models.
     pub(super) fn choose(spec: &Spec) -> Result<Self, Error> {
         let weights = spec.weights;
         // Far beyond the largest model, and far below an overflow.
@@ -54,7 +54,7 @@ impl Shape {
             .into_iter()
             .filter(|width| width % weights.block_len() == 0)
         {
-            // K types have blocks of 256; in a model of any size people choose such numbers for the others too.
+            // K types need multiples of 256, and real models use such widths with the other types, too.
             let step = if embedding < 512 {
                 weights.block_len().max(32)
             } else {
@@ -116,7 +116,7 @@ impl Shape {
         let heads = embedding / head_dim;
         let kv_heads = match spec.arch {
             Arch::Bert => heads,
-            // Eight at most, a quarter of the heads as a rule.
+            // Usually a quarter of the heads, and at most eight.
             _ if heads.is_multiple_of(8) && heads > 32 => 8,
             _ => (heads / 4).max(1),
         };
@@ -130,15 +130,15 @@ impl Shape {
             feed_forward,
             experts: spec.experts,
             tied: spec.tied,
-            // An encoder has a learned vector for each position, which would fill the small ones.
+            // An encoder stores a learned vector for each position, which would fill a small model.
             context: spec
                 .context
                 .unwrap_or(if spec.arch == Arch::Bert { 512 } else { 4096 }),
         }
     }
 
-    /// How far from what one would like: a per cent in size weighs as much as a proportion that is off by a factor of two, and
-    /// beyond three per cent ten times that.
+    /// Distance from the ideal shape. One per cent of size counts as much as a factor of two in a proportion, and ten times as much beyond
+    /// three per cent.
     fn cost(&self, size_ratio: f64) -> f64 {
         let off = |ratio: f64| {
             if ratio < 1.0 {

@@ -1,10 +1,10 @@
 //! A vocabulary in which every byte is a token, and eight special tokens.
 //!
-//! It is a BPE vocabulary of the GPT-2 family without a single merge: any text becomes its UTF-8 bytes, and back, exactly.
+//! A BPE vocabulary of the GPT-2 family without merges: each text becomes its UTF-8 bytes, and these bytes become the same text.
 
 use llama_hugepages::gguf::{Gguf, GgufError};
 
-/// The tokens after the 256 bytes. Eight of them, because kernels that repack weights want row counts in multiples of eight.
+/// The tokens after the 256 bytes. Eight tokens, because kernels that repack weights need row counts in multiples of eight.
 const SPECIAL: [&str; 8] = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -32,11 +32,11 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}\
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
 
-/// What the vocabulary is used for.
+/// The purpose of the vocabulary.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Generation,
-    /// Every text is framed by two special tokens, so that none is empty.
+    /// Two special tokens frame every text, so that no text is empty.
     Embedding,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn set(header: &mut Gguf, purpose: Use) -> Result<(), GgufError> {
         .map(|id| if id < 256 { NORMAL } else { CONTROL })
         .collect();
     header.set_str("tokenizer.ggml.model", "gpt2")?;
-    // Of the known pre-tokenizers, one that leaves the spaces before punctuation alone when it puts text together again.
+    // This pre-tokenizer keeps the spaces before punctuation when it joins tokens to text.
     header.set_str("tokenizer.ggml.pre", "qwen2")?;
     header.set_str_array("tokenizer.ggml.tokens", &tokens)?;
     header.set_i32_array("tokenizer.ggml.token_type", &types)?;
@@ -64,8 +64,8 @@ pub(super) fn set(header: &mut Gguf, purpose: Use) -> Result<(), GgufError> {
     header.set_bool("tokenizer.ggml.add_eos_token", framed)?;
     match purpose {
         Use::Generation => {
-            // Random weights would soon end the text or break a UTF-8 sequence. Sampling leaves these tokens out, so that what
-            // comes is printable and as long as asked for.
+            // Random weights would soon end the text or break a UTF-8 sequence. Samplers skip these tokens, so that an answer is printable
+            // and as long as requested.
             let unprintable: Vec<i32> = (0..SIZE as i32)
                 .filter(|id| !(0x20..0x7f).contains(id))
                 .collect();

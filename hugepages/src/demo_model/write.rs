@@ -1,4 +1,4 @@
-//! From a plan to files: headers, data a megabyte at a time, and nothing left behind when it does not work out.
+//! Writes the files of a plan: headers, then data in pieces of a megabyte. After an error no file remains.
 
 use std::{
     ffi::OsString,
@@ -13,23 +13,23 @@ use super::{
 };
 use llama_hugepages::gguf::Gguf;
 
-/// Bytes made and written at a time.
+/// Bytes to generate and write in one step.
 const PORTION: usize = 1 << 20;
 
-/// Where a model goes, and how.
+/// The target of a model.
 pub struct Output<'a> {
-    /// The file, or what the names of the shards start with: `a/x.gguf` gives `a/x-00001-of-00003.gguf`.
+    /// The file, or the prefix of the shards: `a/x.gguf` gives `a/x-00001-of-00003.gguf`.
     pub path: &'a Path,
-    /// Number of files. One is an ordinary file; more are upstream's scheme of shards.
+    /// Number of files. If more than one, the names follow upstream's scheme of shards.
     pub shards: u16,
-    /// Whether files of the same names are replaced.
+    /// Whether to replace existing files.
     pub overwrite: bool,
-    /// Called with the bytes of data written so far and their total; `Break` ends it all with [`Error::Cancelled`].
+    /// Gets the bytes of data written so far and their total; `Break` ends the write with [`Error::Cancelled`].
     pub progress: &'a dyn Fn(u64, u64) -> ControlFlow<()>,
 }
 
 impl<'a> Output<'a> {
-    /// One file, nothing overwritten, nobody told.
+    /// One file. Replaces no file and reports no progress.
     pub fn file(path: &'a Path) -> Self {
         Self {
             path,
@@ -56,7 +56,7 @@ impl fmt::Debug for Output<'_> {
     }
 }
 
-/// A file that is there now.
+/// A complete file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenFile {
     /// Its final name.
@@ -98,7 +98,7 @@ pub(super) fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>
         write_data(plan, range, &mut part, &mut progress)?;
         parts.push(part);
     }
-    // The last first: who sees the first shard, which is the one to open, sees a whole model.
+    // The first shard comes last, because a reader opens this shard and then needs all others.
     let mut files = Vec::with_capacity(parts.len());
     let mut unfinished = Finished(Vec::new());
     while let Some(part) = parts.pop() {
@@ -111,7 +111,7 @@ pub(super) fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>
     Ok(files)
 }
 
-/// Final names that exist while other shards may still fail; removed when dropped.
+/// Complete files while other shards can still fail; removed when the value is dropped.
 struct Finished(Vec<PathBuf>);
 
 impl Drop for Finished {
@@ -138,7 +138,8 @@ impl Progress<'_> {
     }
 }
 
-/// The header of shard `index`, with its tensors in file order. The first says what the model is, as upstream's splitter has it.
+/// The header of shard `index`, with its tensors in file order. Only the first shard contains the keys of the model, as in upstream's
+/// splitter.
 fn header(plan: &Plan, range: &Range<usize>, index: usize, shards: u16) -> Result<Vec<u8>, Error> {
     let mut header = Gguf::new()?;
     if index == 0 {
@@ -158,7 +159,7 @@ fn header(plan: &Plan, range: &Range<usize>, index: usize, shards: u16) -> Resul
     Ok(header.header_bytes())
 }
 
-/// Writes the data of the tensors in `range`, each padded to the alignment as the header's offsets say.
+/// Writes the data of the tensors in `range`, each padded to the alignment of the header's offsets.
 fn write_data(
     plan: &Plan,
     range: Range<usize>,
@@ -184,7 +185,7 @@ fn write_data(
     Ok(())
 }
 
-/// `GGUF_DEFAULT_ALIGNMENT`. Headers end at a multiple of it, so the position in the file tells as well as that in the data.
+/// `GGUF_DEFAULT_ALIGNMENT`. A header ends at a multiple of the alignment, so positions in the file and in the data need the same padding.
 const ALIGNMENT: u64 = llama_hugepages::ffi::GGUF_DEFAULT_ALIGNMENT as u64;
 
 /// Cuts the tensors into runs of about the same number of bytes, none of them empty.
@@ -198,7 +199,7 @@ fn shard_ranges(plan: &Plan, shards: u16) -> Result<Vec<Range<usize>>, Error> {
     let (mut ranges, mut start, mut bytes) = (Vec::with_capacity(count), 0, 0);
     for index in 1..=count {
         let limit = total * index as u128 / count as u128;
-        // One for each that follows has to be left.
+        // Each later shard needs at least one tensor.
         let latest = tensors - (count - index);
         let mut end = start;
         while end < latest && (end == start || bytes + size(end) <= limit) {
@@ -211,7 +212,7 @@ fn shard_ranges(plan: &Plan, shards: u16) -> Result<Vec<Range<usize>>, Error> {
     Ok(ranges)
 }
 
-/// The name of a file: as asked for, or in the scheme that upstream's loader expects.
+/// The name of a file: the requested name, or the name of a shard that upstream's loader expects.
 fn shard_path(path: &Path, index: u16, shards: u16) -> PathBuf {
     if shards == 1 {
         return path.into();
@@ -259,7 +260,7 @@ mod tests {
         names
     }
 
-    /// Every tensor's data, read as a loader would: at the offsets of the table.
+    /// The data of each tensor, read like a loader: at the offsets of the table.
     fn tensors(paths: &[PathBuf]) -> BTreeMap<String, Vec<u8>> {
         let mut all = BTreeMap::new();
         for path in paths {
@@ -282,7 +283,7 @@ mod tests {
     #[test]
     fn the_same_spec_gives_the_same_bytes_on_any_machine() {
         let dir = tempfile::tempdir().unwrap();
-        // The first eight bytes of the files' SHA-256. They change when the models do; then say so in the commit.
+        // The first eight bytes of the files' SHA-256. New values mean new models, which the commit must mention.
         let expected = [
             (TensorType::F32, 0x2f03_be05_0d17_e2d4),
             (TensorType::F16, 0xda4a_03c7_b7f2_2972),

@@ -138,7 +138,7 @@ pub fn mapped(path: &Path) -> Option<Mapped> {
     }
     .ok()?;
     // Populated by a system call, because a read of a truncated file or of a failing disk raises a signal.
-    // SAFETY: the mapping above, of which nothing changes.
+    // SAFETY: the range is the mapping above, and the call changes no data.
     let touched = unsafe { madvise(start, len, Advice::LinuxPopulateRead) };
     let whole = fs::read_to_string("/proc/self/smaps").ok().map(|smaps| {
         let address = format!("{:x}-", start.addr());
@@ -148,7 +148,7 @@ pub fn mapped(path: &Path) -> Option<Mapped> {
             .find_map(|line| files::kib_field(line, "FilePmdMapped"))
             .unwrap_or(0)
     });
-    // SAFETY: the mapping above, of which nothing is kept.
+    // SAFETY: the range is the mapping above, and no reference to it remains.
     unsafe { munmap(start, len) }.ok()?;
     touched.ok()?;
     Some(Mapped {

@@ -24,7 +24,7 @@ pub fn mounts(host: &Host) -> Vec<Finding> {
             if access(&path, Access::WRITE_OK | Access::EXEC_OK).is_ok() {
                 Finding::ok(format!("hugetlbfs at {} is writable", mount.path))
             } else {
-                // vm.hugetlb_shm_group matters to SysV shared memory alone, which nothing here uses.
+                // vm.hugetlb_shm_group affects only SysV shared memory, which this project does not use.
                 Finding::note(
                     format!("hugetlbfs at {} is not writable for this user", mount.path),
                     "this user can attach to its resident images, but cannot add images",

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Where `/sys` and `/proc` are found: this machine's, or a folder that looks like another's.
+/// The directory that contains `/sys` and `/proc`: the root of this machine, or a copy of another machine's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(CString);
 
@@ -19,7 +19,7 @@ impl Root {
         Self(CString::default())
     }
 
-    /// A folder with a `sys` and a `proc` in it.
+    /// A directory that contains `sys` and `proc`.
     ///
     /// # Errors
     /// [`ZeroByte`]
@@ -36,7 +36,7 @@ impl Root {
         CString::new(bytes).map(Self).map_err(|_| ZeroByte)
     }
 
-    /// Where a path such as `/proc/meminfo` is found.
+    /// The real location of a path such as `/proc/meminfo`.
     ///
     /// ```
     /// use std::path::Path;

@@ -46,7 +46,7 @@ impl Amount {
     }
 }
 
-/// Not an amount.
+/// The text is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 #[non_exhaustive]

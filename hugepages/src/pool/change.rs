@@ -532,7 +532,7 @@ mod tests {
 
     use super::*;
 
-    /// A kernel of files, which give whatever is asked for.
+    /// A kernel of files, which grants every request.
     struct Made {
         dir: TempDir,
         root: Root,
@@ -564,7 +564,7 @@ mod tests {
             fs::write(path, text).unwrap();
         }
 
-        /// All of it idle.
+        /// Sets a total with all pages idle.
         fn set(&self, total: u64) {
             self.write(&Self::file("nr"), &total.to_string());
             self.write(&Self::file("free"), &total.to_string());
@@ -579,7 +579,7 @@ mod tests {
             Counter::new(&self.root, size, None).unwrap()
         }
 
-        /// One command: what it wrote is what is free after it.
+        /// Runs one command. Afterwards all pages of the new total are idle.
         fn change<T>(&self, what: impl FnOnce(&mut Changer) -> T) -> T {
             let state = State::at(&self.dir.path().join("state")).unwrap();
             let mut changer = Changer::open(&self.root, &state, || ()).unwrap();
@@ -682,14 +682,14 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Reserve(pages) => made.reserve(pages),
-                    // Refused where it is more than was added.
+                    // A release of more pages than the tool added fails.
                     Step::Release(pages) => {
                         let counter = made.counter();
                         let _ = made.change(|changer| changer.release(&counter, Some(pages), false));
                     }
                     Step::Killed { wanted, got } => {
                         made.killed(signed(wanted), None, signed(got));
-                        // The next command, whichever it is, sees what is there.
+                        // The next command of any kind completes the intent from the counters.
                         made.change(|_| ());
                     }
                     Step::Others(pages) => {

@@ -26,7 +26,7 @@ pub struct Counts {
     pub total: u64,
     /// `free_hugepages`, reserved ones included.
     pub free: u64,
-    /// `resv_hugepages`. A node has no such number: reservations are the machine's.
+    /// `resv_hugepages`. 0 for a node, because the kernel counts reservations only for the machine.
     pub reserved: u64,
     /// `surplus_hugepages`
     pub surplus: u64,

@@ -108,7 +108,7 @@ pub fn argument(words: &[String], options: &[&str]) -> Option<String> {
         .map(|pair| pair[1].clone())
 }
 
-/// Whether the process is in another network namespace, where 127.0.0.1 is another machine.
+/// Whether the process is in another network namespace, where 127.0.0.1 is not this machine's loopback address.
 fn is_elsewhere(root: &Root, pid: u32) -> bool {
     let namespace = |who: &str| fs::read_link(root.path(format!("/proc/{who}/ns/net"))).ok();
     namespace(&pid.to_string())

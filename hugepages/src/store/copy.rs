@@ -143,8 +143,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a process writes the file, which is then locked. Follows no link and does not block, because another user may have
-    /// placed a link or a pipe.
+    /// Whether no process writes the file: a writer holds a lock. Follows no link and does not block, because another user may have placed
+    /// a link or a pipe.
     fn is_abandoned(&self, name: &OsStr) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         sys::openat(self.fd(), name, flags, Mode::empty())
@@ -339,10 +339,10 @@ impl Map {
     /// Populates the bytes `[first, last)` and returns them.
     fn populate(&mut self, first: usize, last: usize) -> Result<&mut [u8], Errno> {
         assert!(first < last && last <= self.length);
-        // SAFETY: within the mapping, as the line above says.
+        // SAFETY: the range is in the mapping, see the line above.
         let at = unsafe { self.base.add(first) };
         loop {
-            // SAFETY: the range is mapped, and nobody else knows of it.
+            // SAFETY: the range is mapped, and no other code knows its address.
             match unsafe { madvise(at.cast(), last - first, Advice::LinuxPopulateWrite) } {
                 Err(Errno::INTR) => {}
                 done => break done?,

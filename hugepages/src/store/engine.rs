@@ -41,7 +41,7 @@ pub(super) struct Failure {
 pub struct Info {
     /// `weights` or `repacked`; empty if unknown.
     pub kind: String,
-    /// Of the image, in bytes.
+    /// Size of the image, in bytes.
     pub size: u64,
     /// Length of the file.
     pub file_bytes: u64,
@@ -88,7 +88,7 @@ fn checked(call: impl FnOnce(*mut ffi::ggml_hugepages_error) -> bool) -> Result<
     })
 }
 
-/// The text up to the first zero byte. Parts of it come from files that other users may have written.
+/// The text up to the first zero byte. Other users may have written parts of this text.
 fn text(letters: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes(letters)).into_owned()
 }
@@ -107,7 +107,7 @@ pub(crate) fn probe(size: HugePageSize) -> Result<(), Reason> {
     .map_err(|failure| failure.reason)
 }
 
-/// The directory that an option means, and the size of its pages.
+/// The directory that the option selects, and its page size.
 pub(super) fn find(
     wanted: &OsStr,
     size: Option<HugePageSize>,
@@ -117,7 +117,7 @@ pub(super) fn find(
     let mut found = 0;
     let size = size.map_or(0, |size| size.bytes() as usize);
     checked(|error| {
-        // SAFETY: a C string, room for a path of the length that is said, for a number and for an error; all outlive the call.
+        // SAFETY: a C string, room for a path of the given length, for a number and for an error; all outlive the call.
         unsafe {
             ffi::ggml_hugepages_store_find(
                 wanted.as_ptr(),
@@ -176,7 +176,7 @@ pub(super) fn verify(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<(), Failure> {
     unsafe extern "C" fn call(done: u64, total: u64, data: *mut c_void) -> bool {
-        // SAFETY: `data` is what `verify` below passes, and that call has not returned.
+        // SAFETY: `data` comes from `verify` below, and that call has not returned.
         let progress = unsafe { &mut *data.cast::<&mut dyn FnMut(u64, u64) -> bool>() };
         progress(done, total)
     }

@@ -128,7 +128,7 @@ fn has_lost_pages(image: &Image, page: u64) -> bool {
     image.bytes / page > image.info.complete.saturating_add(manifest)
 }
 
-/// And how many bytes are free afterwards.
+/// Chooses the removable images. Also returns the number of free bytes after their removal.
 fn choose(
     images: &[Image],
     rules: &Rules,

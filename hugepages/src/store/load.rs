@@ -23,7 +23,7 @@ use crate::process::end_with_parent;
 const TICK: Duration = Duration::from_millis(50);
 /// Time limit for a server to end by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Of a log, from its start: the cause is among the first errors.
+/// Bytes to keep of a log, from its start, because the first errors contain the cause.
 const LOG_BYTES: u64 = 8 << 20;
 
 /// How models are loaded.
@@ -54,10 +54,10 @@ impl Loader {
         arguments
     }
 
-    /// The server's arguments without a model, where [`Loader::arguments`] name one.
+    /// The server's arguments without a model, if [`Loader::arguments`] name one.
     pub fn arguments_of_store(&self) -> Vec<OsString> {
         let mut arguments = self.arguments.clone();
-        // Last, so that they win.
+        // Last, so that they override the user's arguments.
         arguments.extend(["--hugepages", "--hugepage-store"].map(OsString::from));
         arguments.push(self.store.clone());
         arguments

@@ -232,7 +232,7 @@ pub fn remove(path: &Path, force: bool) -> Result<(), StoreError> {
     }
     drop(store);
     let unmounted = unmount(path, UnmountFlags::empty());
-    // A process still maps a file: detach the mount, so that no new process reaches it, and the kernel removes it with the last user.
+    // A process still maps a file. Detaching hides the mount from new processes, and the kernel removes it with the last user.
     if force && unmounted == Err(rustix::io::Errno::BUSY) {
         unmount(path, UnmountFlags::DETACH)
     } else {

@@ -9,8 +9,8 @@ use perf_event::{Builder, Counter};
 pub struct Events(Counter);
 
 impl Events {
-    /// Loads whose address no level of the data TLB had, as the kernel defines it for this CPU. On recent Intel CPUs these are
-    /// the page walks that loads have led to.
+    /// Counts loads that miss all levels of the data TLB, as the kernel defines this event for the CPU. On recent Intel CPUs it counts the
+    /// page walks of loads.
     pub fn dtlb_load_misses() -> Result<Self, NoCounter> {
         Self::of(Cache {
             which: CacheId::DTLB,
@@ -24,8 +24,8 @@ impl Events {
         Ok(Self(counter))
     }
 
-    /// Runs something and says how many events there were. `None` when the CPU's counters were in use by others for a part
-    /// of the time, so that the number would be an estimate.
+    /// Runs `work` and returns its result with the number of events. `None` if others used the CPU's counters for a part of the time,
+    /// because the number would be an estimate.
     pub fn during<T>(&mut self, work: impl FnOnce() -> T) -> (T, Option<u64>) {
         let started = self.0.reset().and_then(|()| self.0.enable());
         let result = work();
@@ -71,7 +71,7 @@ impl NoCounter {
 
 impl From<io::Error> for NoCounter {
     fn from(error: io::Error) -> Self {
-        // perf_event_open(2) names these.
+        // Source: perf_event_open(2).
         match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP) => Self::NoHardware,
             Some(libc::EACCES | libc::EPERM) => Self::NoRight(error.to_string()),
@@ -92,10 +92,10 @@ mod tests {
 
     #[test]
     fn a_counter_that_every_kernel_has_counts_what_happens_in_between() {
-        // Faults of the kernel's own stores would not count, and these are ours.
+        // Faults in the kernel do not count, but the stores of this test happen in user mode.
         let mut faults = match Events::of(Software::PAGE_FAULTS) {
             Ok(faults) => faults,
-            // The only excuse: no right to count.
+            // Only a missing right excuses a missing counter.
             Err(why) => return assert!(matches!(why, NoCounter::NoRight(_)), "{why}"),
         };
         let bytes = 8 << 20;

@@ -185,7 +185,7 @@ pub(super) fn check_pool(root: &Root, pages: Pages, bytes: u64) -> Result<(), Un
 ///
 /// ```text
 /// outer  |..........|=========== inner ===========|....|      . = PROT_NONE, so that no other mapping joins it
-///                   ^ aligned to the largest page that could lie here
+///                   ^ aligned to the largest possible page
 /// ```
 pub struct Mapping {
     outer: *mut c_void,
@@ -237,7 +237,7 @@ impl Mapping {
                 | MapFlags::from_bits_retain(log2 << libc::MAP_HUGE_SHIFT.cast_unsigned());
         }
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: `inner..inner + inner_len` lies in the address space that `self` reserved and nobody else uses.
+        // SAFETY: `inner..inner + inner_len` is in the address space that `self` reserved and nobody else uses.
         unsafe { mmap_anonymous(self.inner, self.inner_len, access, flags) }
             .map_err(refused(MAP))?;
         self.advise(0..self.inner_len, Advice::LinuxDontDump)
@@ -256,7 +256,7 @@ impl Mapping {
     }
 
     fn advise(&mut self, range: std::ops::Range<usize>, advice: Advice) -> Result<(), Errno> {
-        // SAFETY: the range lies in our own mapping, and no advice that is given here discards what is in it.
+        // SAFETY: the range is in our own mapping, and no caller passes an advice that discards data.
         unsafe {
             madvise(
                 self.inner.wrapping_byte_add(range.start),
@@ -306,7 +306,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`; whoever borrowed it is gone. An error could only be that it is not mapped.
+        // SAFETY: mapped by `new`, and nothing borrows from it any more. The call fails only for a range that is not mapped.
         let _ = unsafe { munmap(self.outer, self.outer_len) };
     }
 }
@@ -361,7 +361,7 @@ impl Memory {
 pub struct Backing {
     /// `KernelPageSize`
     pub kernel_page_bytes: u64,
-    /// `Rss`, and `Private_Hugetlb`, which is in no `Rss`.
+    /// `Rss` plus `Private_Hugetlb`, which `Rss` does not include.
     pub resident_bytes: u64,
     /// `AnonHugePages`: of these, on THP.
     pub thp_bytes: u64,
@@ -431,7 +431,7 @@ fn page_faults() -> u64 {
     (usage.ru_minflt + usage.ru_majflt).cast_unsigned()
 }
 
-/// Bytes of a THP; 2 MiB where the kernel does not say, since alignment does no harm.
+/// Bytes of a THP; 2 MiB if the kernel does not report it, because a larger alignment does no harm.
 fn thp_bytes() -> usize {
     let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
     text.ok()
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(backing.kernel_page_bytes, base_page());
         assert_eq!(backing.resident_bytes, bytes);
         assert_eq!((backing.thp_bytes, backing.hugetlb_bytes), (0, 0));
-        // The kernel may map several small pages for one fault on some architectures, and never needs two for one.
+        // Some kernels map several small pages in one fault, but none needs two faults for one page.
         assert!((1..=bytes / base_page() + 8).contains(&touch.faults));
     }
 
@@ -469,7 +469,7 @@ mod tests {
         let range = start..start + (8 << 20);
         drop(memory);
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        // Another thread may have got a part of its addresses by now.
+        // Another thread may use a part of its addresses by now.
         assert!(Backing::from_smaps(&smaps, range).resident_bytes < 4 << 20);
     }
 
@@ -499,7 +499,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::at(dir.path()).unwrap();
         assert_eq!(Pages::all(&root), [Pages::Base, Pages::Thp]);
-        // As arm64 has them.
+        // The page sizes of arm64.
         for kib in [32768, 1_048_576, 64, 2048] {
             let folder = format!("sys/kernel/mm/hugepages/hugepages-{kib}kB");
             fs::create_dir_all(dir.path().join(folder)).unwrap();

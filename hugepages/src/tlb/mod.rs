@@ -125,18 +125,18 @@ fn go_on(stop: &AtomicBool) -> Result<(), Stopped> {
 /// Progress, for the terminal.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// Memories done, of all rounds.
+    /// Number of completed memories, over all rounds.
     pub done: u64,
     /// Memories of all rounds.
     pub of: u64,
-    /// The memory that is next.
+    /// The next memory.
     pub pages: Pages,
 }
 
 /// Runs the measurement. It pins the calling thread to its CPU, so that all memories are on the same node.
 ///
 /// # Errors
-/// [`TlbError`]. If one kind of memory is unavailable, the report has the reason in its row.
+/// [`TlbError`]. If one kind of memory is unavailable, its row in the report contains the reason.
 pub fn run(
     root: &Root,
     spec: &Spec,
@@ -294,7 +294,7 @@ fn round(
     })
 }
 
-/// Reading in order goes over small memories several times, so that it takes long enough to be timed.
+/// Minimum number of bytes for sequential read: small memories are read several times, so that the clock can measure the time.
 const PASS_BYTES: u64 = 256 << 20;
 /// Number of random reads: enough for the clock, and at most about a second on the slowest memory.
 const MIN_READS: u64 = 1 << 18;

@@ -95,9 +95,9 @@ pub struct Measured {
     pub backing: Backing,
     /// Page faults during the first touch.
     pub page_faults: Summary,
-    /// Bytes of all its pages over the time to take them.
+    /// Bytes of all pages, divided by the time to take them.
     pub first_touch: Series,
-    /// Bytes read over the time for it.
+    /// Bytes read, divided by the time.
     pub sequential_read: Series,
     /// Time for a read of 8 bytes.
     pub random_read: Series,
@@ -177,7 +177,7 @@ pub enum Outcome {
 /// One kind of pages.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// Which.
+    /// Kind of the pages.
     pub pages: Pages,
     /// Its result.
     #[serde(flatten)]
@@ -215,7 +215,7 @@ pub struct Report {
     pub repeats: u32,
     /// The hardware's counter.
     pub dtlb_load_misses: Counted,
-    /// In the order in which they were asked for.
+    /// In the requested order.
     pub memories: Vec<Row>,
 }
 

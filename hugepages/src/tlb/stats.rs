@@ -17,7 +17,7 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// `None` when the two do not have the same number of rounds, or none.
+    /// `None` if the numbers of rounds differ, or are zero.
     ///
     /// ```
     /// use hugepages::tlb::{Better, Ratio};
@@ -50,12 +50,12 @@ impl Ratio {
     }
 }
 
-/// Which of two values is the faster one.
+/// Whether the smaller or the larger value is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// Of times.
+    /// For times.
     Less,
-    /// Of rates.
+    /// For rates.
     More,
 }
 
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn rounds_are_compared_with_themselves() {
-        // The machine was half as fast in the second round: the ratio does not move.
+        // The machine was half as fast in the second round, but the ratio is the same.
         let ratio = Ratio::of(&[2.0, 1.0], &[1.0, 0.5], Better::More).unwrap();
         assert_eq!((ratio.times.min, ratio.times.max), (2.0, 2.0));
         assert!(ratio.difference);

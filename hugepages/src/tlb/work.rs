@@ -10,11 +10,10 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::{Stopped, go_on};
 
-/// Words of one cell: a cache line on all machines that this is for, or a half of one.
+/// Words of one cell: a cache line, or a half of one on CPUs with lines of 128 bytes.
 pub const CELL: usize = 8;
 
-/// How much is done between two looks at whether to go on: less than a millisecond for words in a row, and some
-/// milliseconds for reads at random.
+/// Number of reads between two checks for a cancel: less than a millisecond for sequential reads, and some milliseconds for random reads.
 const WORDS_AT_ONCE: usize = 1 << 20;
 const READS_AT_ONCE: u64 = 1 << 14;
 
@@ -30,7 +29,7 @@ pub fn sequential(words: &[u64], passes: u32, stop: &AtomicBool) -> Result<Durat
     Ok(start.elapsed())
 }
 
-/// Reads words anywhere; no read waits for the one before.
+/// Reads random words; no read depends on the last.
 pub fn random(
     words: &[u64],
     reads: u64,
@@ -49,9 +48,9 @@ pub fn random(
     Ok(start.elapsed())
 }
 
-/// Makes one random cycle through all cells: the first word of each is the index of the next one's.
+/// Links all cells to one random cycle: the first word of each cell is the index of the next cell.
 ///
-/// Sattolo's shuffle, in place: no second array that would fill the TLB and the memory.
+/// Uses Sattolo's shuffle in place, because a second array would fill the TLB and the memory.
 pub fn link(words: &mut [u64], seed: u64, stop: &AtomicBool) -> Result<(), Stopped> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let cells = words.len() / CELL;
@@ -70,7 +69,7 @@ pub fn link(words: &mut [u64], seed: u64, stop: &AtomicBool) -> Result<(), Stopp
     Ok(())
 }
 
-/// Follows the cycle: each read waits for the one before.
+/// Follows the cycle: each read depends on the last.
 pub fn dependent(words: &[u64], reads: u64, stop: &AtomicBool) -> Result<Duration, Stopped> {
     let mut at = 0;
     let start = Instant::now();
@@ -94,7 +93,7 @@ fn in_portions(reads: u64, stop: &AtomicBool, mut work: impl FnMut(u64)) -> Resu
     Ok(())
 }
 
-/// A number below `end`. The high half of the product: no division, and its bias is far below what could be measured.
+/// A random number below `end`: the high half of a product. It needs no division, and its bias is too small to measure.
 fn below(rng: &mut Xoshiro256PlusPlus, end: usize) -> usize {
     ((u128::from(rng.next_u64()) * end as u128) >> 64) as usize
 }

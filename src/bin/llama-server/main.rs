@@ -13,7 +13,7 @@ use llama_hugepages::ffi;
 fn main() {
     let args: Vec<_> = env::args_os().collect();
     notify::when_ready(&args);
-    // The kernel hands over C strings, so none holds a zero byte.
+    // The kernel passes C strings, which contain no zero byte.
     let args: Vec<CString> = args
         .into_iter()
         .filter_map(|arg| CString::new(arg.into_vec()).ok())

@@ -29,7 +29,7 @@ enum Health {
     Unknown,
 }
 
-/// Starts to watch this process, which is about to be a server with these arguments. Returns at once.
+/// Starts to watch this process, which then runs a server with these arguments. Returns at once.
 ///
 /// A server with HTTPS or an unknown port counts as ready when it starts, because the service manager would kill a service
 /// that never becomes ready.

@@ -1,4 +1,4 @@
-//! Every architecture that upstream's own test can make a small model of.
+//! Every architecture for which upstream's test tool writes a small model.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -16,13 +16,13 @@ use tempfile::TempDir;
 use crate::support::pool::Pool;
 use crate::support::{or_skip, programs};
 
-/// More than the largest of them takes.
+/// More pages than the largest model takes.
 const PAGES: u64 = 200;
 
-/// Some tokens; the models have no vocabulary, so text has none.
+/// Token numbers, because the models have no vocabulary for text.
 const TOKENS: [i32; 8] = [1, 5, 2, 9, 4, 7, 3, 8];
 
-/// The logits of every token, or what the model said instead, and what its memory lay on.
+/// The logits of every token, or the model's error, and the report of its memory.
 fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<Report>) {
     let params = ModelParams::default().with_hugepages(hugepages);
     let model = match Model::load(path, &params) {
@@ -47,8 +47,8 @@ fn run(path: &Path, hugepages: HugePages) -> (Result<Vec<f32>, String>, Option<R
     (logits.map_err(|error| error.to_string()), report().ok())
 }
 
-/// One of each architecture, in a folder that goes with its handle, and pages for any of them. An error is the reason to skip the
-/// test.
+/// Writes one model of each architecture to a folder that its handle removes, and reserves pages for any of them. An error is the reason to
+/// skip the test.
 fn prepared() -> Result<(Pool, TempDir, Vec<PathBuf>), String> {
     let tool = programs::patched("test-llama-archs")?;
     let pool = Pool::with(PAGES)?;
@@ -70,10 +70,11 @@ fn prepared() -> Result<(Pool, TempDir, Vec<PathBuf>), String> {
     Ok((pool, dir, models))
 }
 
-/// Whether its memory is known to forget the last of two tokens, and whether it does after a run. `None`: it cannot be run.
+/// Whether the engine knows that the model's memory can drop the last of two tokens, and whether the memory drops it after a run. `None`:
+/// the model cannot run.
 fn forgets(path: &Path, enabled: bool) -> Option<(bool, bool)> {
-    let path = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
-    // SAFETY: what is made here is freed here, in the other order, and the batch outlives the run.
+    let path = CString::new(path.as_os_str().as_bytes()).expect("the path contains no zero");
+    // SAFETY: this block frees its objects in reverse order, and the batch outlives the run.
     unsafe {
         let mut params = ffi::llama_model_default_params();
         params.hugepages.enabled = enabled;
@@ -108,17 +109,17 @@ fn what_a_kv_cache_can_forget_is_known_without_a_run() {
     for path in &models {
         let name = path.file_stem().expect("a name").to_string_lossy();
         if let Some((known, does)) = forgets(path, true) {
-            assert!(does || !known, "{name}: it does not");
+            assert!(does || !known, "{name}: the memory keeps the token");
             kinds.entry((known, does)).or_default().push(name);
         }
         pool.assert_all_back();
     }
-    // Most have a KV cache. Some have a state as well, and to some that can it is not known.
+    // Most models have only a KV cache. The others also have a state, and the engine does not recognize all that can drop tokens.
     for (kind, at_least) in [((true, true), 60), ((false, false), 5)] {
         let n = kinds.get(&kind).map_or(0, Vec::len);
         assert!(n >= at_least, "{kind:?}: {kinds:#?}");
     }
-    // With the option off upstream's run is the only way.
+    // With the option off, the engine leaves the answer to upstream's probe.
     assert_eq!(
         forgets(&models[0], false).map(|(known, _)| known),
         Some(false)
@@ -141,7 +142,7 @@ fn every_architecture_has_the_same_logits_on_huge_pages() {
                     "{name}: not the same logits"
                 );
                 let report = report.expect("this is Linux");
-                // What is below a page is ordinary memory, and small models have much of that.
+                // Buffers smaller than a page use ordinary memory, and small models have many of them.
                 assert_eq!(report.on_file(), 0, "{name}: {report}");
                 let ordinary = report.wanted() - report.on_huge();
                 assert!(ordinary < 16 << 20, "{name}: {report}");
@@ -154,6 +155,6 @@ fn every_architecture_has_the_same_logits_on_huge_pages() {
         }
         pool.assert_all_back();
     }
-    // A few are not made to generate; if it were more, this test would show little.
+    // A few architectures generate no text. If many did not, this test would prove little.
     assert!(without_logits.len() <= 8, "{without_logits:#?}");
 }

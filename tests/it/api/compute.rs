@@ -1,4 +1,4 @@
-//! Tokens, logits, samplers: the same as stock's, and no mistake that ends the process.
+//! Tokens, logits and samplers equal stock's, and no caller's mistake ends the process.
 
 use std::thread;
 
@@ -33,7 +33,7 @@ pub fn generate(context: &mut Context, sampler: &mut Sampler, n: usize) -> Vec<T
     while generated.len() < n {
         context
             .decode(&Batch::prompt(&tokens))
-            .expect("there is room");
+            .expect("the context has room");
         let next = sampler
             .sample(context, tokens.len() - 1)
             .expect("the last one is an output");
@@ -83,8 +83,12 @@ fn text_comes_back_from_its_tokens() {
             .tokenize(text, Specials::Plain)
             .expect("any text has tokens");
         assert_eq!(
-            String::from_utf8_lossy(&model.detokenize(&tokens).expect("they are its own"))
-                .trim_start(),
+            String::from_utf8_lossy(
+                &model
+                    .detokenize(&tokens)
+                    .expect("the tokens are the model's own")
+            )
+            .trim_start(),
             text.trim_start()
         );
     }
@@ -151,7 +155,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
     assert_eq!(context.logits(0).map(<[f32]>::to_vec), none("logits", 0));
     context
         .decode(&Batch::prompt(&[some; 3]))
-        .expect("all is right now");
+        .expect("the batch is valid");
     assert_eq!(
         context.logits(2).expect("the last is an output").len(),
         n_vocab
@@ -172,7 +176,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
         none("pooled embeddings", 0)
     );
 
-    // A gap in the sequence: llama.cpp says why.
+    // A gap in the sequence: the error carries llama.cpp's reason.
     let error = context.decode(&one(some, 0, Some(100))).unwrap_err();
     let Error::Decode(said) = &error else {
         panic!("{error}")
@@ -180,7 +184,7 @@ fn a_mistake_is_an_error_and_not_the_end_of_the_process() {
     assert!(!said.lines.is_empty(), "{error}");
     assert!(
         context.logits(2).is_err(),
-        "the output of a batch ends with the next one, also when that fails"
+        "the next batch drops the output, even if it fails"
     );
 }
 
@@ -195,21 +199,21 @@ fn a_full_context_is_an_error_of_its_own() {
     let mut context = Context::new(&model, &params).expect("the model has weights");
     let batch = Batch::prompt(&[Token(5); 64]);
     for _ in 0..context.n_ctx() / 64 {
-        context.decode(&batch).expect("there is room");
+        context.decode(&batch).expect("the context has room");
     }
     assert_eq!(
         context.decode(&batch),
         Err(Error::ContextFull { tokens: 64 })
     );
     context.clear();
-    context.decode(&batch).expect("there is room again");
+    context.decode(&batch).expect("the context has room again");
 }
 
 #[test]
 fn a_model_without_weights_tokenizes_and_makes_no_context() {
     let path = model_file();
-    let model =
-        Model::load(&path, &params(HugePages::Off).with_vocab_only(true)).expect("it is a model");
+    let model = Model::load(&path, &params(HugePages::Off).with_vocab_only(true))
+        .expect("the file is a model");
     let whole = load(&path, HugePages::Off);
     assert_eq!(
         model.tokenize(PROMPT, Specials::Add),
@@ -234,12 +238,12 @@ fn the_same_seed_chooses_the_same_tokens_on_any_thread() {
     let run = |seed| {
         let mut context = context(&model);
         let mut sampler = seeded(seed);
-        // A context and a sampler can go to another thread.
+        // Another thread may use the context and the sampler.
         thread::scope(|scope| {
             scope
                 .spawn(move || generate(&mut context, &mut sampler, 16))
                 .join()
-                .expect("it does not panic")
+                .expect("the thread does not panic")
         })
     };
     let (first, again, other) = (run(1), run(1), run(2));
@@ -266,7 +270,9 @@ fn greedy_chooses_the_largest_logit_that_may_be_chosen() {
         .expect("the last is an output")
         .to_vec();
     let may_be_chosen = |token: i32| {
-        let piece = model.piece(Token(token)).expect("it is in the vocabulary");
+        let piece = model
+            .piece(Token(token))
+            .expect("the token is in the vocabulary");
         !piece.is_empty()
             && piece
                 .iter()

@@ -33,7 +33,7 @@ fn embedding_context(model: &Model) -> Context {
     .expect("the model has weights")
 }
 
-/// As llama-server does before it answers.
+/// Scales a vector to length 1, as llama-server does.
 fn normalized(vector: &[f32]) -> Vec<f32> {
     let norm = vector
         .iter()
@@ -68,7 +68,7 @@ fn embeddings_are_those_of_the_stock_server() {
             expected,
             "{hugepages:?}"
         );
-        assert!(context.logits(0).is_err(), "this model has none");
+        assert!(context.logits(0).is_err(), "the model has no logits");
         drop((model, context));
         pool.assert_all_back();
     }
@@ -86,7 +86,7 @@ fn texts_have_embeddings_of_their_own_and_a_position_without_a_row_is_an_error()
         dog,
         normalized(&embedding(&mut context, "a dog runs in the park"))
     );
-    // Positions are rows of a table: more of them than it has would end the process.
+    // Positions are rows of a table. A position past its last row would end the process.
     let params = ContextParams::default()
         .with_embeddings(true)
         .with_n_ctx(1024)

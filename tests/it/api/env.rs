@@ -1,4 +1,4 @@
-//! `from_env`: the rules of the programs. The environment is global to a process, so others read it.
+//! `from_env` follows the rules of the programs. A process has only one environment, so child processes read it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,7 +10,7 @@ use super::compute::logits;
 use super::model_file;
 use crate::equality::PROMPT;
 
-/// Not a test: the process that reads its environment for those below, which is global to a process.
+/// Not a test: the child process that reads its environment for the tests below.
 #[test]
 #[ignore = "started by the tests of `from_env`"]
 fn print_params_from_env() {
@@ -44,7 +44,7 @@ fn print_params_from_env() {
 }
 
 fn this_test_with(name: &str, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env::current_exe().expect("there is one"));
+    let mut command = Command::new(env::current_exe().expect("the test has a path"));
     command.args(["--ignored", "--exact", "--nocapture", name]);
     for (name, _) in
         env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LLAMA_ARG_"))
@@ -57,7 +57,7 @@ fn this_test_with(name: &str, environment: &[(&str, &str)]) -> Output {
         .expect("this binary can be started")
 }
 
-/// `name=value` by name, of what the process printed.
+/// The values that the child process printed, by name.
 fn from_env(environment: &[(&str, &str)]) -> BTreeMap<String, String> {
     let output = this_test_with("api::env::print_params_from_env", environment);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -147,14 +147,15 @@ fn from_env_reads_what_else_the_programs_read_and_an_explicit_call_wins() {
     assert_eq!(values["explicit"], "Off,3");
 }
 
-/// Not a test: see below.
+/// Not a test: the child process of the test below.
 #[test]
 #[ignore = "started by `a_model_loads_with_what_the_environment_points_to`"]
 fn load_with_the_environment() {
     let params = ModelParams::from_env().expect("the values are right");
     let copy = params.clone();
     drop(params);
-    let model = Model::load(env::var_os("MODEL").expect("given"), &copy).expect("it is a model");
+    let model =
+        Model::load(env::var_os("MODEL").expect("given"), &copy).expect("the file is a model");
     drop(copy);
     println!(
         "answer={}",
@@ -162,7 +163,7 @@ fn load_with_the_environment() {
     );
 }
 
-/// The parameters point into what was made from the environment, which has to live as long as they.
+/// The parameters point into data that `from_env` allocates, so the data must outlive them.
 #[test]
 fn a_model_loads_with_what_the_environment_points_to() {
     let path = model_file();

@@ -9,9 +9,9 @@ use crate::support::pool::Pool;
 use crate::support::table::Table;
 use crate::support::{gguf, or_skip};
 
-/// `examples/generate.rs`, where Cargo puts it.
+/// The built `examples/generate.rs`, where Cargo puts it.
 fn generate_example() -> Result<PathBuf, String> {
-    let test = env::current_exe().expect("there is one");
+    let test = env::current_exe().expect("the test has a path");
     let path = test
         .ancestors()
         .nth(2)
@@ -21,7 +21,7 @@ fn generate_example() -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err(format!(
-            "there is no {}: `cargo build --examples` builds it",
+            "{} is missing: `cargo build --examples` builds it",
             path.display()
         ))
     }
@@ -43,7 +43,7 @@ fn the_example_prints_the_text_to_stdout_and_the_report_to_stderr() {
         command
             .env("LLAMA_ARG_REPACK", "0")
             .output()
-            .expect("it can be started")
+            .expect("the example can be started")
     };
     let on = run(&["--hugepages"]);
     let stderr = String::from_utf8_lossy(&on.stderr);
@@ -55,7 +55,7 @@ fn the_example_prints_the_text_to_stdout_and_the_report_to_stderr() {
     assert_eq!(
         run(&[]).stdout,
         on.stdout,
-        "the same text wherever the weights lie"
+        "the text does not depend on the memory of the weights"
     );
     assert_eq!(run(&["--seed", "7"]).stdout, run(&["--seed", "7"]).stdout);
     pool.assert_all_back();

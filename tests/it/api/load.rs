@@ -1,4 +1,4 @@
-//! Loading: what it takes, how it fails, how it is stopped.
+//! Loading a model: the pages it takes, its failures, its cancellation.
 
 use std::ops::ControlFlow;
 use std::panic::{self, AssertUnwindSafe};
@@ -93,11 +93,11 @@ fn a_context_without_pages_is_an_error_under_require_and_goes_on_under_prefer() 
         said.lines.iter().any(|line| line.contains("huge pages")),
         "{said:?}"
     );
-    assert_eq!(pool.taken(), need, "what it had is back");
+    assert_eq!(pool.taken(), need, "the failed context returned its pages");
     drop(model);
 
     let model = load(&path, HugePages::Prefer);
-    let mut context = make(&model).expect("ordinary memory will do");
+    let mut context = make(&model).expect("ordinary memory suffices");
     generate(&mut context, &mut Sampler::greedy(&model), 2);
     drop((model, context));
     pool.assert_all_back();
@@ -174,7 +174,7 @@ fn loads_on_two_threads_do_not_get_each_others_causes() {
     });
 }
 
-/// Where in the load it is stopped: before anything is read, and in the middle.
+/// Progress at which the test cancels: before the first read, in the middle, at the end.
 const STOPS: [f32; 3] = [0.0, 0.3, 1.0];
 
 #[test]
@@ -215,7 +215,7 @@ fn progress_goes_from_0_to_1() {
             seen.push(done);
             ControlFlow::Continue(())
         });
-        drop(model.expect("there are pages enough"));
+        drop(model.expect("the pool is large enough"));
         assert!(
             seen.is_sorted() && seen.last() == Some(&1.0) && seen[0] < 0.5,
             "{hugepages:?}: {seen:?}"
@@ -232,7 +232,7 @@ fn a_panic_in_the_callback_goes_on_after_the_load_has_given_everything_back() {
         let load = || {
             Model::load_with_progress(&path, &params(HugePages::Require), |done| {
                 if done >= stop {
-                    // Without the message of the panic hook.
+                    // `resume_unwind` prints no message, because it skips the panic hook.
                     panic::resume_unwind(Box::new("from the callback"));
                 }
                 ControlFlow::Continue(())

@@ -1,6 +1,6 @@
 //! The Rust API, in this process.
 //!
-//! A test that puts weights on huge pages holds the pool, so `report()`, which is of the whole process, is its own.
+//! `report()` covers the whole process. A test that puts weights on huge pages holds the pool, so the report covers that test alone.
 
 mod architectures;
 mod compute;
@@ -15,14 +15,14 @@ use llama_hugepages::{Context, ContextParams, HugePages, LogTarget, Model, Model
 
 use crate::support::models;
 
-/// Pages that are enough for the contexts of these tests: they are taken when a context is made, and not counted before.
+/// Enough pages for the contexts of these tests. A context takes its pages when it is created, so the load does not count them.
 const FOR_CONTEXTS: u64 = 64;
 
 fn model_file() -> PathBuf {
     models::demo("20M", "Q8_0")
 }
 
-/// What lies in the file image stays there: repacked weights lie elsewhere.
+/// Without repacking all weights stay in the file image.
 fn params(hugepages: HugePages) -> ModelParams {
     log_to(LogTarget::Nowhere);
     ModelParams::default()

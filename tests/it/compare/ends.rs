@@ -1,4 +1,4 @@
-//! However a comparison or one of its servers ends: it is told, and nothing is left.
+//! The tool reports every end of a comparison or of one of its servers, and leaves nothing behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -62,7 +62,7 @@ fn a_baseline_that_hangs_is_told_once_and_is_not_left_behind() {
 fn a_baseline_that_dies_while_it_answers_is_told() {
     let model = models::demo("20M", "Q8_0");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    // The kernel ends it after a second of CPU time, which it gets to only by answering.
+    // The kernel kills the server when its CPU time is used up, which only answering does.
     let baseline = script_before_ours(dir.path(), "ulimit -c 0; ulimit -t 2");
     let ended = Tool::new(&baseline, "off")
         .model(&model)
@@ -80,7 +80,7 @@ fn a_baseline_that_dies_while_it_answers_is_told() {
 #[test]
 fn an_interrupt_leaves_no_server_no_page_no_cgroup_and_no_file() {
     let pool = or_skip!(Pool::with(0));
-    // In the warm-up, while pairs run, between two servers, and with too little memory.
+    // The signal arrives in the warm-up, during pairs, between two servers, and under memory pressure.
     for starts in [1, 2, 4, 6] {
         let (started, child) = interrupted(starts, Signal::INT);
         let code = child.1;
@@ -96,7 +96,7 @@ fn what_is_killed_leaves_no_server_no_page_no_cgroup_and_no_file() {
     for starts in [2, 6] {
         let (started, child) = interrupted(starts, Signal::KILL);
         assert_eq!(child.1, None, "after {starts} starts");
-        // Nobody is left to wait for, so this takes a moment.
+        // The test cannot wait for orphans, so it polls.
         let gone = || {
             started.running().is_empty()
                 && cgroups_of(child.0).is_empty()
@@ -104,18 +104,17 @@ fn what_is_killed_leaves_no_server_no_page_no_cgroup_and_no_file() {
         };
         assert!(
             wait_for(Duration::from_secs(60), gone),
-            "after {starts} starts it is not gone"
+            "after {starts} starts processes or files remain"
         );
         let back = || total() == pool.counts.total;
         assert!(
             wait_for(Duration::from_secs(60), back),
-            "after {starts} starts pages are missing"
+            "after {starts} starts pages are not back"
         );
         pool.assert_all_back();
     }
 }
 
-/// A comparison that gets a signal when its baseline was started so often. Returns its number and exit code, too.
 #[test]
 fn pages_that_a_killed_lease_left_are_returned_before_the_pool_is_counted() {
     let model = models::demo("20M", "Q8_0");
@@ -131,13 +130,13 @@ fn pages_that_a_killed_lease_left_are_returned_before_the_pool_is_counted() {
         .spawn()
         .expect("the tool can be started");
     let mut line = String::new();
-    let answer = lease.stdout.take().expect("it is piped");
+    let answer = lease.stdout.take().expect("the output is piped");
     BufReader::new(answer)
         .read_line(&mut line)
         .expect("the lease answers");
     assert_eq!((line.trim(), total()), ("ok 7", free + 7));
-    lease.kill().expect("it is our child");
-    lease.wait().expect("it is our child");
+    lease.kill().expect("the process is our child");
+    lease.wait().expect("the process is our child");
     assert_eq!(total(), free + 7);
 
     let ended = tool.output();
@@ -153,6 +152,7 @@ fn pages_that_a_killed_lease_left_are_returned_before_the_pool_is_counted() {
     );
 }
 
+/// Sends a signal to a comparison after `starts` starts of its baseline. Also returns the comparison's number and exit code.
 fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
     let mut started = Started::new();
     let baseline = script_before_ours(started.path(), &started.then(":"));
@@ -174,18 +174,18 @@ fn interrupted(starts: usize, signal: Signal) -> (Started, (u32, Option<i32>)) {
     let so_often = || started.pids().len() >= starts;
     let in_time = wait_for(Duration::from_secs(120), so_often);
     send(&child, signal);
-    let code = child.wait().expect("it is ours").code();
-    assert!(in_time, "it never started {starts} servers");
-    // What gives pages back behind a tool that was killed reads there how many they are.
+    let code = child.wait().expect("the child is ours").code();
+    assert!(in_time, "the tool never started {starts} servers");
+    // The process that returns the pages of a killed tool reads their number from this folder.
     started.state = Some(tool.dir);
     (started, (child.id(), code))
 }
 
 fn send(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).expect("it is a child of ours");
+    kill_process(Pid::from_child(child), signal).expect("the process is a child of ours");
 }
 
-/// Servers leave their numbers here, and the tool its files.
+/// The folder where servers write their process numbers, and the tool its files.
 struct Started {
     dir: TempDir,
     state: Option<TempDir>,
@@ -194,7 +194,7 @@ struct Started {
 impl Started {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        fs::create_dir(dir.path().join("files")).expect("it is ours");
+        fs::create_dir(dir.path().join("files")).expect("the folder is ours");
         Self { dir, state: None }
     }
 
@@ -218,7 +218,7 @@ impl Started {
 
     fn running(&self) -> Vec<String> {
         let mut pids = self.pids();
-        // Who waits for what this process left behind is not ours to say: what has ended and waits for that does not run.
+        // A zombie does not run. Its parent, which must wait for it, may not be this process.
         pids.retain(|pid| {
             let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
             stat.is_ok_and(|stat| !stat.contains(") Z "))
@@ -236,19 +236,19 @@ impl Started {
         assert_eq!(self.left(), Vec::<PathBuf>::new());
     }
 
-    /// What lies where the tool makes its files.
+    /// Files that the tool left behind.
     fn left(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(self.files()).expect("it is ours");
+        let files = fs::read_dir(self.files()).expect("the folder is ours");
         files.flatten().map(|entry| entry.path()).collect()
     }
 }
 
-/// Pages of the pool, whoever added them.
+/// All pages of the pool, including those that other processes added.
 fn total() -> u64 {
     crate::support::pool::Counts::read().total
 }
 
-/// Of a comparison, in any hierarchy.
+/// The cgroups of a comparison, in any hierarchy.
 fn cgroups_of(tool: u32) -> Vec<PathBuf> {
     let name = format!("llama-hugepages-compare-{tool}");
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! `hugepages store load --as-file`: a plain file, or nothing.
+//! `hugepages store load --as-file` writes a complete plain file, or nothing.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,10 +23,10 @@ fn a_copy_is_the_file_byte_by_byte_and_any_server_maps_it() {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     File::open(&file)
         .and_then(|mut f| f.read_to_end(&mut ours))
-        .expect("it is there");
+        .expect("the file exists");
     File::open(&model)
         .and_then(|mut f| f.read_to_end(&mut theirs))
-        .expect("it is there");
+        .expect("the model exists");
     assert_eq!(
         ours.len() as u64,
         (theirs.len() as u64).next_multiple_of(PAGE)
@@ -62,7 +62,7 @@ fn a_copy_is_the_file_byte_by_byte_and_any_server_maps_it() {
 
 #[test]
 fn a_copy_that_does_not_fit_leaves_nothing() {
-    // The pool, and then the limit of the mount.
+    // First the pool is too small, then the limit of the mount.
     for (pages, options, hint) in [
         (10, "", "hugepages pool reserve"),
         (PAGES, "size=20M", "limit"),
@@ -107,17 +107,20 @@ fn what_a_killed_copy_leaves_is_seen_and_collected() {
             .arg(&model)
             .stderr(Stdio::null())
             .spawn()
-            .expect("it can be started");
+            .expect("the tool can be started");
         assert!(
             wait_for(Duration::from_secs(20), || store.pages() > 2),
-            "it never began"
+            "the copy never began"
         );
         let (_, unfinished) = (run(on(&store, ["gc"]), 0), json(&store, &["list"], 0));
-        assert_eq!(unfinished["unfinished"], 1, "one that lives is left alone");
+        assert_eq!(
+            unfinished["unfinished"], 1,
+            "gc leaves a running copy alone"
+        );
         let pid = child.id().to_string();
         let killed = Command::new("kill").args(["-s", signal, &pid]).status();
-        assert!(killed.expect("kill is there").success());
-        let status = child.wait().expect("it is ours");
+        assert!(killed.expect("kill is installed").success());
+        let status = child.wait().expect("the child is ours");
         if signal == "INT" {
             assert_eq!(status.code(), Some(130));
         } else {

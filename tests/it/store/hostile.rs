@@ -1,4 +1,4 @@
-//! What somebody else may have put into a store, and memory that fails.
+//! Hostile files in a store, and failing memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -29,22 +29,23 @@ fn a_byte_that_flips_is_found_and_the_code_is_5() {
 
 const NAME: &str = "evil.weights-0123456789abcdef.resident";
 
-/// What somebody may have put there under the name of an image. No link: this kernel's hugetlbfs has none.
+/// Puts a hostile file under the name of an image. No link, because this kernel's hugetlbfs does not support links.
 fn hostile(store: &Store, what: &str) {
     let path = store.path().join(NAME);
     let sized = |bytes| {
-        let file = File::create(&path).expect("it is ours");
+        let file = File::create(&path).expect("the file is ours");
         file.set_len(bytes).expect("a sparse file takes no page");
     };
     match what {
         "pipe" => mkfifo(&path),
-        "folder" => fs::create_dir(&path).expect("it is ours"),
+        "folder" => fs::create_dir(&path).expect("the folder is ours"),
         "empty" => sized(0),
         "hole" => sized(4 * PAGE),
         "huge" => sized(1 << 50),
         "group" => {
             sized(2 * PAGE);
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).expect("it is ours");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o660))
+                .expect("the file is ours");
         }
         "owner" => {
             sized(2 * PAGE);
@@ -69,10 +70,10 @@ fn hostile(store: &Store, what: &str) {
 
 fn mkfifo(path: &Path) {
     let made = Command::new("mkfifo").arg(path).status();
-    assert!(made.expect("mkfifo is there").success());
+    assert!(made.expect("mkfifo is installed").success());
 }
 
-/// Runs it, and ends the test if that takes too long: who opens a pipe may wait forever.
+/// Runs a command, and fails after a time limit, because opening a pipe may block forever.
 fn run_in_time(mut command: Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
@@ -80,13 +81,13 @@ fn run_in_time(mut command: Command) -> Output {
         .spawn()
         .expect("the tool can be started");
     let ended = wait_for(Duration::from_secs(30), || {
-        child.try_wait().expect("it is ours").is_some()
+        child.try_wait().expect("the child is ours").is_some()
     });
     if !ended {
-        child.kill().expect("it is ours");
+        child.kill().expect("the child is ours");
     }
-    let output = child.wait_with_output().expect("it is ours");
-    assert!(ended, "{command:?} stands still: {output:?}");
+    let output = child.wait_with_output().expect("the child is ours");
+    assert!(ended, "{command:?} hangs: {output:?}");
     output
 }
 
@@ -107,7 +108,7 @@ fn what_is_no_image_is_refused_with_a_reason_and_nobody_waits_for_it() {
         let verify = run_in_time(on(&store, ["verify"]));
         assert_eq!(verify.status.code(), Some(1), "{what}: {verify:?}");
         assert_eq!(Counts::read(), before, "{what} took a page");
-        // One of another user is that user's; a folder is not removed as a file.
+        // gc leaves the files of other users alone, and cannot remove a folder as a file.
         let stays = matches!(what, "owner" | "folder");
         let gc = run_in_time(on(&store, ["gc"]));
         assert_eq!(
@@ -127,8 +128,8 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
     let store = or_skip!(Store::with(PAGES));
     run(load(&store, &small()), 0);
     let image = store.image();
-    let length = fs::metadata(&image).expect("it is there").len();
-    // The last 4 KiB are the header: a bit of each of its parts.
+    let length = fs::metadata(&image).expect("the file exists").len();
+    // The header is in the last 4 KiB. The test flips a bit in each of its parts.
     for offset in [0, 9, 17, 40, 100, 1500] {
         patch(&image, length - 4096 + offset, |bytes| bytes[0] ^= 1, 1);
         let list = json(&store, &["list"], 0);
@@ -141,7 +142,7 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
         .write(true)
         .open(&image)
         .and_then(|file| file.set_len(length - PAGE))
-        .expect("it is ours");
+        .expect("the file is ours");
     let list = json(&store, &["list"], 0);
     assert_ne!(images(&list)[0]["problem"], Value::Null);
     let gone = json(&store, &["gc"], 0);
@@ -152,11 +153,11 @@ fn a_manifest_that_is_cut_or_damaged_is_refused() {
 #[test]
 fn files_of_others_are_counted_and_stay() {
     let store = or_skip!(Store::with(4));
-    let file = |name: &str| File::create(store.path().join(name)).expect("it is ours");
+    let file = |name: &str| File::create(store.path().join(name)).expect("the file is ours");
     for name in ["notes.txt", ".hidden", "short.resident", "a.gguf.bak"] {
         file(name).set_len(PAGE).expect("a sparse file");
     }
-    fs::create_dir(store.path().join("folder.gguf")).expect("it is ours");
+    fs::create_dir(store.path().join("folder.gguf")).expect("the folder is ours");
     mkfifo(&store.path().join("pipe.gguf"));
     let before = store.names();
     let list = json(&store, &["list"], 0);

@@ -1,4 +1,4 @@
-//! `hugepages store` against this machine's pool, its kernel and real servers. What a server makes of a store is in `resident.rs`.
+//! `hugepages store` against this machine's pool, its kernel and real servers. `resident.rs` tests how a server uses a store.
 
 mod copy;
 mod hostile;
@@ -18,7 +18,7 @@ use crate::support::server::Launch;
 use crate::support::store::Store;
 use crate::support::{is_root, models, or_skip, programs, skip, wait_for};
 
-/// Enough for the small demo model as images, whatever its manifests take.
+/// Enough pages for the images of the small demo model and their manifests.
 const PAGES: u64 = 80;
 
 /// `hugepages store ARGS`
@@ -29,7 +29,7 @@ fn tool<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     command
 }
 
-/// The same of one store.
+/// `hugepages store ARGS` for one store.
 fn on<A: AsRef<OsStr>>(store: &Store, args: impl IntoIterator<Item = A>) -> Command {
     let mut command = tool(args);
     command.env("LLAMA_ARG_HUGEPAGE_STORE", store.path());
@@ -93,7 +93,7 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
         image["source"],
         model
             .canonicalize()
-            .expect("it is there")
+            .expect("the model exists")
             .to_str()
             .expect("a plain path")
     );
@@ -114,10 +114,10 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
 
     let status = Command::new(programs::hugepages())
         .args(["status", "--no-ask"])
-        // Paths in one piece.
+        // The table must not wrap paths.
         .env("COLUMNS", "400")
         .output();
-    let status = String::from_utf8(status.expect("it can be started").stdout).expect("text");
+    let status = String::from_utf8(status.expect("the tool can be started").stdout).expect("text");
     assert!(
         status.contains("of /") && status.contains("demo.gguf"),
         "{status}"
@@ -125,7 +125,7 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
 
     let verified = json(&store, &["verify"], 0);
     assert_eq!(verified["images"][0]["result"], "equal");
-    // Again: there is nothing to do, and no page is taken.
+    // A second load does nothing and takes no page.
     run(load(&store, &model), 0);
     assert_eq!(store.pages(), held);
 
@@ -156,7 +156,7 @@ fn load_adds_the_pages_that_are_missing_and_gives_them_back_when_it_fails() {
     let state = tempfile::tempdir().expect("a temporary folder can be made");
     let with_pool = |model: &Path| {
         let mut command = load(&store, model);
-        // In front of the server's arguments.
+        // `--pool` must precede the server's arguments.
         let args: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
         command = on(&store, ["load", "--pool"]);
         command.args(&args[2..]);
@@ -179,9 +179,9 @@ fn load_adds_the_pages_that_are_missing_and_gives_them_back_when_it_fails() {
     assert_eq!(Counts::read(), before);
 }
 
-/// Processes of a program whose arguments name a store.
+/// The number of server processes whose arguments name the store.
 fn servers_of(store: &Store) -> usize {
-    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     entries
         .filter(|entry| {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -206,9 +206,9 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
             std::thread::sleep(Duration::from_millis(delay));
             let pid = child.id().to_string();
             let killed = Command::new("kill").args(["-s", signal, &pid]).status();
-            let killed = killed.expect("kill is there").success();
-            let status = child.wait().expect("it is ours");
-            // It may have been done by then.
+            let killed = killed.expect("kill is installed").success();
+            let status = child.wait().expect("the child is ours");
+            // The load may have ended before the signal.
             assert!(
                 !killed || status.success() || status.code() == code,
                 "{signal}: {status}"
@@ -226,15 +226,15 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
     }
 }
 
-/// The tool and a server where anybody can run them.
+/// A folder with copies of the tool and a server that every user can run.
 fn copies_of_the_programs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let anybody = || fs::Permissions::from_mode(0o755);
-    fs::set_permissions(dir.path(), anybody()).expect("it is ours");
+    fs::set_permissions(dir.path(), anybody()).expect("the folder is ours");
     for program in [programs::hugepages(), programs::server()] {
         let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("there is space");
-        fs::set_permissions(&copy, anybody()).expect("it is ours");
+        fs::copy(program, &copy).expect("the disk has space");
+        fs::set_permissions(&copy, anybody()).expect("the file is ours");
     }
     dir
 }
@@ -242,7 +242,7 @@ fn copies_of_the_programs() -> tempfile::TempDir {
 #[test]
 fn a_user_without_rights_has_a_store_of_its_own() {
     if !is_root() {
-        return skip("root is needed to be somebody else");
+        return skip("only root can become another user");
     }
     let store = or_skip!(Store::with_options(PAGES, "uid=65534,mode=0755"));
     let dir = copies_of_the_programs();
@@ -271,10 +271,10 @@ fn a_user_without_rights_has_a_store_of_its_own() {
     );
     assert!(
         list["unread"].as_u64() > Some(0),
-        "the maps of others: {list}"
+        "the maps of other processes: {list}"
     );
     run(as_nobody(&["verify"]), 0);
-    // Root sees whose it is, and leaves the judgement to that one.
+    // Root sees the owner of the image, but does not validate it for that owner.
     let (table, _) = run(on(&store, ["list"]), 0);
     assert!(table.contains("live, of user 65534"), "{table}");
     run(as_nobody(&["gc"]), 0);
@@ -334,7 +334,7 @@ fn a_model_that_has_changed_is_stale_and_collected() {
     let model = models::copy_to(dir.path(), &small());
     run(load(&store, &model), 0);
     assert_eq!(json(&store, &["gc"], 0)["dropped"], serde_json::json!([]));
-    fs::remove_file(&model).expect("it is ours");
+    fs::remove_file(&model).expect("the file is ours");
     assert_eq!(images(&json(&store, &["list"], 0))[0]["is_stale"], true);
     let would = json(&store, &["gc", "--dry-run"], 0);
     assert_eq!((&would["dry_run"], store.images().len()), (&true.into(), 1));

@@ -9,7 +9,7 @@ use super::{PAGES, copies_of_the_programs, run, small, tool};
 use crate::support::pool::{Counts, Pool};
 use crate::support::{is_root, or_skip, skip};
 
-/// A place for a mount, unmounted however the test ends.
+/// A mount point. Its mount goes away however the test ends.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -55,7 +55,7 @@ fn a_mount_is_made_once_and_other_options_are_refused() {
         said.contains("pagesize=2M,size=6291456,mode=0750,uid=65534,gid=65534"),
         "{said}"
     );
-    let data = fs::metadata(place.path()).expect("it is mounted");
+    let data = fs::metadata(place.path()).expect("the place is mounted");
     assert_eq!(data.permissions().mode() & 0o7777, 0o750);
     let (said, _) = run(place.mount(&args), 0);
     assert!(said.contains("was mounted already"), "{said}");
@@ -74,25 +74,25 @@ fn a_mount_is_made_once_and_other_options_are_refused() {
 fn a_mount_hides_no_files_and_leaves_no_folder_when_it_fails() {
     let _pool = or_skip!(Pool::with(4));
     let place = Place::new();
-    fs::create_dir_all(place.path()).expect("it is ours");
-    fs::write(place.path().join("file"), "").expect("it is ours");
+    fs::create_dir_all(place.path()).expect("the folder is ours");
+    fs::write(place.path().join("file"), "").expect("the file is ours");
     let (_, said) = run(place.mount(&[]), 1);
     assert!(said.contains("is not empty"), "{said}");
-    fs::remove_dir_all(place.0.path().join("a")).expect("it is ours");
-    // More than the pool has, at once.
+    fs::remove_dir_all(place.0.path().join("a")).expect("the folder is ours");
+    // The mount needs more pages than the pool has.
     let (_, said) = run(place.mount(&["--min", "64M"]), 3);
     assert!(said.contains("hint: "), "{said}");
     assert!(!place.0.path().join("a").exists());
-    // What the pool has is taken, and is back afterwards.
+    // The mount reserves pages of the pool, and returns them.
     let before = Counts::read();
     run(place.mount(&["--min", "4M"]), 0);
     assert_eq!(Counts::read().reserved, before.reserved + 2);
     run(place.unmount(&[]), 0);
     assert_eq!(Counts::read(), before);
-    symlink("/etc", place.0.path().join("a/b")).expect("it is ours");
+    symlink("/etc", place.0.path().join("a/b")).expect("the file is ours");
     let (_, said) = run(place.mount(&[]), 1);
     assert!(said.contains("is not a directory"), "{said}");
-    fs::remove_file(place.path()).expect("it is ours");
+    fs::remove_file(place.path()).expect("the file is ours");
 }
 
 #[test]
@@ -109,11 +109,11 @@ fn unmount_refuses_what_holds_models_and_never_drops_files_of_others() {
         "{said}"
     );
     let theirs = place.path().join("notes.txt");
-    File::create(&theirs).expect("it is ours");
+    File::create(&theirs).expect("the file is ours");
     let (_, said) = run(place.unmount(&["--force"]), 1);
     assert!(said.contains("`notes.txt`"), "{said}");
     assert!(place.path().join("demo.gguf").exists());
-    fs::remove_file(theirs).expect("it is ours");
+    fs::remove_file(theirs).expect("the file is ours");
     run(place.unmount(&["--force"]), 0);
     assert!(!place.path().exists());
     pool.assert_all_back();
@@ -128,7 +128,11 @@ fn others_come_to_a_store_whatever_the_umask_was() {
     let mount = place.mount(&[]);
     shell.arg(mount.get_program()).args(mount.get_args());
     run(shell, 0);
-    let parent = place.path().parent().expect("it has one").to_owned();
+    let parent = place
+        .path()
+        .parent()
+        .expect("the place has a parent")
+        .to_owned();
     let mode = fs::metadata(parent)
         .expect("just made")
         .permissions()
@@ -140,11 +144,11 @@ fn others_come_to_a_store_whatever_the_umask_was() {
 #[test]
 fn who_may_not_mount_is_told_what_to_run() {
     if !is_root() {
-        return skip("root is needed to be somebody else");
+        return skip("only root can become another user");
     }
     let dir = copies_of_the_programs();
     let place = dir.path().join("store");
-    fs::create_dir(&place).expect("it is ours");
+    fs::create_dir(&place).expect("the folder is ours");
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

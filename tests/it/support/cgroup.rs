@@ -1,4 +1,4 @@
-//! A cgroup of its own with a limit on huge pages, its own or that of one above it.
+//! A cgroup with a limit on huge pages, its own or its parent's.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process;
 use super::guardian::Guardian;
 use super::pool::PAGE;
 
-/// Empties and removes the cgroup, and takes back what was enabled for it.
+/// Empties and removes the cgroup, and disables the controllers that were enabled for it.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     while read -r what dir; do case $what in child) child=$dir ;; parent) parent=$dir ;; esac; done
@@ -25,37 +25,37 @@ const REMOVE: &str = r#"
     [ -z "$parent" ] || echo -hugetlb > "$parent/cgroup.subtree_control" 2>/dev/null || true
 "#;
 
-/// Where the limit is, seen from the cgroup that a program runs in.
+/// The place of the limit, as seen from a program's cgroup.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
     Here,
-    /// One level up. The cgroup of the program has the controller, and no limit of its own.
+    /// One level up. The program's cgroup has the controller, but no limit of its own.
     Above,
-    /// One level up. The cgroup of the program has no controller, as under systemd.
+    /// One level up. The program's cgroup has no controller, as under systemd.
     AboveWithoutController,
 }
 
 pub struct Cgroup {
-    /// What a program is put into.
+    /// The cgroup that a program enters.
     pub dir: PathBuf,
-    /// The one with the limit.
+    /// The cgroup with the limit.
     limited: PathBuf,
     _guardian: Guardian,
 }
 
 impl Cgroup {
-    /// One in which no more than `pages` huge pages can be touched. An error is the reason to skip the test.
+    /// A cgroup whose processes can touch at most `pages` huge pages. An error is the reason to skip the test.
     pub fn with_limit(pages: u64) -> Result<Self, String> {
         Self::with("max", pages, Limit::Here)
     }
 
-    /// One with `hugetlb.2MB.{file}` (`max`, `rsvd.max`) set to `pages`.
+    /// A cgroup with `hugetlb.2MB.{file}` (`max`, `rsvd.max`) set to `pages`.
     pub fn with(file: &str, pages: u64, limit: Limit) -> Result<Self, String> {
         let name = format!("llama-hugepages-test-{}", process::id());
         Self::named(&name, file, pages, limit)
     }
 
-    /// The same with a name.
+    /// Like `with`, for a cgroup with this name.
     pub fn named(name: &str, file: &str, pages: u64, limit: Limit) -> Result<Self, String> {
         let root = v2_mount().ok_or("no cgroup v2 hierarchy is mounted")?;
         let controllers = fs::read_to_string(root.join("cgroup.controllers"))
@@ -80,13 +80,13 @@ impl Cgroup {
                 .map_err(|error| format!("cannot enable the hugetlb controller: {error}"))?;
         }
         guardian.tell(&format!("child {}", dir.display()));
-        fs::create_dir(&dir).expect("there was the right to");
+        fs::create_dir(&dir).expect("the hierarchy is writable");
         let inner = dir.join("inner");
         if limit != Limit::Here {
-            fs::create_dir(&inner).expect("there was the right to");
+            fs::create_dir(&inner).expect("the hierarchy is writable");
         }
         if limit == Limit::Above {
-            fs::write(dir.join("cgroup.subtree_control"), "+hugetlb").expect("it is ours");
+            fs::write(dir.join("cgroup.subtree_control"), "+hugetlb").expect("the folder is ours");
         }
         let cgroup = Self {
             dir: if limit == Limit::Here {
@@ -101,7 +101,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Another limit.
+    /// Changes the limit.
     pub fn set(&self, file: &str, pages: u64) {
         let path = self.limited.join(format!("hugetlb.2MB.{file}"));
         fs::write(path, (pages * PAGE).to_string()).expect("a cgroup of ours has its limits");
@@ -113,7 +113,7 @@ impl Cgroup {
         name.expect("made of letters and a number")
     }
 
-    /// How often pages were refused to it.
+    /// How often the kernel refused pages to the cgroup.
     pub fn refusals(&self) -> u64 {
         let events = fs::read_to_string(self.limited.join("hugetlb.2MB.events"))
             .expect("the cgroup is alive");

@@ -1,5 +1,5 @@
 //! The engine compiled straight with a C++ compiler, without CMake.
-//! Lives here: sources, objects, programs. Not here: which programs there are, and what they have to do.
+//! Lives here: sources, objects, programs. Not here: the purpose of the programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,14 +7,14 @@ use std::{env, fs, thread};
 
 use super::programs;
 
-/// A compiler and what every call of it is given.
+/// A compiler and the flags of all its calls.
 #[derive(Clone, Debug)]
 pub struct Compiler {
     words: Vec<String>,
 }
 
 impl Compiler {
-    /// The one that `CXX` names.
+    /// The compiler that `CXX` names.
     pub fn given() -> Self {
         let given = env::var("CXX").unwrap_or_default();
         let mut words: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
@@ -41,13 +41,13 @@ impl Compiler {
         command
     }
 
-    /// Compiles each source by itself, all at the same time.
+    /// Compiles all sources at the same time, each by itself.
     pub fn objects(&self, sources: &[PathBuf], dir: &Path) -> Vec<PathBuf> {
         fs::create_dir_all(dir).expect("the target folder can be written");
         let engine = engine();
         let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml");
         let compile = |source: &Path| {
-            let name = source.file_name().expect("it is a file");
+            let name = source.file_name().expect("the source is a file");
             let object = dir.join(name).with_extension("o");
             let mut command = self.command();
             command
@@ -64,7 +64,7 @@ impl Compiler {
                 .collect();
             let joined = handles.into_iter().map(thread::ScopedJoinHandle::join);
             joined
-                .map(|result| result.expect("it only compiles"))
+                .map(|result| result.expect("the thread only compiles"))
                 .collect()
         });
         compiled
@@ -73,7 +73,7 @@ impl Compiler {
             .collect()
     }
 
-    /// Links objects to a program. An error is what the linker said.
+    /// Links objects to a program. An error is the linker's output.
     pub fn link(&self, objects: &[PathBuf], flags: &[&str], program: &Path) -> Result<(), String> {
         let mut command = self.command();
         command
@@ -85,8 +85,7 @@ impl Compiler {
         programs::run(&mut command)
     }
 
-    /// Whether programs can be built with these flags, and run: a library that a flag needs is a package of its own in some
-    /// distributions.
+    /// Tries to build a program, because some distributions package the library that a flag needs separately.
     pub fn try_program(&self, text: &str, dir: &Path) -> Result<PathBuf, String> {
         fs::create_dir_all(dir).expect("the target folder can be written");
         let source = dir.join("try.cpp");
@@ -111,15 +110,15 @@ pub fn engine_sources() -> Vec<PathBuf> {
     sources_in(&engine().join("src"))
 }
 
-/// Those of a folder of the tests, such as `tests/engine`.
+/// The sources in a folder of the tests, such as `tests/engine`.
 pub fn test_sources(dir: &str) -> Vec<PathBuf> {
     sources_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir))
 }
 
 fn sources_in(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("it is part of this repository");
+    let entries = fs::read_dir(dir).expect("the file is part of this repository");
     let mut files: Vec<_> = entries
-        .map(|entry| entry.expect("it can be read").path())
+        .map(|entry| entry.expect("the folder can be read").path())
         .filter(|path| path.extension().is_some_and(|e| e == "cpp"))
         .collect();
     files.sort();

@@ -1,4 +1,4 @@
-//! A file system on a device of its own: slow, or with holes in it.
+//! A file system on its own device, which a test can slow down or cut.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::guardian::Guardian;
 use super::programs::run;
 
-/// The kernel detaches the loop device with the last mount. Folders go with their test.
+/// The kernel detaches the loop device with the last mount. The test removes the folders.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     while read -r what path; do case $what in mount) mount=$path ;; cgroup) cgroup=$path ;; esac; done
@@ -30,7 +30,7 @@ const REMOVE: &str = r#"
 
 /// ext4 in a file, mounted through a loop device.
 pub struct Device {
-    // In the order of their drop: unmounted, and then removed.
+    // Fields drop in this order: the guardian unmounts before `TempDir` removes the folder.
     guardian: Guardian,
     dir: TempDir,
     /// `7:0`
@@ -38,7 +38,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// One with room for so many bytes. An error is the reason to skip the test.
+    /// A device that fits this many bytes. An error is the reason to skip the test.
     pub fn with(bytes: u64) -> Result<Self, String> {
         let dir =
             tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
@@ -66,14 +66,14 @@ impl Device {
         })
     }
 
-    /// Where its files are.
+    /// The folder of the device's files.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mount")
     }
 
-    /// Limits what processes read from it, this one and those that it starts. An error is the reason to skip the test.
+    /// Limits the reads of this process and of the processes that it starts. An error is the reason to skip the test.
     pub fn throttle(&mut self, bytes_per_second: u64) -> Result<(), String> {
-        // The controller is on version 1 or on version 2 of the hierarchy, or not there.
+        // Machines mount the controller in version 1, in version 2, or not at all.
         let v1 = Path::new("/sys/fs/cgroup/blkio");
         let (root, file, line) = if v1.join("cgroup.procs").exists() {
             let line = format!("{} {bytes_per_second}", self.number);
@@ -95,17 +95,17 @@ impl Device {
             .map_err(|error| format!("cannot enter a cgroup: {error}"))
     }
 
-    /// Takes away the end of the device: reads there are `EIO` from now on.
+    /// Cuts off the end of the device, so that reads there fail with `EIO`.
     pub fn cut(&self, bytes: u64) {
         let backing = self.dir.path().join("backing");
         let file = OpenOptions::new()
             .write(true)
             .open(backing)
-            .expect("it is ours");
-        file.set_len(bytes).expect("it can be cut");
+            .expect("the file is ours");
+        file.set_len(bytes).expect("the file can be cut");
     }
 
-    /// Blocks of a file on it, as the device counts bytes: the first one, and where the last one ends.
+    /// The place of a file on the device, in bytes: the start of its first block, and the end of its last.
     pub fn extent(path: &Path) -> Result<(u64, u64), String> {
         let output = Command::new("filefrag")
             .args(["-v", "-b1"])
@@ -126,7 +126,7 @@ impl Device {
             .iter()
             .map(|range| range.0)
             .min()
-            .ok_or(format!("filefrag says: {text}"))?;
+            .ok_or(format!("unknown output of filefrag: {text}"))?;
         Ok((
             first,
             ranges.iter().map(|range| range.1).max().unwrap_or(first),

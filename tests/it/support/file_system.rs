@@ -1,4 +1,4 @@
-//! A file system of a kind, on a loop device of its own, with files in it.
+//! A file system of a given kind on its own loop device, with files in it.
 //! Lives here: making, mounting and looking at the device. Not here: the page cache (`page_cache`).
 
 use std::fs::{self, File};
@@ -12,8 +12,8 @@ use super::guardian::Guardian;
 use super::page_cache;
 use super::programs::run;
 
-/// Unmounts in the reverse order. The kernel detaches a loop device with its last mount. Folders are removed with their test, or
-/// with `folder` if the test was killed.
+/// Unmounts in reverse order. The kernel detaches a loop device with its last mount. The test removes its folders; if the test was killed,
+/// this script removes `folder`.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     mounts= folder=
@@ -33,27 +33,27 @@ const REMOVE: &str = r#"
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Ext4,
-    /// `O_DIRECT` succeeds there, and the kernel buffers.
+    /// `O_DIRECT` succeeds, but the kernel buffers.
     Ext4Journal,
     Xfs,
     Btrfs,
-    /// `O_DIRECT` succeeds there, and the kernel buffers what is compressed.
+    /// `O_DIRECT` succeeds, but the kernel buffers compressed data.
     BtrfsCompressed,
-    /// Without `O_DIRECT`.
+    /// No `O_DIRECT`.
     Squashfs,
     Erofs,
-    /// Without `O_DIRECT`.
+    /// No `O_DIRECT`.
     ErofsCompressed,
     F2fs,
-    /// All of it is in the page cache at any time.
+    /// The page cache holds all files at any time.
     Tmpfs,
-    /// Over ext4, whose files are in the page cache of ext4.
+    /// Over ext4, whose page cache holds the files.
     OverlayOnExt4,
     OverlayOnExt4Journal,
 }
 
 impl Kind {
-    /// As /proc/filesystems lists it.
+    /// The name in /proc/filesystems.
     fn module(self) -> &'static str {
         match self {
             Self::Ext4 | Self::Ext4Journal => "ext4",
@@ -67,7 +67,7 @@ impl Kind {
         }
     }
 
-    /// The program that makes one, with the arguments in front of the image.
+    /// The program that makes the file system, with the arguments before the image.
     fn maker(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 | Self::OverlayOnExt4 => &["mkfs.ext4", "-q", "-F"],
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// Its files are put into the image when that is made.
+    /// Whether the maker also puts the files into the image.
     fn is_made_with_its_files(self) -> bool {
         matches!(self, Self::Squashfs | Self::Erofs | Self::ErofsCompressed)
     }
@@ -113,9 +113,9 @@ impl Kind {
         )
     }
 
-    /// That this kernel and this machine have it. An error is the reason to skip the test.
+    /// Checks that this kernel and this machine support the file system. An error is the reason to skip the test.
     fn check(self) -> Result<(), String> {
-        // Modules are loaded on demand, where there are any.
+        // Some kernels load the file system as a module.
         let _ = Command::new("modprobe")
             .args(["-q", self.module()])
             .status();
@@ -137,14 +137,14 @@ impl Kind {
         if found.status.success() {
             Ok(())
         } else {
-            Err(format!("there is no {maker}"))
+            Err(format!("{maker} is not installed"))
         }
     }
 }
 
-/// Unmounted and removed when the value is dropped or its process is killed.
+/// Dropping the value, or killing its process, unmounts and removes the file system.
 pub struct FileSystem {
-    // In the order of their drop: unmounted, and then removed.
+    // Fields drop in this order: the guardian unmounts before `TempDir` removes the folder.
     _guardian: Guardian,
     dir: TempDir,
     kind: Kind,
@@ -153,8 +153,8 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
-    /// One with copies of these files, by their new names, none of which is in the page cache. An error is the reason to skip the
-    /// test.
+    /// A file system with copies of these files, under their new names. The page cache holds none of them. An error is the reason to skip
+    /// the test.
     pub fn with(kind: Kind, files: &[(&Path, &str)]) -> Result<Self, String> {
         kind.check()?;
         let dir =
@@ -171,7 +171,7 @@ impl FileSystem {
         let copy_to = |to: &Path| {
             for (file, name) in files {
                 let copy = to.join(name);
-                fs::copy(file, &copy).expect("there is space");
+                fs::copy(file, &copy).expect("the disk has space");
                 let file = File::open(copy).expect("just made");
                 file.sync_all().expect("the device works");
             }
@@ -211,7 +211,7 @@ impl FileSystem {
         Ok(file_system)
     }
 
-    /// A file as a program is given it.
+    /// The path under which a program opens a file.
     pub fn path(&self, name: &str) -> PathBuf {
         let folder = if self.kind.is_overlay() {
             "merged"
@@ -221,32 +221,33 @@ impl FileSystem {
         self.dir.path().join(folder).join(name)
     }
 
-    /// The same file as its page cache has it.
+    /// The path under which the page cache holds the same file.
     pub fn cached_path(&self, name: &str) -> PathBuf {
         self.dir.path().join("mount").join(name)
     }
 
-    /// Lets every user come to its files.
+    /// Lets every user reach the files.
     pub fn let_others_in(&self) {
         let anybody = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(self.dir.path(), anybody).expect("it is ours");
+        fs::set_permissions(self.dir.path(), anybody).expect("the folder is ours");
     }
 
-    /// Lets the kernel forget a file.
+    /// Drops a file from the page cache.
     pub fn drop_cache(&self, name: &str) {
         if self.kind.has_device() {
             let path = self.cached_path(name);
-            // With `data=journal` pages are dirty until the journal has been written back.
-            let file = File::open(&path).expect("the file is there");
+            // With `data=journal` pages stay dirty until the kernel has written the journal back.
+            let file = File::open(&path).expect("the file exists");
             let _ = rustix::fs::syncfs(&file);
             page_cache::drop_file(&path);
         }
     }
 
-    /// Bytes that were read from the device since it was made; 0 where there is none.
+    /// Bytes that the kernel read from the device since its creation; 0 without a device.
     pub fn device_reads(&self) -> u64 {
         let Some(device) = &self.device else { return 0 };
-        let stat = fs::read_to_string(format!("/sys/block/{device}/stat")).expect("it is in use");
+        let stat =
+            fs::read_to_string(format!("/sys/block/{device}/stat")).expect("the device is in use");
         // read I/Os, read merges, read sectors, …
         let sectors = stat.split_whitespace().nth(2).expect("stat.rst");
         sectors.parse::<u64>().expect("a number") * 512
@@ -260,7 +261,10 @@ fn make(
     files: &[(&Path, &str)],
     copy_to: &dyn Fn(&Path),
 ) -> Result<(), String> {
-    let (maker, args) = kind.maker().split_first().expect("it has a device");
+    let (maker, args) = kind
+        .maker()
+        .split_first()
+        .expect("the file system uses a device");
     let mut command = Command::new("sh");
     command.args(["-c", r#"PATH=$PATH:/usr/sbin:/sbin; exec "$@""#, "sh"]);
     command.arg(maker).args(args);
@@ -279,12 +283,12 @@ fn make(
             _ => command.arg(image).arg(source),
         };
         run(&mut command)?;
-        fs::remove_dir_all(source).expect("it is ours");
+        fs::remove_dir_all(source).expect("the folder is ours");
         return Ok(());
     }
     let bytes: u64 = files
         .iter()
-        .map(|(file, _)| fs::metadata(file).expect("it is there").len())
+        .map(|(file, _)| fs::metadata(file).expect("the file exists").len())
         .sum();
     // Room for the tables of the file system; XFS wants 300 MiB.
     let size = (bytes + bytes / 4 + (128 << 20)).max(320 << 20);
@@ -294,7 +298,7 @@ fn make(
     run(command.arg(image))
 }
 
-/// `loop3` of what is mounted there.
+/// The loop device of a mount, such as `loop3`.
 fn device_of(mount: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
     let mount = fs::canonicalize(mount).expect("just made");

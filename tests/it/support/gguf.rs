@@ -1,4 +1,4 @@
-//! A reader of GGUF tables of its own, so that what is expected does not come from the code under test.
+//! An independent reader of GGUF tables, so that expected values do not come from the code under test.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ pub struct Tensor {
 pub struct Gguf {
     pub path: PathBuf,
     pub tensors: Vec<Tensor>,
-    /// Where the header ends and the first tensor begins.
+    /// The end of the header, where the first tensor begins.
     pub data: u64,
 }
 
@@ -102,7 +102,7 @@ pub fn files(first: &Path) -> Vec<PathBuf> {
     let Some((prefix, _)) = name.split_once("-00001-of-") else {
         return vec![first.to_owned()];
     };
-    let mut files: Vec<_> = fs::read_dir(first.parent().expect("a file lies in a folder"))
+    let mut files: Vec<_> = fs::read_dir(first.parent().expect("a file is in a folder"))
         .expect("the folder can be read")
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| {
@@ -164,7 +164,7 @@ impl Reader {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The number that a key has; 0 for what is no number.
+    /// The number of a key; 0 if its value is not a number.
     fn value(&mut self) -> u64 {
         let kind = self.u32();
         self.value_of(kind)

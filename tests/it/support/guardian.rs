@@ -6,31 +6,31 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// A shell that waits for the end of its input and then cleans up.
 ///
-/// The end of a process closes its pipes, whatever killed it. So the same code cleans up after a test that
-/// passed, one that failed, and one that was killed; and until it has, it holds the lock that it was given.
+/// The kernel closes the pipes of a process at its end. So the same code cleans up after a test that passed, failed or was killed, and
+/// holds the test's lock until then.
 pub struct Guardian {
     shell: Child,
     input: Option<ChildStdin>,
 }
 
 impl Guardian {
-    /// `script` reads what it has to know from its standard input, and cleans up behind its end.
+    /// `script` reads its settings from standard input, and cleans up at the end of the input.
     pub fn start(script: &str, lock: Option<&File>) -> Self {
         let stdout = lock.map_or(Stdio::null(), |lock| {
             Stdio::from(lock.try_clone().expect("the lock can be shared"))
         });
-        // A session of its own: a Ctrl-C at the terminal ends the tests and not what cleans up behind them.
+        // In a session of its own the guardian survives a Ctrl-C at the terminal, which ends the tests.
         let mut shell = Command::new("setsid")
             .args(["sh", "-c", script])
             .stdin(Stdio::piped())
             .stdout(stdout)
             .spawn()
-            .expect("setsid and sh are there");
+            .expect("setsid and sh are installed");
         let input = shell.stdin.take();
         Self { shell, input }
     }
 
-    /// One more line for the script.
+    /// Sends one more line to the script.
     pub fn tell(&mut self, line: &str) {
         let input = self.input.as_mut().expect("open until the end");
         writeln!(input, "{line}").expect("the guardian is alive");

@@ -1,4 +1,4 @@
-//! Just enough HTTP: a question, the status, the answer.
+//! Minimal HTTP: a request, the status, the answer.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn agent() -> Agent {
     config.build().into()
 }
 
-/// `None` when nobody answers.
+/// `None` if nobody answers.
 pub fn try_get(url: &str) -> Option<(u16, String)> {
     let mut response = agent().get(url).call().ok()?;
     let text = response.body_mut().read_to_string().ok()?;

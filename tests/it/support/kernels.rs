@@ -1,5 +1,5 @@
 //! Recorded kernels: folders with a `sys` and a `proc` as the kernel writes them.
-//! A builder and not a tree of files: what differs between two kernels is what can be read here.
+//! A builder instead of a tree of files, because code shows the differences between two kernels.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub struct Kernel(TempDir);
 /// `nr`, `free`, `resv`, `surplus`, `nr_overcommit`.
 type Counts = [u64; 5];
 
-/// All of them, by name.
+/// All recorded kernels, by name.
 pub fn all() -> Vec<(&'static str, Kernel)> {
     vec![
         ("no-hugetlb", no_hugetlb()),
@@ -49,7 +49,7 @@ pub fn only_2m() -> Kernel {
     kernel
 }
 
-/// A server with both sizes, HVO on, a mount with a file in it, and a process whose map may not be read.
+/// A server with both sizes, HVO on, a mount with a file in it, and a process whose map the tool may not read.
 pub fn with_1g() -> Kernel {
     let kernel = Kernel::plain("6.12.9", X86);
     kernel.pool(2048, [4096, 3584, 0, 0, 0]);
@@ -71,7 +71,7 @@ pub fn with_1g() -> Kernel {
         "proc/self/mountinfo",
         "30 1 0:30 / /mnt/huge\\040pages rw - hugetlbfs none rw,pagesize=2M,mode=1777\n",
     );
-    fs::create_dir_all(kernel.path().join("mnt/huge pages")).expect("ours");
+    fs::create_dir_all(kernel.path().join("mnt/huge pages")).expect("the folder is ours");
     kernel.write(
         "proc/4242/status",
         "Name:\tllama-server\nPid:\t4242\nHugetlbPages:\t 3145728 kB\n",
@@ -126,7 +126,7 @@ pub fn two_nodes() -> Kernel {
     kernel
 }
 
-/// A pod: no limit of its own, one on its ancestor that leaves nothing, and few mappings and addresses.
+/// A pod: its ancestor's limit leaves no page, and it may use few mappings and addresses.
 pub fn container_v2() -> Kernel {
     let kernel = Kernel::plain("6.6.30", X86);
     kernel.pool(2048, [1024, 1024, 0, 0, 0]);
@@ -182,9 +182,9 @@ pub fn arm64() -> Kernel {
 const X86: &str = "processor\t: 0\nflags\t\t: fpu pse pdpe1gb avx2\n";
 
 impl Kernel {
-    /// What every Linux has.
+    /// The files of every Linux.
     fn plain(release: &str, cpuinfo: &str) -> Self {
-        let kernel = Self(tempfile::tempdir().expect("there is space"));
+        let kernel = Self(tempfile::tempdir().expect("the disk has space"));
         kernel.write("proc/sys/kernel/osrelease", &format!("{release}\n"));
         kernel.write("proc/cpuinfo", cpuinfo);
         kernel.write(
@@ -218,7 +218,7 @@ impl Kernel {
             "proc/pressure/memory",
             "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
         );
-        // A process without huge pages: it is left out.
+        // A process without huge pages, which the tool leaves out.
         kernel.write(
             "proc/1/status",
             "Name:\tinit\nPid:\t1\nHugetlbPages:\t       0 kB\n",
@@ -230,11 +230,11 @@ impl Kernel {
         self.0.path()
     }
 
-    /// A file in it, with its folders.
+    /// Writes a file, and creates its folders.
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path().join(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("ours");
-        fs::write(path, text).expect("there is space");
+        fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is ours");
+        fs::write(path, text).expect("the disk has space");
     }
 
     fn pool(&self, kib: u64, counts: Counts) {

@@ -1,12 +1,12 @@
-//! What a server states about its load.
-//! Lives here: the numbers, and that log and `/props` agree. Not here: whether they are true.
+//! A server's report of its load.
+//! Lives here: the numbers, and the check that log and `/props` agree. Not here: the check that they are true.
 
 use super::http;
 use super::server::Server;
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes by where they came from.
+/// Bytes of a load, by source.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub direct: u64,

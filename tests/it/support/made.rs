@@ -1,4 +1,4 @@
-//! Small GGUF files that `hugepages demo-model` does not make: an adapter, and an architecture with a lazy tensor.
+//! Small GGUF files that `hugepages demo-model` does not write: an adapter, and an architecture with a lazy tensor.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -6,11 +6,11 @@ use std::path::Path;
 
 use llama_hugepages::gguf::{Gguf, TensorType};
 
-/// Writes a header with numbers for its tensors, all of which are F32. The same header gives the same bytes.
+/// Writes a header and pseudo-random F32 tensors. The same header gives the same bytes.
 fn write(header: &Gguf, path: &Path) {
     let mut file = BufWriter::new(File::create(path).expect("the folder is the test's"));
     let head = header.header_bytes();
-    file.write_all(&head).expect("there is space");
+    file.write_all(&head).expect("the disk has space");
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for tensor in header.tensors() {
         let start = head.len() as u64 + tensor.offset;
@@ -24,21 +24,21 @@ fn write(header: &Gguf, path: &Path) {
             let random = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
             let value = if is_norm { 1.0 } else { 0.05 * random };
             file.write_all(&value.to_le_bytes())
-                .expect("there is space");
+                .expect("the disk has space");
         }
     }
     // Tensors are padded, the last one too.
     let end = file.stream_position().expect("a file");
     let padding = end.next_multiple_of(32) - end;
     file.write_all(&vec![0; padding as usize])
-        .expect("there is space");
-    file.flush().expect("there is space");
+        .expect("the disk has space");
+    file.flush().expect("the disk has space");
 }
 
 /// An adapter for the attention and feed-forward weights of a model. Returns the bytes of its tensors.
 pub fn lora(model: &Path, rank: u64, path: &Path) -> u64 {
     let model = Gguf::open(model).expect("a model");
-    let mut header = Gguf::new().expect("there is memory");
+    let mut header = Gguf::new().expect("the process has memory");
     for (key, value) in [
         ("general.type", "adapter"),
         (
@@ -80,7 +80,7 @@ pub fn gemma4(path: &Path) {
     const HEADS: u64 = 2;
     const HEAD: u64 = 64;
 
-    let mut header = Gguf::new().expect("there is memory");
+    let mut header = Gguf::new().expect("the process has memory");
     header
         .set_str("general.architecture", "gemma4")
         .expect("a key");
@@ -164,7 +164,7 @@ pub fn gemma4(path: &Path) {
     write(&header, path);
 }
 
-/// A token for each byte, as GPT-2 writes it, and one that ends a text. Returns their number.
+/// Sets one token for each byte, as GPT-2 does, and an end token. Returns the number of tokens.
 fn set_vocabulary(header: &mut Gguf) -> u64 {
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = 0x100..;
@@ -179,7 +179,7 @@ fn set_vocabulary(header: &mut Gguf) -> u64 {
         })
         .collect();
     tokens.push("<|end|>".to_owned());
-    // A multiple of 32 for kernels that want one.
+    // Some compute kernels want a multiple of 32.
     while !tokens.len().is_multiple_of(32) {
         tokens.push(format!("<|unused{}|>", tokens.len()));
     }

@@ -1,5 +1,5 @@
-//! What the tests stand on: a pool of their own, servers, models, and the kernel's view of a process.
-//! Lives here: how to get and to look. Not here: what is claimed.
+//! The base of the tests: a pool of their own, servers, models, and the kernel's view of a process.
+//! Lives here: setup and observation. Not here: claims.
 
 pub mod cgroup;
 pub mod cxx;
@@ -37,9 +37,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Says why a test does nothing, and adds a line to what `make test` counts.
+/// Reports why a test does nothing, in a line that `make test` counts.
 ///
-/// Written to stderr itself: what `eprintln!` says in a test that passes is never seen.
+/// Writes to stderr itself, because the test harness hides the output of `eprintln!` if the test passes.
 pub fn skip(reason: impl Display) {
     let thread = thread::current();
     let line = format!("{}: {reason}\n", thread.name().unwrap_or("test"));
@@ -50,7 +50,7 @@ pub fn skip(reason: impl Display) {
     }
 }
 
-/// Takes what is there, or ends the test that cannot do without it: `let pool = or_skip!(Pool::with(3));`
+/// Unwraps a value, or skips the test with the reason: `let pool = or_skip!(Pool::with(3));`
 macro_rules! or_skip {
     ($wanted:expr) => {
         match $wanted {
@@ -61,7 +61,7 @@ macro_rules! or_skip {
 }
 pub(crate) use or_skip;
 
-/// The long variants, which `make test-full` asks for.
+/// Whether to run the long variants, as `make test-full` does.
 pub fn full() -> bool {
     env::var_os("LLAMA_HUGEPAGES_TEST_FULL").is_some_and(|value| value == "1")
 }
@@ -70,15 +70,15 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Where the build and everything that is made for the tests lies.
+/// The folder of the build, and of all files that are made for the tests.
 pub fn target_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .parent()
-        .expect("target/tmp lies in target/")
+        .expect("target/tmp is in target/")
         .to_owned()
 }
 
-/// Asks until it is so; `false` when the time is over.
+/// Polls until the condition holds; `false` if it does not hold within the limit.
 pub fn wait_for(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {

@@ -14,21 +14,21 @@ pub fn demo(size: &str, kind: &str) -> PathBuf {
     make(size, kind, 1, &[])
 }
 
-/// One with other options of `hugepages demo-model`.
+/// A demo model with other options of `hugepages demo-model`.
 pub fn demo_with(size: &str, kind: &str, args: &[&str]) -> PathBuf {
     make(size, kind, 1, args)
 }
 
-/// The same in shards; the first one is what a server is given.
+/// A demo model in shards. Returns the first shard, which a server expects.
 pub fn demo_in_shards(size: &str, kind: &str, shards: u32) -> PathBuf {
     make(size, kind, shards, &[])
 }
 
-/// One of 100 MB. A third repeats the same bytes, which any file system can compress; the rest is as good as random.
+/// A model of 100 MB. A third repeats the same bytes, which any file system can compress; the rest is practically random.
 pub fn compressible_demo() -> PathBuf {
     let plain = demo("100M", "F16");
     once("100M-F16-compressible", |path| {
-        fs::copy(&plain, path).expect("there is space");
+        fs::copy(&plain, path).expect("the disk has space");
         let file = OpenOptions::new()
             .write(true)
             .open(path)
@@ -39,7 +39,7 @@ pub fn compressible_demo() -> PathBuf {
             // 0.0078 in F16
             let bytes = [0, 0x20].repeat((tensor.end - tensor.start) as usize / 2);
             file.write_all_at(&bytes, tensor.start)
-                .expect("there is space");
+                .expect("the disk has space");
         }
     })
 }
@@ -64,7 +64,7 @@ fn make(size: &str, kind: &str, shards: u32, args: &[&str]) -> PathBuf {
     })
 }
 
-/// The folder with a name, made by one test for all.
+/// The first file of a folder that one test makes for all.
 fn once(name: &str, write: impl FnOnce(&Path)) -> PathBuf {
     let models = target_dir().join("models/test");
     fs::create_dir_all(&models).expect("target/ can be written");
@@ -92,11 +92,11 @@ fn first_file(dir: &Path) -> PathBuf {
     models.min().expect("the tool makes at least one file")
 }
 
-/// A copy that a test may spoil.
+/// A copy that a test may damage.
 pub fn copy_to(dir: &Path, model: &Path) -> PathBuf {
     let files = gguf::files(model);
     for file in &files {
-        fs::copy(file, dir.join(file.file_name().expect("a file"))).expect("there is space");
+        fs::copy(file, dir.join(file.file_name().expect("a file"))).expect("the disk has space");
     }
     dir.join(files[0].file_name().expect("a file"))
 }

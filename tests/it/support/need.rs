@@ -1,5 +1,5 @@
-//! How many huge pages a program says it needs.
-//! Lives here: the question. Not here: whether the answer is right, which tests check with what the kernel counts.
+//! The number of huge pages that a program reports as its need.
+//! Lives here: asking the program. Not here: checking the answer, for which tests use the kernel's counts.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,13 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use super::pool::Pool;
 use super::server::Launch;
 
-/// Answers, by what was asked.
+/// The needs, by program and arguments.
 static TOLD: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
 
 /// Pages of 2 MiB that a server needs under `require`.
 ///
-/// It is asked with an empty pool, which this takes for the moment: ask before the test takes its own. 0 where there is
-/// no right to the pool, which `Pool::with` then gives as the reason to skip the test.
+/// Holds an empty pool while it asks, so call this before the test takes its own. Returns 0 without rights to the pool; `Pool::with` then
+/// returns the reason to skip the test.
 pub fn of(launch: &Launch) -> u64 {
     let launch = launch.clone().hugepages("require");
     of_program(&format!("{launch:?}"), || {
@@ -23,7 +23,7 @@ pub fn of(launch: &Launch) -> u64 {
     })
 }
 
-/// The same of any program: `run` starts it under `require` and returns what it prints, `name` is what its need depends on.
+/// The need of any program. `run` starts it under `require` and returns its output. `name` identifies everything that the need depends on.
 pub fn of_program(name: &str, run: impl FnOnce() -> String) -> u64 {
     let told = || TOLD.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pages) = told().get(name) {
@@ -42,7 +42,7 @@ pub fn of_program(name: &str, run: impl FnOnce() -> String) -> u64 {
 pub fn told_in(log: &str) -> u64 {
     let rest = log
         .split_once("the model needs ")
-        .unwrap_or_else(|| panic!("the need is not told\n{log}"))
+        .unwrap_or_else(|| panic!("no line names the need\n{log}"))
         .1;
     let (pages, rest) = rest.split_once(' ').expect("a number and a text");
     assert!(rest.starts_with("huge pages of 2 MiB "), "{rest}");

@@ -1,4 +1,4 @@
-//! How much of a file the kernel holds in memory, and what came into it.
+//! The bytes of a file in the page cache, and the bytes added to it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,45 +15,45 @@ use super::guardian::Guardian;
 use super::programs::run;
 use super::wait_for;
 
-/// Until a file is in memory.
+/// The time limit for bringing a file into the page cache.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Lets the kernel forget a file that nobody maps.
+/// Drops an unmapped file from the page cache.
 pub fn drop_file(path: &Path) {
-    let file = File::open(path).expect("the file is there");
-    // Only what is on disk can be dropped. Nothing else is on a file system that cannot be written.
+    let file = File::open(path).expect("the file exists");
+    // The kernel drops only clean pages. A file system that cannot be written has no others.
     match fsync(&file) {
         Ok(()) | Err(Errno::ROFS | Errno::INVAL) => {}
         Err(error) => panic!("{}: {error}", path.display()),
     }
-    fadvise(&file, 0, None, Advice::DontNeed).expect("it is a file");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("the path is a file");
 }
 
-/// Brings a part of a file into memory, and nothing behind it.
+/// Brings a part of a file into the page cache, without readahead.
 pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
-    let file = File::open(path).expect("the file is there");
-    fadvise(&file, 0, None, Advice::Random).expect("it is a file");
+    let file = File::open(path).expect("the file exists");
+    fadvise(&file, 0, None, Advice::Random).expect("the path is a file");
     let mut buffer = vec![0; 1 << 20];
     let mut at = bytes.start;
     while at < bytes.end {
         let n = (bytes.end - at).min(buffer.len() as u64) as usize;
         file.read_exact_at(&mut buffer[..n], at)
-            .expect("the file is so long");
+            .expect("the file is long enough");
         at += n as u64;
     }
 }
 
-/// Brings a whole file into memory, whose pages are those of `cached_path`. A busy kernel may drop a page of a file that is being
-/// read, so the file is read until all of it is there.
+/// Brings a whole file into the page cache, which holds it as `cached_path`. A busy kernel may drop a page during the read, so this reads
+/// until the page cache holds all pages.
 pub fn warm_all(path: &Path, cached_path: &Path) {
-    let size = path.metadata().expect("it is there").len();
+    let size = path.metadata().expect("the file exists").len();
     wait_for(PATIENCE, || {
         warm(path, 0..size);
         cached_bytes(cached_path).is_ok_and(|cached| cached >= size)
     });
 }
 
-/// Bytes of a file in memory, or why that cannot be told.
+/// Bytes of a file in the page cache. An error is the reason to skip the test.
 pub fn cached_bytes(path: &Path) -> Result<u64, String> {
     let output = Command::new("fincore")
         .args(["--bytes", "--noheadings", "--output", "RES"])
@@ -79,19 +79,19 @@ const REMOVE: &str = r#"
     ! mountpoint -q "$dir"
 "#;
 
-/// Counts the bytes of a file that the kernel puts into the page cache, those that are dropped again included.
+/// Counts the bytes of a file that the kernel adds to the page cache, including those that it drops again.
 ///
-/// What is cached afterwards cannot tell a direct read from a buffered one whose pages were dropped; the kernel's own
-/// trace event can.
+/// Afterwards, the page cache looks the same after a direct read and after a buffered read whose pages were dropped. The kernel's own trace
+/// event shows the difference.
 pub struct Arrivals {
-    // In the order of their drop.
+    // Fields drop in this order.
     _guardian: Guardian,
     dir: TempDir,
     instance: String,
 }
 
 impl Arrivals {
-    /// From now on. An error is the reason to skip the test.
+    /// Starts to count. An error is the reason to skip the test.
     pub fn of(path: &Path) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -120,7 +120,7 @@ impl Arrivals {
         let write = |name: &str, text: &str| {
             fs::write(arrivals.path(name), text).map_err(|error| format!("{name}: {error}"))
         };
-        let inode = fs::metadata(path).expect("the file is there").ino();
+        let inode = fs::metadata(path).expect("the file exists").ino();
         let device = super_block_of(path)?;
         write("buffer_size_kb", "8192")?;
         write(
@@ -139,15 +139,15 @@ impl Arrivals {
             .join(name)
     }
 
-    /// Bytes so far.
+    /// The bytes counted so far.
     pub fn bytes(&self) -> u64 {
-        let cpus = fs::read_dir(self.path("per_cpu")).expect("it is traced");
+        let cpus = fs::read_dir(self.path("per_cpu")).expect("the file is traced");
         for cpu in cpus {
             let stats = cpu.expect("a CPU").path().join("stats");
-            let stats = fs::read_to_string(stats).expect("it is traced");
+            let stats = fs::read_to_string(stats).expect("the file is traced");
             assert!(stats.contains("overrun: 0\n"), "events were lost: {stats}");
         }
-        let trace = fs::read_to_string(self.path("trace")).expect("it is traced");
+        let trace = fs::read_to_string(self.path("trace")).expect("the file is traced");
         let orders = trace
             .lines()
             .filter_map(|line| line.rsplit_once(" order=")?.1.trim().parse::<u32>().ok());
@@ -156,7 +156,7 @@ impl Arrivals {
     }
 }
 
-/// The device number of a file's superblock as the kernel's trace has it: stat(2) shows another one on btrfs.
+/// The device number of a file's superblock, as in the kernel's trace. On btrfs stat(2) returns another number.
 fn super_block_of(path: &Path) -> Result<u64, String> {
     let path = fs::canonicalize(path).map_err(|error| error.to_string())?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
@@ -182,7 +182,7 @@ fn super_block_of(path: &Path) -> Result<u64, String> {
 fn every_byte_that_comes_into_the_page_cache_is_counted_once_and_also_if_it_is_dropped() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
     let path = dir.path().join("file");
-    fs::write(&path, vec![1; 8 << 20]).expect("there is space");
+    fs::write(&path, vec![1; 8 << 20]).expect("the disk has space");
     drop_file(&path);
     let arrivals = super::or_skip!(Arrivals::of(&path));
     warm(&path, 0..4 << 20);

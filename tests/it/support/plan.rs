@@ -1,4 +1,4 @@
-//! What `hugepages plan` says of a server.
+//! The plan of `hugepages plan` for a server.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::programs;
 use super::server::Launch;
 
-/// The tool, about to be asked for the need of a server.
+/// The command that plans a server.
 pub fn command(launch: &Launch) -> Command {
     let mut command = Command::new(programs::hugepages());
     command
@@ -19,14 +19,14 @@ pub fn command(launch: &Launch) -> Command {
     command
 }
 
-/// Its answer, whether it fits or not.
+/// The plan of a server, whether the need fits the pool or not.
 pub fn of(launch: &Launch) -> Value {
     let output = command(launch).output().expect("the tool can be started");
     assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Pages of all sizes, by what they are for.
+/// Pages of all sizes, by kind of memory.
 pub fn pages_by_kind(plan: &Value) -> BTreeMap<String, u64> {
     let mut pages = BTreeMap::new();
     for need in plan["needs"].as_array().expect("a list") {

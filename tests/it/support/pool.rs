@@ -14,18 +14,18 @@ use rustix::fs::{FlockOperation, flock};
 use super::guardian::Guardian;
 use super::wait_for;
 
-/// What the tests know of page sizes: x86-64 and arm64 with 4 KiB base pages have this one.
+/// The only page size that most tests use. x86-64 supports it, as does arm64 with 4 KiB base pages.
 pub const PAGE: u64 = 2048 * 1024;
 const DIR: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// The next size, of which most machines have none until somebody asks.
+/// The next page size. Most machines reserve no such page by default.
 pub const LARGE_PAGE: u64 = 1024 * 1024 * 1024;
-/// Of `hugepages pool`.
+/// The state folder of `hugepages pool`.
 const STATE: &str = "/run/llama-hugepages";
 
 const LARGE_DIR: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
 
-/// Gives back what was added to the pool, and no page that somebody else has added since.
+/// Removes the pages that the test added to the pool, and no page that another process has added since.
 const GIVE_BACK: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     dir=/sys/kernel/mm/hugepages/hugepages-2048kB
@@ -103,23 +103,23 @@ impl Display for Counts {
     }
 }
 
-/// The pool, held by one test: as many usable pages as it asked for, on top of what others use.
+/// The pool, held by one test, with as many usable pages as the test asked for, beside the pages in use by others.
 ///
-/// Tests run in parallel, and so may other checkouts on this machine: a lock lets one at a time in.
-/// When the value is dropped, or its process is killed, the pool is as it was.
+/// Tests of this and of other checkouts run in parallel, so a lock admits one at a time. Dropping the value, or killing its process,
+/// restores the pool.
 pub struct Pool {
     guardian: Guardian,
     _held: Held,
-    /// What we changed so far.
+    /// The pages that this test added so far.
     added: i64,
     overcommit: Option<u64>,
     large_added: u64,
-    /// As the test finds it.
+    /// The counts at the start of the test.
     pub counts: Counts,
 }
 
 impl Pool {
-    /// `pages` usable pages, not one more. An error is the reason to skip the test: there is no right to the pool.
+    /// A pool with exactly `pages` usable pages. An error is the reason to skip the test: no right to change the pool.
     pub fn with(pages: u64) -> Result<Self, String> {
         let counts = Counts::try_read().ok_or("this kernel has no 2 MiB pages")?;
         let nr = format!("{DIR}/nr_hugepages");
@@ -144,7 +144,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Another number of usable pages.
+    /// Sets the number of usable pages.
     pub fn set(&mut self, pages: u64) {
         let wanted = |now: Counts| (now.total + pages).checked_sub(now.usable());
         for attempt in 0..6 {
@@ -156,7 +156,7 @@ impl Pool {
             if attempt == 1 {
                 enough_memory(pages);
             }
-            // Memory is there, but not in pieces of this size: move things together, then drop what can be read again.
+            // The free memory is too fragmented, so this compacts it, then drops caches.
             if attempt > 1 {
                 let _ = fs::write("/proc/sys/vm/compact_memory", "1");
             }
@@ -164,7 +164,7 @@ impl Pool {
                 let _ = fs::write("/proc/sys/vm/drop_caches", "1");
             }
             let total = wanted(now).unwrap_or_else(|| panic!("others hold pages: {now}"));
-            // Told before it is done: who is killed between the two leaves nothing behind.
+            // The guardian learns of the change first, so that it cleans up even if this process is killed in between.
             let step = total.cast_signed() - now.total.cast_signed();
             self.tell(self.added + step);
             fs::write(format!("{DIR}/nr_hugepages"), total.to_string())
@@ -174,29 +174,29 @@ impl Pool {
             self.tell(self.added);
         }
         panic!(
-            "the pool cannot be had: {pages} usable pages were asked for, now: {}",
+            "cannot set the pool to {pages} usable pages, now: {}",
             Counts::read()
         );
     }
 
-    /// Lets the pool grow by itself.
+    /// Lets the kernel add surplus pages on demand.
     pub fn set_overcommit(&mut self, pages: u64) {
         self.overcommit.get_or_insert(self.counts.overcommit);
         self.tell(self.added);
         fs::write(format!("{DIR}/nr_overcommit_hugepages"), pages.to_string())
-            .expect("it can be written");
+            .expect("the setting can be written");
         self.counts = Counts::read();
     }
 
-    /// As many usable pages of 1 GiB, once. An error is the reason to skip the test: such a piece of memory is rarely free.
+    /// Adds usable pages of 1 GiB, once. An error is the reason to skip the test: the kernel rarely finds such a piece of memory.
     pub fn set_large(&mut self, pages: u64) -> Result<(), String> {
         let Some([total, free, reserved]) = large() else {
             return Err("this kernel has no 1 GiB pages".to_owned());
         };
         let added = pages
             .checked_sub(free - reserved)
-            .ok_or("somebody else has 1 GiB pages")?;
-        // As above: told before it is done.
+            .ok_or("another process uses 1 GiB pages")?;
+        // As above, the guardian learns of the change first.
         self.large_added = added;
         self.tell(self.added);
         let nr = format!("{LARGE_DIR}/nr_hugepages");
@@ -205,10 +205,12 @@ impl Pool {
         set(total + added).map_err(|error| format!("no right to 1 GiB pages: {error}"))?;
         let got = large().expect("as above")[0] - total;
         if got < added {
-            set(total).expect("it was written before");
+            set(total).expect("nr_hugepages can be written");
             self.large_added = 0;
             self.tell(self.added);
-            return Err(format!("{got} of {added} pages of 1 GiB can be had"));
+            return Err(format!(
+                "the kernel found memory for {got} of {added} pages of 1 GiB"
+            ));
         }
         Ok(())
     }
@@ -221,12 +223,12 @@ impl Pool {
             .tell(&format!("{added} {overcommit} {}", self.large_added));
     }
 
-    /// How many pages are taken now, of those that the test found.
+    /// The number of pages taken since the start of the test.
     pub fn taken(&self) -> u64 {
         self.counts.free - Counts::read().free
     }
 
-    /// That everything is back. A process gives its pages back while it dies, which may take a moment.
+    /// Asserts that all pages are back. A dying process returns its pages step by step, so this waits.
     pub fn assert_all_back(&self) {
         let back = || {
             let now = Counts::read();
@@ -262,7 +264,7 @@ thread_local! {
     static HELD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// That this thread holds the pool: who waits for a lock of its own waits forever.
+/// Marks that this thread holds the pool, because a thread that waits for its own lock waits forever.
 struct Held;
 
 impl Held {
@@ -278,8 +280,8 @@ impl Drop for Held {
     }
 }
 
-/// The one that `hugepages pool` takes for a change, so that neither it nor `make run` changes the pool under a test. Who may not
-/// change the pool has no such folder.
+/// The lock that `hugepages pool` takes for a change, so that neither the tool nor `make run` changes the pool during a test. Users without
+/// rights to the pool cannot create that folder, so they lock another one.
 fn lock() -> File {
     let state = Path::new(STATE);
     let dir = match State::at(state) {
@@ -302,7 +304,7 @@ fn enough_memory(pages: u64) {
     let available = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .expect("MemAvailable is there");
+        .expect("MemAvailable is listed");
     let available: u64 = available
         .trim()
         .trim_end_matches(" kB")
@@ -311,7 +313,7 @@ fn enough_memory(pages: u64) {
     let wanted = (pages * PAGE) / 1024 + 1024 * 1024;
     assert!(
         available > wanted,
-        "{pages} pages cannot be had: {} MiB are available, {} are needed",
+        "cannot reserve {pages} pages: {} MiB are available, {} are needed",
         available / 1024,
         wanted / 1024
     );
@@ -321,7 +323,7 @@ fn enough_memory(pages: u64) {
 #[test]
 #[ignore = "started by `the_pool_is_given_back_after_the_test_process_is_killed`"]
 fn hold_three_pages_until_killed() {
-    let _pool = Pool::with(3).expect("whoever starts this has the right to");
+    let _pool = Pool::with(3).expect("the test that starts this has the right to");
     println!("holding");
     loop {
         std::thread::park();
@@ -332,9 +334,9 @@ fn hold_three_pages_until_killed() {
 fn the_pool_is_given_back_after_the_test_process_is_killed() {
     use std::io::{BufRead, BufReader};
 
-    // The lock is the other process's for now, so nothing here may hold it.
+    // The other process needs the lock, so this one must not hold it.
     let before = super::or_skip!(Pool::with(0)).counts;
-    let mut holder = process::Command::new(env::current_exe().expect("there is one"))
+    let mut holder = process::Command::new(env::current_exe().expect("the test has a path"))
         .args([
             "--ignored",
             "--exact",
@@ -349,12 +351,12 @@ fn the_pool_is_given_back_after_the_test_process_is_killed() {
         .map_while(Result::ok)
         .any(|line| line.contains("holding"));
     let during = Counts::read();
-    holder.kill().expect("it is ours");
-    holder.wait().expect("it is ours");
+    holder.kill().expect("the child is ours");
+    holder.wait().expect("the child is ours");
     assert!(held, "the other process never got the pages");
     assert_eq!(during.usable(), 3, "{during}");
 
-    // Its guardian holds the lock until it is done, so this waits for it.
+    // The killed process's guardian holds the lock until it is done, so this waits for it.
     let after = Pool::with(0).expect("as above").counts;
     assert_eq!(
         after.persistent(),

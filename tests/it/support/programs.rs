@@ -1,4 +1,4 @@
-//! Which programs are tested, and against which.
+//! The programs under test, and the programs that they are compared with.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::target_dir;
 
-/// Our server; `LLAMA_HUGEPAGES_TEST_SERVER` names another one, such as one that is installed.
+/// Our server. `LLAMA_HUGEPAGES_TEST_SERVER` names another one, such as an installed one.
 pub fn server() -> PathBuf {
     env::var_os("LLAMA_HUGEPAGES_TEST_SERVER")
         .map_or_else(|| env!("CARGO_BIN_EXE_llama-server").into(), PathBuf::from)
@@ -17,22 +17,22 @@ pub fn hugepages() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_llama-server")).with_file_name("hugepages")
 }
 
-/// A program of upstream's pinned source with no patch.
+/// A program of upstream's pinned source, without patches.
 pub fn stock(name: &str) -> Result<PathBuf, String> {
     built("stock", name, "stock")
 }
 
-/// The same program with the series.
+/// The same program with our patches.
 pub fn patched(name: &str) -> Result<PathBuf, String> {
     built("tools", name, "tools")
 }
 
-/// llama-completion as it can be looked into: for Valgrind, or with a sanitizer.
+/// llama-completion, built for Valgrind or with a sanitizer.
 pub fn instrumented(how: &str) -> Result<PathBuf, String> {
     built(how, "llama-completion", "instrumented")
 }
 
-/// A program of the system, or that it is not there.
+/// Checks that a program of the system is installed.
 pub fn found(name: &str) -> Result<(), String> {
     let run = Command::new(name)
         .arg("-V")
@@ -43,7 +43,7 @@ pub fn found(name: &str) -> Result<(), String> {
         .map_err(|error| format!("{name} cannot be run: {error}"))
 }
 
-/// Runs a program of the system to its end. An error is what it said.
+/// Runs a program of the system to its end. An error is the program's output.
 pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command
         .output()
@@ -61,7 +61,7 @@ fn built(folder: &str, name: &str, what: &str) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err(format!(
-            "there is no {}: `cargo xtask {what}` builds it",
+            "{} is missing: `cargo xtask {what}` builds it",
             path.display()
         ))
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{programs, target_dir};
 
-/// What pip installs, and the modules that are then there.
+/// Packages for pip, and the modules that they provide.
 const PACKAGES: [(&str, &str); 2] = [("openai>=2,<3", "openai"), ("selenium>=4,<5", "selenium")];
 
 /// The interpreter of a venv with all packages, made once for all tests.
@@ -43,7 +43,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     })
 }
 
-/// Runs a script of `tests/` to its end: the JSON that it prints, or what it wrote to standard error.
+/// Runs a script of `tests/` to its end. Returns the JSON that it prints. An error is its standard error.
 pub fn run_script(python: &Path, name: &str, args: &[&str]) -> Result<Value, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")

@@ -1,5 +1,5 @@
 //! Seccomp filters: which system calls the kernel refuses to a process that a test starts.
-//! Lives here: building a filter, installing it, the lists of systemd. Not here: which calls are refused, and what has to happen then.
+//! Lives here: building a filter, installing it, the lists of systemd. Not here: the refused calls and their outcomes.
 
 use std::collections::BTreeSet;
 use std::ffi::{c_int, c_long, c_ulong};
@@ -15,7 +15,7 @@ use libc::{
     SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, sock_filter, sock_fprog,
 };
 
-/// What happens to a process that makes a refused call.
+/// The effect of a refused call on its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The call fails with this error number.
@@ -39,14 +39,14 @@ impl Refusal {
     }
 }
 
-/// A system call as people name it, and how a filter recognizes it.
+/// The name of a system call, and the patterns by which a filter recognizes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     pub name: &'static str,
     pub matches: &'static [Match],
 }
 
-/// A number, and for calls of many purposes the index of an argument with what its lower half has to be.
+/// A call's number, and for calls with many purposes the index of an argument and the required value of its lower half.
 #[derive(Clone, Copy, Debug)]
 pub struct Match {
     pub number: c_long,
@@ -76,7 +76,7 @@ pub enum Is {
     With(c_int),
 }
 
-/// A program for the kernel. Everything that a filtered process starts is filtered too.
+/// A filter program for the kernel. Processes that a filtered process starts inherit the filter.
 #[derive(Clone, Debug)]
 pub struct Filter {
     program: Vec<(u16, u8, u8, u32)>,
@@ -129,7 +129,7 @@ impl Filter {
         filter
     }
 
-    /// Calls of another architecture have other numbers, and no program of the tests makes one.
+    /// Allows calls of other architectures, whose numbers differ, because no program of the tests makes them.
     fn native() -> Self {
         let mut filter = Self {
             program: Vec::new(),
@@ -157,7 +157,7 @@ impl Filter {
         self.push(BPF_RET | BPF_K, 0, 0, value);
     }
 
-    /// The program runs under the filter from its first instruction on.
+    /// Puts the program under the filter from its first instruction on.
     pub fn apply(&self, command: &mut Command) {
         let mut program: Vec<sock_filter> = self
             .program
@@ -204,7 +204,7 @@ pub fn system_service() -> Result<BTreeSet<u32>, String> {
             return Err(format!("systemd-analyze knows no {group}: {output:?}"));
         }
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // The first line repeats the name.
+        // The first line repeats the group's name.
         for word in text.lines().skip(1).map(str::trim) {
             if word.starts_with('@') {
                 if seen.insert(word.to_owned()) {
@@ -218,7 +218,7 @@ pub fn system_service() -> Result<BTreeSet<u32>, String> {
     numbers(&names)
 }
 
-/// The compiler knows the numbers. Names of other architectures have none here.
+/// The numbers of these calls, from the compiler. Names of other architectures yield no number.
 fn numbers(names: &BTreeSet<String>) -> Result<BTreeSet<u32>, String> {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let source = dir.path().join("numbers.c");
@@ -272,7 +272,7 @@ fn a_filter_refuses_what_it_should_and_nothing_else() {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         Filter::refusing(&[call], refusal).apply(&mut command);
-        command.output().expect("it can be started")
+        command.output().expect("the program can be started")
     };
     // A shell that changes its own priority.
     let renice = ["sh", "-c", "renice -n 1 -p $$"];

@@ -1,4 +1,4 @@
-//! The kernel's view of one load of a file on a file system of its own.
+//! The kernel's view of one load of a file on its own file system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub struct Seen {
     pub size: u64,
     pub header: u64,
     pub cached_before: u64,
-    /// Bytes that came into the page cache, also if they were dropped again.
+    /// Bytes added to the page cache, including those dropped again.
     pub arrived: u64,
     pub cached_after: u64,
     /// Bytes that the device read.
@@ -35,8 +35,8 @@ pub struct Before<'a> {
 }
 
 impl<'a> Before<'a> {
-    /// Of a file whose pages are those of `cached_path`. `demo` is another copy: reading its header brings nothing of this one into
-    /// memory.
+    /// The state of a file that the page cache holds as `cached_path`. `demo` is another copy, because reading the header of the file
+    /// itself would bring it into the page cache.
     pub fn of(
         file_system: &'a FileSystem,
         cached_path: &Path,
@@ -46,7 +46,7 @@ impl<'a> Before<'a> {
         Ok(Self {
             file_system,
             cached_path: cached_path.to_owned(),
-            size: fs::metadata(demo).expect("it is there").len(),
+            size: fs::metadata(demo).expect("the model exists").len(),
             header: Gguf::read(demo).data,
             cached,
             arrivals: Arrivals::of(cached_path)?,
@@ -54,7 +54,7 @@ impl<'a> Before<'a> {
         })
     }
 
-    /// With what the server states about its load.
+    /// The load as the kernel and the server report it.
     pub fn after(&self, server: &Server) -> Result<Seen, String> {
         Ok(Seen {
             size: self.size,

@@ -20,17 +20,17 @@ use super::{http, programs, wait_for};
 /// A machine that is busy with other tests is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// After this time a log counts as complete, also without the line that is expected last.
+/// After this time a log counts as complete, even without its expected last line.
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Threads that wait for others do so asleep: on a machine that is busy with other tests, turning in circles
-/// takes the time that the others need. It changes no sum.
+/// Makes waiting threads sleep: on a machine that is busy with other tests, spinning threads take CPU time from them. The setting changes
+/// no sum.
 pub const QUIET_THREADS: (&str, &str) = ("OMP_WAIT_POLICY", "passive");
 
 /// How a server is started.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// In front of the server: programs that change something and then become it.
+    /// Programs in front of the server: each changes something and then becomes the next.
     wrapper: Vec<OsString>,
     program: PathBuf,
     args: Vec<OsString>,
@@ -44,7 +44,7 @@ impl Launch {
         Self::of(programs::server())
     }
 
-    /// `hugepages serve`, with options of its own.
+    /// `hugepages serve` with these options.
     pub fn served(options: &[&str]) -> Self {
         let mut launch = Self::of(programs::hugepages());
         let words = ["serve"].iter().chain(options).map(OsString::from);
@@ -52,12 +52,12 @@ impl Launch {
         launch
     }
 
-    /// Upstream's, or why there is none.
+    /// Upstream's server. An error is the reason to skip the test.
     pub fn stock() -> Result<Self, String> {
         Ok(Self::of(programs::stock("llama-server")?))
     }
 
-    /// A program of upstream with the series, which takes the arguments of a server, or why there is none.
+    /// An upstream program with our patches that takes the arguments of a server. An error is the reason to skip the test.
     pub fn tool(name: &str) -> Result<Self, String> {
         Ok(Self::of(programs::patched(name)?))
     }
@@ -70,7 +70,7 @@ impl Launch {
             environment: Vec::new(),
             filter: None,
         };
-        // One slot and a short context: what is tested is the weights. Threads are part of how sums are rounded.
+        // One slot and a short context, because these tests check weights. The number of threads is fixed, because it affects rounding.
         launch.args([
             "--host",
             "127.0.0.1",
@@ -83,12 +83,12 @@ impl Launch {
         ])
     }
 
-    /// The model, with every weight mapped: weights that are repacked for a CPU leave the file image.
+    /// The model with every weight mapped. Weights that the server repacks for a CPU leave the file image.
     pub fn model(self, path: &Path) -> Self {
         self.repacked_model(path).args(["--no-repack"])
     }
 
-    /// The model as a server without further options has it.
+    /// The model with the server's default, which may repack weights.
     pub fn repacked_model(self, path: &Path) -> Self {
         self.args([OsStr::new("--model"), path.as_os_str()])
     }
@@ -108,7 +108,7 @@ impl Launch {
         self
     }
 
-    /// With system calls refused, to the wrappers too.
+    /// Refuses system calls, also to the wrappers.
     pub fn filtered(mut self, filter: Filter) -> Self {
         self.filter = Some(filter);
         self
@@ -120,7 +120,7 @@ impl Launch {
         self
     }
 
-    /// With the rights of another user.
+    /// Runs the server with the rights of another user.
     pub fn under_uid(self, uid: u32) -> Self {
         let id = uid.to_string();
         self.wrapped(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"])
@@ -136,7 +136,7 @@ impl Launch {
         .wrapped([dir])
     }
 
-    /// Under strace, whose output goes to a file. It watches from a process of its own, so the child is the server.
+    /// Runs the server under strace, which writes to a file. strace is a process of its own, so the child is the server.
     pub fn traced(self, calls: &str, output: &Path) -> Self {
         self.wrapped([
             "strace",
@@ -159,12 +159,12 @@ impl Launch {
         &self.args
     }
 
-    /// Started, not yet ready.
+    /// Starts the server without waiting for it.
     pub fn spawn(self) -> Server {
         self.spawn_on(free_port())
     }
 
-    /// Run to its end on a port that it does not choose.
+    /// Runs the server on a given port until it ends by itself.
     pub fn run_on(self, port: u16) -> Ended {
         self.spawn_on(port).wait()
     }
@@ -173,7 +173,7 @@ impl Launch {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let log = dir.path().join("log");
         let mut line = self.wrapper;
-        // A test that is killed takes its servers along, also one that it has just started.
+        // A killed test takes its servers along, even one that it has just started.
         line.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
         let is_parent_alive = r#"[ $PPID = "$1" ] && shift && exec "$@""#;
         line.extend(["sh", "-c", is_parent_alive, "sh"].map(OsString::from));
@@ -188,7 +188,7 @@ impl Launch {
             .process_group(0)
             .stdin(Stdio::null());
         for (name, _) in env::vars_os() {
-            // What whoever runs the tests has set must not decide them.
+            // Variables of the person who runs the tests must not affect them.
             if name.to_string_lossy().starts_with("LLAMA_ARG_") {
                 command.env_remove(name);
             }
@@ -214,20 +214,20 @@ impl Launch {
         }
     }
 
-    /// Started and ready to answer.
+    /// Starts the server, and waits until it is ready.
     pub fn start(self) -> Server {
         let mut server = self.spawn();
         server.wait_until_ready();
         server
     }
 
-    /// Run to its end, which it is expected to find by itself.
+    /// Runs the server until it ends by itself.
     pub fn run(self) -> Ended {
         self.spawn().wait()
     }
 }
 
-/// What is left of a server.
+/// The status and the log of an ended server.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
@@ -235,7 +235,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// That it ended by itself, and said that it failed.
+    /// Asserts that the server ended by itself, with an error.
     pub fn assert_clean_failure(&self) {
         assert_eq!(self.status.signal(), None, "died of a signal\n{}", self.log);
         assert_ne!(
@@ -246,7 +246,7 @@ impl Ended {
         );
     }
 
-    /// The one line of the log that has a text.
+    /// The only line of the log that contains a text.
     pub fn line_with(&self, text: &str) -> &str {
         let lines: Vec<_> = self
             .log
@@ -288,7 +288,10 @@ impl Server {
 
     pub fn has_ended(&mut self) -> bool {
         if self.status.is_none() {
-            self.status = self.child.try_wait().expect("it is a child of ours");
+            self.status = self
+                .child
+                .try_wait()
+                .expect("the process is a child of ours");
         }
         self.status.is_some()
     }
@@ -300,7 +303,7 @@ impl Server {
             self.how_it_ended(),
             self.log()
         );
-        // A thread of its own writes the log. The line about the address comes last.
+        // Another thread writes the log. The line about the address is the last one.
         wait_for(LOG_PATIENCE, || self.log().contains("listening on "));
     }
 
@@ -310,12 +313,12 @@ impl Server {
 
     pub fn how_it_ended(&self) -> String {
         self.status.map_or_else(
-            || "it is still alive".to_owned(),
+            || "the server is still alive".to_owned(),
             |status| status.to_string(),
         )
     }
 
-    /// Waits for an end that it is expected to find by itself.
+    /// Waits until the server ends by itself.
     pub fn wait(mut self) -> Ended {
         let ended = wait_for(PATIENCE, || self.has_ended());
         assert!(ended, "the server should have ended\n{}", self.log());
@@ -325,14 +328,14 @@ impl Server {
     /// Sends a signal and waits for the end.
     pub fn stop(mut self, signal: Signal) -> Ended {
         if self.is_ready() {
-            // Upstream's server answers /health just before its main loop runs, and a signal in between has no effect. The main
-            // loop answers this question.
+            // Upstream's server answers /health just before its main loop runs, and ignores a signal in between. Only the main loop answers
+            // /slots.
             http::try_get(&self.url("/slots"));
         }
-        kill_process(self.process(), signal).expect("it is a child of ours");
+        kill_process(self.process(), signal).expect("the process is a child of ours");
         assert!(
             wait_for(PATIENCE, || self.has_ended()),
-            "{signal:?} does not end it\n{}",
+            "{signal:?} does not end the server\n{}",
             self.log()
         );
         self.ended()
@@ -340,7 +343,7 @@ impl Server {
 
     fn ended(&mut self) -> Ended {
         Ended {
-            status: self.status.expect("it has ended"),
+            status: self.status.expect("the server has ended"),
             log: self.log(),
         }
     }
@@ -349,7 +352,7 @@ impl Server {
         Pid::from_child(&self.child)
     }
 
-    /// The answer to a prompt, with everything in it that depends on the logits and nothing that depends on time.
+    /// The answer to a prompt, with every field that depends on the logits, and none that depends on time.
     pub fn complete(&self, prompt: &str, options: &Value) -> Value {
         let mut body = json!({
             "prompt": prompt, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": false,
@@ -365,7 +368,7 @@ impl Server {
         })
     }
 
-    /// That it answers at all.
+    /// Asserts that the server answers.
     pub fn assert_answers(&self) {
         let answer = self.complete(
             "Once upon a time",
@@ -381,7 +384,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // With all it has started: in router mode it has children.
+        // Kills the whole group, because a router has children.
         let _ = kill_process_group(self.process(), Signal::KILL);
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -395,8 +398,8 @@ impl Drop for Server {
     }
 }
 
-/// A port that nobody listens on. Somebody may take it before the server does, which then says so and ends.
+/// A free port. If another process takes the port before the server, the server reports that and ends.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are ports");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
     listener.local_addr().expect("bound").port()
 }

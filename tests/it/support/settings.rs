@@ -1,5 +1,5 @@
-//! Settings of the kernel that a test changes, and that are as they were afterwards.
-//! Lives here: writing and restoring. Not here: the pool (`pool`), which has a lock; hold it, because settings are the machine's too.
+//! Kernel settings that a test changes and then restores.
+//! Lives here: writing and restoring. Not here: the pool (`pool`). Hold its lock, because settings cover the whole machine too.
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -19,7 +19,7 @@ const RESTORE: &str = r#"
 /// A setting and its value.
 pub type Setting<'a> = (&'a str, String);
 
-/// Restored when the value is dropped or its process is killed.
+/// Dropping the value, or killing its process, restores the settings.
 pub struct Settings {
     _guardian: Guardian,
 }
@@ -34,7 +34,7 @@ impl Settings {
                 .map_err(|error| format!("no right to change {path}: {error}"))?;
         }
         let mut guardian = Guardian::start(RESTORE, None);
-        // Told before it is done: who is killed between the two leaves nothing behind.
+        // The guardian learns of the change first, so that it restores even if this process is killed in between.
         for (path, value) in old {
             guardian.tell(&format!("{path} {value}"));
         }
@@ -66,10 +66,10 @@ pub mod overcommit {
         Ok([value(MODE)?, value(KBYTES)?, value(RATIO)?])
     }
 
-    /// No more ordinary memory than what all processes have now, and so many bytes. An error is the reason to skip the test.
+    /// Limits ordinary memory to the current use of all processes and `left` more bytes. An error is the reason to skip the test.
     pub fn strict(left: u64) -> Result<Settings, String> {
         let [mode, kbytes, ratio] = values()?;
-        // Each of the two sets the other to 0.
+        // The kernel sets the ratio to 0 if the size is written, and the size to 0 if the ratio is.
         let limit: Setting = if kbytes == "0" {
             (RATIO, ratio)
         } else {
@@ -99,7 +99,7 @@ pub mod overcommit {
 #[test]
 #[ignore = "started by `settings_are_restored_after_the_test_process_is_killed`"]
 fn change_a_setting_until_killed() {
-    let path = env::var("LLAMA_HUGEPAGES_TEST_SETTING").expect("whoever starts this sets it");
+    let path = env::var("LLAMA_HUGEPAGES_TEST_SETTING").expect("the test that starts this sets it");
     let _settings = Settings::change(&[(&path, "2".to_owned())], &[(&path, "1".to_owned())])
         .expect("the file can be written");
     println!("changed");
@@ -108,13 +108,13 @@ fn change_a_setting_until_killed() {
     }
 }
 
-/// With a file in place of a setting: the machine's own are for nobody to lose.
+/// Uses a file in place of a setting, because the test must not lose a setting of the machine.
 #[test]
 fn settings_are_restored_after_the_test_process_is_killed() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     let path = dir.path().join("setting");
-    fs::write(&path, "1\n").expect("it is ours");
-    let mut process = Command::new(env::current_exe().expect("there is one"))
+    fs::write(&path, "1\n").expect("the file is ours");
+    let mut process = Command::new(env::current_exe().expect("the test has a path"))
         .args(["--ignored", "--exact", "--nocapture"])
         .arg("support::settings::change_a_setting_until_killed")
         .env("LLAMA_HUGEPAGES_TEST_SETTING", &path)
@@ -125,10 +125,10 @@ fn settings_are_restored_after_the_test_process_is_killed() {
     let is_changed = lines
         .map_while(Result::ok)
         .any(|line| line.contains("changed"));
-    let during = fs::read_to_string(&path).expect("it is ours");
-    process.kill().expect("it is ours");
-    process.wait().expect("it is ours");
-    assert!(is_changed, "the other process never changed it");
+    let during = fs::read_to_string(&path).expect("the file is ours");
+    process.kill().expect("the child is ours");
+    process.wait().expect("the child is ours");
+    assert!(is_changed, "the other process never changed the file");
     assert_eq!(during, "2");
     let is_restored = super::wait_for(std::time::Duration::from_secs(10), || {
         fs::read_to_string(&path).is_ok_and(|text| text == "1\n")

@@ -1,4 +1,4 @@
-//! A process's memory as the kernel tells it: `/proc/PID/smaps`, `status` and `mem`.
+//! A process's memory as the kernel reports it: `/proc/PID/smaps`, `status` and `mem`.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ pub struct Vma {
     pub addresses: Range<u64>,
     /// `r--s`
     pub perms: String,
-    /// Where in its file the mapping begins.
+    /// The offset of the mapping in its file.
     pub offset: u64,
     pub inode: u64,
-    /// As the kernel prints it; empty for anonymous memory.
+    /// The path as the kernel prints it; empty for anonymous memory.
     pub path: String,
     /// `Rss`, `KernelPageSize` and so on, in bytes.
     sizes: HashMap<String, u64>,
@@ -43,7 +43,7 @@ impl Vma {
         self.addresses.end - self.addresses.start
     }
 
-    /// Where the file would begin in memory if all of it were mapped like this.
+    /// The address of the file's first byte, if all of the file were mapped like this.
     pub fn image_base(&self) -> u64 {
         self.addresses.start - self.offset
     }
@@ -89,7 +89,7 @@ pub fn read(pid: u32) -> Vec<Vma> {
 
 /// A size in `/proc/PID/status`.
 pub fn status_bytes(pid: u32, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is alive");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line
         .expect("a field")
@@ -99,7 +99,7 @@ pub fn status_bytes(pid: u32, field: &str) -> u64 {
 
 /// The mappings of a file.
 pub fn of_file<'a>(vmas: &'a [Vma], path: &Path) -> Vec<&'a Vma> {
-    let path = fs::canonicalize(path).expect("the file is there");
+    let path = fs::canonicalize(path).expect("the file exists");
     vmas.iter()
         .filter(|vma| Path::new(&vma.path) == path)
         .collect()
@@ -115,7 +115,7 @@ pub fn hugetlb_bytes_of(pid: u32, kind: &str) -> u64 {
         .sum()
 }
 
-/// `HugetlbPages:` in `/proc/PID/status`, in bytes; 0 for a process that is no more.
+/// `HugetlbPages:` in `/proc/PID/status`, in bytes; 0 for an ended process.
 pub fn hugetlb_bytes(pid: u32) -> u64 {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return 0;
@@ -132,7 +132,7 @@ pub fn hugetlb_bytes(pid: u32) -> u64 {
     })
 }
 
-/// Whether `bytes` of a file are what a process has at an address.
+/// Whether a process's memory at an address equals `bytes` of a file.
 pub fn same_bytes(pid: u32, address: u64, file: &File, bytes: Range<u64>) -> bool {
     let memory = File::open(format!("/proc/{pid}/mem")).expect("the process is ours");
     let (mut theirs, mut expected) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -141,7 +141,7 @@ pub fn same_bytes(pid: u32, address: u64, file: &File, bytes: Range<u64>) -> boo
         let n = usize::try_from((bytes.end - at).min(1 << 20)).expect("at most 1 MiB");
         file.read_exact_at(&mut expected[..n], at)
             .expect("the file is whole");
-        // What is not mapped is not the same either.
+        // Unmapped memory does not equal the file.
         if memory
             .read_exact_at(&mut theirs[..n], address + (at - bytes.start))
             .is_err()

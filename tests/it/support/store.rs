@@ -1,4 +1,4 @@
-//! A hugetlbfs directory for one test: for resident images, with limits where a test wants some.
+//! A hugetlbfs directory for one test and its resident images, with limits if the test wants some.
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -14,7 +14,7 @@ use super::guardian::Guardian;
 use super::pool::{Counts, PAGE, Pool};
 use super::wait_for;
 
-/// Empties, unmounts and removes the directory. Whoever still maps a file of it keeps the pages until it ends, and there is no path
+/// Empties, unmounts and removes the directory. A process that still maps a file keeps its pages until the process ends, and no path leads
 /// to them any more.
 const UNMOUNT: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
@@ -33,15 +33,15 @@ const UNMOUNT: &str = r#"
     exit ${left:-0}
 "#;
 
-/// A private hugetlbfs mount. It is gone, with all that lies in it, when the value is dropped or its process is killed.
+/// A private hugetlbfs mount. Dropping the value, or killing its process, removes the mount with all files.
 pub struct Mounted {
     dir: PathBuf,
     _guardian: Guardian,
 }
 
 impl Mounted {
-    /// With the options of hugetlbfs: `pagesize=2M,size=8M,min_size=2M,mode=0755,uid=0,gid=0`. An error is the reason to skip the
-    /// test: there is no right to mount.
+    /// Mounts with options of hugetlbfs: `pagesize=2M,size=8M,min_size=2M,mode=0755,uid=0,gid=0`. An error is the reason to skip the test:
+    /// no right to mount.
     pub fn with(options: &str) -> Result<Self, String> {
         let dir = tempfile::Builder::new()
             .prefix("llama-hugepages-store-")
@@ -50,7 +50,7 @@ impl Mounted {
             .keep();
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).expect("just made");
         let mut guardian = Guardian::start(UNMOUNT, None);
-        // Told before it is done: who is killed between the two leaves nothing behind.
+        // The guardian learns of the directory first, so that it cleans up even if this process is killed in between.
         guardian.tell(dir.to_str().expect("a temporary folder has a plain name"));
         let options = CString::new(options).expect("options are a text");
         mount(
@@ -71,16 +71,16 @@ impl Mounted {
         &self.dir
     }
 
-    /// As an argument.
+    /// The directory, as an argument.
     pub fn arg(&self) -> &str {
         self.dir
             .to_str()
             .expect("a temporary folder has a plain name")
     }
 
-    /// Names of all that lies in it, in order, hidden ones included.
+    /// Sorted names of all entries, including hidden ones.
     pub fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.dir).expect("it is mounted");
+        let entries = fs::read_dir(&self.dir).expect("the store is mounted");
         let mut names: Vec<_> = entries
             .map(|entry| entry.expect("an entry").file_name())
             .map(|name| name.to_string_lossy().into_owned())
@@ -89,7 +89,7 @@ impl Mounted {
         names
     }
 
-    /// The resident images in it, in the order of their names.
+    /// The resident images, sorted by name.
     pub fn images(&self) -> Vec<PathBuf> {
         let names = self.names().into_iter();
         names
@@ -98,7 +98,7 @@ impl Mounted {
             .collect()
     }
 
-    /// Pages that its files hold.
+    /// The pages that the files hold.
     pub fn pages(&self) -> u64 {
         let files = self.names().into_iter().map(|name| self.dir.join(name));
         files
@@ -107,7 +107,7 @@ impl Mounted {
             .sum()
     }
 
-    /// Removes everything in it.
+    /// Removes everything in the directory.
     pub fn empty(&self) {
         for name in self.names() {
             let path = self.dir.join(name);
@@ -127,18 +127,18 @@ impl Mounted {
 /// let server = Launch::ours().model(&model).hugepages("require").args(["--hugepage-store", store.arg()]).start();
 /// ```
 pub struct Store {
-    // Before the pool: its pages go back first.
+    // Before the pool, so that its pages return first.
     mounted: Mounted,
     pub pool: Pool,
 }
 
 impl Store {
-    /// As many usable pages, and nothing in the store. An error is the reason to skip the test.
+    /// An empty store, and a pool with `pages` usable pages. An error is the reason to skip the test.
     pub fn with(pages: u64) -> Result<Self, String> {
         Self::with_options(pages, "")
     }
 
-    /// The same with more options of the mount: `size=8M,mode=0777`.
+    /// Like `with`, with more options of the mount: `size=8M,mode=0777`.
     pub fn with_options(pages: u64, options: &str) -> Result<Self, String> {
         let pool = Pool::with(pages)?;
         let options = ["pagesize=2M", options].join(",");
@@ -182,7 +182,7 @@ impl Store {
         self.mounted.empty();
     }
 
-    /// That all pages are in the pool again, except those of what lies in the store.
+    /// Asserts that all pages are back in the pool, except those that the store's files hold.
     pub fn assert_only_files_hold_pages(&self) {
         let held = self.pages();
         let is_so = || {
@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-/// Changes bytes of a file on hugetlbfs, which knows no write(2).
+/// Changes bytes of a file through a mapping, because hugetlbfs does not support write(2).
 pub fn patch(path: &Path, offset: u64, change: impl FnOnce(&mut [u8]), size: usize) {
     let file = fs::OpenOptions::new()
         .read(true)
@@ -208,7 +208,7 @@ pub fn patch(path: &Path, offset: u64, change: impl FnOnce(&mut [u8]), size: usi
     let first = offset / PAGE * PAGE;
     let last = (offset + size as u64).next_multiple_of(PAGE);
     let length = (last - first) as usize;
-    // SAFETY: a new mapping that nobody else knows of, within the file; the test has the pages.
+    // SAFETY: a new mapping within the file, whose address nobody else knows; the test holds the pages.
     unsafe {
         let base = mmap(
             ptr::null_mut(),
@@ -230,7 +230,7 @@ fn a_store_is_private_and_gone_afterwards() {
     let store = super::or_skip!(Store::with(3));
     let dir = store.path().to_owned();
     assert!(store.arg().starts_with('/'));
-    let file = fs::File::create(dir.join("a.resident")).expect("it is ours");
+    let file = fs::File::create(dir.join("a.resident")).expect("the file is ours");
     file.set_len(2 * PAGE).expect("a sparse file takes no page");
     assert_eq!((store.names().len(), store.pages()), (1, 0));
     patch(&store.image(), PAGE + 7, |bytes| bytes.fill(1), 3);
@@ -246,6 +246,6 @@ fn a_store_is_private_and_gone_afterwards() {
 #[test]
 fn a_limit_of_a_store_is_the_mounts_own() {
     let store = super::or_skip!(Store::with_options(3, "size=4M"));
-    let limits = rustix::fs::statvfs(store.path()).expect("it is mounted");
+    let limits = rustix::fs::statvfs(store.path()).expect("the store is mounted");
     assert_eq!((limits.f_frsize, limits.f_blocks), (PAGE, 2));
 }

@@ -1,6 +1,6 @@
-//! The table in the log: what the server says its memory lies on.
+//! The table in the log: the backing of the server's memory, as the server reports it.
 
-/// A line of it.
+/// A line of the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     pub kind: String,
@@ -19,9 +19,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// The last one: a server with a draft model has one more.
+    /// The last table of the log, because a server with a draft model logs two.
     pub fn of(log: &str) -> Self {
-        // A log has something in front of each line, other texts only of the first one.
+        // A log prefixes each line, and other outputs only the first one.
         let lines: Vec<_> = log
             .lines()
             .map(|line| {
@@ -56,7 +56,7 @@ impl Table {
         panic!("the table has no sum\n{log}")
     }
 
-    /// MiB of a kind on a backing; 0 for what has no line.
+    /// MiB of a kind on a backing; 0 without such a line.
     pub fn mib(&self, kind: &str, on: &str) -> f64 {
         self.find(kind, on).map_or(0.0, |row| row.mib)
     }

@@ -1,4 +1,4 @@
-//! Another process's appetite: pages that are reserved for nobody, taken by this process.
+//! Plays another process that takes the unreserved pages.
 
 use std::ptr;
 
@@ -13,14 +13,14 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// All that can be had now; `None` where there are none, or somebody else was faster.
+    /// Takes all usable pages; `None` if none is left, or if another process was faster.
     pub fn all() -> Option<Self> {
         let length = (Counts::read().usable() * PAGE) as usize;
         if length == 0 {
             return None;
         }
         let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
-        // SAFETY: a new mapping that nobody else knows of.
+        // SAFETY: a new mapping, whose address nobody else knows.
         let address =
             unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::READ, flags) }.ok()?;
         Some(Self {
@@ -37,6 +37,6 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         // SAFETY: mapped above, and nobody else has the address.
-        unsafe { munmap(self.address as *mut _, self.length) }.expect("it is mapped");
+        unsafe { munmap(self.address as *mut _, self.length) }.expect("the pages are mapped");
     }
 }

@@ -1,4 +1,4 @@
-//! The ways of weights through the engine, with a model for each and what stock answers.
+//! The destinations of weights, with a model and stock's answers for each.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -12,11 +12,11 @@ use super::server::Launch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
-    /// Into the image of the file.
+    /// The image of the file.
     Mapped,
-    /// Mapped too. Any file system that compresses can do so with a third of the file.
+    /// The image of a file of which any compressing file system can compress a third.
     Compressible,
-    /// Through staging buffers into a buffer.
+    /// A buffer, through staging buffers.
     Repacked,
 }
 
@@ -25,7 +25,7 @@ use Weights::{Compressible, Mapped, Repacked};
 pub const BOTH: [Weights; 2] = [Mapped, Repacked];
 
 impl Weights {
-    /// Its model, of 100 MB.
+    /// A model of 100 MB.
     pub fn demo(self) -> PathBuf {
         match self {
             Mapped => models::demo("100M", "Q8_0"),
@@ -47,7 +47,7 @@ impl Weights {
         self.with(Launch::ours(), &self.demo())
     }
 
-    /// What stock answers. An error is the reason to skip the test.
+    /// Stock's answers. An error is the reason to skip the test.
     pub fn stock_answers(self) -> Result<&'static Value, String> {
         static ANSWERS: [OnceLock<Value>; 3] = [const { OnceLock::new() }; 3];
         let stock = Launch::stock()?;

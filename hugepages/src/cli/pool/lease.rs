@@ -127,8 +127,7 @@ fn refusal(error: &ChangeError) -> String {
 }
 
 fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> {
-    // A dying process needs a moment to return its pages. The kernel removes pages that are in use even later when their users
-    // release them.
+    // A dying process needs a moment to return its pages. Pages still in use leave the pool later, when their users release them.
     let start = Instant::now();
     while counter.read()?.idle() < added && start.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(20));

@@ -1,4 +1,4 @@
-//! Where the server listens.
+//! The address of the server.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::value;
 const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_PORT: u16 = 8080;
 
-/// Host and port of the server, as its arguments and the environment choose them.
+/// Host and port of the server, from its arguments and the environment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Address {
     host: String,
@@ -43,7 +43,7 @@ impl Address {
         self.port
     }
 
-    /// Whether another process listens there. "Cannot tell" is left to the server.
+    /// Whether another process listens on this address. `false` if unknown, because the server then reports the error.
     pub fn is_taken(&self) -> bool {
         if self.port == 0 || is_socket(&self.host) {
             return false;
@@ -74,7 +74,7 @@ impl fmt::Display for Address {
         if is_socket(&self.host) {
             return f.write_str(&self.host);
         }
-        // Listening on every address includes this one.
+        // A server on all addresses also listens on this one.
         let host = match self.host.as_str() {
             "0.0.0.0" => DEFAULT_HOST,
             "::" => "[::1]",

@@ -1,4 +1,4 @@
-//! The user who called sudo: the pool is root's to change, and the server needs none of root's rights.
+//! The user who called sudo. The pool needs the rights of root, the server does not.
 
 use std::env;
 use std::ffi::OsString;
@@ -26,7 +26,7 @@ impl Invoker {
         if uid == 0 || !geteuid().is_root() {
             return Ok(None);
         }
-        // Not only /etc/passwd has users: a directory service may.
+        // `getent` also finds users of a directory service, which /etc/passwd lacks.
         let output = Command::new("getent")
             .args(["passwd", &uid.to_string()])
             .output()
@@ -42,8 +42,8 @@ impl Invoker {
         }))
     }
 
-    /// Words in front of a command: they run it as the user, and the kernel kills it when this process ends. A change of users clears
-    /// the death signal of a process, so `setpriv` sets it afterwards.
+    /// Words before a command: they run it as the user, and the kernel kills it when this process ends. A change of user clears the death
+    /// signal of a process, so `setpriv` sets it afterwards.
     pub fn wrapper(&self) -> Vec<OsString> {
         let groups = if self.name.is_empty() {
             "--clear-groups"

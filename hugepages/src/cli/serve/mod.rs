@@ -1,5 +1,5 @@
 //! `hugepages serve`: adds the pages that a model lacks, runs the server, and returns the pages.
-//! Lives here: the arguments and the order of the steps. Not here: how a pool is changed, and how a server is run.
+//! Lives here: the arguments and the order of the steps. Not here: changes of a pool, and a run of the server.
 
 mod address;
 mod invoker;
@@ -27,10 +27,10 @@ use server::{Ended, Start};
 /// Serve a model on huge pages
 ///
 /// Computes the pages that the model needs, adds exactly the missing ones to the pool, runs `llama-server --hugepages`, and
-/// returns the pages when the server ends, however it ends. A user who may not change the pool is shown the command for an
-/// administrator, and the server uses the pages that are free.
+/// returns the pages when the server ends, however it ends. If this user may not change the pool, it prints the command for an
+/// administrator, and the server uses the free pages.
 ///
-/// Under sudo, the pool is changed as root and the server runs as the user who called sudo.
+/// Under sudo, it changes the pool as root and runs the server as the user who called sudo.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Options of `serve` stand before those of llama-server:
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long)]
     keep: bool,
 
-    /// The llama-server to run [default: the one beside this program]
+    /// llama-server to run [default: in the directory of this program]
     #[arg(long, value_name = "PROGRAM")]
     server: Option<PathBuf>,
 
@@ -77,9 +77,9 @@ const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
 const STORE: &str = "--hugepage-store";
 const STORE_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_STORE";
 
-/// Starts of a server for which other processes take pages before it holds its own.
+/// Maximum number of starts, because other processes may take the pages first.
 const ATTEMPTS: usize = 5;
-/// Between two of them: a server that starts holds its pages within this time.
+/// Pause before the next start: another starting server takes its pages within this time.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub fn run(args: &Args) -> Result<Exit> {
@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> Result<Exit> {
             arguments.extend([STORE.into(), store.into_os_string()]);
         }
     }
-    // Last, so that the user's win.
+    // Last, so that the user's arguments override ours.
     arguments.extend(args.arguments.iter().cloned());
 
     let mut leases = Vec::new();
@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> Result<Exit> {
         };
         match start.run(&signals)? {
             Ended::Served(code) => return Ok(Exit::Server(code)),
-            // Between the reservation and the server's own, a process that starts at the same time may take the pages.
+            // A process that starts at the same time may take the pages before the server reserves them.
             Ended::Short if attempt < ATTEMPTS && is_complete && !signals.stopped() => {
                 say("other processes took pages meanwhile; adding more");
                 thread::sleep(PAUSE);
@@ -231,7 +231,7 @@ fn value(arguments: &[OsString], option: &str, variable: &str) -> Option<String>
     given.or_else(|| env::var(variable).ok().filter(|value| !value.is_empty()))
 }
 
-/// On standard error, which a pipe may have lost.
+/// Prints on standard error, and ignores an error such as a closed pipe.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "serve: {text}");
 }

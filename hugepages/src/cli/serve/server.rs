@@ -24,12 +24,12 @@ use super::say;
 use crate::cli::output;
 use crate::cli::signals::is_ignored;
 
-/// How often a server is looked at.
+/// Interval of checks of the server.
 const TICK: Duration = Duration::from_millis(50);
-/// Until the last lines of the log of a server that has ended are printed.
+/// Time limit to print the last lines of the server's log after its end.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Signals that ask this process to end: each is passed on to the server, which takes the second one as "at once".
+/// Signals that ask this process to end. It forwards each signal to the server, which ends at once after the second one.
 pub struct Signals {
     stopped: Arc<AtomicBool>,
     /// The server's process, 0 while none runs.
@@ -76,16 +76,16 @@ impl Signals {
 pub enum Ended {
     /// The exit code of the server, as a shell reports it.
     Served(u8),
-    /// Too few pages, before it answered anybody.
+    /// Too few pages, before the first answer.
     Short,
 }
 
-/// What a run needs.
+/// Input of a run.
 pub struct Start<'a> {
     pub program: &'a Path,
     pub arguments: &'a [OsString],
     pub policy: Option<&'a str>,
-    /// Words in front of the program, which run it as another user and end it with this process.
+    /// Words before the program: they run it as another user, and end it with this process.
     pub wrapper: &'a [OsString],
     pub address: &'a Address,
     /// Bytes of huge pages that the server takes.
@@ -119,7 +119,7 @@ impl Start<'_> {
         }
         let status = server.wait().context("cannot wait for the server")?;
         signals.server.store(0, Ordering::SeqCst);
-        // Not longer: children of a router may still hold the other end of the pipe.
+        // With a time limit, because children of a router may still hold the other end of the pipe.
         let ended = Instant::now();
         while log.as_ref().is_some_and(|log| !log.is_finished()) && ended.elapsed() < LOG_PATIENCE {
             thread::sleep(TICK);
@@ -142,11 +142,11 @@ impl Start<'_> {
         command
             .args(&words[1..])
             .stdin(Stdio::null())
-            // A Ctrl-C at the terminal is passed on once, from here.
+            // Its own process group, so that a Ctrl-C at the terminal reaches the server once, through this process.
             .process_group(0);
         if is_piped {
             command.stderr(Stdio::piped());
-            // The log goes to this terminal all the same.
+            // The log still goes to this terminal, but the server sees a pipe.
             if std::env::var_os("NO_COLOR").is_none() {
                 command.env("LLAMA_LOG_COLORS", "on");
             }
@@ -159,7 +159,7 @@ impl Start<'_> {
             .with_context(|| format!("cannot run `{}`", words[0].to_string_lossy()))
     }
 
-    /// Shows progress until the server answers, or has ended: `false`.
+    /// Shows progress until the server answers. Returns `false` if the server ended first.
     fn watch(&self, server: &mut Child, bar: &ProgressBar) -> Result<bool> {
         while server
             .try_wait()
@@ -194,7 +194,7 @@ fn pass_on(stderr: ChildStderr, bar: &ProgressBar) {
     }
 }
 
-/// As a shell reports it.
+/// The exit code in the form of a shell.
 fn code(status: ExitStatus) -> u8 {
     let of_signal = || status.signal().map(|signal| 128 + signal);
     let code = status.code().or_else(of_signal).unwrap_or(1);

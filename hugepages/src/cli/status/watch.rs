@@ -60,7 +60,7 @@ fn one_line(status: &Status) -> Result<String> {
     Ok(serde_json::to_string(&line)? + "\n")
 }
 
-/// Overwrites the last frame line by line, which avoids flicker. Cuts lines that do not fit, and says so.
+/// Overwrites the last frame line by line, which avoids flicker. Cuts lines that do not fit, and adds a note.
 fn frame(text: &str, pause: Duration) -> String {
     let height: usize = tcgetwinsize(io::stdout())
         .map_or(24, |size| size.ws_row)

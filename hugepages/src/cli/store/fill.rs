@@ -14,11 +14,11 @@ use hugepages::store::{Loader, Store, StoreError};
 use super::load::{Added, kept};
 use crate::cli::output;
 
-/// Each user has images of their own there.
+/// Each user creates images, and only their owner removes them.
 const SHARED: u32 = 0o1777;
 
-/// Loads the model that the server's arguments name into a store, unless it is there, and says where the store is. Root mounts a
-/// store where none is, unless one is `wanted`. `wrapper` stands in front of the server's program.
+/// Loads the model in the server's arguments into a store, unless the store already holds it. Returns the path of the store. If no store
+/// exists and none is `wanted`, root mounts one. `wrapper` holds the words before the server's program.
 pub fn fill(
     server: &Path,
     arguments: &[OsString],
