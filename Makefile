@@ -91,8 +91,7 @@ unit: model ## run only the unit and integration tests
 	    sed 's/^/  /' $(SKIP_LOG); \
 	else echo 'skipped: 0'; fi
 
-# Fails only because of counts, never because of times. So threads wait passively: on a busy machine, spinning threads take
-# minutes.
+# The gate checks counts, never times. So threads may wait passively: on a busy machine, spinning threads take minutes.
 .PHONY: compare
 compare: stock tools build ## compare with stock llama.cpp, on two models of 300 MB
 	$(call step,comparison with stock)
@@ -105,14 +104,14 @@ compare-full: stock tools build ## compare all cases on models of 7 GB and 3.5 G
 	target/release/hugepages compare --demo 7GB,Q8_0 --demo 3500MB,Q4_K --pairs 5 --speed-tokens 32 \
 	    --cases all --out target/compare-full
 
-# A part in `make test`, all of them in `make test-full`. Outside of CI, THP replaces huge pages if the pool cannot be changed, and
-# the command prints the reason.
+# `make test` runs a part of these tests, `make test-full` all of them. Outside of CI, THP replaces huge pages if the pool cannot be
+# changed, and the command prints the reason.
 .PHONY: upstream-tests
 upstream-tests: setup-test stock build ## run upstream's tests of the server on stock and on ours
 	$(call step,tests of upstream)
 	cargo xtask upstream-tests $(if $(LLAMA_HUGEPAGES_TEST_FULL),--all) $(if $(CI),,--if-possible)
 
-# Outside of CI it is skipped with the reason if QEMU or a kernel for its guest is missing.
+# Outside of CI, the command skips the test and prints the reason if QEMU or a kernel for its guest is missing.
 .PHONY: qemu-test
 qemu-test: setup-test build ## test huge pages on two NUMA nodes, in an emulated machine
 	$(call step,two NUMA nodes)

@@ -40,7 +40,7 @@ fn run() -> Result<()> {
         targets,
         args: &[],
     };
-    // Node.js uses one core for minutes, meanwhile all that does not contain the page is compiled.
+    // Node.js builds the page on one core for minutes, so the libraries without the page compile at the same time.
     let page = thread::scope(|scope| {
         let page = scope.spawn(|| ui::provide(&root, &source.dir, &tree, &out.join("ui")));
         part(PARTS).run()?;
@@ -63,8 +63,8 @@ fn main() -> ExitCode {
     };
     let message = format!("{error:#}");
     cargo::error(&message);
-    // These lines alone make Cargo fail. An exit code adds all that the script wrote: of use when a compiler failed,
-    // a wall of text above a cause that comes with a hint.
+    // The error lines alone make Cargo fail. After a failing exit code, Cargo also prints the whole output of this script. The
+    // output helps if a compiler failed, but buries a cause that has a hint.
     if message.contains("\nhint: ") {
         ExitCode::SUCCESS
     } else {

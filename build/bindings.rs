@@ -57,7 +57,7 @@ pub fn generate(root: &Path, tree: &Path, out: &Path) -> Result<()> {
         .allowlist_var("(LLAMA|GGUF)_.*")
         .allowlist_type("ggml_(type|log_level|hugepages_.*)")
         .allowlist_var("GGML_(MAX_|HUGEPAGES_|DEFAULT_).*")
-        // They take C's `FILE`, which has no meaning in Rust.
+        // These functions take C's `FILE`, which Rust cannot use.
         .blocklist_function(".*_file_ptr|.*_from_file_ptr");
     for name in GGML {
         builder = builder.allowlist_function(name);

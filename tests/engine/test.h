@@ -144,6 +144,7 @@ struct decision {
 struct wants {
     size_t                           size; // of the image
     std::vector<ggml_hugepages_want> list;
+    std::shared_ptr<ggml_hugepages_store_file> resident = nullptr;
 };
 
 decision decide(

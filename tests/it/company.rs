@@ -23,6 +23,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::gguf::Gguf;
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{Mounted, Store};
@@ -125,7 +126,7 @@ impl<'a> Walk<'a> {
         panic!("{what}\n  {}", self.history.join("\n  "))
     }
 
-    /// A server with chance's model, policy and user.
+    /// Starts a server with a random model, policy and user.
     fn spawn(&mut self) -> (usize, Server) {
         let model = self.below(2) as usize;
         let policy = ["require", "prefer"][self.below(2) as usize];
@@ -144,7 +145,7 @@ impl<'a> Walk<'a> {
         (model, launch.spawn())
     }
 
-    /// It serves, or it ended with an exit code.
+    /// Waits until the server is ready, or has ended with exit code 1 or 3.
     fn settle(&mut self, model: usize, mut server: Server) {
         if server.is_ready_before_it_ends() {
             self.servers.push((model, server));
@@ -261,7 +262,7 @@ impl<'a> Walk<'a> {
                     &format!("it ended: {}", self.servers[i].1.how_it_ended()),
                 );
             }
-            // Weights that are lost end the server when it reads them, so what is checked first decides what is found.
+            // A server that reads lost weights dies, so the order of the two checks decides which finding comes first.
             if self.below(2) == 0 {
                 self.check_weights(i);
                 self.check_answer(i);
@@ -286,7 +287,7 @@ impl<'a> Walk<'a> {
     fn check_answer(&mut self, i: usize) {
         let (model, server) = &self.servers[i];
         let expected = &self.models[*model].answer;
-        // A server that dies while it answers is told apart from one that does not answer.
+        // The signal distinguishes a server that dies during the answer from one that does not answer.
         let answered = panic::catch_unwind(AssertUnwindSafe(|| answer(server) == *expected));
         match answered {
             Ok(true) => {}
@@ -315,6 +316,13 @@ impl<'a> Walk<'a> {
         let mut nameless = HashMap::new();
         let mut bytes = 0;
         for (_, server) in &self.servers {
+            let proc = PathBuf::from(format!("/proc/{}", server.pid()));
+            // A file without a name also has pages that nobody maps: those of its manifest. Some servers only keep it open.
+            let mut add = |path: PathBuf| {
+                if let Ok(data) = fs::metadata(path) {
+                    nameless.insert(data.ino(), data.blocks() * 512);
+                }
+            };
             for vma in smaps::read(server.pid()) {
                 if !vma.is_huge() {
                     continue;
@@ -322,11 +330,16 @@ impl<'a> Walk<'a> {
                 if !vma.path.starts_with(store) {
                     bytes += vma.size("Shared_Hugetlb") + vma.size("Private_Hugetlb");
                 } else if vma.path.ends_with(" (deleted)") {
-                    // The file also has pages that nobody maps: those of its manifest.
                     let range = format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end);
-                    let file = format!("/proc/{}/map_files/{range}", server.pid());
-                    let data = fs::metadata(file).expect("root, and the server waits");
-                    nameless.insert(vma.inode, data.blocks() * 512);
+                    add(proc.join("map_files").join(range));
+                }
+            }
+            let open = fs::read_dir(proc.join("fd")).expect("root, and the server waits");
+            for file in open.flatten().map(|entry| entry.path()) {
+                let name = fs::read_link(&file).unwrap_or_default();
+                let name = name.to_string_lossy();
+                if name.starts_with(store) && name.ends_with(" (deleted)") {
+                    add(file);
                 }
             }
         }
@@ -334,10 +347,12 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whatever of a file a process has mapped or copied is what the file holds.
+/// Compares all weights that a process has mapped or copied with the model file.
 fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
     let file = File::open(model).map_err(|error| error.to_string())?;
     let length = file.metadata().map_err(|error| error.to_string())?.len();
+    // llama.cpp unmaps the header of the file if no huge page holds it.
+    let weights = Gguf::read(model).data..length;
     let name = model.to_str().expect("a plain path");
     let mut seen = 0;
     for vma in smaps::read(pid) {
@@ -346,15 +361,17 @@ fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
             || vma.path.contains(".weights-");
         if is_ours && vma.offset < length {
             let bytes = vma.offset..length.min(vma.offset + vma.len());
-            seen += bytes.end - bytes.start;
+            seen += bytes.end.saturating_sub(bytes.start.max(weights.start));
             if !smaps::same_bytes(pid, vma.addresses.start, &file, bytes) {
                 return Err(format!("the weights of {pid} changed: {vma:?}"));
             }
         }
     }
-    // A few bytes at an edge may be copied to ordinary memory.
-    if seen < length / 100 * 99 {
-        return Err(format!("{seen} of {length} bytes are mapped in {pid}"));
+    let all = weights.end - weights.start;
+    if seen < all {
+        return Err(format!(
+            "{seen} of {all} bytes of weights are mapped in {pid}"
+        ));
     }
     Ok(())
 }
@@ -376,12 +393,13 @@ fn assert_all_pages_accounted_for(pool: &Pool, walks: &[Mutex<Walk>]) {
         last.0 == last.1
     });
     let steps = walks.iter().map(|walk| walk.history.join("\n  "));
+    let steps = steps.collect::<Vec<_>>().join("\n  ");
+    // A panic with a lock held would add the panics of both threads to the output.
+    drop(walks);
     assert!(
         is_right,
-        "{} pages are in use, {} are accounted for\n  {}",
-        last.0,
-        last.1,
-        steps.collect::<Vec<_>>().join("\n  ")
+        "{} pages are in use, {} are accounted for\n  {steps}",
+        last.0, last.1
     );
 }
 
@@ -408,7 +426,7 @@ fn walk_together(models: &[Model], seed: u64) -> Result<(), String> {
             for (start, _) in &threads {
                 start.send(()).expect("the thread waits");
             }
-            // Both, before a panic of either ends the test.
+            // Waits for both threads, before a panic of one ends the test.
             let ends = threads.each_ref().map(|(_, ends)| ends.recv());
             if ends.iter().any(Result::is_err) {
                 return;

@@ -34,6 +34,7 @@ mod router;
 mod serve;
 mod serve_command;
 mod shortage;
+mod signals;
 mod status;
 mod store;
 mod support;

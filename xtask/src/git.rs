@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Overrules a work tree's own configuration.
+/// Overrides a work tree's own configuration.
 const FIXED: &[&str] = &[
     "core.autocrlf=false",
     "core.eol=lf",
@@ -123,7 +123,7 @@ impl Git {
         checked(&mut self.command(args)).map(drop)
     }
 
-    /// Standard output, as it is.
+    /// Standard output, unchanged.
     pub fn bytes<I, S>(&self, args: I) -> Result<Vec<u8>>
     where
         I: IntoIterator<Item = S>,

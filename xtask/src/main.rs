@@ -1,7 +1,7 @@
-//! Chores of this repository, as `cargo xtask …`: the pin, the patch series, upstream's own programs, two nodes.
+//! `cargo xtask …` maintains this repository: the pin, the patch series, upstream's own programs and tests, two nodes.
 //!
-//! It shares `build/` with `build.rs` and does not depend on the crate itself, so that it compiles in seconds
-//! and works while the build does not.
+//! It shares `build/` with `build.rs` and does not depend on the crate itself. So it compiles in seconds, and works even if
+//! the crate does not build.
 
 #[expect(dead_code, reason = "build.rs uses the rest")]
 #[path = "../../build/mod.rs"]
@@ -38,7 +38,7 @@ enum Exit {
     Done = 0,
     /// A check found a difference.
     No = 1,
-    /// Failure. (Code 2 comes from clap, for invalid arguments.)
+    /// Failure. (clap exits with 2 for invalid arguments.)
     Failed = 3,
 }
 

@@ -23,7 +23,7 @@ struct Lock {
     sha256: String,
 }
 
-/// The model in `target/models/`, downloaded unless an earlier run did.
+/// The model in `target/models/`, downloaded if it does not exist.
 pub fn fetch(repo: &Repo) -> Result<PathBuf> {
     let lock = read(&repo.root().join("vendor/demo-model.lock"))?;
     let models = repo.target().join("models");

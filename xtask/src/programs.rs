@@ -39,17 +39,17 @@ const QEMU_PROGRAMS: &[&str] = &["llama-server"];
 /// The programs that load a model and infer.
 const INSTRUMENTED_PROGRAMS: &[&str] = &["llama-completion"];
 
-/// Which source the programs are made of, and for which machine.
+/// The source of the programs, and the machine that runs them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Stock,
     Tools,
-    /// As tools, but not for the CPU they are built on: an emulated one has less.
+    /// Like tools, but for any CPU, because an emulated CPU has fewer features.
     Qemu,
-    /// As stock and as tools, to count instructions: Valgrind knows fewer of them than the CPU.
+    /// Like stock and tools, but for any CPU, because Valgrind does not know all instructions of this CPU.
     PortableStock,
     PortableTools,
-    /// As tools, with sanitizers.
+    /// Like tools, with sanitizers.
     Address,
     Thread,
 }
@@ -88,22 +88,22 @@ impl Kind {
 
     fn args(self) -> &'static [&'static str] {
         match self {
-            // A worker of a distributed run is one of the programs, and "another device" for tests without a GPU.
+            // `ggml-rpc-server` runs a part of a model, and is a second device for tests without a GPU.
             Self::Stock => &["-DGGML_RPC=ON"],
             Self::Tools => &["-DGGML_RPC=ON", "-DLLAMA_BUILD_TESTS=ON"],
-            // AVX2 at most, as upstream's defaults are then; QEMU emulates that since 7.2.
+            // Upstream then uses AVX2 at most, and QEMU emulates AVX2 since 7.2.
             Self::Qemu | Self::PortableStock | Self::PortableTools => &["-DGGML_NATIVE=OFF"],
             Self::Address => &[
                 "-DLLAMA_SANITIZE_ADDRESS=ON",
                 "-DLLAMA_SANITIZE_UNDEFINED=ON",
             ],
-            // The sanitizer does not see how OpenMP's threads wait for each other.
+            // ThreadSanitizer does not see how OpenMP synchronizes its threads.
             Self::Thread => &["-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"],
         }
     }
 }
 
-/// Builds with the flags of our own build, in a folder of `target/`, and names the binaries.
+/// Builds with the flags of our own build, in a folder of `target/`, and returns the paths of the binaries.
 pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     cmake::check()?;
     let source = repo.source()?;

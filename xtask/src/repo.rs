@@ -57,7 +57,7 @@ impl Repo {
         source::prepare(&self.root, &self.lock()?, &self.cache())
     }
 
-    /// Sources that the series may have been made for: everything unpacked here.
+    /// Sources that the series may have been made for: all unpacked sources here.
     pub fn sources(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         if let Some(source) = source::locate(&self.root, &self.lock()?)? {
@@ -75,7 +75,7 @@ impl Repo {
         Ok(found)
     }
 
-    /// Cargo's target folder: where work trees and upstream's programs are made.
+    /// Cargo's target folder, which also holds work trees and upstream's programs.
     pub fn target(&self) -> PathBuf {
         std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))

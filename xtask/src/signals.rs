@@ -1,4 +1,4 @@
-//! Ctrl-C and the like, for chores that have to tidy up first.
+//! Catches Ctrl-C and similar signals, for commands that must clean up before they end.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set. From now on they do not end the process by themselves.
+/// A flag that SIGINT, SIGTERM and SIGHUP set. From now on these signals do not end the process.
 pub fn catch() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {

@@ -14,7 +14,7 @@ use crate::hint::Hint as _;
 use crate::patches::attempt::{Outcome, attempt};
 use crate::repo::Repo;
 
-/// The unpacked source in `vendor/cache/`, and whether it had to be downloaded.
+/// The unpacked source in `vendor/cache/`, and whether this call downloaded it.
 pub fn fetch(repo: &Repo) -> Result<(PathBuf, bool)> {
     let lock = repo.lock()?;
     let was_there = repo.cache().join(&lock.sha256).is_dir();
@@ -260,7 +260,7 @@ impl Told {
         ])
     }
 
-    /// Verifies with git's hashes that `pristine` is the tree of `commit`; returns the reason if not.
+    /// Verifies with git's hashes that `pristine` is the tree of `commit`. If not, returns the reason.
     fn proves(&self, commit: &str, pristine: &Path) -> Result<std::result::Result<String, String>> {
         if self.commit != commit {
             return Ok(Err(format!(

@@ -14,8 +14,8 @@ ggml_hugepages_params common_hugepages_params(const common_params & params);
 // a page size in the format of --hugepage-size
 std::string common_hugepages_size_name(size_t page_size);
 
-// Measures KV cache and compute buffers, which the plan adds to the need. The sizes come from the memory fit, or from a load of the model
-// without its weights.
+// Measures KV cache and compute buffers with the memory fit, or with a load of the model without its weights. The plan adds their sizes to
+// the need.
 void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams);
 
 // The exit code after a failed load: 3 if more huge pages or more memory would help, else 1.

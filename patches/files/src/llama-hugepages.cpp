@@ -48,7 +48,7 @@ llama_hugepages_scope::~llama_hugepages_scope() {
     }
 }
 
-// How much of a tensor each token reads. Embeddings come last, because a token reads only a few rows, unless they are also the output.
+// How much of a tensor each token reads. Embeddings rank last, because a token reads only a few rows, unless they are also the output.
 static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * name) {
     const bool is_tied = ml.get_weight("output.weight") == nullptr;
     if (strcmp(name, "output.weight") == 0 || (is_tied && strcmp(name, "token_embd.weight") == 0)) {
@@ -66,7 +66,7 @@ template <typename F> static void for_each_weight(const llama_model_loader & ml,
     }
 }
 
-// the smallest page of a plan, 0 if there is none
+// the smallest page of a plan, 0 if the kernel has no pool
 static size_t smallest_page(const ggml_hugepages_params & params) {
     const bool is_any = params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == GGML_HUGEPAGES_SIZE_THP;
     return is_any ? ggml_hugepages_page_size("") : params.page_size;

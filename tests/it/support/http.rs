@@ -29,6 +29,11 @@ pub fn get_json(url: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{url}: {error}: {text}"))
 }
 
+/// For a server that ends before it has answered.
+pub fn post_and_forget(url: &str, body: &Value) {
+    let _ = agent().post(url).send_json(body);
+}
+
 pub fn post_json(url: &str, body: &Value) -> Value {
     let mut response = agent()
         .post(url)

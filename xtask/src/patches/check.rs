@@ -106,7 +106,7 @@ impl Findings {
         }
     }
 
-    /// An error as one line, its advice apart.
+    /// Adds an error as one line, and its hint to the hints.
     fn add_error(&mut self, why: &anyhow::Error) {
         let message = format!("{why:#}");
         let (cause, advice) = hint::split(&message);

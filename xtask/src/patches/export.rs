@@ -16,7 +16,7 @@ use crate::hint::Hint as _;
 const FORMAT_PATCH: &[&str] = &[
     "format-patch",
     "--quiet",
-    // What a patch holds.
+    // Contents of a patch.
     "--no-stat",
     "--patch",
     "--no-signature",
@@ -34,11 +34,11 @@ const FORMAT_PATCH: &[&str] = &[
     "--no-encode-email-headers",
     "--no-numbered",
     "--subject-prefix=PATCH",
-    // What it is called.
+    // File name of a patch.
     "--start-number=1",
     "--suffix=.patch",
     "--filename-max-length=64",
-    // How the diff reads.
+    // Format of the diff.
     "--full-index",
     "--no-renames",
     "--no-binary",
@@ -167,7 +167,7 @@ fn write(git: &Git, folder: &Folder) -> Result<Written> {
     Ok(written)
 }
 
-/// One mail for each commit that changes a file of upstream's; the rest of a commit is left to `own_files`.
+/// One mail for each commit that changes an upstream file. `own_files` exports the rest of the commit.
 fn mails(git: &Git, upstream: &BTreeSet<String>) -> Result<Vec<Content>> {
     let names = git.bytes([
         "log",
@@ -246,7 +246,7 @@ impl Written {
     fn take(&mut self, folder: &Folder, name: &str) -> Result<()> {
         let path = folder.root().join(name);
         fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
-        // An empty folder is nothing to git and must be nothing here.
+        // Git does not store empty folders, so the export removes them.
         let mut parent = path.parent();
         while let Some(dir) = parent.filter(|dir| *dir != folder.root()) {
             if fs::remove_dir(dir).is_err() {

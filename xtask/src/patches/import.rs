@@ -1,4 +1,4 @@
-//! From `patches/` to a git work tree with one commit a patch.
+//! Imports `patches/` into a git work tree, one commit for each patch.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,7 +11,7 @@ use super::work_tree::{SERIES, UPSTREAM, WorkTree};
 use crate::git::{Git, said};
 use crate::hint::Hint as _;
 
-/// How `git am` reads a patch: nothing stripped, nothing guessed, the same commit id each time.
+/// With these options `git am` keeps the whole text of a patch, and each import creates the same commit ids.
 const AM: &[&str] = &[
     "am",
     "--quiet",
@@ -25,7 +25,7 @@ const AM: &[&str] = &[
     "--committer-date-is-author-date",
 ];
 
-/// Whether hunks may be placed by a merge with the file they were made for.
+/// Whether `git am` may place hunks by a merge with the file that the patch was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     Exact,
@@ -49,7 +49,7 @@ pub fn import(folder: &Folder, source: &Path, dir: &Path, force: bool) -> Result
     Ok(tree)
 }
 
-/// The pristine source and our own files: everything below the first patch.
+/// Commits the pristine source and our own files, below the first patch.
 pub fn start(tree: &WorkTree, folder: &Folder, source: &Path) -> Result<()> {
     let git = &tree.git;
     let base = git.commit_of_folder(source, "upstream: the pristine source")?;
@@ -80,7 +80,7 @@ fn add_own_files(git: &Git, folder: &Folder) -> Result<()> {
         }
         fs::copy(&from, &to).with_context(|| format!("cannot copy `{}`", from.display()))?;
     }
-    // `--force`: one of ours may match a line in upstream's .gitignore.
+    // `--force`: upstream's .gitignore may match one of our files.
     let mut args: Vec<OsString> = ["--literal-pathspecs", "add", "--force", "--"]
         .map(OsString::from)
         .into();
@@ -97,7 +97,7 @@ fn add_own_files(git: &Git, folder: &Folder) -> Result<()> {
     ])
 }
 
-/// `git am` of one or more patches; on failure it is left under way.
+/// Applies patches with `git am`. After a failure, the `git am` stays in progress.
 pub fn apply(git: &Git, patches: &[impl AsRef<Path>], placement: Placement) -> Result<()> {
     let mut args: Vec<OsString> = AM.iter().map(OsString::from).collect();
     args.push(match placement {

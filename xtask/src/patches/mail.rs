@@ -1,11 +1,11 @@
-//! A patch file as text: who wrote it, why, and which hunks. Applying is not done here.
+//! Parses a patch file: subject, reason, files and hunks. Does not apply it.
 
 use anyhow::{Context as _, Result};
 
 /// A patch in mail format, as `git format-patch` writes it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mail {
-    /// Without the `[PATCH]` in front.
+    /// Without the prefix `[PATCH]`.
     pub subject: String,
     /// Between the headers and the diff, trailers included.
     pub body: String,
@@ -36,7 +36,7 @@ impl Mail {
             .context("no empty line after the headers")?;
         let start = rest.find("\ndiff --git ").map_or(rest.len(), |at| at + 1);
         let (message, diff) = rest.split_at(start);
-        // Git writes this line above a list of files, and leaves both out when told to.
+        // Git writes this line above a list of files. Without the list, git omits the line.
         let message = message.trim_end().strip_suffix("\n---").unwrap_or(message);
         let (touched, hunks) = read_diff(diff);
         Ok(Self {
@@ -83,7 +83,7 @@ fn subject(head: &str) -> Option<String> {
         .lines()
         .skip_while(|line| !line.starts_with("Subject:"));
     let mut subject = lines.next()?.strip_prefix("Subject:")?.trim().to_owned();
-    // A long header goes on in lines that begin with white space.
+    // A long header continues in lines that begin with white space.
     for more in lines.take_while(|line| line.starts_with([' ', '\t'])) {
         subject.push(' ');
         subject.push_str(more.trim());
@@ -102,7 +102,7 @@ fn read_diff(diff: &str) -> (Vec<Touched>, Vec<Hunk>) {
     let mut touched = Vec::new();
     let mut hunks: Vec<Hunk> = Vec::new();
     let mut path = String::new();
-    // A removed line may look like a header ("--- a/x"): only the counts of the `@@` line tell.
+    // A removed line may look like a header ("--- a/x"), so the counts of the `@@` line decide where a hunk ends.
     let (mut old_left, mut new_left) = (0usize, 0usize);
     for line in diff.lines() {
         if old_left + new_left > 0 {

@@ -1,11 +1,11 @@
-//! The patch series: a folder of files here, a git work tree where it is edited.
+//! The patch series: files in this repository, and commits in a git work tree for edits.
 //!
 //! ```text
 //! patches/series, 00NN-*.patch ──import──▶  upstream ─ files ─ patch 1 ─ patch 2   (one commit each)
 //! patches/files/**             ◀──export──  tag      (ours)    branch `series`
 //! ```
-//! A file that upstream has is changed by patches; a file that upstream does not have is ours and lies
-//! in `patches/files`. Which of the two a change belongs to follows from its path alone.
+//! Patches change upstream's files. All other files are ours, in `patches/files`. So the path of a file decides where its
+//! change belongs.
 
 pub mod attempt;
 pub mod check;
@@ -50,7 +50,7 @@ impl Folder {
         self.root.join(name)
     }
 
-    /// Names in `series`, in order. No file is the empty series.
+    /// Names in `series`, in order. Without this file the series is empty.
     pub fn series(&self) -> Result<Vec<String>> {
         let path = self.series_file();
         if !path.exists() {
@@ -66,7 +66,7 @@ impl Folder {
             .collect())
     }
 
-    /// Names of the patch files that lie in the folder, sorted.
+    /// Names of the patch files in the folder, sorted.
     pub fn patches(&self) -> Result<Vec<String>> {
         if !self.root.exists() {
             return Ok(Vec::new());
@@ -104,7 +104,7 @@ impl Folder {
         Mail::parse(&text).with_context(|| format!("cannot read `{}` as a mail", path.display()))
     }
 
-    /// Changes whenever the series or a file of ours does.
+    /// A hash of the series and of our files.
     pub fn digest(&self) -> Result<String> {
         let mut names = vec!["series".to_owned()];
         names.extend(self.patches()?);

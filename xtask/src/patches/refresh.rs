@@ -1,4 +1,4 @@
-//! The pin moved: the series on the new source, with merges where lines moved.
+//! Moves the series to the source of a new pin, with a merge where lines moved.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ use super::work_tree::WorkTree;
 use crate::build::patch::blob_id;
 use crate::git::Git;
 
-/// How a refresh ended.
+/// Result of a refresh.
 pub enum Refreshed {
-    /// All patches are in place, and `patches/` says so.
+    /// All patches apply, and `patches/` contains the result.
     Done(Written),
-    /// The work tree waits for a person.
+    /// A patch conflicts, and a person must resolve the conflict in the work tree.
     Conflict {
         files: Vec<String>,
         subject: String,
@@ -23,9 +23,9 @@ pub enum Refreshed {
     },
 }
 
-/// Puts the series on `source` and, where nothing is in doubt, exports it.
+/// Puts the series on `source`, and exports it if no patch conflicts.
 ///
-/// `older` are sources that the series may have been made for; with the right one git can merge.
+/// `older` are sources that the series may have been made for. Git needs the right one for merges.
 pub fn refresh(
     folder: &Folder,
     source: &Path,
@@ -38,7 +38,7 @@ pub fn refresh(
     learn_blobs(&tree.git, folder, older)?;
     let names = folder.series()?;
     let patches: Vec<PathBuf> = names.iter().map(|name| folder.patch(name)).collect();
-    // All at once: `git am --continue` then goes on to the next patch by itself.
+    // One call for all patches: `git am --continue` then continues with the next patch.
     if patches.is_empty() || apply(&tree.git, &patches, Placement::Merge).is_ok() {
         return Ok(Refreshed::Done(export(&tree, folder, false)?));
     }
@@ -71,7 +71,7 @@ fn number(work_tree: &Path, which: &str) -> Result<usize> {
         .with_context(|| format!("`{}` is not a number", path.display()))
 }
 
-/// Gives `git` the files that the patches were made for, from the first of `older` that has them all.
+/// Gives `git` the files that the patches were made for, from the first of `older` that contains them all.
 ///
 /// A three-way merge needs the content before each patch, so the series is applied there once.
 pub fn learn_blobs(git: &Git, folder: &Folder, older: &[PathBuf]) -> Result<bool> {

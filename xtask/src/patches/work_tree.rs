@@ -29,7 +29,7 @@ impl WorkTree {
         Ok(is_ours.then_some(Self { git }))
     }
 
-    /// An empty or reusable work tree in `dir`; anything unexported stops here unless `force`.
+    /// An empty or reusable work tree in `dir`. Fails if changes are not exported, unless `force`.
     pub fn prepare(dir: &Path, force: bool) -> Result<Self> {
         let Some(tree) = Self::open(dir)? else {
             if dir.join(".git").exists() {
@@ -59,7 +59,7 @@ impl WorkTree {
             );
         }
         if tree.busy() {
-            // Only one of the two is under way; the other one's refusal tells nothing.
+            // Only one of the two is in progress, so the other command fails without harm.
             tree.git.attempt(["am", "--quit"])?;
             tree.git.attempt(["rebase", "--quit"])?;
         }
@@ -85,7 +85,7 @@ impl WorkTree {
         Ok(None)
     }
 
-    /// In the middle of `git am` or `git rebase`.
+    /// Whether a `git am` or `git rebase` is in progress.
     pub fn busy(&self) -> bool {
         ["rebase-apply", "rebase-merge"]
             .iter()
@@ -107,7 +107,7 @@ impl WorkTree {
             .collect())
     }
 
-    /// Remembers what `patches/` looked like, so that an export never overwrites newer files.
+    /// Stores the digest of `patches/`, so that an export never overwrites newer files.
     pub fn remember(&self, digest: &str) -> Result<()> {
         let path = self.note();
         std::fs::write(&path, digest).with_context(|| format!("cannot write `{}`", path.display()))
@@ -119,7 +119,7 @@ impl WorkTree {
         std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))
     }
 
-    /// From now on nothing here is unexported.
+    /// Marks all commits as exported.
     pub fn mark_exported(&self) -> Result<()> {
         self.git.run(["tag", "--force", EXPORTED, "HEAD"])
     }

@@ -2,10 +2,10 @@
 
 /// Pages of each node at boot: twelve times the model, so that only the short cases lack pages.
 pub const PAGES_PER_NODE: u64 = 256;
-/// Fewer than the model takes.
+/// Fewer pages than the model needs.
 const SHORT: u64 = 4;
 
-/// Where the guest has the model.
+/// The model's path in the guest.
 pub const MODEL: &str = "/model.gguf";
 
 /// The two page sizes, in KiB.
@@ -25,21 +25,21 @@ pub struct Case {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// No huge page: the answer that the others must give too.
+    /// No huge page. The other cases must give the same answer.
     Plain,
-    /// Every mapping of weights has as many pages on one node as on the other, give or take one.
+    /// Every mapping of weights has the same number of pages on both nodes. A difference of one page is allowed.
     Spread,
     /// All weights are on huge pages.
     Anywhere,
-    /// All huge pages are on this node, the weights on pages of this size.
+    /// All huge pages are on this node, and the weights are on pages of this size.
     On(u32, u64),
     /// All pages of this node are used, and the other weights stay in the file's mapping.
     PartlyOn(u32),
-    /// An end with a message that has this node's count. No signal.
+    /// The load fails with this node's count in the message, not with a signal.
     RefusedFor(u32),
 }
 
-/// The plain ones come first: they give the answers for their number of threads.
+/// The plain cases run first, because the other cases need their answers for the same number of threads.
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     case("plain-1",          NODE_0, "", Expect::Plain),
@@ -49,14 +49,14 @@ pub const CASES: &[Case] = &[
     case("isolate",          NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
     case("short-require",    NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
     case("short-prefer",     NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
-    // `distribute` is a preference: pages that one node lacks come from the other node.
+    // `distribute` is a preference: if one node lacks pages, the other node provides them.
     case("short-distribute", BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
     case("size-1g",          NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
-    // A page of 1 GiB would be a waste for this model, and `auto` wastes none.
+    // A page of 1 GiB would waste memory on this model, so `auto` uses none.
     case("size-auto",        NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
 ];
 
-/// CPUs that the process may use, one a node.
+/// The CPUs that the process may use. Each node has one.
 const NODE_0: &str = "0";
 const NODE_1: &str = "1";
 const BOTH: &str = "0,1";
@@ -77,7 +77,7 @@ const fn case(
 }
 
 impl Case {
-    /// Node 1 has too few pages.
+    /// Gives node 1 too few pages.
     const fn short(mut self) -> Self {
         self.pages = SHORT;
         self
@@ -98,7 +98,7 @@ impl Case {
         )
     }
 
-    /// One for each CPU: more would wait for each other.
+    /// One thread for each CPU, because more threads would wait for each other.
     pub fn threads(&self) -> usize {
         self.cpus.split(',').count()
     }

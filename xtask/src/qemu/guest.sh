@@ -1,8 +1,8 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
-# The guest's only process besides the servers: starts one server a case and reports what the kernel says of it. What
-# that has to be is for the host to judge. The report goes to the second serial line, so that the kernel's own
-# messages, on the first, never land in it.
+# The guest's only process besides the servers. It starts one server for each case and reports the kernel's data of the
+# server. The host compares the data with the expectations. The report uses the second serial line, because the kernel
+# writes its own messages to the first.
 /bin/busybox --install -s /bin
 export PATH=/bin LD_LIBRARY_PATH=/lib
 mkdir -p /dev /proc /sys /tmp
@@ -23,17 +23,18 @@ ready() {
     wget -q -O /dev/null $server/health 2>/dev/null
 }
 
-# NAME CPUS PAGES ARGUMENTS…: a server on these CPUs, with this many pages of 2 MiB in the pool of node 1.
+# NAME CPUS PAGES ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
 run() {
     name=$1 cpus=$2 pages=$3
     shift 3
     rm -f /tmp/*
-    # In a process of its own: a signal ends the growing of a pool half-way, and init gets one for each orphan that ends.
+    # A subshell writes to the pool: a signal stops the kernel before the pool is full, and init gets one for each orphan that
+    # ends.
     (echo "$pages" >$nodes/node1/hugepages/hugepages-2048kB/nr_hugepages)
     echo "@@ case $name"
     echo '@@ before'
     pools
-    # `kill -0` would take a process that nobody has waited for as alive; the file is there when it has ended.
+    # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
         timeout -s KILL 60 taskset -c "$cpus" llama-server -m /model.gguf -c 4096 -np 1 --no-warmup "$@" \
             >/tmp/log 2>&1 </dev/null
@@ -66,6 +67,6 @@ run() {
 # shellcheck source=/dev/null
 . /cases
 echo '@@ done'
-# The line may still be busy: a machine that is switched off loses what it has not sent.
+# The serial line may still send. Poweroff would lose the rest of the report.
 sleep 1
 poweroff -f

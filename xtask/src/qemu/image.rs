@@ -1,6 +1,6 @@
-//! The guest's initramfs: a cpio archive in the "newc" form, which the kernel unpacks by itself.
+//! Writes the guest's initramfs: a cpio archive in the "newc" format, which the kernel unpacks.
 //!
-//! Written here, because `cpio` would want all of it laid out in a folder first, with the owner and mode of each file.
+//! The program `cpio` would need a folder with all files first, with the owner and mode of each file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// An archive that is being written. Folders are added as they are needed.
+/// The archive. It adds the parent folders of each file.
 pub struct Image<W> {
     out: W,
     known: BTreeSet<PathBuf>,
@@ -34,7 +34,7 @@ impl<W: Write> Image<W> {
         if !self.known.insert(path.to_owned()) {
             return Ok(());
         }
-        // The kernel makes no parents.
+        // The kernel creates no parent folders.
         let mut parents: Vec<_> = path.ancestors().skip(1).collect();
         parents.retain(|parent| !parent.as_os_str().is_empty());
         for parent in parents.into_iter().rev() {
@@ -52,7 +52,7 @@ impl<W: Write> Image<W> {
             .env("LC_ALL", "C")
             .output()
             .context("cannot run `ldd`")?;
-        // ldd fails for a static program, and says so; such a program needs nothing.
+        // ldd fails for a static program, which needs no libraries.
         for (place, library) in libraries(&String::from_utf8_lossy(&output.stdout))? {
             self.file(place, &read(&library)?)?;
         }
@@ -68,7 +68,7 @@ impl<W: Write> Image<W> {
         let name = path.as_os_str().as_encoded_bytes();
         let (links, size, name_size) = (1, content.len(), name.len() + 1);
         let mut entry = b"070701".to_vec();
-        // inode, mode, owner, group, links, time, size, device (2), device that it stands for (2), name, checksum
+        // inode, mode, owner, group, links, time, size, device (2), device number of a device file (2), name, checksum
         #[rustfmt::skip]
         let fields = [0, mode as usize, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
         for field in fields {
@@ -85,7 +85,7 @@ impl<W: Write> Image<W> {
     }
 }
 
-/// To a multiple of 4, as each entry and each content begins.
+/// Pads to a multiple of 4, where the next entry or content begins.
 fn pad(entry: &mut Vec<u8>) {
     entry.resize(entry.len().next_multiple_of(4), 0);
 }

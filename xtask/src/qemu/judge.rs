@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use super::cases::{Case, Expect, LARGE_KB, MODEL, PAGES_PER_NODE, SMALL_KB};
 use super::report::{self, Pool, Seen, Table};
 
-/// How the kernel calls the mappings of the engine.
+/// The kernel's name of the engine's mappings, without the kind.
 const OURS: &str = "/memfd:llama-";
 const WEIGHTS: &str = "/memfd:llama-weights";
 
 /// Huge pages by size in KiB and node.
 type Pages = BTreeMap<(u64, u32), u64>;
 
-/// Those of the mappings whose file begins with `file`.
+/// The huge pages of the mappings whose file begins with `file`.
 fn pages(seen: &Seen, file: &str) -> Pages {
     let mut found = Pages::new();
     for mapping in &seen.mappings {
@@ -25,7 +25,7 @@ fn pages(seen: &Seen, file: &str) -> Pages {
     found
 }
 
-/// Where the huge pages were, in a few words.
+/// The huge pages on each node, in a few words.
 pub fn summary(seen: &Seen) -> String {
     let parts: Vec<_> = pages(seen, "")
         .iter()
@@ -42,7 +42,7 @@ pub fn summary(seen: &Seen) -> String {
 #[derive(Debug)]
 pub struct Judge {
     model_bytes: u64,
-    /// By number of threads.
+    /// Answers by number of threads.
     answers: BTreeMap<usize, String>,
 }
 
@@ -69,7 +69,7 @@ impl Judge {
             return wrong;
         }
         wrong.extend(self.answer(case, seen));
-        // Upstream sets it for the whole file. On huge pages it would only be in the way of reading.
+        // Upstream sets MADV_RANDOM for the whole file. On huge pages it would only slow down the reads.
         let is_random = |flags: &[String]| flags.iter().any(|flag| flag == "rr");
         for area in &seen.areas {
             if area.page_kb >= SMALL_KB && is_random(&area.flags) {
@@ -106,7 +106,7 @@ impl Judge {
             .sum();
         let mut wrong = Vec::new();
         let mut all_of_them = || {
-            // Header and vocabulary are not weights, and smaller than a page.
+            // Header and vocabulary are no weights, and together smaller than a page.
             if on_pages + (SMALL_KB << 10) <= self.model_bytes {
                 wrong.push(format!(
                     "{on_pages} bytes of weights on huge pages, the model has {}",
@@ -159,7 +159,7 @@ impl Judge {
     }
 }
 
-/// The server's table: MiB of huge pages by kind and node.
+/// The table that the log must contain, from the kernel's mappings: MiB of huge pages by kind and node.
 fn table(seen: &Seen) -> Table {
     let mut table = Table::new();
     for mapping in seen.mappings.iter().filter(|one| one.page_kb >= SMALL_KB) {
@@ -212,14 +212,14 @@ mod tests {
     use crate::qemu::cases::CASES;
     use crate::qemu::report::{Area, Mapping, Pools};
 
-    /// Twenty pages and a bit.
+    /// A little more than 20 pages.
     const MODEL_BYTES: u64 = 42_161_504;
 
     fn find(name: &str) -> &'static Case {
         CASES.iter().find(|case| case.name == name).unwrap()
     }
 
-    /// As it should be: weights in one mapping, with these pages of 2 MiB on the two nodes.
+    /// The data of a correct run: weights in one mapping, with these pages of 2 MiB on the two nodes.
     fn seen(case: &Case, pages: [u64; 2]) -> Seen {
         let pool = |free| Pool { total: free, free };
         let pools = Pools::from([

@@ -1,4 +1,4 @@
-//! The emulated machine: two nodes with a CPU and a pool each, and its end, whatever happens here.
+//! Starts the emulated machine, two nodes with a CPU and a pool each, and always stops it.
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
@@ -16,19 +16,18 @@ use super::cases::PAGES_PER_NODE;
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Always emulated, so that the CPU is the same everywhere and needs no right to /dev/kvm. Little memory is below 4 GiB,
-/// for firmware, kernel and initramfs. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its large
-/// page.
+/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. Firmware, kernel and initramfs use the little
+/// memory below 4 GiB. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its 1 GiB page.
 const MACHINE: &str = "
     -machine q35,accel=tcg,max-ram-below-4g=1G -cpu max -smp 2 -m 6G
     -object memory-backend-ram,id=memory0,size=3G -numa node,nodeid=0,cpus=0,memdev=memory0
     -object memory-backend-ram,id=memory1,size=3G -numa node,nodeid=1,cpus=1,memdev=memory1
     -nodefaults -display none -no-reboot";
 
-/// For everything in the guest; it takes a minute.
+/// The limit for all cases together, which take a minute.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Runs until it is dropped.
+/// The machine runs until this value is dropped.
 pub struct Machine {
     child: Child,
     lines: Receiver<String>,
@@ -37,7 +36,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The kernel's messages go into `console`.
+    /// Starts QEMU. The file `console` receives the kernel's messages.
     pub fn start(
         kernel: &Path,
         initramfs: &Path,
@@ -70,7 +69,7 @@ impl Machine {
         })
     }
 
-    /// The next line of the report; none when the machine is off, or when its time is over.
+    /// The next line of the report; `None` if the machine is off or exceeds the time limit.
     pub fn line(&self) -> Result<Option<String>> {
         loop {
             match self.lines.recv_timeout(Duration::from_millis(100)) {

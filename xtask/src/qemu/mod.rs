@@ -29,7 +29,7 @@ use machine::Machine;
 use report::{Event, Reader, Seen};
 
 const SETUP: &str = "scripts/setup --test";
-/// Lines of a server's log that are shown with a failure: where this runs, the log itself may not be kept.
+/// Number of log lines that a failure prints, because CI may not keep the log itself.
 const TAIL: usize = 20;
 
 /// Programs of this machine that a run needs.
@@ -40,7 +40,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// The kernel is the one given, or the one that the set-up put into `target/qemu/kernel`.
+    /// Finds the programs. Uses the given kernel, or the one that `scripts/setup --test` put into `target/qemu/kernel`.
     pub fn look(repo: &Repo, kernel: Option<&Path>) -> Result<Self> {
         ensure!(
             cfg!(target_arch = "x86_64"),
@@ -88,7 +88,7 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
 pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
-    // Before there is anything to leave behind.
+    // Before the first temporary file, so that an interrupted run also removes its files.
     let interrupted = signals::catch()?;
     let scratch = tempfile::Builder::new()
         .prefix(".run-")
@@ -117,7 +117,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     Ok(good == CASES.len())
 }
 
-/// One line a case, as they end; returns how many are good.
+/// Prints one line when a case ends; returns the number of passed cases.
 fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
     let mut log = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let mut reader = Reader::default();
@@ -159,8 +159,8 @@ fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
     false
 }
 
-/// Made by our own tool, which `cargo build` has made. Weights that are read where they are mapped, and a mixture, of
-/// which a token computes with a small part: emulated, a token of a dense model takes seconds.
+/// Writes the model with our own tool, which `cargo build` built. The weights stay mapped. The model is a mixture of experts,
+/// because a token of a dense model takes seconds on an emulated CPU.
 fn write_model(repo: &Repo, model: &Path) -> Result<()> {
     let tool = repo.target().join("release/hugepages");
     ensure!(

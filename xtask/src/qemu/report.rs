@@ -1,4 +1,4 @@
-//! The report of the guest: text of the kernel and the server, in sections that start with `@@` lines.
+//! Parses the report of the guest: text from the kernel and the server, in sections that start with `@@` lines.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ pub struct Pool {
     pub free: u64,
 }
 
-/// By node and page size in KiB.
+/// Pools by node and page size in KiB.
 pub type Pools = BTreeMap<(u32, u64), Pool>;
 
-/// A mapping as `numa_maps` tells it.
+/// A mapping in `numa_maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// File or memfd, without the path's escapes and without ` (deleted)`; empty for other memory.
     pub file: String,
     pub page_kb: u64,
-    /// Pages by node, of the mapping's own size.
+    /// Pages by node, in the mapping's page size.
     pub pages: BTreeMap<u32, u64>,
 }
 
-/// A mapping as `smaps` tells it.
+/// A mapping in `smaps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
     pub file: String,
@@ -44,7 +44,7 @@ pub struct Seen {
     pub mappings: Vec<Mapping>,
     pub areas: Vec<Area>,
     pub tokens: Option<String>,
-    /// As a shell has it: 128 and more is a signal.
+    /// The exit code of a shell: 128 and more means a signal.
     pub exit: Option<u32>,
     pub log: String,
 }
@@ -66,7 +66,7 @@ pub enum Event {
 
 impl Reader {
     pub fn line(&mut self, line: &str) -> Result<Option<Event>> {
-        // The serial line ends lines with both.
+        // The serial line ends lines with both characters.
         let line = line.trim_end_matches(['\r', '\n']);
         let Some(mark) = line.strip_prefix("@@ ") else {
             let text = self.sections.entry(self.section.clone()).or_default();
@@ -185,7 +185,7 @@ fn file(path: &str) -> String {
     path.strip_suffix(" (deleted)").unwrap_or(path).to_owned()
 }
 
-/// `"tokens":[1,2,3]` of the server's answer, as text: they are only ever compared.
+/// `"tokens":[1,2,3]` of the server's answer, as text, because the judge only compares tokens.
 fn tokens(answer: &str) -> Option<String> {
     let (_, rest) = answer.split_once("\"tokens\":[")?;
     let (tokens, _) = rest.split_once(']')?;
@@ -208,7 +208,7 @@ pub fn table(log: &str) -> Table {
             continue;
         }
         for (node, mib) in (0..).zip(nodes) {
-            // Pages are whole, so is their number of MiB.
+            // Whole pages are whole MiB.
             let whole = mib.split_once('.').map_or(*mib, |(whole, _)| whole);
             let mib: u64 = whole.parse().unwrap_or_default();
             if mib > 0 {

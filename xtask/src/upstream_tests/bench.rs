@@ -1,5 +1,5 @@
-//! What the tests run on, under `target/upstream-tests/`: Python with upstream's packages, the folder of the hub, and for each
-//! server a copy of upstream's tests beside the other folders of upstream's tree that they read.
+//! Prepares `target/upstream-tests/`: Python with upstream's packages, the folder of the hub, and for each server a copy of
+//! upstream's tests, beside the other folders of upstream's tree that the tests read.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,7 +13,7 @@ use crate::build::source::{self, Source};
 use crate::git::Git;
 use crate::repo::Repo;
 
-/// Beside what upstream's tests require: limits of time, and what upstream's gguf package imports.
+/// Packages beside upstream's requirements: for time limits, and the imports of upstream's gguf package.
 const MORE_PACKAGES: [&str; 2] = ["pytest-timeout>=2,<3", "pyyaml>=6,<7"];
 
 const TESTS: &str = "tools/server/tests";
@@ -40,7 +40,7 @@ impl Bench {
         })
     }
 
-    /// Upstream's tests, as they are.
+    /// The folder of upstream's unchanged tests.
     pub fn tests(&self) -> PathBuf {
         self.source.dir.join(TESTS)
     }
@@ -58,7 +58,7 @@ impl Bench {
         self.dir.join("hub")
     }
 
-    /// What the server downloads.
+    /// The folder of the server's downloads.
     pub fn cache(&self, server: Server) -> PathBuf {
         self.folder(server).join("cache")
     }
@@ -68,7 +68,7 @@ impl Bench {
         self.dir.join(server.name())
     }
 
-    /// Needs a network, once.
+    /// Installs Python's packages. The first call needs a network.
     pub fn make_venv(&self) -> Result<()> {
         let requirements = self.tests().join("requirements.txt");
         let wanted = read(&requirements)? + &MORE_PACKAGES.join("\n");
@@ -91,7 +91,7 @@ impl Bench {
         })
     }
 
-    /// Needs the venv.
+    /// Writes the models. Call it after `make_venv`.
     pub fn make_hub(&self) -> Result<()> {
         let script = self.scripts.join("models.py");
         let wanted = format!("{:?}\n{}", self.source.commit, read(&script)?);
@@ -104,7 +104,7 @@ impl Bench {
         })
     }
 
-    /// Makes a folder unless an earlier run made it out of the same input.
+    /// Makes a folder, unless an earlier run made it from the same input.
     fn make(&self, name: &str, input: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let (folder, stamp) = (
             self.dir.join(name),
@@ -128,12 +128,12 @@ impl Bench {
         fs::create_dir_all(&tests)
             .with_context(|| format!("cannot write `{}`", tests.display()))?;
         source::copy(&self.tests(), &tests)?;
-        // Where some tests write, and do not ask whether it is there.
+        // Some tests write to this folder without creating it.
         fs::create_dir_all(tests.join("tmp"))?;
         for folder in LINKED {
             symlink(self.source.dir.join(folder), tree.join(folder))?;
         }
-        // The server's search tool leaves out what the repository around a file ignores, as this one ignores target/.
+        // The server's search tool skips files that their git repository ignores, and this repository ignores target/.
         Git::init(&tree)?;
         Ok(tests)
     }

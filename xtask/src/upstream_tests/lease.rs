@@ -1,4 +1,4 @@
-//! Huge pages on loan: `hugepages pool reserve --lease` returns its pages once its input closes, so however this process ends.
+//! A lease on huge pages. `hugepages pool reserve --lease` returns its pages when its input closes, however this process ends.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Sees to it that `amount` can be had from the pool.
+    /// Adds pages to the pool until `amount` is usable.
     pub fn take(tool: &Path, amount: &str) -> Result<Self> {
         let mut holder = Command::new(tool)
             .args([
@@ -26,7 +26,7 @@ impl Lease {
             ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // A Ctrl-C at the terminal is for this process; the pages stay until the tests are over.
+            // A process group of its own, so that Ctrl-C does not return the pages before the tests end.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run `{}`", tool.display()))?;
@@ -52,7 +52,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         drop(self.input.take());
-        // The pages are back when it has ended; it says itself what went wrong.
+        // The holder returns the pages before it ends, and prints its own errors.
         let _ = self.holder.wait();
     }
 }
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// A tool that answers so, waits for the end of its input, and leaves a mark.
+    /// A script that prints `answer`, waits for the end of its input, and writes its arguments to a file.
     fn tool(dir: &TempDir, answer: &str) -> PathBuf {
         let path = dir.path().join("tool");
         let mark = dir.path().join("returned").display().to_string();

@@ -1,8 +1,8 @@
-//! `cargo xtask upstream-tests`: upstream's own tests of llama-server, against stock and against ours.
+//! `cargo xtask upstream-tests`: runs upstream's own tests of llama-server against stock and against ours.
 //!
-//! Upstream's files stay as they are: a copy runs under pytest with a plugin (`plugin.py`), which serves small random models
-//! (`models.py`) in place of a hub. Many tests wait for words of the original models and fail on each server. So an outcome
-//! counts only in comparison: a test must end the same on all servers.
+//! pytest runs an unchanged copy of upstream's files with a plugin (`plugin.py`), which serves small random models
+//! (`models.py`) instead of a hub. Many tests expect words of the original models and fail on each server. So only
+//! differences count: a test must end in the same way on all servers.
 
 mod bench;
 mod lease;
@@ -24,7 +24,7 @@ use lease::Lease;
 use pytest::{Outcome, Run};
 use report::{Difference, differences, print_differences, print_table};
 
-/// What a program is called on the command line, and in the report.
+/// A server, by its name on the command line and in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Server {
     /// Upstream's source, unpatched
@@ -55,7 +55,7 @@ impl Server {
         built(&repo.target().join(path), hint)
     }
 
-    /// A missing page must not fail a test; `Run::huge_share` tells whether pages were there.
+    /// `prefer`, so that a missing page fails no test. `Run::huge_share` shows whether the server got pages.
     fn options(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Stock | Self::Off => &[],
@@ -88,8 +88,8 @@ pub struct Options {
     pub if_possible: bool,
 }
 
-/// What a run without filter takes: the parts of the server that model memory could change, in a minute a server.
-/// The router, speculative decoding and resumed streams take two minutes more, templates and tools hold no model memory.
+/// The tests of a run without a filter: the parts of the server that model memory could change. They take a minute for each
+/// server. The router, speculative decoding and resumed streams take two more minutes. Templates and tools use no model memory.
 const PART: &[&str] = &[
     "test_basic.py",
     "test_completion.py",
@@ -111,16 +111,16 @@ const POOL: &str = "256M";
 
 const WITHOUT_PAGES: &str = "without a pool: cargo xtask upstream-tests --servers stock,off,thp";
 
-/// How often tests that differ are repeated. Some of upstream's tests depend on time, and fail on a busy machine.
+/// Number of repeats of a test that differs, because some of upstream's tests depend on time and fail on a busy machine.
 const REPEATS: usize = 2;
 
-/// Whether all tests end the same on all servers.
+/// Runs the tests. Returns whether each test ends in the same way on all servers.
 pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     let interrupted = signals::catch()?;
     let mut servers = options.servers.clone();
     servers.sort();
     servers.dedup();
-    // What is missing is said before anything is made.
+    // A missing program is an error before any other work.
     for server in &servers {
         server.program(repo)?;
     }
@@ -183,7 +183,7 @@ fn pages(repo: &Repo) -> Result<Lease> {
     Lease::take(&tool, POOL)
 }
 
-/// What pytest is asked to run.
+/// pytest's arguments that select the tests.
 fn selection(bench: &Bench, options: &Options) -> Vec<String> {
     let file = |name: &str| format!("unit/{name}");
     if options.all && options.filters.is_empty() {
@@ -226,7 +226,8 @@ fn run_all(
         .collect()
 }
 
-/// A bench that is broken fails each test on each server, and equally so. Some tests load no model.
+/// Detects a broken set-up, which would fail each test in the same way on all servers.
+/// `must_load`: whether the tests load a model, because some tests load none.
 fn judge_set_up(runs: &[Run], must_load: bool) -> Result<()> {
     let Some(first) = runs.first() else {
         bail!("no server ran");

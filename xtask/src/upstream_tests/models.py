@@ -1,9 +1,9 @@
-"""Write the folder that the local hub serves: small random models in place of the ones that upstream's tests download.
+"""Write the folder that the local hub serves: small random models instead of the models that upstream's tests download.
 
-Usage: models.py SOURCE HUB, where SOURCE is the pinned llama.cpp (it brings the vocabularies and the gguf package).
+Usage: models.py SOURCE HUB, where SOURCE is the pinned llama.cpp, which contains the vocabularies and the gguf package.
 
-Names of repositories and files are those in upstream's tests. Shapes are small; weights are random, from a fixed seed, so
-that every run and every machine gets the same files. Some tests wait for words, so the models have a story: see `tell`.
+Repositories and files have the names that upstream's tests use. Shapes are small. Weights are random, from a fixed seed, so
+every run and every machine gets the same files. Some tests expect words, so the models tell a story: see `tell`.
 """
 
 import struct
@@ -25,8 +25,8 @@ N_HEAD = 8
 N_FF = 2048
 N_LAYER = 3
 
-# Pieces of words, the likeliest first, with which the prompts of upstream's tests have as many tokens as with the model that
-# the tests were written for. They are a choice out of the vocabulary of Llama, found by simulated annealing.
+# Pieces of words, the likeliest first. With them, the prompts of upstream's tests have as many tokens as with the original
+# model. Simulated annealing selected them from the vocabulary of Llama.
 PIECES = """
     er ▁a en on ▁th es ▁s an ▁the ▁w ▁p ou ed ▁o om ion ing as st ch am ot ut id ▁is ow est ▁y ve un end ▁you ver ab te ▁it ri us
     ▁con ▁H ▁F th od ▁W ▁G pt ▁com ant ▁en ▁do ci rom ▁i ap li com ell ▁ch ▁< con ok ud ps ▁me ▁ad ▁ab ll ec str ex ▁Wh yst ng
@@ -34,7 +34,7 @@ PIECES = """
     Lo You how ris ▁ir
 """.split()
 
-# What the tests that ask the smallest model wait for, some of them within eight tokens.
+# The words that tests of the smallest model expect, some of them within eight tokens.
 STORY = """
     ▁Suddenly▁Whillicter ▁Aside ▁going▁bed ▁Whiskers ▁Jack
     ▁blue▁Suddenly▁Whillicter ▁everyone ▁going ▁small ▁park ▁day
@@ -42,19 +42,19 @@ STORY = """
 
 
 class Model:
-    """One GGUF file. The names of the files tell their weights' type: upstream finds models by it."""
+    """One GGUF file. Its name contains the type of the weights, because upstream finds models by this type."""
 
     def __init__(self, path: str, arch: str, weight_type: Type, seed: int, shards: int = 1):
         self.path = HUB / path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A shard has so many tensors; the last one has the rest.
+        # The last shard contains the remaining tensors.
         per_shard = 0 if shards == 1 else -(-(3 + 9 * N_LAYER) // shards)
         self.writer = gguf.GGUFWriter(self.path, arch, split_max_tensors=per_shard)
         self.weight_type = weight_type
         self.random = numpy.random.default_rng(seed)
 
     def small_vocabulary(self, words: list[str]) -> int:
-        """Bytes, `PIECES`, and words that the model can say, but that no prompt has: they cannot be put together of pieces."""
+        """Bytes, `PIECES`, and words for answers only: pieces cannot form these words, so no prompt contains them."""
         kinds = gguf.TokenType
         tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
         tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
@@ -83,10 +83,10 @@ class Model:
         return len(self.tokens)
 
     def tell(self, story: list[str]) -> None:
-        """The embeddings and the output layer of a model that says the story again and again, whatever it is asked.
+        """The embeddings and the output layer of a model that repeats the story, whatever the prompt.
 
-        After any token, all tokens of the story are likely; after one of them, its successor is the likeliest. So a temperature
-        still makes a difference. The layers between change each number, so a layer that computes something else shows up in the
+        After any token, all tokens of the story are likely. After a token of the story, its successor is the likeliest. So a
+        temperature still changes the answer. The layers between change each number, so a wrong result of a layer changes the
         probabilities.
         """
         ids = [self.tokens.index(token) for token in story]
@@ -95,7 +95,7 @@ class Model:
         output = self.random.standard_normal(shape, dtype=numpy.float32) * 0.05
         for token, successor in zip(ids, ids[1:] + ids[:1]):
             output[successor] += 0.8 * embeddings[token] / numpy.linalg.norm(embeddings[token])
-        # The same in all embeddings: what it adds to a token of the story does not depend on the text.
+        # The same value in all embeddings, so it raises the tokens of the story after any text.
         embeddings[:, 0] = 6
         output[:, 0] = 0
         output[ids, 0] = 3
@@ -103,7 +103,7 @@ class Model:
         self.tensor("output.weight", output, self.weight_type)
 
     def weights(self, name: str, *shape: int, scale: float | None = None) -> None:
-        """A matrix (or a stack of them) that keeps the size of what passes through it."""
+        """A matrix, or a stack of matrices, that keeps the size of its input."""
         values = self.random.standard_normal(shape, dtype=numpy.float32)
         values *= scale or shape[-1] ** -0.5
         self.tensor(name, values, self.weight_type)
@@ -168,7 +168,7 @@ def llama(
     model.writer.add_layer_norm_rms_eps(1e-5)
     model.writer.add_rope_dimension_count(N_EMBD // N_HEAD)
     if infill:
-        # Any tokens do: what they are called is nothing that the server looks at.
+        # Any tokens work, because the server does not read their names.
         for name, token in (("prefix", 100), ("suffix", 101), ("middle", 102)):
             model.writer.add_uint32(f"tokenizer.ggml.fim_{name[:3]}_token_id", token)
     model.tell(story.split())
@@ -341,7 +341,7 @@ def main() -> None:
     llama("ggml-org/test-model-stories260K-infill/stories260K-infill-F32.gguf", Type.F32, 2, infill=True)
     llama("ggml-org/test-model-router-download/stories260K-F16.gguf", Type.F16, 3)
 
-    # With and without the adapter and the draft model.
+    # Both for the adapter and for the draft model, and without them.
     story = "▁little ▁girl ▁day ▁special ▁thing ▁far ▁home ▁love ▁glass ▁answer"
     spm = "llama-spm"
     llama("ggml-org/models/tinyllamas/split/stories15M-q8_0.gguf", Type.Q8_0, 4, shards=3, story=story, vocabulary=spm)

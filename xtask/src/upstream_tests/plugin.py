@@ -1,8 +1,8 @@
-"""A pytest plugin for upstream's server tests: a hub on this machine, limits of time, and outcomes in a file.
+"""A pytest plugin for upstream's server tests: a hub on this machine, time limits, and outcomes in a file.
 
-Upstream's files stay as they are. Their servers download models from the hub that MODEL_ENDPOINT names; here that is a thread
-of this process, which serves the folder UPSTREAM_TESTS_HUB. Requests for files of other machines go there too, so a missing
-file fails at once. The outcome of each test is a line of JSON in the file UPSTREAM_TESTS_OUTCOMES.
+Upstream's files stay unchanged. Their servers download models from the hub that MODEL_ENDPOINT names. This hub is a thread of
+this process, which serves the folder UPSTREAM_TESTS_HUB. It also gets the requests for files on other machines, so a missing
+file fails at once. The plugin writes the outcome of each test as a line of JSON to the file UPSTREAM_TESTS_OUTCOMES.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ import requests
 import wget
 
 HUB = Path(os.environ["UPSTREAM_TESTS_HUB"])
-# Below the limit of a test, so that a thread that waits for an answer does not outlive its test.
+# Shorter than the limit of a test, so that a thread that waits for an answer does not outlive its test.
 REQUEST_SECONDS = float(os.environ["UPSTREAM_TESTS_REQUEST_SECONDS"])
 REMOTE = "https://"
 
 
 class Hub(SimpleHTTPRequestHandler):
-    """What llama.cpp asks of a hub: the commit of a repository, its files, their contents."""
+    """Serves the requests of llama.cpp: the commit of a repository, its files, their contents."""
 
-    # HTTP/1.1 keeps a connection for the next request, as the server expects of a hub.
+    # HTTP/1.1 keeps a connection for the next request, and the server expects this.
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
@@ -55,7 +55,7 @@ def look_up(path: str) -> tuple[int, str, bytes]:
             return json_answer({"branches": [branch]})
         case ["api", "models", owner, name, "tree", _commit] if (HUB / owner / name).is_dir():
             return json_answer([entry(file, HUB / owner / name) for file in files(HUB / owner / name)])
-        # Links to files name the hub's host.
+        # Links to files contain the host of the public hub.
         case ["huggingface.co", *rest] | rest:
             match rest:
                 case [owner, name, "resolve", _commit, *parts] if (HUB / owner / name).joinpath(*parts).is_file():
@@ -95,7 +95,7 @@ ENDPOINT = start_hub()
 
 
 def localized(value):
-    """The same value, with links to other machines turned into links to the hub."""
+    """Returns the value, with links to this hub instead of links to other machines."""
     match value:
         case str() if value.startswith(REMOTE):
             return ENDPOINT + value.removeprefix(REMOTE)
@@ -106,8 +106,8 @@ def localized(value):
     return value
 
 
-# Upstream compares the text of /metrics before and during sleep. Our gauges are the only lines that change: they tell what the
-# process holds, which is nothing while it sleeps. Upstream's tests get upstream's lines; tests/it/client.rs tests the gauges.
+# Upstream compares the text of /metrics before and during sleep. Only our gauges change, because a sleeping server holds no pages.
+# So upstream's tests get only upstream's lines, and tests/it/client.rs tests the gauges.
 OUR_GAUGES = re.compile(rb"^(# (HELP|TYPE) )?llamacpp:hugepages_.*\n", re.MULTILINE)
 
 plain_request = requests.Session.request
@@ -141,14 +141,14 @@ def pytest_configure(config):
 
 
 OUTCOMES = open(os.environ["UPSTREAM_TESTS_OUTCOMES"], "w", encoding="utf-8")
-# A server writes it once its models are loaded.
+# A server logs this line when its models are loaded.
 REPORT = re.compile(r"hugepages: ([0-9.]+) of ([0-9.]+) MiB on huge pages")
 SEVERITY = ["passed", "xpassed", "skipped", "xfailed", "failed", "error"]
 found: dict[str, dict] = {}
 
 
 def pytest_runtest_logreport(report):
-    """A test has three parts. Its outcome is the worst of theirs."""
+    """Records the outcome of a test: the worst outcome of its three parts."""
     outcome = report.outcome
     if hasattr(report, "wasxfail"):
         outcome = "xfailed" if outcome == "skipped" else "xpassed"
@@ -161,7 +161,7 @@ def pytest_runtest_logreport(report):
         test["outcome"] = outcome
         test["said"] = reason(report)
     if report.when == "teardown":
-        # The parts of a test share what was captured; the last one has all of it.
+        # The last part of a test contains the captured output of all parts.
         for huge, all_of_it in REPORT.findall(report.capstdout):
             test["huge_mib"] += float(huge)
             test["all_mib"] += float(all_of_it)
@@ -170,7 +170,7 @@ def pytest_runtest_logreport(report):
 
 
 def reason(report) -> str:
-    """One line: where it failed, and why."""
+    """One line: the place and the reason of the failure."""
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2]
     crash = getattr(report.longrepr, "reprcrash", None)

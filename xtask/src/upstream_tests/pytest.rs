@@ -1,4 +1,4 @@
-//! One run of pytest against one server, and what came of each test.
+//! One run of pytest against one server, and the outcome of each test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,14 +18,14 @@ use super::Server;
 use super::bench::Bench;
 use crate::hint::Hint as _;
 
-/// The slowest of upstream's tests takes a fifth of that.
+/// Five times as long as the slowest of upstream's tests.
 const TEST_SECONDS: u32 = 90;
-/// Less, so that the request of a test that hangs ends first.
+/// Shorter, so that in a test that hangs, the request ends first.
 const REQUEST_SECONDS: u32 = 75;
-/// For pytest to stop its servers after a Ctrl-C.
+/// Time for pytest to stop its servers after Ctrl-C.
 const END: Duration = Duration::from_secs(20);
 
-/// How a test ends. The names are those that `plugin.py` writes.
+/// The outcome of a test. `plugin.py` writes the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -34,7 +34,7 @@ pub enum Outcome {
     Skipped,
     XFailed,
     XPassed,
-    /// What the test needs could not be set up or taken down.
+    /// The set-up or clean-up of the test failed.
     Error,
 }
 
@@ -63,9 +63,9 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Found {
     pub outcome: Outcome,
-    /// Why, and where in the test.
+    /// The reason, and the place in the test.
     pub said: String,
-    /// Model memory of all loads during the test, and how much of it was on huge pages, as the server's log has it.
+    /// From the server's log: the model memory of all loads during the test, and the part on huge pages.
     pub all_mib: f64,
     pub huge_mib: f64,
 }
@@ -85,7 +85,7 @@ impl Run {
             .count()
     }
 
-    /// How much of the model memory was on huge pages, from 0 to 1; none if the server reported nothing.
+    /// The share of the model memory on huge pages, from 0 to 1; `None` if the server reported nothing.
     pub fn huge_share(&self) -> Option<f64> {
         let all: f64 = self.outcomes.values().map(|found| found.all_mib).sum();
         let huge: f64 = self.outcomes.values().map(|found| found.huge_mib).sum();
@@ -146,13 +146,13 @@ impl Bench {
             .env("LLAMA_SERVER_BIN_PATH", program)
             .env("LLAMA_CACHE", self.cache(server))
             .env("PORT", free_port(server)?.to_string())
-            // On a machine that does other things too, threads that turn in circles take minutes.
+            // On a busy machine, spinning threads take minutes.
             .env("OMP_WAIT_POLICY", "passive")
             .envs(server.options().iter().copied())
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file)
-            // Its servers are in the group, too.
+            // pytest's servers are in the same group.
             .process_group(0)
             .spawn()
             .context("cannot run pytest")?;
@@ -174,7 +174,7 @@ impl Bench {
     }
 }
 
-/// What would change the tests, or what the servers do.
+/// Whether a variable would change the tests or the servers.
 fn is_heeded(name: &str) -> bool {
     let prefixes = ["LLAMA_", "GGML_", "HF_", "PYTEST_", "PYTHON"];
     let names = [
@@ -191,7 +191,7 @@ fn is_heeded(name: &str) -> bool {
     prefixes.iter().any(|prefix| name.starts_with(prefix)) || names.contains(&name)
 }
 
-/// Below the ports that the kernel gives to clients, which would take it between two tests.
+/// A port below the kernel's range for clients, because a client could take a port of this range between two tests.
 fn free_port(server: Server) -> Result<u16> {
     let first = 18_080 + 100 * server as u16;
     (first..first + 100)
@@ -210,7 +210,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Found>> {
         .collect()
 }
 
-/// A process, and those that it started.
+/// A process, and the processes that it started.
 struct Group(Child);
 
 impl Group {
@@ -245,7 +245,7 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// No server outlives its tests.
+    /// Kills all servers, so that no server outlives its tests.
     fn drop(&mut self) {
         self.signal(Signal::KILL);
         let _ = self.0.wait();

@@ -1,15 +1,15 @@
-//! What differs between servers, and how it is printed.
+//! Finds and prints the differences between servers.
 
 use std::collections::BTreeSet;
 
 use super::Server;
 use super::pytest::{Found, Outcome, Run};
 
-/// A test that does not end the same on all servers.
+/// A test that does not end in the same way on all servers.
 #[derive(Debug, Clone)]
 pub struct Difference {
     pub test: String,
-    /// None where the server's run does not have the test.
+    /// `None` if the server's run lacks the test.
     pub found: Vec<(Server, Option<Found>)>,
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask` as a person or CI runs it: the program, its exit codes and what it prints.
+//! Runs `cargo xtask` like a person or CI, and checks its exit codes and its output.
 
 mod patches;
 mod support;

@@ -1,4 +1,4 @@
-//! What `cargo xtask patches` promises, on a made-up upstream.
+//! Tests of `cargo xtask patches` on a made-up upstream.
 
 use std::fs;
 
@@ -62,7 +62,7 @@ fn an_export_is_the_same_under_a_hostile_git_configuration() {
     ];
     fs::remove_dir_all(fixture.work_tree()).unwrap();
     fixture.xtask_with(&["patches", "import"], &env).succeeds();
-    // A work tree's own configuration counts for git whatever the environment says.
+    // The environment cannot disable a work tree's own configuration, so `xtask` must override it.
     let text =
         fixture.read("target/patches/llama.cpp/.git/config") + &fixture.read("hostile.gitconfig");
     fixture.write("target/patches/llama.cpp/.git/config", &text);
@@ -380,7 +380,7 @@ fn refresh_follows_lines_that_upstream_moved() {
 fn refresh_merges_when_the_older_source_is_in_the_cache() {
     let fixture = Fixture::with_series();
     keep_older_source(&fixture);
-    // Next to the patch, so that its context is gone; the merge still knows.
+    // Changes a context line of the patch: only a merge can still place the hunk.
     fixture.replace(
         "vendor/llama.cpp/src/llama-mmap.cpp",
         "line 13\n",
@@ -456,7 +456,7 @@ fn try_reports_each_patch_and_changes_nothing() {
     assert_eq!(fixture.patches(), before);
 }
 
-/// As `vendor bump` does: what the series was made for stays unpacked.
+/// Keeps the source of the series unpacked, like `vendor bump`.
 fn keep_older_source(fixture: &Fixture) {
     upstream(&fixture.path("vendor/cache").join("c".repeat(64)));
 }

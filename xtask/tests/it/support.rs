@@ -75,7 +75,7 @@ impl Fixture {
         write(&self.path(name), text);
     }
 
-    /// The only patch whose name holds `part`.
+    /// The only patch whose name contains `part`.
     pub fn patch(&self, part: &str) -> String {
         let names: Vec<String> = self
             .patches()
@@ -176,7 +176,7 @@ impl Run {
         self
     }
 
-    /// One line of standard output holds all of `parts`.
+    /// Checks that one line of standard output contains all of `parts`.
     #[track_caller]
     pub fn finds(self, parts: &[&str]) -> Self {
         let is_found = self
@@ -198,7 +198,7 @@ impl Run {
     }
 }
 
-/// A message as `check` wants it.
+/// A message that `check` accepts.
 pub fn message(subject: &str) -> String {
     format!("{subject}\n\nBecause the test says so.\n\nForwarded: no\nDrop-When: the test ends\n")
 }

@@ -1,4 +1,4 @@
-//! What `cargo xtask vendor` promises, with a made-up carrier package that pip finds in a folder.
+//! Tests of `cargo xtask vendor` with a made-up carrier package, which pip finds in a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::{Fixture, MMAP, Run, git, upstream, write};
 
-/// Enough of a build backend for pip to believe in the package, with nothing to download.
+/// A minimal build backend, so that pip accepts the package and downloads nothing.
 const BACKEND: &str = "
 import os
 def get_requires_for_build_wheel(config_settings=None): return []
@@ -20,14 +20,14 @@ def prepare_metadata_for_build_wheel(directory, config_settings=None):
 
 const AS_IT_WAS: (&str, &str) = ("", "");
 
-/// Whether the archive holds upstream's git objects.
+/// Whether the archive contains upstream's git objects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Commit {
     Told,
     Untold,
 }
 
-/// The archive of a carrier whose upstream has `to` for the line `from`; returns upstream's commit.
+/// Writes the archive of a carrier whose upstream replaced `from` by `to`; returns upstream's commit.
 fn carrier(fixture: &Fixture, version: &str, (from, to): (&str, &str), told: Commit) -> String {
     let name = format!("llama_cpp_python-{version}");
     let top = fixture.path("made").join(&name);
@@ -90,7 +90,7 @@ fn index(fixture: &Fixture) -> PathBuf {
     fixture.path("index")
 }
 
-/// `xtask` with a pip that knows the made-up packages only.
+/// Runs `xtask` with a pip that finds only the made-up packages.
 fn xtask(fixture: &Fixture, args: &[&str]) -> Run {
     let index = index(fixture);
     let env = [
@@ -101,7 +101,7 @@ fn xtask(fixture: &Fixture, args: &[&str]) -> Run {
     fixture.xtask_with(args, &env)
 }
 
-/// A repository whose source comes from the carrier, pinned to 1.0.0, with a series.
+/// A repository with a series on the source of the carrier, which is pinned to 1.0.0.
 fn pinned() -> Fixture {
     let fixture = Fixture::with_series();
     carrier(&fixture, "1.0.0", AS_IT_WAS, Commit::Told);

@@ -36,7 +36,7 @@ enum ggml_hugepages_policy {
     GGML_HUGEPAGES_POLICY_PREFER  = 1, // as many wanted bytes as the usable pages allow, the rest as without huge pages
 };
 
-// which nodes the pages come from
+// the nodes that provide the pages
 enum ggml_hugepages_placement {
     GGML_HUGEPAGES_PLACEMENT_DEFAULT    = 0, // the memory policy of the process
     GGML_HUGEPAGES_PLACEMENT_INTERLEAVE = 1, // all nodes in turn
@@ -174,7 +174,7 @@ GGML_API int ggml_hugepages_backing_to_str(enum ggml_hugepages_backing backing, 
 // root: prefix of /sys and /proc, "" for this machine
 GGML_API size_t ggml_hugepages_page_sizes(const char * root, size_t * page_sizes, size_t n) GGML_HUGEPAGES_NOEXCEPT;
 
-// The smallest size that is at least 2 MiB, 0 if there is none.
+// The smallest pool size that is at least 2 MiB, 0 if the kernel has no such pool.
 GGML_API size_t ggml_hugepages_page_size(const char * root) GGML_HUGEPAGES_NOEXCEPT;
 
 // root: as above. Returns false if the kernel has no such pool.
@@ -183,8 +183,8 @@ GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, stru
 // Usable pages: free pages without reserved ones, plus the surplus pages that overcommit still allows.
 GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
-// Tries the system calls of a load with one page of this size and returns the page. A filter or a limit may refuse what all counts allow.
-// If no page is usable, only the system calls are tried.
+// Tries the system calls of a load with one page of this size and returns the page. A filter or a limit may refuse a load that
+// all counts allow. If no page is usable, the engine tries only the system calls.
 GGML_API bool ggml_hugepages_probe(size_t page_size, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 //
@@ -217,7 +217,7 @@ struct ggml_hugepages_demand {
     enum ggml_hugepages_kind kind;
     enum ggml_hugepages_rank rank;
     uint64_t                 bytes;
-    ggml_hugepages_resident_t resident; // that will hold it, or NULL
+    ggml_hugepages_resident_t resident; // the resident image that will hold the buffer, or NULL
 };
 
 // Chooses the blocks and pages of all images. Allocates nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and too few pages it fails with the sum
@@ -243,7 +243,7 @@ struct ggml_hugepages_need {
 // of all needs.
 GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
 
-// The result of the last plan with plan_only: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage. Returns false if there was no such plan.
+// The result of the last plan with plan_only: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage. Returns false if no such plan ran.
 GGML_API bool ggml_hugepages_get_plan_end(struct ggml_hugepages_error * error);
 
 // Maps the file, aligned to its largest block. NULL on failure. The range has ggml_hugepages_image_length() bytes.
@@ -256,7 +256,7 @@ GGML_API size_t ggml_hugepages_image_length(ggml_hugepages_image_t image);
 GGML_API size_t ggml_hugepages_image_granularity(ggml_hugepages_image_t image);
 
 // The i-th byte range [first, last) of the file that ggml_hugepages_fill will read: runs of planned blocks, then the ranges of pieces.
-// Returns false if there is no i-th range.
+// Returns false if i is not less than the number of ranges.
 GGML_API bool ggml_hugepages_image_read(ggml_hugepages_image_t image, size_t i, size_t * first, size_t * last);
 
 // Any thread calls this when the bytes [first, last) of the file are in place at data. Return false to end the load.
@@ -306,7 +306,7 @@ struct ggml_hugepages_scope {
     enum ggml_hugepages_kind     kind;
     bool                         late; // growth after the start: uses ordinary memory if pages are short, and the report counts it
     bool                         lazy; // all writers call ggml_hugepages_buffer_populate before they write to the buffer
-    ggml_hugepages_resident_t    resident; // that will hold the buffer, or NULL
+    ggml_hugepages_resident_t    resident; // the resident image that will hold the buffer, or NULL
 };
 
 // Returns the previous scope, which the caller sets again at the end. NULL: no scope.
@@ -344,10 +344,8 @@ GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * bu
 
 // Opens nothing yet.
 // fd:       the source file. The manifest contains its path, which tools show and use to check the source
-// identity: lines with everything that must be equal before two processes share the image; the first line is a ggml_hugepages_file_identity
-// of fd.
-//           The engine adds its own version and ggml's build.
-// size:     of the image or the buffer, in bytes
+// identity: lines with everything that must be equal before two processes share the image. The first line is the
+//           ggml_hugepages_file_identity of fd. The engine adds its own version and ggml's build.
 // size:     of the image or the buffer, in bytes
 GGML_API ggml_hugepages_resident_t ggml_hugepages_resident_init(
         enum ggml_hugepages_kind kind,
@@ -374,7 +372,7 @@ GGML_API bool ggml_hugepages_residents_open(
 // whether no segment is missing
 GGML_API bool ggml_hugepages_resident_is_complete(ggml_hugepages_resident_t resident);
 
-// What programs show about a file of a store.
+// The facts that programs show about a file in a store.
 struct ggml_hugepages_resident_info {
     enum ggml_hugepages_kind kind;
     uint64_t                 page_size;
@@ -397,7 +395,7 @@ struct ggml_hugepages_resident_info {
 GGML_API bool ggml_hugepages_resident_is_name(const char * name) GGML_HUGEPAGES_NOEXCEPT;
 
 // dir_fd: a directory on hugetlbfs. Fails with GGML_HUGEPAGES_STATUS_INVALID and the reason if no process would attach to the file; info
-// then has the facts that are known. Allocates no page.
+// then contains the known facts. Allocates no page.
 GGML_API bool ggml_hugepages_resident_read(int dir_fd, const char * name, struct ggml_hugepages_resident_info * info, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
 // Compares all complete segments with their checksums. Allocates no page.
@@ -412,8 +410,8 @@ GGML_API bool ggml_hugepages_resident_verify(
 // GGML_HUGEPAGES_STATUS_INVALID. With force it removes only the name, and the kernel frees the pages when the last process ends.
 GGML_API bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
-// Resolves `store` of the parameters, which may be "auto", to a directory and its page size. Fails if the directory is not on hugetlbfs, if
-// others may write to it, or if there is none.
+// Resolves `store` of the parameters, which may be "auto", to a directory and its page size. Fails if the directory does not exist or
+// is not on hugetlbfs, or if others may write to it.
 GGML_API bool ggml_hugepages_store_find(
         const char *                  store,
         size_t                        page_size, // required page size, or GGML_HUGEPAGES_SIZE_AUTO

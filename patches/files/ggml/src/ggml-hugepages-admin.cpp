@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// Compares without the hash of the header, because a list of many images would read many files.
+// Does not compare the hash of the header, because a list of many images would read many files.
 static bool is_stale(const char * source, const char * identity) {
     struct stat st = {};
     uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
@@ -145,7 +145,7 @@ bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepage
     });
 }
 
-// PID of the filling process, 0 if there is none or it is unknown
+// PID of the filling process, 0 if no process fills the image or the PID is unknown
 static off_t filler_of(int fd) {
     off_t n = 0;
     return ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &n) ? n - 1 : 0;

@@ -6,7 +6,8 @@
 //   mincore(2)     reports all pages as cached to a user who neither owns the file nor may write it
 //   preadv2(2)     RWF_NOWAIT fails if the data is not cached; some file systems refuse the flag
 //
-// So each call is tried on a page that was just read. mincore is also tried on a page behind the end of the file, which is never cached.
+// So the engine first tries each call on a page that it just read. It also tries mincore on the page behind the end of the file, which is
+// never cached.
 
 #ifdef __linux__
 
@@ -96,7 +97,7 @@ static void drop(int fd, size_t first, size_t last) {
     }
 }
 
-// Whether the byte is cached. The attempt makes the kernel read a missing page, so the page is dropped again.
+// Whether the byte is cached. The attempt makes the kernel read a missing page, so this function drops the page again.
 static bool is_there(int fd, size_t at) {
     char byte;
     const struct iovec iov = { &byte, 1 };
@@ -222,7 +223,7 @@ size_t ggml_hugepages_page_cache::drop_all() const {
         for (const auto & r : of) {
             size_t bytes = 0;
             if (way == BY_TRYING || !count(r.first, r.second, &bytes)) {
-                return 0; // a look by trying would read the pages again
+                return 0; // another count by trying would read the pages again
             }
             left += bytes;
         }

@@ -189,7 +189,7 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
     const bool ok  = tried(fd);
     const int  err = errno;
     if (fd != -1) {
-        // a child that was forked meanwhile has the mapping too, and would keep the pages
+        // a child that another thread forked meanwhile also has the mapping, and would keep the pages
         ggml_hugepages_resize(fd, 0);
         close(fd); // before fail_refused counts pages
     }

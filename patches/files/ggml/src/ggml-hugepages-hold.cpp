@@ -27,7 +27,7 @@ struct ggml_hugepages_held {
     int                   fd   = -1;
     size_t                end  = 0; // reserved or used bytes
     size_t                used = 0; // bytes that buffers have used, now or earlier
-    ggml_hugepages_ranges free;     // used bytes whose buffer is gone
+    ggml_hugepages_ranges free;     // used bytes of freed buffers
     ggml_hugepages_ranges refused;  // used bytes that the kernel refused on touch
     bool                  is_open = true; // buffers may take pages
 
@@ -46,7 +46,7 @@ struct ggml_hugepages_held {
     }
 
     void punch(size_t first, size_t last) const {
-        // closing the file returns the pages in any case
+        // the close of the file returns the pages in any case
         if (!ggml_hugepages_punch(fd, first, last) && is_open) {
             GGML_LOG_WARN("%s: cannot return %zu huge pages: fallocate: errno %d\n", __func__, (last - first)/page_size, errno);
         }

@@ -78,11 +78,11 @@ struct ggml_hugepages_image {
     bool                  limits_may_hide = false; // a limit above the cgroup namespace may be invisible
     bool                  is_lazy   = false; // a buffer whose writers populate its pages
     ggml_hugepages_ranges populated;         // of a lazy buffer; includes ranges that became ordinary memory
-    bool                  is_told = false;   // the log has the refusal of its pages
+    bool                  is_told = false;   // the log contains the refusal of its pages
     int                   refused    = 0;    // errno of the first refused page
     size_t                refused_at = 0;
     std::map<size_t, int> memfds;           // one for each page size
-    std::shared_ptr<ggml_hugepages_store_file> resident; // that holds some of the runs, or none
+    std::shared_ptr<ggml_hugepages_store_file> resident; // the resident image that holds some of the runs, or none
     std::vector<ggml_hugepages_grant> grants; // of the first image of a plan: pages held for the buffers after it
 };
 
@@ -138,14 +138,14 @@ struct ggml_hugepages_supply {
 
     uint64_t usable_of_pool() const; // within pool and nodes
 
-    // the limit that leaves the fewest bytes, nullptr if there is none
+    // the limit that leaves the fewest bytes, nullptr without a limit
     const ggml_hugepages_limit * tightest() const;
 };
 
 // root: prefix of /sys and /proc. nodes: nodes that may be used, empty for all.
 ggml_hugepages_supply ggml_hugepages_supply_read(const char * root, size_t page_size, const std::vector<int> & nodes);
 
-// Whether an invisible hugetlb limit may apply: the visible cgroup tree starts below the machine's root, or is not mounted.
+// Whether an invisible hugetlb limit may apply, because the visible cgroup tree starts below the machine's root or is not mounted.
 bool ggml_hugepages_limits_may_hide(const char * root);
 
 // Pages that this process reserved and has not touched, except those of one buffer or image. A limit on pages does not count them yet.
@@ -332,7 +332,7 @@ static const size_t GGML_HUGEPAGES_HEADER_SIZE = 4096;
 // shortages
 //
 
-// The kernel's refusal of a page.
+// the kernel's refusal of a page
 struct ggml_hugepages_refusal {
     const char * call; // system call
     int          err;  // errno
@@ -341,8 +341,8 @@ struct ggml_hugepages_refusal {
     bool         is_in_store;
 };
 
-// The kernel refused [first, last) of an image. True: ordinary memory replaced the blocks, and the load continues. False: the load ends
-// with the error that ggml_hugepages_fail_refused sets.
+// Reacts to the kernel's refusal of [first, last) of an image. True: ordinary memory replaced the blocks, and the load continues. False:
+// the load ends with the error that ggml_hugepages_fail_refused sets.
 bool ggml_hugepages_policy_refused(
         ggml_hugepages_image         & image,
         const ggml_hugepages_refusal & refusal,
@@ -371,7 +371,7 @@ bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<ui
 // third: the third argument, for filters that check flags
 bool ggml_hugepages_is_killing(long call, long third = 0);
 
-// The host program may have added filters since the last load.
+// Counts the filters again, because the host program may have added filters since the last load.
 void ggml_hugepages_forget_filters();
 
 // -1 and EPERM if a filter would kill the process, else the result of the call.
@@ -402,9 +402,9 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
 
 enum ggml_hugepages_cached { GGML_HUGEPAGES_CACHED_NONE, GGML_HUGEPAGES_CACHED_SOME, GGML_HUGEPAGES_CACHED_ALL, GGML_HUGEPAGES_CACHED_UNKNOWN };
 
-// The parts of a file that the page cache holds. Asked before the first read, because reads change the answer.
+// The parts of a file that the page cache holds. The engine asks before the first read, because reads change the answer.
 struct ggml_hugepages_page_cache {
-    // the system call that works here; each one is tried on a cached page first, because some succeed with a wrong answer
+    // the system call that works here; the engine first tries each call on a cached page, because some succeed with a wrong answer
     enum { BY_CACHESTAT, BY_MINCORE, BY_TRYING, BY_NOTHING } way = BY_NOTHING;
     int                   fd   = -1;
     size_t                size = 0; // of the file
@@ -422,7 +422,7 @@ struct ggml_hugepages_page_cache {
     // drops the pages that were not cached at the first look
     void drop_new(size_t first, size_t last) const;
 
-    // drops the whole file; returns how many bytes of the ranges that were read the kernel keeps, 0 if the kernel does not tell
+    // Drops the whole file. Returns the bytes of the read ranges that the kernel keeps, 0 if the kernel does not report them.
     size_t drop_all() const;
 };
 
@@ -445,10 +445,10 @@ void ggml_hugepages_held_take(ggml_hugepages_kind kind, std::vector<ggml_hugepag
 // the file with the held pages
 int ggml_hugepages_held_fd(const ggml_hugepages_held & held);
 
-// A buffer with held pages is gone, and nothing maps them.
+// Takes back the held pages of a freed buffer. Nothing maps these pages any more.
 void ggml_hugepages_held_return(const ggml_hugepages_run & run);
 
-// The kernel refused these blocks on touch.
+// Marks blocks that the kernel refused on touch.
 void ggml_hugepages_held_refused(const ggml_hugepages_run & run);
 
 //

@@ -4,7 +4,7 @@
 //   piece              read into a staging buffer, then passed to a callback
 //
 //   in the page cache       copied from there; the cache does not change
-//   not there, or unknown   O_DIRECT: the page cache is neither filled nor evicted
+//   not cached, or unknown  O_DIRECT: the page cache is neither filled nor evicted
 //   O_DIRECT has no effect  buffered; the engine drops the pages that the read brought into the cache
 //
 // Some file systems accept O_DIRECT and still use the page cache, so the engine checks direct reads.

@@ -104,7 +104,7 @@ std::vector<vma> read_vmas(uint32_t * n_nodes) {
     if (!file) {
         return result;
     }
-    char line[8192]; // long enough for most paths; the rest of a longer line matches nothing
+    char line[8192]; // holds most paths; the rest of a longer line matches nothing
     while (fgets(line, sizeof(line), file)) {
         size_t first, last, inode, kib; // NOLINT
         if (sscanf(line, "%zx-%zx %*s %*s %*s %zu", &first, &last, &inode) == 3) {

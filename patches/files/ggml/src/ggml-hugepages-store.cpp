@@ -500,7 +500,7 @@ struct ggml_hugepages_store {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
             return refuse(file, error);
         }
-        // a hole reads as zeros, which would be used as weights
+        // a hole reads as zeros, which the server would use as weights
         uint64_t known = 0;
         for (size_t at = 0; at < file.length; at += page_size) {
             known += file.has_page(at);

@@ -79,7 +79,7 @@ uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * 
     return pages;
 }
 
-// The image has touched its reserved pages, or returns them.
+// Forgets the reserved pages of an image that has touched or returned them.
 static void forget_promise(const ggml_hugepages_image & image) {
     std::lock_guard<std::mutex> lock(g_mutex);
     g_promised.erase(&image);
@@ -600,7 +600,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
     return true;
 }
 
-// Sets the nodes of a range. Must run before the pages are populated, because it moves no page.
+// Sets the nodes of a range. Call it before the pages are populated, because it moves no page.
 static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size_t size) {
     // linux/mempolicy.h, which some libcs lack
     const int MPOL_BIND       = 2;
