@@ -25,7 +25,7 @@ pub fn all(root: &Root) -> Vec<HugePageSize> {
     sizes
 }
 
-/// The size of `vm.nr_hugepages`. Source: `Hugepagesize:` in `/proc/meminfo`.
+/// The page size that `vm.nr_hugepages` counts. Source: `Hugepagesize:` in `/proc/meminfo`.
 pub fn default_of(root: &Root) -> Option<HugePageSize> {
     let meminfo = files::text(root, "/proc/meminfo")?;
     HugePageSize::new(files::kib_field(&meminfo, "Hugepagesize")?)
