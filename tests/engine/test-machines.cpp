@@ -73,7 +73,7 @@ TEST(machines, without_hugetlb_there_is_nothing_to_be_had) {
     }
     const auto d = decide(m, { all_of(4*MIB) }, require(2*MIB));
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-    CHECK_SAYS(d.error.message, "no pool of huge pages of 2 MiB", "it has: none");
+    CHECK_SAYS(d.error.message, "no pool of huge pages of 2 MiB", "available sizes: none");
 }
 
 TEST(machines, without_hugetlb_there_may_be_thp) {
@@ -267,7 +267,7 @@ TEST(machines, a_size_that_the_kernel_does_not_have_names_those_that_it_has) {
         const auto d = decide(m, { all_of(4*MIB) }, params);
         CHECK(!d.ok);
         CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_UNSUPPORTED);
-        CHECK_SAYS(d.error.message, "no pool of huge pages of 1 GiB", "it has: 2 MiB");
+        CHECK_SAYS(d.error.message, "no pool of huge pages of 1 GiB", "available sizes: 2 MiB");
         CHECK_SAYS(d.error.hint, "--hugepage-size auto");
     }
 }

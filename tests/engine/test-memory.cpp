@@ -737,7 +737,7 @@ TEST(pool, a_buffer_whose_pages_are_refused_when_touched_is_an_error_or_ordinary
             scoped on(require());
             CHECK(ggml_hugepages_buffer_alloc(size) == nullptr);
             CHECK_EQ(pool.promised(), (uint64_t) 0);
-            CHECK(take_log().find("the kernel refuses one at offset") != std::string::npos);
+            CHECK(take_log().find("the kernel refused the page at offset") != std::string::npos);
         }
         g_allowance = bytes;
         scoped on(one_thread(prefer()));
@@ -812,7 +812,7 @@ TEST(pool, threads_that_write_to_a_lazy_buffer_at_once_find_their_bytes) {
             CHECK_EQ(ggml_hugepages_buffer_settle(ptr, &error), !is_short);
             if (is_short) {
                 CHECK_EQ(error.status, GGML_HUGEPAGES_STATUS_SHORT);
-                CHECK(std::string(error.message).find("the kernel refuses one at offset ") != std::string::npos);
+                CHECK(std::string(error.message).find("the kernel refused the page at offset ") != std::string::npos);
                 CHECK_EQ(pool.promised(), (uint64_t) 0);
             } else {
                 for (size_t i = 0; i < n; i++) {
@@ -1123,7 +1123,7 @@ TEST(pool, pages_refused_when_touched_end_a_load_that_requires_them) {
         CHECK_EQ(l.error.status, GGML_HUGEPAGES_STATUS_SHORT);
         const std::string message = l.error.message;
         CHECK(message.find("the model needs 14 huge pages of 2 MiB, ") == 0);
-        CHECK(message.find(" the kernel refuses one at offset ") != std::string::npos);
+        CHECK(message.find(" the kernel refused the page at offset ") != std::string::npos);
         CHECK(message.find("refused at the page fault") != std::string::npos);
         CHECK(std::string(l.error.hint).find("cgroup") != std::string::npos);
         CHECK_EQ(pool.promised(), (uint64_t) 0); // although the images are still mapped

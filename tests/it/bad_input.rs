@@ -323,7 +323,7 @@ fn a_model_cut_off_in_its_header_is_refused() {
     fails_with(
         require(&path),
         "failed to load model from",
-        "has 200 bytes and a header that cannot be read",
+        "has 200 bytes, but its header cannot be read",
     );
 }
 

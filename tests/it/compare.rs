@@ -345,7 +345,7 @@ fn without_pages_it_runs_the_rest_and_says_what_is_missing() {
     let report = ended.report();
     let reason = told(&report, "left_out", "warm");
     assert!(
-        reason.contains("pages of 2 MiB are needed, 0 are usable"),
+        reason.contains("pages of 2 MiB, but only 0 are usable"),
         "{reason}"
     );
     let said = ended.said();

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::equality::answers;
 use crate::support::gguf::{self, Gguf, Tensor};
 use crate::support::pool::{PAGE, Pool};
+use crate::support::port::Port;
 use crate::support::server::{Launch, QUIET_THREADS, Server};
 use crate::support::store::Store;
 use crate::support::table::Table;
@@ -23,19 +24,17 @@ use crate::support::{made, models, need, or_skip, programs, smaps, wait_for};
 struct Worker {
     child: Child,
     address: String,
+    _port: Port,
 }
 
 impl Worker {
     fn start() -> Result<Self, String> {
         let program = programs::patched("ggml-rpc-server")?;
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a port is free")
-            .port();
+        let port = Port::free();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
-            .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--host", "127.0.0.1", "--port", &port.number.to_string()])
             .args(["--threads", "2"])
             .env(QUIET_THREADS.0, QUIET_THREADS.1)
             .stdout(Stdio::null())
@@ -44,7 +43,8 @@ impl Worker {
             .expect("the worker can be started");
         let worker = Self {
             child,
-            address: format!("127.0.0.1:{port}"),
+            address: format!("127.0.0.1:{}", port.number),
+            _port: port,
         };
         let listens = || TcpStream::connect(&worker.address).is_ok();
         assert!(

@@ -438,7 +438,7 @@ fn pages_refused_at_the_fault_while_all_counts_are_right_are_found() {
             &traced.server.wait(),
             &[
                 "the model needs ",
-                &format!("{need} seem usable"),
+                &format!("{need} seemed usable"),
                 "refused at the page fault",
             ],
             &["--hugepage-policy prefer"],
@@ -497,7 +497,7 @@ fn a_page_size_that_the_kernel_has_no_pool_of_is_an_error_that_names_those_it_ha
         let need = weights.need();
         weights.plain_answer();
         let pool = or_skip!(Pool::with(need));
-        let says = ["no pool of huge pages of 4 MiB, it has: ", "2 MiB"];
+        let says = ["no pool of huge pages of 4 MiB; available sizes: ", "2 MiB"];
         let ended = weights.require().args(["--hugepage-size", "4M"]).run();
         assert_ends_with(1, &ended, &says, &["--hugepage-size auto"]);
         pool.assert_all_back();

@@ -1,7 +1,6 @@
 //! The units in `deploy/systemd/`, and the notifications that a server sends to its service manager.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
+use crate::support::port::Port;
 use crate::support::server::Launch;
 use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
 
@@ -119,7 +119,7 @@ struct Machine {
     unshare: Child,
     _guardian: Guardian,
     dir: tempfile::TempDir,
-    port: u16,
+    port: Port,
 }
 
 /// The settings of a machine.
@@ -152,9 +152,7 @@ impl Machine {
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).expect("just made");
         let log = File::create(dir.path().join("log")).expect("just made");
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-        let port = listener.local_addr().expect("bound").port();
-        drop(listener);
+        let port = Port::free();
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
         let programs = programs::hugepages();
         let unshare = Command::new("setpriv")
@@ -171,7 +169,7 @@ impl Machine {
             .arg(source.join("deploy/systemd"))
             .arg(programs.parent().expect("the program is in a folder"))
             .arg(&with.model)
-            .args([port.to_string(), with.pages.to_string()])
+            .args([port.number.to_string(), with.pages.to_string()])
             .args([if with.is_filled { "filled" } else { "empty" }, with.line])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
@@ -192,7 +190,7 @@ impl Machine {
     }
 
     fn is_ready(&self) -> bool {
-        let health = http::try_get(&format!("http://127.0.0.1:{}/health", self.port));
+        let health = http::try_get(&format!("http://127.0.0.1:{}/health", self.port.number));
         health.is_some_and(|(status, _)| status == 200)
     }
 
@@ -220,7 +218,7 @@ impl Machine {
 
     /// Bytes of the server's last load, as the server reports them.
     fn load(&self, how: &str) -> u64 {
-        let props = http::get_json(&format!("http://127.0.0.1:{}/props", self.port));
+        let props = http::get_json(&format!("http://127.0.0.1:{}/props", self.port.number));
         let bytes = &props["hugepages"]["load"][how];
         bytes.as_u64().unwrap_or_else(|| panic!("{how}: {props}"))
     }

@@ -125,7 +125,7 @@ fn the_picture_has_a_title_labels_and_both_colour_schemes() {
         "<svg ",
         "<title ",
         "<desc ",
-        "random read, ns (less is better)",
+        "random read, ns (lower is better)",
         "prefers-color-scheme: dark",
         "</svg>",
     ] {

@@ -52,7 +52,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  success
   1  finding: a difference, a failed check, or a patch that does not apply
   2  invalid arguments
-  3  failure; stderr has the reason";
+  3  failure; stderr contains the reason";
 
 /// Maintain this repository: the pin, the patch series, upstream's programs, tests on an emulated machine.
 #[derive(Parser)]
@@ -83,19 +83,19 @@ enum Command {
     Tools,
     /// Build the programs of the long tests: for Valgrind (target/portable-*/) and with sanitizers (target/{address,thread}/)
     Instrumented,
-    /// Run upstream's tests of llama-server against stock and ours: each has to end the same
+    /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {
         /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose
         /// names contain a word
         #[arg(value_name = "FILTER")]
         filters: Vec<String>,
-        /// Run all files [default: those that take a minute a server]
+        /// Run all files [default: files that take about a minute for each server]
         #[arg(long)]
         all: bool,
         /// Servers to compare
         #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
         servers: Vec<upstream_tests::Server>,
-        /// Where Python packages cannot be had, say so and end well; without a pool of huge pages, use THP
+        /// Succeed if Python packages cannot be installed, and print the reason; without a pool of huge pages, use THP
         #[arg(long)]
         if_possible: bool,
     },
@@ -268,7 +268,7 @@ fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
         eprintln!("hint: write the series for the new source with \"cargo xtask patches refresh\"");
     }
     eprintln!(
-        "hint: read \"Upstream internals we lean on\" in docs/patching.md before you commit the new pin"
+        "hint: read \"Upstream internals that the series relies on\" in docs/patching.md before you commit the new pin"
     );
     Ok(Exit::Done)
 }

@@ -191,7 +191,7 @@ fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
     ensure!(
         (&read_back.version, &read_back.sha256, &read_back.commit)
             == (&lock.version, &lock.sha256, &lock.commit),
-        "`{}` lacks a line for a value, or has several",
+        "`{}` needs exactly one line for each value",
         path.display()
     );
     if new != text {

@@ -1,4 +1,4 @@
-//! `hugepages doctor`: finds causes that make huge pages fail or disappoint on this machine.
+//! `hugepages doctor`: finds problems with huge pages on this machine.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::{Exit, programs};
 
 const SCHEMA: u32 = 1;
 
-/// Find what makes huge pages fail or disappoint on this machine
+/// Find problems with huge pages on this machine, and the commands that fix them
 ///
 /// Changes nothing. With a model it reads up to 64 MiB of the file. The exit code is 0 if no finding is a problem, and 3 if huge
 /// pages cannot work now.

@@ -21,14 +21,14 @@ pub struct Lease {
 
 impl Lease {
     /// Starts `hugepages pool reserve` with these further arguments, to add pages until `pages` of them are usable. Returns `None` if
-    /// `cancelled` was set meanwhile.
+    /// `cancelled` was set before the answer.
     pub fn ask(
         size: HugePageSize,
         pages: u64,
         args: &[&str],
         cancelled: &AtomicBool,
     ) -> Result<Option<(Self, Answer)>> {
-        let own = env::current_exe().context("cannot tell where this program lies")?;
+        let own = env::current_exe().context("cannot find the path of this program")?;
         let mut holder = Command::new(own)
             .args(["pool", "reserve", &pages.to_string(), "--size"])
             .args([&size.short_name(), "--usable", "--try-hard", "--lease"])

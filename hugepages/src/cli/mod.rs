@@ -86,7 +86,7 @@ impl Exit {
     const TABLE: &str = "\
 Exit codes:
   0    success, or the reader of the output closed the pipe
-  1    failure; stderr has the reason
+  1    failure; stderr contains the reason
   2    invalid arguments
   3    too few huge pages, or too little memory
   5    difference found: tokens with and without huge pages, or a resident image and its checksums

@@ -320,7 +320,7 @@ fn text(screen: Screen, answer: &Answer) -> String {
         None => "this kernel has no HVO".to_owned(),
     };
     parts.push(format!(
-        "{hvo}\npage tables of each process: {}, with pages of 4 KiB {}",
+        "{hvo}\npage tables of each process: {} instead of {} with pages of 4 KiB",
         ByteSize::new(answer.page_table_bytes),
         ByteSize::new(answer.page_table_bytes_4k)
     ));

@@ -289,7 +289,7 @@ fn memory(status: &Status, screen: Screen) -> String {
             "stalls",
             memory.stalls.map_or("unknown".to_owned(), |stalls| {
                 format!(
-                    "some {:.2} %, full {:.2} % of the last 10 s; {:.2} %, {:.2} % of 60 s",
+                    "10 s: some tasks {:.2} %, all tasks {:.2} %; 60 s: {:.2} %, {:.2} %",
                     stalls.some.avg10, stalls.full.avg10, stalls.some.avg60, stalls.full.avg60
                 )
             }),

@@ -19,8 +19,8 @@ use super::output::{self, Format, Screen};
 /// Measure how the page size affects memory access on this machine
 ///
 /// Measures four kinds of access on base pages, on THP and on the pages of each pool: first touch, sequential read, random read,
-/// and dependent read (each read depends on the last). Each round measures all page sizes in turn, and is compared with itself.
-/// Changes no pool: it uses the pages of a pool only if enough of them are free.
+/// and dependent read (each read depends on the last). Each round measures all page sizes in turn, and a ratio compares two page
+/// sizes within one round. Changes no pool: it uses the pages of a pool only if enough of them are free.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Memory to read for each page size, larger than the CPU caches: 300M, 1G
@@ -106,7 +106,7 @@ fn check_folder(path: &Path) -> Result<()> {
     };
     if path.is_dir() || !folder.is_dir() {
         bail!(
-            "cannot write `{}`: its directory does not exist, or it is a directory",
+            "cannot write `{}`: the directory does not exist, or the path is a directory",
             path.display()
         );
     }

@@ -39,7 +39,7 @@ pub enum CompareError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot drop `{}` from the page cache: {bytes} bytes stay, because another process maps the file", path.display())]
     StaysCached { path: PathBuf, bytes: u64 },
-    #[error("too little memory for a warm start: the page cache keeps {bytes} of {size} bytes of `{}`", path.display())]
+    #[error("too little memory for a warm start: the page cache keeps only {bytes} of {size} bytes of `{}`", path.display())]
     NotCached {
         path: PathBuf,
         bytes: u64,

@@ -121,7 +121,7 @@ fn case(text: &mut String, result: &CaseResult) {
         line(
             text,
             format!(
-                "\nread and placed, over what fio reads with O_DIRECT: {}",
+                "\nload speed, divided by the speed of fio with O_DIRECT: {}",
                 said(ratio)
             ),
         );
@@ -321,8 +321,8 @@ fn sources(text: &mut String, report: &Report) {
     line(text, "\n## Sources of the numbers\n");
     line(
         text,
-        "Each cell has the median, minimum and maximum of all runs that count. The ratio is the geometric mean over the pairs with \
-         its 95 % interval. If the interval contains 1, no difference was measured.",
+        "Each cell shows the median, the minimum and the maximum of all runs that count. The ratio is the geometric mean over the \
+         pairs, with its 95 % interval. If the interval contains 1, no difference was measured.",
     );
     head(text, ["measure", "source"]);
     for measure in &MEASURES {

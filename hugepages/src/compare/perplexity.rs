@@ -115,7 +115,7 @@ impl Runner<'_> {
                 return Err(if is_cancelled {
                     Cancelled.into()
                 } else {
-                    failed("no end within the time limit".to_owned())
+                    failed("did not end within the time limit".to_owned())
                 });
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use ureq::Agent;
@@ -54,6 +55,8 @@ pub struct Server<'a> {
     began: Instant,
     agent: Agent,
     url: String,
+    /// Keeps the port.
+    _reserved: OwnedFd,
     log: File,
     memory: Option<Watch>,
 }
@@ -69,7 +72,7 @@ impl<'a> Server<'a> {
             source,
         };
         let log = tempfile::tempfile().map_err(start_error)?;
-        let port = free_port().map_err(start_error)?;
+        let (port, reserved) = reserve_port().map_err(start_error)?;
         let mut line = vec![side.program.to_string_lossy().into_owned()];
         line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
         let address = ["--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned);
@@ -104,6 +107,7 @@ impl<'a> Server<'a> {
             began,
             agent,
             url: format!("http://127.0.0.1:{port}"),
+            _reserved: reserved,
             log,
             memory: Some(memory),
         })
@@ -328,15 +332,33 @@ fn status_name(status: ExitStatus) -> String {
     )
 }
 
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+/// A port, and a bound socket that does not listen. The kernel gives this port to nobody who asks for any port. The server may bind it
+/// too, because both set `SO_REUSEADDR`.
+fn reserve_port() -> io::Result<(u16, OwnedFd)> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    let address = SocketAddrV4::try_from(getsockname(&socket)?)?;
+    Ok((address.port(), socket))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_port_is_free_for_a_server_and_given_to_nobody_who_asks_for_any() {
+        let (port, _reserved) = reserve_port().unwrap();
+        let any = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let others: Vec<_> = (0..500).map(|_| any()).collect();
+        assert!(
+            others
+                .iter()
+                .all(|other| other.local_addr().unwrap().port() != port)
+        );
+        // The standard library sets `SO_REUSEADDR`, as llama-server does.
+        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    }
 
     #[test]
     fn a_server_that_ends_at_once_is_said_to_have_ended() {

@@ -384,7 +384,7 @@ impl Changer {
         let entry = self.journal.entries.iter().find(|entry| entry.id == id);
         let Some((what, false)) = entry.map(|entry| (entry.what.clone(), entry.undone)) else {
             return Err(ChangeError::Remains(format!(
-                "entry {id} was already undone"
+                "entry {id} of the journal was already undone"
             )));
         };
         let What::Pages {
@@ -394,7 +394,9 @@ impl Changer {
             ..
         } = what
         else {
-            return Err(ChangeError::Remains(format!("entry {id} holds no pages")));
+            return Err(ChangeError::Remains(format!(
+                "entry {id} of the journal holds no pages"
+            )));
         };
         let counter = self.counter(&what)?;
         let before = counter.read()?;

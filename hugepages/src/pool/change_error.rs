@@ -98,7 +98,7 @@ impl ChangeError {
                 "run this command on the host: a container cannot change the pool".to_owned(),
             ),
             Self::UnsafeState(_) => Some(
-                "its journal decides what is undone, so use a real directory of the user who runs this command, mode 0755"
+                "use a directory, not a link, with mode 0755, that belongs to the user who runs this command: its journal decides which changes are undone"
                     .to_owned(),
             ),
             Self::Edited(_) => Some("--force replaces or removes the file".to_owned()),

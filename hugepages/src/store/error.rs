@@ -40,7 +40,7 @@ pub enum StoreError {
     #[error("too few huge pages: {said}")]
     LoadShort { said: Reason },
     #[error(
-        "`{name}` needs {pages} pages of {size}, {usable} are usable{}",
+        "`{name}` needs {pages} pages of {size}, but only {usable} are usable{}",
         limit(*room)
     )]
     FileShort {
@@ -51,14 +51,14 @@ pub enum StoreError {
         /// Pages up to the limit of the mount.
         room: Option<u64>,
     },
-    #[error("`{name}` exists in the store")]
+    #[error("`{name}` is already in the store")]
     FileExists { name: String },
     #[error("another process is copying `{name}`")]
     FileBusy { name: String },
     #[error("invalid file name `{name}`: a model in a store must end with .gguf")]
     FileName { name: String },
     #[error(
-        "cannot free {wanted} pages of {size}: {free} are free, and the removable images have too few"
+        "cannot free {wanted} pages of {size}: {free} are free, and the images that may be removed have too few"
     )]
     StillShort {
         size: HugePageSize,
@@ -129,11 +129,11 @@ impl StoreError {
             }
             Self::Ambiguous { .. } => Some("give one of these names in full".to_owned()),
             Self::InUse { .. } => Some(
-                "end these processes, or use --force: it removes the name, and the memory returns when the last process ends"
+                "end these processes, or use --force to remove the name now; the pages return to the pool when the last process ends"
                     .to_owned(),
             ),
             Self::Differs { .. } => {
-                Some("remove it with `hugepages store drop`; the next start of a server reads the model again".to_owned())
+                Some("remove this image with `hugepages store drop`; the next start of a server reads the model again".to_owned())
             }
             Self::FileShort {
                 room: Some(room),
@@ -167,7 +167,7 @@ impl StoreError {
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
                 Some(format!(
-                    "--min reserves pages of {size} now; add them to the pool with `hugepages pool reserve`"
+                    "--min needs free pages of {size}; add pages to the pool with `hugepages pool reserve`"
                 ))
             }
             Self::Mount { source, size, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
@@ -176,7 +176,7 @@ impl StoreError {
                 ))
             }
             Self::Holds { ours: true, .. } => {
-                Some("--force drops them; an attached process keeps its memory until it ends".to_owned())
+                Some("--force drops these models; an attached process keeps its memory until it ends".to_owned())
             }
             Self::Holds { ours: false, .. } => {
                 Some("remove these files first: they belong to other programs".to_owned())

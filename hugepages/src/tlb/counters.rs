@@ -61,9 +61,9 @@ impl NoCounter {
     /// The hint for the user.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NoRight(_) => {
-                Some("as root: sysctl kernel.perf_event_paranoid=2 (a container may need more)")
-            }
+            Self::NoRight(_) => Some(
+                "as root: sysctl kernel.perf_event_paranoid=2 (in a container, also allow the system call perf_event_open)",
+            ),
             _ => None,
         }
     }

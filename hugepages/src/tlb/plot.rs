@@ -71,8 +71,8 @@ fn draw<'a>(report: &Report, area: &Area<'a>, panel: i32) -> Drawn<'a> {
     for (number, metric) in (0i32..).zip(Metric::ALL) {
         let top = HEAD + number * panel;
         let better = match metric.better() {
-            Better::Less => "less is better",
-            Better::More => "more is better",
+            Better::Less => "lower is better",
+            Better::More => "higher is better",
         };
         let head = format!("{}, {} ({better})", metric.name(), metric.unit());
         area.draw(&Text::new(head, (MARGIN, top + 8), text(14)))?;

@@ -528,11 +528,11 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
     FILE * file = ggml_fopen(fname.c_str(), "rb");
     if (!file || fstat(fileno(file), &st) != 0) {
         LLAMA_LOG_ERROR("hint: cannot open '%s': %s%s\n", fname.c_str(), strerror(errno),
-            errno == EACCES ? ", give this user the right to read it" : "");
+            errno == EACCES ? "; give this user the right to read the file" : "");
         return;
     }
     if (S_ISDIR(st.st_mode)) {
-        LLAMA_LOG_ERROR("hint: '%s' is a directory, use a .gguf file in it\n", fname.c_str());
+        LLAMA_LOG_ERROR("hint: '%s' is a directory: name a .gguf file in this directory\n", fname.c_str());
         fclose(file);
         return;
     }
@@ -540,12 +540,12 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
     const bool is_gguf = fread(magic, 1, sizeof(magic), file) == sizeof(magic) && memcmp(magic, GGUF_MAGIC, sizeof(magic)) == 0;
     fclose(file);
     if (!is_gguf) {
-        LLAMA_LOG_ERROR("hint: '%s' is not a GGUF file, convert the model or download it again\n", fname.c_str());
+        LLAMA_LOG_ERROR("hint: '%s' is not a GGUF file: convert the model, or download it again\n", fname.c_str());
     } else if (strstr(err.what(), "file bounds")) {
-        LLAMA_LOG_ERROR("hint: '%s' ends after %jd bytes, in the middle of a tensor: copy or download it again\n",
+        LLAMA_LOG_ERROR("hint: '%s' ends after %jd bytes, in the middle of a tensor: copy or download the file again\n",
             fname.c_str(), (intmax_t) st.st_size);
     } else if (strstr(err.what(), "failed to load model from")) {
-        LLAMA_LOG_ERROR("hint: '%s' has %jd bytes and a header that cannot be read: copy or download it again\n",
+        LLAMA_LOG_ERROR("hint: '%s' has %jd bytes, but its header cannot be read: copy or download the file again\n",
             fname.c_str(), (intmax_t) st.st_size);
     }
 #else

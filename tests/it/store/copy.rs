@@ -42,7 +42,7 @@ fn a_copy_is_the_file_byte_by_byte_and_any_server_maps_it() {
     let mut again = on(&store, ["load", "--as-file"]);
     again.arg(&model);
     let (_, said) = run(again, 1);
-    assert!(said.contains("exists in the store\nhint: "), "{said}");
+    assert!(said.contains("is already in the store\nhint: "), "{said}");
 
     let server = Launch::ours().model(&file).start();
     server.assert_answers();

@@ -58,7 +58,7 @@ fn a_mount_is_made_once_and_other_options_are_refused() {
     let data = fs::metadata(place.path()).expect("the place is mounted");
     assert_eq!(data.permissions().mode() & 0o7777, 0o750);
     let (said, _) = run(place.mount(&args), 0);
-    assert!(said.contains("was mounted already"), "{said}");
+    assert!(said.contains("already mounted"), "{said}");
     let (_, said) = run(place.mount(&["--limit", "7M"]), 1);
     assert!(
         said.contains("size=6291456") && said.contains("hint: "),

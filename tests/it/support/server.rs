@@ -4,7 +4,6 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
@@ -14,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::port::Port;
 use super::seccomp::Filter;
 use super::{http, programs, wait_for};
 
@@ -161,7 +161,10 @@ impl Launch {
 
     /// Starts the server without waiting for it.
     pub fn spawn(self) -> Server {
-        self.spawn_on(free_port())
+        let port = Port::free();
+        let mut server = self.spawn_on(port.number);
+        server.reserved = Some(port);
+        server
     }
 
     /// Runs the server on a given port until it ends by itself.
@@ -209,6 +212,7 @@ impl Launch {
         Server {
             child,
             port,
+            reserved: None,
             dir,
             status: None,
         }
@@ -264,6 +268,7 @@ impl Ended {
 pub struct Server {
     child: Child,
     pub port: u16,
+    reserved: Option<Port>,
     dir: TempDir,
     status: Option<ExitStatus>,
 }
@@ -396,10 +401,4 @@ impl Drop for Server {
             );
         }
     }
-}
-
-/// A free port. If another process takes the port before the server, the server reports that and ends.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-    listener.local_addr().expect("bound").port()
 }

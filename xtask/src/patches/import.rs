@@ -68,9 +68,9 @@ fn add_own_files(git: &Git, folder: &Folder) -> Result<()> {
     for name in &names {
         if upstream.binary_search(name).is_ok() {
             return Err(anyhow::anyhow!(
-                "`patches/files/{name}` conflicts with a file that upstream has too"
+                "`patches/files/{name}` has the name of a file of upstream"
             ))
-            .hint("rename ours, or change upstream's with a patch");
+            .hint("rename our file, or change upstream's file in a patch");
         }
         let to = git.dir().join(name);
         let from = folder.files().join(name);

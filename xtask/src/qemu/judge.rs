@@ -80,7 +80,7 @@ impl Judge {
         let (told, found) = (report::table(&seen.log), table(seen));
         if told != found {
             wrong.push(format!(
-                "the table in the log has {told:?}, the kernel has {found:?}"
+                "the table in the log shows {told:?}, but the kernel's files show {found:?}"
             ));
         }
         wrong
@@ -95,7 +95,7 @@ impl Judge {
             return None;
         }
         let plain = self.answers.get(&case.threads())?;
-        (plain != tokens).then(|| format!("tokens {tokens}, without huge pages {plain}"))
+        (plain != tokens).then(|| format!("tokens {tokens}, but {plain} without huge pages"))
     }
 
     fn placement(&self, case: &Case, seen: &Seen) -> Vec<String> {
@@ -109,7 +109,7 @@ impl Judge {
             // Header and vocabulary are no weights, and together smaller than a page.
             if on_pages + (SMALL_KB << 10) <= self.model_bytes {
                 wrong.push(format!(
-                    "{on_pages} bytes of weights on huge pages, the model has {}",
+                    "only {on_pages} of the model's {} bytes are on huge pages",
                     self.model_bytes
                 ));
             }
@@ -128,7 +128,7 @@ impl Judge {
                     let [here, there] = [0, 1].map(|node| mapping.pages.get(&node).unwrap_or(&0));
                     if here.abs_diff(*there) > 1 {
                         wrong.push(format!(
-                            "a mapping with {here} pages on node 0, {there} on 1"
+                            "a mapping has {here} pages on node 0 and {there} on node 1"
                         ));
                     }
                 }
@@ -149,7 +149,7 @@ impl Judge {
                 }
                 if on_pages + on_file < self.model_bytes {
                     wrong.push(format!(
-                        "{on_pages} bytes on huge pages and {on_file} on the file, the model has {}",
+                        "{on_pages} bytes on huge pages and {on_file} bytes in the file mapping do not cover the model's {} bytes",
                         self.model_bytes
                     ));
                 }
@@ -177,7 +177,9 @@ fn elsewhere(pages: &Pages, wanted: u32) -> Vec<String> {
     pages
         .iter()
         .filter(|((_, node), _)| *node != wanted)
-        .map(|((page_kb, node), pages)| format!("{pages} pages of {page_kb} kB on node {node}"))
+        .map(|((page_kb, node), pages)| {
+            format!("{pages} pages of {page_kb} kB are on node {node}, not on node {wanted}")
+        })
         .collect()
 }
 
@@ -198,7 +200,7 @@ fn pools(case: &Case, seen: &Seen) -> Vec<String> {
                     format!("{} of {}", pool.free, pool.total)
                 });
                 wrong.push(format!(
-                    "{when} it, free pages of {page_kb} kB on node {node}: {found}, expected {total}"
+                    "{when} the case, free pages of {page_kb} kB on node {node}: {found}, expected {total}"
                 ));
             }
         }
@@ -267,11 +269,11 @@ mod tests {
         assert_eq!(check([11, 10]), Vec::<String>::new());
         assert_eq!(
             check([12, 9]),
-            ["a mapping with 12 pages on node 0, 9 on 1"]
+            ["a mapping has 12 pages on node 0 and 9 on node 1"]
         );
         assert_eq!(
             check([5, 5]),
-            ["20971520 bytes of weights on huge pages, the model has 42161504"]
+            ["only 20971520 of the model's 42161504 bytes are on huge pages"]
         );
     }
 
@@ -279,8 +281,14 @@ mod tests {
     fn a_bound_server_has_nothing_on_the_other_node() {
         let check = |case, pages| findings(case, &seen(find(case), pages));
         assert_eq!(check("numactl", [0, 21]), Vec::<String>::new());
-        assert_eq!(check("numactl", [1, 20]), ["1 pages of 2048 kB on node 0"]);
-        assert_eq!(check("isolate", [20, 1]), ["1 pages of 2048 kB on node 1"]);
+        assert_eq!(
+            check("numactl", [1, 20]),
+            ["1 pages of 2048 kB are on node 0, not on node 1"]
+        );
+        assert_eq!(
+            check("isolate", [20, 1]),
+            ["1 pages of 2048 kB are on node 1, not on node 0"]
+        );
         assert_eq!(
             check("size-1g", [0, 21]),
             ["not all weights are on pages of 1048576 kB"]
@@ -302,7 +310,9 @@ mod tests {
         lost.areas.pop();
         assert_eq!(
             findings(case.name, &lost),
-            ["8388608 bytes on huge pages and 0 on the file, the model has 42161504"]
+            [
+                "8388608 bytes on huge pages and 0 bytes in the file mapping do not cover the model's 42161504 bytes"
+            ]
         );
     }
 
@@ -341,7 +351,7 @@ mod tests {
         other.tokens = Some("1,3".to_owned());
         assert_eq!(
             judge.findings(find("numactl"), &other),
-            ["tokens 1,3, without huge pages 1,2"]
+            ["tokens 1,3, but 1,2 without huge pages"]
         );
         other.tokens = None;
         assert_eq!(judge.findings(find("numactl"), &other), ["no answer"]);
@@ -360,7 +370,7 @@ mod tests {
         );
         assert_eq!(
             findings(case.name, &kept),
-            ["after it, free pages of 2048 kB on node 1: 255 of 256, expected 256"]
+            ["after the case, free pages of 2048 kB on node 1: 255 of 256, expected 256"]
         );
     }
 
@@ -385,7 +395,7 @@ mod tests {
         assert_eq!(
             findings(case.name, &told),
             [
-                "the table in the log has {(\"weights\", 1): 40}, the kernel has {(\"weights\", 1): 42}"
+                "the table in the log shows {(\"weights\", 1): 40}, but the kernel's files show {(\"weights\", 1): 42}"
             ]
         );
     }

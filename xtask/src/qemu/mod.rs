@@ -106,7 +106,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
     let good = watch(&machine, &log, &mut judge);
     if !matches!(good, Ok(good) if good == CASES.len()) {
         eprintln!("the guest's report: {}", log.display());
-        eprintln!("its kernel's messages: {}", console.display());
+        eprintln!("messages of the guest's kernel: {}", console.display());
     }
     let good = good?;
     println!(
@@ -132,13 +132,15 @@ fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
                 let case = left
                     .next()
                     .filter(|case| case.name == name)
-                    .with_context(|| format!("`{name}` is not the next case"))?;
+                    .with_context(|| {
+                        format!("the guest reported `{name}`, which is not the next case")
+                    })?;
                 good += usize::from(tell(case, &seen, &judge.findings(case, &seen)));
             }
         }
     }
     for case in left {
-        println!("FAIL {}: no end within the time limit", case.name);
+        println!("FAIL {}: did not end within the time limit", case.name);
     }
     Ok(good)
 }

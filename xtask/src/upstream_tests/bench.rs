@@ -87,7 +87,7 @@ impl Bench {
                 ])
                 .arg(&requirements)
                 .args(MORE_PACKAGES))
-            .context("cannot install what upstream's tests require")
+            .context("cannot install the packages that upstream's tests require")
         })
     }
 

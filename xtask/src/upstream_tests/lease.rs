@@ -41,10 +41,10 @@ impl Lease {
         }
         match answer.split_whitespace().next() {
             Some("ok") => Ok(lease),
-            Some("none") => bail!("the pool cannot be changed here"),
+            Some("none") => bail!("cannot change the pool of huge pages on this machine"),
             Some("memory") => bail!("too little memory is available for {amount} of huge pages"),
-            Some("short") => bail!("the kernel gave fewer huge pages than {amount}"),
-            _ => bail!("no huge pages"),
+            Some("short") => bail!("the kernel could not allocate {amount} of huge pages"),
+            _ => bail!("`hugepages pool reserve` gave no valid answer"),
         }
     }
 }
@@ -94,10 +94,10 @@ mod tests {
     #[test]
     fn a_refusal_says_why() {
         for (answer, why) in [
-            ("none", "cannot be changed"),
+            ("none", "cannot change the pool"),
             ("memory 100 256 1024", "too little memory"),
-            ("short 0 3", "fewer huge pages"),
-            ("", "no huge pages"),
+            ("short 0 3", "could not allocate"),
+            ("", "no valid answer"),
         ] {
             let dir = TempDir::new().unwrap();
             let said = Lease::take(&tool(&dir, answer), "256M").err().unwrap();

@@ -33,7 +33,7 @@ pub enum Server {
     Off,
     /// Ours, with model memory on huge pages
     On,
-    /// Ours, with model memory on transparent huge pages, for which no pool is needed
+    /// Ours, with model memory on transparent huge pages; needs no pool
     Thp,
 }
 
@@ -137,7 +137,9 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     if servers.contains(&Server::On) {
         match pages(repo) {
             Err(why) if options.if_possible => {
-                eprintln!("upstream-tests: THP instead of huge pages, {why:#}");
+                eprintln!(
+                    "upstream-tests: THP replaces huge pages, because of this error: {why:#}"
+                );
                 servers.retain(|&server| server != Server::On);
                 servers.push(Server::Thp);
                 servers.dedup();
@@ -147,7 +149,7 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     }
     ensure!(
         servers.len() > 1,
-        "one server has nothing to be compared with"
+        "one server cannot be compared: name at least two with --servers"
     );
 
     let tests = selection(&bench, options);
@@ -159,11 +161,11 @@ pub fn run(repo: &Repo, options: &Options) -> Result<bool> {
     drop(lease);
 
     if !unsteady.is_empty() {
-        println!("\nended the same when repeated:");
+        println!("\nended differently at first, and in the same way when repeated:");
         print_differences(&unsteady);
     }
     if !steady.is_empty() {
-        println!("\nend differently:");
+        println!("\nended differently each time:");
         print_differences(&steady);
     }
     let count = runs.first().map_or(0, |run| run.outcomes.len());
@@ -248,7 +250,7 @@ fn judge_set_up(runs: &[Run], must_load: bool) -> Result<()> {
         let share = run.huge_share();
         ensure!(
             share.is_some() || !must_load,
-            "no load on huge pages is in the log of any test"
+            "no test logged a load on huge pages"
         );
         ensure!(
             share.is_none_or(|share| share > 0.5),

@@ -160,7 +160,7 @@ impl Bench {
         match code {
             // All tests passed, or some failed.
             0 | 1 => {}
-            5 => bail!("no test is called so: {}", tests.join(" ")),
+            5 => bail!("no test matches {}", tests.join(" ")),
             _ => {
                 return Err(anyhow!("pytest ended with exit code {code}"))
                     .hint(&format!("its output: {}", log.display()));

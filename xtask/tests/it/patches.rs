@@ -221,7 +221,7 @@ fn a_file_of_ours_that_upstream_has_too_is_refused() {
     fixture
         .xtask(&["patches", "import"])
         .exits(3)
-        .says("upstream has too");
+        .says("a file of upstream");
 }
 
 #[test]

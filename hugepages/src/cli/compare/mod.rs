@@ -30,7 +30,7 @@ const OTHERS: [(&str, &str); 3] = [
     (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
-        "tokens/s of both with too little memory; needs root",
+        "tokens/s of both servers with too little memory; needs root",
     ),
     (SERVERS, "memory of several servers on one model"),
 ];
@@ -47,7 +47,7 @@ const ALL: &str = "all";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = cases_help())]
 pub struct Args {
-    /// Model for both servers; of a model in shards the first file
+    /// Model for both servers; for a model in shards, the first file
     #[arg(short, long, required_unless_present = "demo")]
     model: Option<PathBuf>,
 
@@ -128,7 +128,7 @@ fn cases_help() -> String {
     let lines = rows.chain(OTHERS).chain([(ALL, "all cases above")]);
     let lines = lines.map(|(name, about)| format!("  {name:<11} {about}\n"));
     format!(
-        "Cases, the baseline first. In cases that end in -cold the page cache holds nothing of the model at the start:\n{}",
+        "Cases, the baseline first. If the name of a case ends in -cold, the page cache holds nothing of the model at the start:\n{}",
         lines.collect::<String>()
     )
 }
@@ -190,7 +190,7 @@ fn exit(args: &Args, report: &Report) -> Result<Exit> {
         return Ok(Exit::Unequal);
     }
     if args.gate && report.broken().next().is_some() {
-        bail!("a count is out of its bounds");
+        bail!("a count of memory, pages or faults is out of its bounds");
     }
     if !report.failed.is_empty() {
         return Ok(Exit::Failure);

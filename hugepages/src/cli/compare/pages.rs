@@ -68,7 +68,7 @@ impl<'a> Pages<'a> {
     fn take(&self, size: HugePageSize, pages: u64) -> Result<Result<Lease, NoPages>> {
         let missing = || {
             format!(
-                "{pages} pages of {size} are needed, {} are usable",
+                "the case needs {pages} pages of {size}, but only {} are usable",
                 usable(size)
             )
         };

@@ -19,7 +19,7 @@ pub fn case(result: &CaseResult) -> io::Result<()> {
     let head = [&name, case.a.name.as_str(), case.b.name.as_str(), "ratio"];
     let mut text = output::table(Screen::stdout(), &head, rows(result).map(Vec::from));
     if let Some(ratio) = result.of_direct_read() {
-        text += "\nread and placed, over what fio reads with O_DIRECT: ";
+        text += "\nload speed, divided by the speed of fio with O_DIRECT: ";
         text += &said(ratio);
     } else if case.direct_read {
         text += "\nfio is not installed, so the read speed has no reference";

@@ -336,7 +336,7 @@ fn more_than(wanted: &Wanted) -> Option<String> {
     wanted.iter().find_map(|(size, pages)| {
         let usable = usable(*size);
         (usable > *pages).then(|| {
-            format!("{usable} pages of {size} are free, more than half of the need ({pages})")
+            format!("{usable} pages of {size} are usable, but this case needs at most {pages}, half of the pages of the model")
         })
     })
 }

@@ -157,9 +157,13 @@ fn one_undone(one: &Undone, dry_run: bool) -> String {
 }
 
 fn one_left(one: &Undone) -> String {
-    let verb = if one.left > 0 { "return" } else { "add" };
+    let verb = if one.left > 0 {
+        "returned"
+    } else {
+        "added again"
+    };
     let left = one.left.unsigned_abs();
-    format!("{left} pages of {} left to {verb}", pool_name(one))
+    format!("{left} pages of {} were not {verb}", pool_name(one))
 }
 
 fn pool_name(one: &Undone) -> String {
@@ -182,7 +186,7 @@ pub fn say_rounding(args: &Reserve, size: HugePageSize) {
     let more = args.amount.map_or(0, |amount| amount.rounded_up(size));
     if more > 0 {
         eprintln!(
-            "{} pages of {size}: {} more than requested, because the pool has only whole pages",
+            "rounded up to {} pages of {size}: {} more than requested, because a pool has only whole pages",
             args.wanted(size),
             ByteSize::new(more)
         );

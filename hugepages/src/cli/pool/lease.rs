@@ -24,7 +24,7 @@ For scripts: print one line, keep the pages until the end of standard input, the
   ok ADDED               all pages are usable, ADDED of them are new
   short ADDED USABLE     too few pages: ADDED of them are new, or none
   memory HAVE WANT KEEP  nothing changed: too little memory, in MiB
-  none                   nothing changed: no such pool, or no right
+  none                   nothing changed: no such pool, or no right to change it
 
 `short`: if --at-least accepts ADDED pages, the lease keeps them. Otherwise it keeps none, and the exit code is 3. \
 `memory`: adding the pages takes WANT MiB, HAVE MiB are available, and KEEP MiB must stay free.

@@ -62,7 +62,7 @@ struct Which {
 
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a switch of the command line, and any of them go together"
+    reason = "each is a switch of the command line, and all combinations are valid"
 )]
 #[derive(Clone, Debug, clap::Args)]
 struct Reserve {
@@ -77,7 +77,7 @@ struct Reserve {
     server_arguments: Vec<String>,
     #[command(flatten)]
     which: Which,
-    /// Add only the pages that are missing to make AMOUNT usable
+    /// Add only the missing pages, so that AMOUNT is usable
     #[arg(long)]
     usable: bool,
     /// Accept at least this many pages [default: all pages]
@@ -110,7 +110,7 @@ struct Release {
     amount: AmountOrAll,
     #[command(flatten)]
     which: Which,
-    /// Return also idle pages that others added
+    /// Also return idle pages that others added
     #[arg(long)]
     force: bool,
     /// Print the change, and change nothing
@@ -186,7 +186,7 @@ impl Reserve {
         let plan = Plan::ask(&programs::beside("llama-server")?, &self.server_arguments)?;
         // The plan uses larger pages only if they are usable, so only the first size can be short.
         let Some((size, pages)) = plan.pages().into_iter().next() else {
-            bail!("the model needs no huge page of a pool");
+            bail!("the model needs no huge pages from a pool");
         };
         Ok(Self {
             amount: Some(Amount::Pages(pages)),
@@ -224,6 +224,6 @@ pub fn reap(root: &Root) {
 
 /// Opens the journal and takes the lock. Prints a message if it must wait for the lock.
 pub fn changer(root: &Root) -> Result<Changer, ChangeError> {
-    let waiting = || eprintln!("waiting for another command that changes the pool");
+    let waiting = || eprintln!("waiting for the lock: another command is changing the pool");
     Changer::open(root, &State::open(root)?, waiting)
 }

@@ -27,7 +27,7 @@ pub struct Persist {
 
 #[derive(Debug, clap::Args)]
 pub struct Unpersist {
-    /// Remove also files that were edited by hand
+    /// Also remove files that were edited by hand
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -53,7 +53,7 @@ impl Consent {
         }
         if !io::stdin().is_terminal() {
             eprintln!(
-                "error: cannot ask for confirmation: stdin is no terminal\nhint: --yes changes the files without a question"
+                "error: cannot ask for confirmation: standard input is not a terminal\nhint: --yes changes the files without a question"
             );
             return Ok(false);
         }
@@ -143,7 +143,7 @@ pub fn unpersist(root: &Root, args: &Unpersist) -> Result<Exit> {
         if path.extension().is_some_and(|extension| extension == "cfg") {
             writeln!(
                 io::stdout(),
-                "run `update-grub`: the kernel parameters stay in effect until the next boot"
+                "run `update-grub`, so that the next boot omits these kernel parameters"
             )?;
         }
     }

@@ -33,7 +33,7 @@ use server::{Ended, Start};
 /// Under sudo, it changes the pool as root and runs the server as the user who called sudo.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Options of `serve` stand before those of llama-server:
+Put the options of `serve` before the options of llama-server:
   hugepages serve -m model.gguf --port 8081
   hugepages serve --keep -m model.gguf
 
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<Exit> {
     };
     if !program.is_file() {
         bail!(
-            "`{}` is missing\nhint: name a llama-server with --server",
+            "`{}` is missing\nhint: pass the path of llama-server with --server",
             program.display()
         );
     }
@@ -145,7 +145,7 @@ pub fn run(args: &Args) -> Result<Exit> {
             Ended::Served(code) => return Ok(Exit::Server(code)),
             // A process that starts at the same time may take the pages before the server reserves them.
             Ended::Short if attempt < ATTEMPTS && is_complete && !signals.stopped() => {
-                say("other processes took pages meanwhile; adding more");
+                say("other processes took pages in the meantime; adding more pages");
                 thread::sleep(PAUSE);
             }
             Ended::Short => break,

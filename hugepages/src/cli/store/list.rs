@@ -86,7 +86,7 @@ fn text(screen: Screen, store: &Store, entries: &Entries) -> String {
     let mut notes = Vec::new();
     if entries.unfinished > 0 {
         notes.push(format!(
-            "{} incomplete: copies that run now, or left by killed copies; `hugepages store gc` removes the latter",
+            "{} incomplete: a copy still runs, or was killed; `hugepages store gc` removes the files of killed copies",
             count(entries.unfinished, "plain file")
         ));
     }

@@ -29,7 +29,7 @@ use crate::cli::{pool, programs, signals};
     after_help = "Exit codes:\n  0    all models are in the store\n  1    llama-server refuses a model, the arguments or the store\n  3    too few huge pages; --pool adds the missing pages\n  130  interrupted; incomplete parts are removed"
 )]
 pub struct Load {
-    /// Models to load; of a model in shards the first file
+    /// Models to load; for a model in shards, the first file
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<PathBuf>,
     /// Copy the files unchanged to DIR/NAME.gguf, for any llama.cpp

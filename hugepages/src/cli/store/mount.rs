@@ -45,7 +45,7 @@ pub struct Unmount {
     /// Page size in the default mount point
     #[arg(long)]
     size: Option<HugePageSize>,
-    /// Drop all models in it first; an attached process keeps its memory until it ends
+    /// First drop all models in the store; an attached process keeps its memory until it ends
     #[arg(long)]
     force: bool,
 }
@@ -108,7 +108,7 @@ pub fn mount(args: &Mount, format: Format) -> Result<()> {
         return Ok(());
     }
     let what = if mounted.already {
-        "was mounted already"
+        "is already mounted"
     } else {
         "is mounted"
     };

@@ -22,7 +22,7 @@ pub struct Drop {
     /// Remove all images and plain files that `list` shows
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Remove also the names of images in use; their pages return to the pool when the last process ends
+    /// Also remove the names of images in use; their pages return to the pool when the last process ends
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub struct Drop {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without a rule it removes images that no process can use: stale, incomplete or untrusted images, and files that a killed copy left. It never removes an image in use, and never a file of another program."
+    after_help = "Without --older-than, --stale and --need, `gc` removes images that no process can use: stale, incomplete or untrusted images, and files that a killed copy left. `gc` never removes an image in use or a file of another program."
 )]
 pub struct Gc {
     /// Remove images that no process used for this time: 90s, 30m, 12h, 7d, 2w

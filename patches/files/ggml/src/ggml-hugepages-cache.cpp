@@ -29,7 +29,7 @@
 #endif
 
 static const long   SYS_CACHESTAT = 451;      // missing in many headers
-static const size_t STEP          = 64*1024;  // the smallest range that is counted
+static const size_t STEP          = 64*1024;  // of trying, which reads what is missing
 static const int    N_DROPS       = 6;        // attempts to drop a file
 static const size_t WINDOW        = 64*1024*1024; // of one mincore call
 
@@ -49,6 +49,7 @@ static size_t n_pages(size_t first, size_t last) {
     return (last + base_page() - 1)/base_page() - first/base_page();
 }
 
+// first at a page border
 static void add_by_cachestat(int fd, size_t first, size_t last, ggml_hugepages_ranges & there) {
     const int64_t n = first < last ? by_cachestat(fd, first, last) : 0;
     if (n <= 0) {
@@ -56,8 +57,8 @@ static void add_by_cachestat(int fd, size_t first, size_t last, ggml_hugepages_r
     }
     if ((size_t) n >= n_pages(first, last)) {
         there.emplace_back(first, last);
-    } else if (last - first > STEP) {
-        const size_t middle = ggml_hugepages_align_down(first + (last - first)/2, base_page());
+    } else if (last - first > base_page()) {
+        const size_t middle = ggml_hugepages_align_up(first + (last - first)/2, base_page());
         add_by_cachestat(fd, first, middle, there);
         add_by_cachestat(fd, middle, last, there);
     }
@@ -186,18 +187,18 @@ bool ggml_hugepages_page_cache::count(size_t first, size_t last, size_t * bytes)
     return false;
 }
 
-ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last) const {
-    last = std::min(last, size);
-    size_t bytes = 0;
+ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last, size_t * bytes) const {
+    last   = std::min(last, size);
+    *bytes = 0;
     if (way == BY_NOTHING) {
         return GGML_HUGEPAGES_CACHED_UNKNOWN;
     }
     if (way == BY_TRYING) {
-        count(first, last, &bytes);
+        count(first, last, bytes);
     } else {
-        bytes = ggml_hugepages_overlap(there, first, last);
+        *bytes = ggml_hugepages_overlap(there, first, last);
     }
-    return bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : bytes >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
+    return *bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : *bytes >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
 }
 
 void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {

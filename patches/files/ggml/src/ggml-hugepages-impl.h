@@ -413,8 +413,8 @@ struct ggml_hugepages_page_cache {
 
     void look(int fd, size_t size, const ggml_hugepages_ranges & of);
 
-    // of [first, last), at the first look if known
-    ggml_hugepages_cached state(size_t first, size_t last) const;
+    // of [first, last), at the first look if known; *bytes: how many are cached, 0 if unknown
+    ggml_hugepages_cached state(size_t first, size_t last, size_t * bytes) const;
 
     // bytes of [first, last) that are cached now; false: unknown
     bool count(size_t first, size_t last, size_t * bytes) const;

@@ -105,7 +105,7 @@ bool ggml_hugepages_manifest_check(
     const auto refuse = [&](const char * reason) { return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", reason); };
     ggml_hugepages_store_header h = {};
     if (size != GGML_HUGEPAGES_HEADER_SIZE || page_size == 0 || length == 0 || length % page_size != 0) {
-        return refuse("its length fits no image");
+        return refuse("no image has this file length");
     }
     memcpy(&h, data, sizeof(h));
     if (memcmp(h.magic, MAGIC, sizeof(MAGIC)) != 0) {

@@ -323,7 +323,7 @@ static bool decide_thp(
     }
     const uint64_t available = ggml_hugepages_mem_available(root);
     if (!ggml_hugepages_accepts_less(&params) && need > available) {
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, only %.2f MiB are available",
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, but only %.2f MiB are available",
             need/1024.0/1024.0, available/1024.0/1024.0);
     }
     return true;
@@ -364,7 +364,7 @@ bool ggml_hugepages_decide(
                 "this kernel has no pool of huge pages (no size of 2 MiB or more in /sys/kernel/mm/hugepages)");
         }
         if (supplies.empty()) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s, it has: %s",
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s; available sizes: %s",
                 ggml_hugepages_size_name(smallest).c_str(), names.empty() ? "none" : names.c_str());
             ggml_hugepages_hint(error, "use --hugepage-size auto");
             return false;
@@ -418,7 +418,7 @@ bool ggml_hugepages_decide(
     }
     const bool accepts_less = ggml_hugepages_accepts_less(&params);
     if (of_store.is_full() && accepts_less) {
-        GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB, the rest will not remain in memory after this process ends\n", __func__,
+        GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB; the rest will not remain in memory after this process ends\n", __func__,
             of_store.free/1024.0/1024.0, of_store.bytes()/1024.0/1024.0);
         uint64_t left_in_file = 0;
         for (const auto & [o, p] : of_store.fit()) {
@@ -430,7 +430,7 @@ bool ggml_hugepages_decide(
             }
         }
         if (left_in_file > 0) {
-            GGML_LOG_WARN("%s: %.2f MiB of them use ordinary memory, because the pages of the store are smaller than %s\n", __func__,
+            GGML_LOG_WARN("%s: %.2f MiB of the rest use ordinary memory, because the pages of the store are smaller than %s\n", __func__,
                 left_in_file/1024.0/1024.0, ggml_hugepages_size_name(smallest).c_str());
         }
     }

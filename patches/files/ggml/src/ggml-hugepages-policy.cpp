@@ -137,7 +137,7 @@ bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<ui
         hint += (hint.empty() || h.empty() ? "" : ", ") + h;
         limit_only = limit_only && need <= supply.usable_of_pool();
     }
-    message += limit_only ? " (the pool is large enough, the limit of the cgroup is too low)" : "";
+    message += limit_only ? " (the pool is large enough, but the limit of the cgroup is too low)" : "";
     if (root[0] == '\0' && is_malloc_on_huge_pages()) {
         message += "; malloc of this process also takes huge pages (glibc.malloc.hugetlb=2 in GLIBC_TUNABLES)";
         hint    += (hint.empty() ? "" : ", and ") + std::string("remove glibc.malloc.hugetlb=2 from GLIBC_TUNABLES");
@@ -172,7 +172,7 @@ static uint64_t address_space_left() {
 void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size) {
     struct rlimit limit = {};
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-        ggml_hugepages_hint(error, "ulimit -v unlimited: the limit is %ju KiB, and this mapping alone needs %" PRIu64 " KiB", (uintmax_t) limit.rlim_cur/1024, size/1024);
+        ggml_hugepages_hint(error, "run ulimit -v unlimited: the limit for address space is %ju KiB, and this mapping alone needs %" PRIu64 " KiB", (uintmax_t) limit.rlim_cur/1024, size/1024);
     }
 }
 
@@ -185,7 +185,7 @@ bool ggml_hugepages_fail_refused(
     const auto it   = need.find(refusal.page_size);
     const uint64_t pages = it == need.end() ? 0 : it->second;
     if (is_forbidden(refusal.err)) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, which this process may not use (%s)",
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, but this process may not use it (%s)",
             refusal.call, refusal.err == ENOSYS ? "ENOSYS" : refusal.err == EACCES ? "EACCES" : "EPERM");
         ggml_hugepages_hint(error, "allow %s in the system call filter of the service or container (systemd: SystemCallFilter=, containers: seccomp profile), or %s",
             refusal.call, PREFER);
@@ -217,13 +217,13 @@ bool ggml_hugepages_fail_refused(
     const char * cause = refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err);
     const bool is_hidden = ggml_hugepages_limits_may_hide("");
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
-        "the model needs %" PRIu64 " huge pages of %s, %" PRIu64 " seem usable, but the kernel refuses one at offset %zu of %s (%s: %s): %s",
+        "the model needs %" PRIu64 " huge pages of %s, %" PRIu64 " seemed usable, but the kernel refused the page at offset %zu of %s (%s: %s): %s",
         pages, page.c_str(), supply.usable(), refusal.at, image.path.c_str(), refusal.call, cause,
-        is_hidden ? "an invisible hugetlb limit applies, of a cgroup above this namespace" :
-                    "another process took pages in the meantime, or an invisible limit or a memory policy applies");
+        is_hidden ? "a cgroup outside this container or namespace limits huge pages, and this process cannot read the limit" :
+                    "another process took pages in the meantime, or a memory policy or a limit that this process cannot read applies");
     ggml_hugepages_hint(error, "%s, or %s", is_hidden ?
             ("raise the hugetlb limit of the container or the pod to at least " + std::to_string(std::max<uint64_t>(pages, 1)*refusal.page_size) + " bytes").c_str() :
-            "try again, or check the hugetlb limits of all cgroups above and numactl --show", PREFER);
+            "try again, check the hugetlb limits of all parent cgroups and the memory policy (numactl --show)", PREFER);
     return false;
 }
 
@@ -239,7 +239,7 @@ bool ggml_hugepages_policy_refused(
     }
     if (!image.is_told) {
         image.is_told = true;
-        GGML_LOG_WARN("%s: no huge page of %s left at offset %zu of %s (%s: %s), ordinary memory replaces the rest\n", __func__,
+        GGML_LOG_WARN("%s: no huge page of %s is left for offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
             ggml_hugepages_size_name(refusal.page_size).c_str(), first, image.path.c_str(), refusal.call,
             refusal.err == EFAULT ? "refused at the page fault" : strerror(refusal.err));
     }

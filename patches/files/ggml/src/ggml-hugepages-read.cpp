@@ -118,20 +118,21 @@ struct source {
 
     bool can_direct() const { return direct_fd != -1 && effect_of_direct != BUFFERED; }
 
-    // [first, last) was read with O_DIRECT: the bytes that still went through the page cache. A file may have both kinds of parts (btrfs,
-    // compressed), so every read is checked if the check is cheap.
-    size_t bytes_through_cache(size_t first, size_t last, ggml_hugepages_cached before) {
+    // [first, last) was read with O_DIRECT, and n_before of its bytes were cached before: the bytes that still went through the page cache.
+    // A file may have both kinds of parts (btrfs, compressed), so every read is checked if the check is cheap.
+    size_t bytes_through_cache(size_t first, size_t last, ggml_hugepages_cached before, size_t n_before) {
         if (before == GGML_HUGEPAGES_CACHED_UNKNOWN) {
             effect_of_direct = says_direct ? DIRECT : NOT_TO_BE_SEEN;
         } else if (cache.way != ggml_hugepages_page_cache::BY_TRYING || effect_of_direct == UNTRIED) {
-            size_t bytes = 0;
-            const size_t known = ggml_hugepages_overlap(cache.there, first, last);
-            if (!cache.count(first, last, &bytes)) {
+            size_t n_now = 0;
+            if (!cache.count(first, last, &n_now)) {
                 effect_of_direct = NOT_TO_BE_SEEN;
                 return 0;
             }
-            effect_of_direct = cache.way == ggml_hugepages_page_cache::BY_TRYING && bytes > (last - first)/2 ? BUFFERED : DIRECT;
-            return bytes - std::min(bytes, known);
+            const size_t n_new = n_now - std::min(n_now, n_before);
+            const size_t n_missing = last - first - std::min(last - first, n_before);
+            effect_of_direct = cache.way == ggml_hugepages_page_cache::BY_TRYING && n_new > n_missing/2 ? BUFFERED : DIRECT;
+            return n_new;
         }
         return 0;
     }
@@ -254,7 +255,8 @@ struct reader {
         stopwatch time{us_read};
         const auto & image = *from.image;
 
-        const auto state = from.cache.state(first, last);
+        size_t n_before = 0;
+        const auto state = from.cache.state(first, last, &n_before);
         bool direct = from.can_direct() && state != GGML_HUGEPAGES_CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
 
         size_t n_direct = 0, n_other = 0;
@@ -295,13 +297,13 @@ struct reader {
                 return false;
             }
         }
-        count(from, first, at, state, n_direct, n_other);
+        count(from, first, at, state, n_before, n_direct, n_other);
         return at == last;
     }
 
     // Counts the sources of the bytes of [first, last), and drops new pages from the page cache.
-    void count(source & from, size_t first, size_t last, ggml_hugepages_cached state, size_t n_direct, size_t n_other) {
-        const size_t n_through = n_direct > 0 ? std::min(n_direct, from.bytes_through_cache(first, last, state)) : 0;
+    void count(source & from, size_t first, size_t last, ggml_hugepages_cached state, size_t n_before, size_t n_direct, size_t n_other) {
+        const size_t n_through = n_direct > 0 ? std::min(n_direct, from.bytes_through_cache(first, last, state, n_before)) : 0;
         bytes_direct   += n_direct - n_through;
         bytes_buffered += n_through;
         if (state == GGML_HUGEPAGES_CACHED_ALL) {

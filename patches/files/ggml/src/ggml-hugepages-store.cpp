@@ -664,7 +664,7 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
         } else if (faccessat(AT_FDCWD, path, W_OK | X_OK, AT_EACCESS) == 0) {
             ggml_hugepages_hint(error, "mkdir -m 0700 %s, then use --hugepage-store %s", own.c_str(), own.c_str());
         } else {
-            ggml_hugepages_hint(error, "use a directory in it that belongs to user %u or root, and that only its owner may write to", (unsigned) geteuid());
+            ggml_hugepages_hint(error, "use a directory in this store that belongs to user %u or root and that only its owner may write to", (unsigned) geteuid());
         }
     } else {
         *found = fs.f_bsize;

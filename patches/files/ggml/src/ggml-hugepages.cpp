@@ -313,7 +313,7 @@ static uint8_t * reserve_range(size_t length, size_t alignment) {
 // too little ordinary memory, or a limit on it
 static bool fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size) {
     const int err = errno;
-    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no ordinary memory for %.2f MiB of %s: %s", size/1024.0/1024.0,
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot allocate %.2f MiB of ordinary memory for %s: %s", size/1024.0/1024.0,
         image.path.c_str(), strerror(err));
     const std::string strict = ggml_hugepages_overcommit("");
     ggml_hugepages_hint_address_space(error, size);
@@ -573,7 +573,7 @@ static bool reserve_all(ggml_hugepages_image_t * images, size_t n, ggml_hugepage
         if (!ggml_hugepages_accepts_less(&e.image->params)) {
             return fail_load(images, n, *e.image, refusal, error);
         }
-        GGML_LOG_WARN("%s: no huge page of %s left at offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
+        GGML_LOG_WARN("%s: no huge page of %s is left for offset %zu of %s (%s: %s), the rest uses ordinary memory\n", __func__,
             ggml_hugepages_size_name(run.page_size).c_str(), end, e.image->path.c_str(), refusal.call, strerror(refusal.err));
         run.last = end;
     }
@@ -722,7 +722,7 @@ static bool populate_thp(ggml_hugepages_image_t * images, size_t n, ggml_hugepag
     if (!ggml_hugepages_accepts_less(&images[0]->params)) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "only %.2f of %.2f MiB got transparent huge pages",
             huge/1024.0/1024.0, wanted/1024.0/1024.0);
-        ggml_hugepages_hint(error, "echo 1 > /proc/sys/vm/compact_memory and try again, or use --hugepage-policy prefer to load with fewer huge pages");
+        ggml_hugepages_hint(error, "as root: echo 1 > /proc/sys/vm/compact_memory, then try again, or use --hugepage-policy prefer to load with fewer huge pages");
         return false;
     }
     GGML_LOG_WARN("%s: only %.2f of %.2f MiB got transparent huge pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
