@@ -11,7 +11,7 @@ use super::{HugePageSize, Pool, Root, files, mounts, sizes};
 #[non_exhaustive]
 pub struct Limit {
     /// Page size.
-    #[serde(serialize_with = "super::bytes_of_page")]
+    #[serde(serialize_with = "super::sizes::bytes_of_page")]
     pub page_size: HugePageSize,
     /// The cgroup with the limit.
     pub cgroup: String,

@@ -14,9 +14,8 @@ mod root;
 pub mod sizes;
 pub mod smaps;
 pub mod thp;
+mod unread;
 mod users;
-
-use serde::{Serialize, Serializer};
 
 pub use cgroups::Limit;
 pub use hvo::{Hvo, HvoState};
@@ -27,23 +26,5 @@ pub use pools::{NodePool, Pool, PoolState, usable};
 pub use root::{Root, ZeroByte};
 pub use smaps::Share;
 pub use thp::Thp;
+pub use unread::Unread;
 pub use users::User;
-
-/// Information that this user may not read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Unread {
-    /// Name of the information.
-    pub what: String,
-    /// Reason.
-    pub why: String,
-}
-
-/// In JSON a page size is a number of bytes.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-pub(crate) fn bytes_of_page<S: Serializer>(
-    size: &HugePageSize,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(size.bytes())
-}

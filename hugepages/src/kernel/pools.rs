@@ -82,7 +82,7 @@ pub fn usable(root: &Root, size: HugePageSize) -> u64 {
 #[non_exhaustive]
 pub struct PoolState {
     /// Page size.
-    #[serde(serialize_with = "super::bytes_of_page")]
+    #[serde(serialize_with = "super::sizes::bytes_of_page")]
     pub page_size: HugePageSize,
     /// All pages, surplus included.
     pub total: u64,

@@ -3,6 +3,7 @@
 use std::fs;
 
 use llama_hugepages::{HugePageSize, ffi};
+use serde::Serializer;
 
 use super::{Root, files};
 
@@ -29,4 +30,13 @@ pub fn all(root: &Root) -> Vec<HugePageSize> {
 pub fn default_of(root: &Root) -> Option<HugePageSize> {
     let meminfo = files::text(root, "/proc/meminfo")?;
     HugePageSize::new(files::kib_field(&meminfo, "Hugepagesize")?)
+}
+
+/// In JSON a page size is a number of bytes.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+pub(super) fn bytes_of_page<S: Serializer>(
+    size: &HugePageSize,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(size.bytes())
 }

@@ -11,7 +11,7 @@ use super::{HugePageSize, files};
 #[non_exhaustive]
 pub struct Share {
     /// Page size.
-    #[serde(serialize_with = "super::bytes_of_page")]
+    #[serde(serialize_with = "super::sizes::bytes_of_page")]
     pub page_size: HugePageSize,
     /// Bytes that only this process maps.
     pub private_bytes: u64,
