@@ -7,6 +7,7 @@
 mod attached;
 mod copy;
 mod directory;
+mod drop;
 mod engine;
 mod error;
 mod gc;
@@ -14,6 +15,7 @@ mod image;
 mod load;
 pub mod mount;
 mod names;
+mod verify;
 
 pub use attached::{Attached, Process};
 pub use copy::Copied;
