@@ -1,4 +1,4 @@
-//! Medians and ranges.
+//! Medians and ranges, and their form in tables and diagrams.
 
 use serde::Serialize;
 
@@ -33,6 +33,21 @@ impl Summary {
             sorted[middle]
         };
         Some(Self { median, min, max })
+    }
+}
+
+/// Formats a value with three significant digits.
+///
+/// ```
+/// use hugepages::stats::figure;
+///
+/// assert_eq!([361.4, 10.21, 1.499].map(figure), ["361", "10.2", "1.50"]);
+/// ```
+pub fn figure(value: f64) -> String {
+    match value {
+        value if value >= 99.95 => format!("{value:.0}"),
+        value if value >= 9.995 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use hugepages::{
     kernel::Root,
     size::ByteSize,
+    stats::figure,
     tlb::{self, Backing, Counted, Measured, Metric, Outcome, Pages, Report, Series, Spec, Step},
 };
 
@@ -198,8 +199,8 @@ fn figures(report: &Report, screen: Screen) -> String {
         let mut row = vec![
             if number == 0 { metric.name() } else { "" }.to_owned(),
             pages.to_string(),
-            format!("{} {}", tlb::figure(series.summary.median), series.unit),
-            format!("{}-{}", tlb::figure(min), tlb::figure(max)),
+            format!("{} {}", figure(series.summary.median), series.unit),
+            format!("{}-{}", figure(min), figure(max)),
             against(series),
         ];
         if counted {
@@ -222,9 +223,9 @@ fn against(series: &Series) -> String {
         None => String::new(),
         Some(ratio) if ratio.difference => format!(
             "{}x ({}-{})",
-            tlb::figure(ratio.times.median),
-            tlb::figure(ratio.times.min),
-            tlb::figure(ratio.times.max)
+            figure(ratio.times.median),
+            figure(ratio.times.min),
+            figure(ratio.times.max)
         ),
         Some(_) => "no difference measured".to_owned(),
     }

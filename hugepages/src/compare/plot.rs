@@ -7,8 +7,7 @@ use plotters::style::text_anchor::HPos;
 
 use super::{CaseResult, MEASURES, Measure, Moment, Report};
 use crate::picture::{self, Area, BAR, COLOURS, Drawn, coordinate};
-use crate::stats::Summary;
-use crate::tlb::figure;
+use crate::stats::{Summary, figure};
 
 const WIDTH: i32 = 900;
 const MARGIN: i32 = 24;

@@ -88,7 +88,9 @@ mod tests {
     use perf_event::events::Software;
 
     use super::*;
-    use crate::tlb::memory::{Mapping, Pages, base_page};
+    use crate::tlb::Pages;
+    use crate::tlb::memory::Mapping;
+    use crate::tlb::pages::base_page;
 
     #[test]
     fn a_counter_that_every_kernel_has_counts_what_happens_in_between() {

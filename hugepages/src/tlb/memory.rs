@@ -1,185 +1,20 @@
-//! Memory on pages of one kind, and its backing as the kernel reports it.
+//! Memory on pages of one kind.
 //!
 //! A [`Mapping`] is address space. A [`Memory`] has all its pages, so that reads cause no page fault.
 
 use std::ffi::c_void;
-use std::fmt;
 use std::fs;
+use std::io;
 use std::ptr;
-use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use serde::Serialize;
 
-use super::{Stopped, go_on};
-use crate::kernel::{HugePageSize, ParseHugePageSizeError, Pool, Root, sizes};
-use crate::size::ByteSize;
-
-/// The kind of pages to request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pages {
-    /// Only base pages: `MADV_NOHUGEPAGE`.
-    Base,
-    /// THP, as far as the kernel provides them for `MADV_HUGEPAGE`.
-    Thp,
-    /// `HugeTLB` pages of one pool.
-    Huge(HugePageSize),
-}
-
-impl Pages {
-    /// All kinds of this machine: base pages, THP, and the page size of each pool, in ascending order.
-    pub fn all(root: &Root) -> Vec<Self> {
-        [Self::Base, Self::Thp]
-            .into_iter()
-            .chain(sizes::all(root).into_iter().map(Self::Huge))
-            .collect()
-    }
-
-    /// `bytes` rounded up to whole pages.
-    pub fn mapped(self, bytes: u64) -> u64 {
-        match self {
-            Self::Base | Self::Thp => bytes.next_multiple_of(base_page()),
-            Self::Huge(size) => size.pages_for(bytes) * size.bytes(),
-        }
-    }
-}
-
-impl fmt::Display for Pages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Base => ByteSize::new(base_page()).fmt(f),
-            Self::Thp => f.pad("THP"),
-            Self::Huge(size) => f.pad(&size.to_string()),
-        }
-    }
-}
-
-impl Serialize for Pages {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&match self {
-            Self::Base => "base".to_owned(),
-            Self::Thp => "thp".to_owned(),
-            Self::Huge(size) => size.short_name(),
-        })
-    }
-}
-
-impl FromStr for Pages {
-    type Err = ParseHugePageSizeError;
-
-    /// `thp`; `base` or the size of the machine's base page, such as `4K`; or the size of a huge page.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.eq_ignore_ascii_case("thp") {
-            return Ok(Self::Thp);
-        }
-        if text.eq_ignore_ascii_case("base") {
-            return Ok(Self::Base);
-        }
-        let size: HugePageSize = text.parse()?;
-        Ok(if size.bytes() == base_page() {
-            Self::Base
-        } else {
-            Self::Huge(size)
-        })
-    }
-}
-
-/// Bytes of a base page.
-pub fn base_page() -> u64 {
-    rustix::param::page_size() as u64
-}
-
-/// Why memory of one kind is unavailable on this machine.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Unavailable {
-    /// The kernel has no pool of that size.
-    #[error("this kernel has no pages of {0}")]
-    NoSuchSize(HugePageSize),
-    /// Too few pages in the pool.
-    #[error("the pool of {size} pages has {usable} free, {needed} needed")]
-    PoolShort {
-        /// The pool.
-        size: HugePageSize,
-        /// Pages that the memory takes.
-        needed: u64,
-        /// Free pages that are not reserved.
-        usable: u64,
-    },
-    /// A system call failed.
-    #[error("{what}: {why}")]
-    Refused {
-        /// What failed.
-        what: &'static str,
-        /// Its error.
-        why: Errno,
-    },
-    /// The kernel used another page size.
-    #[error("the kernel used pages of {got}")]
-    OtherPages {
-        /// Page size in `smaps`.
-        got: ByteSize,
-    },
-}
-
-impl Unavailable {
-    /// The hint for the user.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::PoolShort {
-                size,
-                needed,
-                usable,
-            } => Some(format!(
-                "hugepages pool reserve {} --size {}",
-                needed - usable,
-                size.short_name()
-            )),
-            Self::Refused {
-                what: POPULATE,
-                why: Errno::FAULT,
-            } => Some("a cgroup limit may refuse the page: hugepages doctor".to_owned()),
-            Self::Refused {
-                what: ADVISE_HUGE,
-                why: Errno::INVAL,
-            } => Some("this kernel has no THP".to_owned()),
-            _ => None,
-        }
-    }
-}
-
-const RESERVE: &str = "cannot reserve address space";
-const MAP: &str = "cannot map memory";
-const ADVISE_HUGE: &str = "cannot request THP";
-const ADVISE_BASE: &str = "cannot request base pages";
-const POPULATE: &str = "cannot populate a page";
-
-fn refused(what: &'static str) -> impl Fn(Errno) -> Unavailable {
-    move |why| Unavailable::Refused { what, why }
-}
-
-/// Checks that the pool has enough free pages. Overcommit does not count, because it would grow the pool.
-pub(super) fn check_pool(root: &Root, pages: Pages, bytes: u64) -> Result<(), Unavailable> {
-    let Pages::Huge(size) = pages else {
-        return Ok(());
-    };
-    let pool = Pool::read(root, size).ok_or(Unavailable::NoSuchSize(size))?;
-    let (needed, usable) = (
-        size.pages_for(bytes),
-        pool.free.saturating_sub(pool.reserved),
-    );
-    if usable < needed {
-        return Err(Unavailable::PoolShort {
-            size,
-            needed,
-            usable,
-        });
-    }
-    Ok(())
-}
+use super::pages::{ADVISE_BASE, ADVISE_HUGE, MAP, POPULATE, RESERVE, base_page, refused};
+use super::stop::go_on;
+use super::{Backing, Pages, Stopped, Unavailable};
 
 /// Address space for pages of one kind, without pages. Unmapped when dropped.
 ///
@@ -345,80 +180,10 @@ impl Memory {
     }
 
     /// Reads the backing from the kernel.
-    pub fn backing(&self) -> std::io::Result<Backing> {
+    pub fn backing(&self) -> io::Result<Backing> {
         let start = self.0.inner as u64;
-        let smaps = fs::read_to_string("/proc/self/smaps")?;
-        let mut backing = Backing::from_smaps(&smaps, start..start + self.0.inner_len as u64);
-        // A kernel without NUMA has no such file.
-        let numa_maps = fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
-        backing.nodes = nodes(&numa_maps, start);
-        Ok(backing)
+        Backing::read(start..start + self.0.inner_len as u64)
     }
-}
-
-/// The backing of memory, from `/proc/self/smaps` and `numa_maps`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Backing {
-    /// `KernelPageSize`
-    pub kernel_page_bytes: u64,
-    /// `Rss` plus `Private_Hugetlb`, which `Rss` does not include.
-    pub resident_bytes: u64,
-    /// `AnonHugePages`: of these, on THP.
-    pub thp_bytes: u64,
-    /// `Private_Hugetlb`: of these, on `HugeTLB` pages.
-    pub hugetlb_bytes: u64,
-    /// Number of pages on each NUMA node. Empty if the kernel does not report it.
-    pub nodes: Vec<(u32, u64)>,
-}
-
-impl Backing {
-    /// Sums the mappings of a range: an advice may have split it.
-    fn from_smaps(smaps: &str, range: std::ops::Range<u64>) -> Self {
-        let mut backing = Self::default();
-        let mut ours = false;
-        for line in smaps.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let first = words.next().unwrap_or_default();
-            let Some(field) = first.strip_suffix(':') else {
-                let start = first
-                    .split_once('-')
-                    .and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
-                ours = start.is_some_and(|start| range.contains(&start));
-                continue;
-            };
-            let kib: Option<u64> = words.next().and_then(|number| number.parse().ok());
-            let (true, Some(kib)) = (ours, kib) else {
-                continue;
-            };
-            let bytes = kib * 1024;
-            match field {
-                "KernelPageSize" => backing.kernel_page_bytes = bytes,
-                "Rss" => backing.resident_bytes += bytes,
-                "AnonHugePages" => backing.thp_bytes += bytes,
-                "Private_Hugetlb" => {
-                    backing.hugetlb_bytes += bytes;
-                    backing.resident_bytes += bytes;
-                }
-                _ => {}
-            }
-        }
-        backing
-    }
-}
-
-/// `N0=512 N1=3` of the line that begins with the address.
-fn nodes(numa_maps: &str, start: u64) -> Vec<(u32, u64)> {
-    let address = format!("{start:08x}");
-    let line = numa_maps
-        .lines()
-        .find(|line| line.split(' ').next() == Some(&address));
-    let fields = line.unwrap_or_default().split(' ');
-    fields
-        .filter_map(|field| {
-            let (node, pages) = field.strip_prefix('N')?.split_once('=')?;
-            Some((node.parse().ok()?, pages.parse().ok()?))
-        })
-        .collect()
 }
 
 /// Minor and major faults of this thread so far.
@@ -478,90 +243,5 @@ mod tests {
         let mapping = Mapping::new(Pages::Base, 8 << 20).unwrap();
         let error = mapping.touch(&AtomicBool::new(true)).err().unwrap();
         assert!(matches!(error, TouchError::Stopped(_)));
-    }
-
-    #[test]
-    fn kinds_of_pages_read_as_they_are_typed() {
-        assert_eq!("thp".parse(), Ok(Pages::Thp));
-        assert_eq!("THP".parse(), Ok(Pages::Thp));
-        assert_eq!("base".parse(), Ok(Pages::Base));
-        let base = HugePageSize::new(base_page()).unwrap();
-        assert_eq!(base.short_name().parse(), Ok(Pages::Base));
-        let gigabyte = HugePageSize::new(1 << 30).unwrap();
-        assert_eq!("1G".parse(), Ok(Pages::Huge(gigabyte)));
-        for text in ["", "-1", "1e99", "3M", "huge"] {
-            assert!(text.parse::<Pages>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn each_pool_of_the_machine_is_listed_in_ascending_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = Root::at(dir.path()).unwrap();
-        assert_eq!(Pages::all(&root), [Pages::Base, Pages::Thp]);
-        // The page sizes of arm64.
-        for kib in [32768, 1_048_576, 64, 2048] {
-            let folder = format!("sys/kernel/mm/hugepages/hugepages-{kib}kB");
-            fs::create_dir_all(dir.path().join(folder)).unwrap();
-        }
-        let labels: Vec<_> = Pages::all(&root)[2..]
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(labels, ["64 KiB", "2 MiB", "32 MiB", "1 GiB"]);
-    }
-
-    #[test]
-    fn pages_that_overcommit_would_add_do_not_count() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("sys/kernel/mm/hugepages/hugepages-2048kB");
-        fs::create_dir_all(&folder).unwrap();
-        for (name, value) in [
-            ("nr_hugepages", 10),
-            ("free_hugepages", 9),
-            ("resv_hugepages", 4),
-            ("surplus_hugepages", 0),
-            ("nr_overcommit_hugepages", 100),
-        ] {
-            fs::write(folder.join(name), value.to_string()).unwrap();
-        }
-        let root = Root::at(dir.path()).unwrap();
-        let size = HugePageSize::new(2 << 20).unwrap();
-        let check = |pages: u64| check_pool(&root, Pages::Huge(size), pages << 21);
-        assert_eq!(check(5), Ok(()));
-        let short = check(6).unwrap_err();
-        assert_eq!(
-            short.to_string(),
-            "the pool of 2 MiB pages has 5 free, 6 needed"
-        );
-        assert_eq!(
-            short.hint().as_deref(),
-            Some("hugepages pool reserve 1 --size 2M")
-        );
-        let gigabyte = HugePageSize::new(1 << 30).unwrap();
-        let missing = check_pool(&root, Pages::Huge(gigabyte), 1).unwrap_err();
-        assert_eq!(missing.to_string(), "this kernel has no pages of 1 GiB");
-    }
-
-    #[test]
-    fn mappings_of_others_and_other_fields_are_not_counted() {
-        let smaps = "\
-1000-2000 rw-p 00000000 00:00 0
-Rss:                 400 kB
-10000-20000 rw-p 00000000 00:00 0
-KernelPageSize:     2048 kB
-Rss:                   0 kB
-Private_Hugetlb:    6144 kB
-VmFlags: rd wr mr mw me de ht
-20000-30000 rw-p 00000000 00:00 0
-Rss:                  80 kB
-";
-        let backing = Backing::from_smaps(smaps, 0x10000..0x20000);
-        assert_eq!(backing.kernel_page_bytes, 2 << 20);
-        assert_eq!(backing.hugetlb_bytes, 6 << 20);
-        assert_eq!(backing.resident_bytes, 6 << 20);
-        let numa_maps = "00001000 default anon=1 N0=9\n00010000 default huge anon=3 N0=2 N1=1 kernelpagesize_kB=2048\n";
-        assert_eq!(nodes(numa_maps, 0x10000), [(0, 2), (1, 1)]);
-        assert_eq!(nodes(numa_maps, 0x20000), []);
     }
 }

@@ -5,8 +5,9 @@
 //! round does not count. The real backing of each memory comes from `/proc/self/smaps`.
 //!
 //! ```text
-//! memory.rs   mappings, touching, smaps         stats.rs   medians, ratios
-//! work.rs     the loops                         plot.rs    the result as a picture
+//! pages.rs    kinds of pages                    run.rs     the order of the rounds
+//! memory.rs   mappings, first touch             work.rs    the loops
+//! backing.rs  the real backing, from smaps      report.rs  the results; plot.rs draws them
 //! counters.rs TLB misses of the hardware        room.rs    how much memory may be taken
 //! ```
 //!
@@ -14,7 +15,7 @@
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
-//! use hugepages::{pool::Root, size::ByteSize, tlb::{self, Spec}};
+//! use hugepages::{kernel::Root, size::ByteSize, tlb::{self, Spec}};
 //!
 //! let root = Root::system();
 //! let spec = Spec { size: ByteSize::new(1 << 30), pages: tlb::Pages::all(&root), repeats: 5 };
@@ -27,355 +28,26 @@
 //! # Ok::<(), tlb::TlbError>(())
 //! ```
 
+mod backing;
 mod counters;
+mod error;
 mod memory;
+mod pages;
 mod plot;
 mod report;
 mod room;
+mod run;
+mod spec;
 mod stats;
+mod stop;
 mod work;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
-
-pub use memory::{Backing, Pages, Unavailable};
-pub use plot::{figure, svg};
+pub use backing::Backing;
+pub use error::TlbError;
+pub use pages::{Pages, Unavailable};
+pub use plot::svg;
 pub use report::{Counted, Measured, Metric, NotMeasured, Outcome, Report, Row, Series};
+pub use run::{Step, run};
+pub use spec::Spec;
 pub use stats::{Better, Ratio};
-
-use crate::kernel::Root;
-use crate::size::ByteSize;
-use counters::Events;
-use memory::{Mapping, TouchError, check_pool};
-use report::Round;
-
-/// Parameters of a measurement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spec {
-    /// Size of each memory; at least [`Spec::MIN_SIZE`].
-    pub size: ByteSize,
-    /// Page sizes, in the order of the rounds.
-    pub pages: Vec<Pages>,
-    /// Rounds that count; at least 1.
-    pub repeats: u32,
-}
-
-impl Spec {
-    /// Smaller memories fit into the caches and the first levels of the TLB.
-    pub const MIN_SIZE: ByteSize = ByteSize::new(1 << 20);
-}
-
-/// Why the measurement failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TlbError {
-    /// The requested size is too small.
-    #[error("size {size} is smaller than the minimum {}", Spec::MIN_SIZE)]
-    TooSmall {
-        /// Requested size.
-        size: ByteSize,
-    },
-    /// Too little memory is available.
-    #[error("too little memory: {size} requested, {room} usable")]
-    NoRoom {
-        /// Requested size.
-        size: ByteSize,
-        /// Usable memory, without the margin for other processes.
-        room: ByteSize,
-    },
-    /// The number of rounds is 0.
-    #[error("cannot measure with 0 rounds")]
-    NoRounds,
-    /// The kernel does not report the backing of the memory.
-    #[error("cannot read the backing of memory from `/proc/self/smaps`")]
-    NoBacking(#[source] io::Error),
-    /// The user cancelled.
-    #[error(transparent)]
-    Cancelled(#[from] Stopped),
-}
-
-impl TlbError {
-    /// The hint for the user.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NoRoom { room, .. } if *room >= Spec::MIN_SIZE => {
-                let mib = room.bytes() >> 20;
-                Some(format!("use --size {mib}M or less"))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The user cancelled. No memory is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cancelled")]
-pub struct Stopped;
-
-fn go_on(stop: &AtomicBool) -> Result<(), Stopped> {
-    if stop.load(Ordering::Relaxed) {
-        Err(Stopped)
-    } else {
-        Ok(())
-    }
-}
-
-/// Progress, for the terminal.
-#[derive(Debug, Clone, Copy)]
-pub struct Step {
-    /// Number of completed memories, over all rounds.
-    pub done: u64,
-    /// Memories of all rounds.
-    pub of: u64,
-    /// The next memory.
-    pub pages: Pages,
-}
-
-/// Runs the measurement. It pins the calling thread to its CPU, so that all memories are on the same node.
-///
-/// # Errors
-/// [`TlbError`]. If one kind of memory is unavailable, its row in the report contains the reason.
-pub fn run(
-    root: &Root,
-    spec: &Spec,
-    stop: &AtomicBool,
-    mut on_step: impl FnMut(Step),
-) -> Result<Report, TlbError> {
-    check(root, spec)?;
-    stay_on_this_cpu();
-    let bytes = spec.size.bytes();
-    let mut events = Events::dtlb_load_misses();
-    let mut taken: Vec<Taken> = spec.pages.iter().map(|pages| Taken::new(*pages)).collect();
-    let rounds = u64::from(spec.repeats) + 1;
-    let of = rounds * taken.len() as u64;
-    let mut done = 0;
-    for number in 0..rounds {
-        let mut order: Vec<usize> = (0..taken.len()).collect();
-        if number % 2 == 1 {
-            order.reverse();
-        }
-        for index in order {
-            let memory = &mut taken[index];
-            let pages = memory.pages;
-            on_step(Step { done, of, pages });
-            done += 1;
-            if memory.unavailable.is_some() {
-                continue;
-            }
-            match round(root, pages, bytes, number, events.as_mut().ok(), stop) {
-                Ok(_) if number == 0 => {}
-                Ok(round) => memory.rounds.push(round),
-                Err(RoundError::Unavailable(why)) => memory.unavailable = Some(why),
-                Err(RoundError::Fatal(error)) => return Err(error),
-            }
-        }
-    }
-    let counter = events.map(|_| ());
-    let rows = taken.into_iter().map(|taken| {
-        let outcome = match taken.unavailable {
-            Some(why) => Err(why),
-            None => Ok(taken.rounds),
-        };
-        (taken.pages, outcome)
-    });
-    Ok(Report::new(spec, &counter, rows.collect()))
-}
-
-fn check(root: &Root, spec: &Spec) -> Result<(), TlbError> {
-    let size = spec.size;
-    if size < Spec::MIN_SIZE {
-        return Err(TlbError::TooSmall { size });
-    }
-    if spec.repeats == 0 {
-        return Err(TlbError::NoRounds);
-    }
-    // Pages of a pool are already taken, so only the other memories reduce the available memory.
-    let takes_memory = |pages: &Pages| !matches!(pages, Pages::Huge(_));
-    if let Some(room) = room::room(root)
-        && spec.pages.iter().any(takes_memory)
-        && size > room
-    {
-        return Err(TlbError::NoRoom { size, room });
-    }
-    Ok(())
-}
-
-fn stay_on_this_cpu() {
-    let mut this = CpuSet::new();
-    this.set(sched_getcpu());
-    // Without this right, the figures spread a little more.
-    let _ = sched_setaffinity(None, &this);
-}
-
-/// Measurements of one memory so far.
-struct Taken {
-    pages: Pages,
-    rounds: Vec<Round>,
-    unavailable: Option<Unavailable>,
-}
-
-impl Taken {
-    fn new(pages: Pages) -> Self {
-        Self {
-            pages,
-            rounds: Vec::new(),
-            unavailable: None,
-        }
-    }
-}
-
-enum RoundError {
-    /// This memory is unavailable.
-    Unavailable(Unavailable),
-    /// The whole measurement failed.
-    Fatal(TlbError),
-}
-
-impl From<Unavailable> for RoundError {
-    fn from(why: Unavailable) -> Self {
-        Self::Unavailable(why)
-    }
-}
-
-impl From<Stopped> for RoundError {
-    fn from(stopped: Stopped) -> Self {
-        Self::Fatal(stopped.into())
-    }
-}
-
-impl From<TouchError> for RoundError {
-    fn from(error: TouchError) -> Self {
-        match error {
-            TouchError::Unavailable(why) => why.into(),
-            TouchError::Stopped(stopped) => stopped.into(),
-        }
-    }
-}
-
-/// Maps memory, runs all loops on it, and unmaps it.
-fn round(
-    root: &Root,
-    pages: Pages,
-    bytes: u64,
-    number: u64,
-    events: Option<&mut Events>,
-    stop: &AtomicBool,
-) -> Result<Round, RoundError> {
-    check_pool(root, pages, bytes)?;
-    let (mut memory, touch) = Mapping::new(pages, bytes)?.touch(stop)?;
-    let backing = memory
-        .backing()
-        .map_err(|error| RoundError::Fatal(TlbError::NoBacking(error)))?;
-    if let Pages::Huge(size) = pages
-        && backing.kernel_page_bytes != size.bytes()
-    {
-        return Err(RoundError::Unavailable(Unavailable::OtherPages {
-            got: ByteSize::new(backing.kernel_page_bytes),
-        }));
-    }
-
-    let words = memory.words();
-    let in_order = 1 + (PASS_BYTES / bytes) as u32;
-    let reads = (words.len() as u64).clamp(MIN_READS, MAX_READS);
-    let mut counted = Counting(events);
-    let sequential = counted.of(|| work::sequential(words, in_order, stop));
-    work::link(words, number, stop)?;
-    let random = counted.of(|| work::random(words, reads, number, stop));
-    let dependent = counted.of(|| work::dependent(words, reads, stop));
-    let sequential_reads = words.len() as u64 * u64::from(in_order);
-    Ok(Round {
-        backing,
-        touch,
-        sequential: sequential.per(sequential_reads)?,
-        random: random.per(reads)?,
-        dependent: dependent.per(reads)?,
-    })
-}
-
-/// Minimum number of bytes for sequential read: small memories are read several times, so that the clock can measure the time.
-const PASS_BYTES: u64 = 256 << 20;
-/// Number of random reads: enough for the clock, and at most about a second on the slowest memory.
-const MIN_READS: u64 = 1 << 18;
-const MAX_READS: u64 = 1 << 21;
-
-/// Runs the loops, and counts the events of each loop if a counter is available.
-struct Counting<'a>(Option<&'a mut Events>);
-
-impl Counting<'_> {
-    fn of(
-        &mut self,
-        work: impl FnOnce() -> Result<std::time::Duration, Stopped>,
-    ) -> report::Timed<Result<std::time::Duration, Stopped>> {
-        let (time, events) = match &mut self.0 {
-            Some(events) => events.during(work),
-            None => (work(), None),
-        };
-        report::Timed { time, events }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(size: u64, pages: &[Pages]) -> Spec {
-        Spec {
-            size: ByteSize::new(size),
-            pages: pages.to_vec(),
-            repeats: 2,
-        }
-    }
-
-    static GOES_ON: AtomicBool = AtomicBool::new(false);
-
-    #[test]
-    fn what_makes_no_sense_is_refused_before_memory_is_taken() {
-        let root = Root::system();
-        let error = |spec: &Spec| run(&root, spec, &GOES_ON, |_| ()).unwrap_err();
-        assert!(matches!(
-            error(&spec(0, &[Pages::Base])),
-            TlbError::TooSmall { .. }
-        ));
-        let none = Spec {
-            repeats: 0,
-            ..spec(1 << 20, &[Pages::Base])
-        };
-        assert!(matches!(error(&none), TlbError::NoRounds));
-        let huge = error(&spec(1 << 60, &[Pages::Base]));
-        assert!(matches!(huge, TlbError::NoRoom { .. }));
-        let hint = huge.hint().unwrap();
-        assert!(hint.contains("--size "), "{hint}");
-    }
-
-    #[test]
-    fn a_round_more_than_counts_is_run_forward_and_back() {
-        let mut order = Vec::new();
-        let spec = spec(1 << 20, &[Pages::Base, Pages::Thp]);
-        let report = run(&Root::system(), &spec, &GOES_ON, |step| {
-            order.push(step.pages);
-        })
-        .unwrap();
-        let (a, b) = (Pages::Base, Pages::Thp);
-        assert_eq!(order, [a, b, b, a, a, b]);
-        for row in &report.memories {
-            // On a kernel without THP, the row has the reason.
-            if let Outcome::Measured(measured) = &row.outcome {
-                assert_eq!(measured.random_read.rounds.len(), 2);
-            }
-        }
-    }
-
-    #[test]
-    fn a_pool_that_the_machine_does_not_have_is_a_row_that_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = Root::at(dir.path()).unwrap();
-        let spec = spec(1 << 20, &["2M".parse().unwrap()]);
-        let report = run(&root, &spec, &GOES_ON, |_| ()).unwrap();
-        let Outcome::NotMeasured(why) = &report.memories[0].outcome else {
-            panic!("{report:?}");
-        };
-        assert_eq!(why.reason, "this kernel has no pages of 2 MiB");
-    }
-}
+pub use stop::Stopped;

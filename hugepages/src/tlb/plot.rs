@@ -9,6 +9,7 @@ use super::report::{Metric, Report, Series};
 use super::stats::Better;
 use crate::picture::{self, Area, BAR, COLOURS, Drawn, coordinate};
 use crate::size::ByteSize;
+use crate::stats::figure;
 
 const WIDTH: i32 = 760;
 const MARGIN: i32 = 24;
@@ -48,21 +49,6 @@ fn description(report: &Report) -> String {
         text.push_str(". ");
     }
     text.trim_end().to_owned()
-}
-
-/// Formats a value with three significant digits.
-///
-/// ```
-/// use hugepages::tlb::figure;
-///
-/// assert_eq!([361.4, 10.21, 1.499].map(figure), ["361", "10.2", "1.50"]);
-/// ```
-pub fn figure(value: f64) -> String {
-    match value {
-        value if value >= 99.95 => format!("{value:.0}"),
-        value if value >= 9.995 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
-    }
 }
 
 fn draw<'a>(report: &Report, area: &Area<'a>, panel: i32) -> Drawn<'a> {

@@ -5,9 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::counters::NoCounter;
-use super::memory::{Backing, Pages, Touch, Unavailable};
-use super::stats::{Better, Ratio};
-use super::{Spec, Stopped};
+use super::memory::Touch;
+use super::{Backing, Better, Pages, Ratio, Spec, Stopped, Unavailable};
 use crate::stats::Summary;
 
 /// One of the loops.

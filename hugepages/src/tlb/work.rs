@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-use super::{Stopped, go_on};
+use super::Stopped;
+use super::stop::go_on;
 
 /// Words of one cell: a cache line, or a half of one on CPUs with lines of 128 bytes.
 pub const CELL: usize = 8;
