@@ -1,52 +1,33 @@
-//! CPU frequency, and virtual machines.
+//! The input of the checks.
 
-use super::{Finding, Host};
-use crate::kernel::files;
+use std::path::PathBuf;
 
-pub fn governor(host: &Host) -> Vec<Finding> {
-    let path = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor";
-    let Some(governor) = files::text(&host.root, path) else {
-        return Vec::new();
-    };
-    let found = format!("the CPU governor is {}", governor.trim());
-    vec![if governor.trim() == "powersave" {
-        Finding::note(
-            found,
-            "tokens/s can differ from run to run; use `performance` for measurements",
-        )
-        .command(
-            "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
-        )
-    } else {
-        Finding::ok(found)
-    }]
+use crate::kernel::Root;
+use crate::status::Status;
+
+/// Input of the checks.
+pub struct Host {
+    pub root: Root,
+    pub status: Status,
+    /// Model in the arguments.
+    pub model: Option<PathBuf>,
+    /// Bytes of huge pages that the model needs, if known.
+    pub need: Option<u64>,
+    /// Arguments of the server, quoted for a shell.
+    pub arguments: String,
+    /// Message of the plan about missing pages, and its hint.
+    pub short: Option<(String, String)>,
+    /// Why llama-server refuses the arguments.
+    pub refused: Option<String>,
+    /// How the page cache maps the model file; the verdict depends on it.
+    pub mapped: Option<Mapped>,
 }
 
-pub fn virtual_machine(host: &Host) -> Vec<Finding> {
-    let info = files::text(&host.root, "/proc/cpuinfo").unwrap_or_default();
-    let mut flags = info.lines().filter(|line| line.starts_with("flags"));
-    let has_flag = flags
-        .next()
-        .is_some_and(|line| line.split(' ').any(|flag| flag == "hypervisor"));
-    let vendor = files::text(&host.root, "/sys/class/dmi/id/sys_vendor").unwrap_or_default();
-    let known = [
-        "QEMU",
-        "VMware",
-        "Xen",
-        "innotek",
-        "Amazon EC2",
-        "Google",
-        "Microsoft Corporation",
-    ];
-    let by_name = known.iter().find(|name| vendor.contains(**name));
-    if !has_flag && by_name.is_none() {
-        return Vec::new();
-    }
-    let found = by_name.map_or("a virtual machine".to_owned(), |name| {
-        format!("a virtual machine ({name})")
-    });
-    vec![Finding::note(
-        found,
-        "huge pages reduce TLB misses only if the host backs this memory with huge pages too; the guest cannot check this",
-    )]
+/// Page cache under a mapped part of the model file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// Bytes mapped and touched.
+    pub bytes: u64,
+    /// Bytes of these that are mapped with one entry for each 2 MiB.
+    pub whole: u64,
 }

@@ -4,7 +4,8 @@ use crate::kernel::files;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::Host;
 
 /// 5.14 has `MADV_POPULATE_WRITE`, the only call that reports a shortage as an error instead of a later signal.
 const OLDEST: (u32, u32) = (5, 14);

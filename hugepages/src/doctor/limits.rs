@@ -1,6 +1,7 @@
 //! Limits of cgroups, containers and processes.
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::Host;
 use crate::kernel::files;
 use crate::kernel::{Limit, PoolState, cgroups};
 use crate::size::ByteSize;

@@ -1,6 +1,7 @@
 //! Settings and state of ordinary memory.
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::Host;
 use crate::kernel::files;
 use crate::size::ByteSize;
 

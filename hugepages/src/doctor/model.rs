@@ -9,20 +9,12 @@ use std::ptr;
 use rustix::fs::{StatFs, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::{Host, Mapped};
 use crate::size::ByteSize;
 
 /// Bytes of the file that the check maps.
 const SAMPLE: u64 = 64 << 20;
-
-/// Page cache under a mapped part of the model file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mapped {
-    /// Bytes mapped and touched.
-    pub bytes: u64,
-    /// Bytes of these that are mapped with one entry for each 2 MiB.
-    pub whole: u64,
-}
 
 pub fn file(host: &Host) -> Vec<Finding> {
     let Some(path) = &host.model else {

@@ -2,7 +2,8 @@
 
 use rustix::fs::{Access, access};
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::Host;
 
 pub fn mounts(host: &Host) -> Vec<Finding> {
     if host.status.pools.is_empty() {

@@ -1,6 +1,7 @@
 //! Pages of the pool, and free memory to add pages.
 
-use super::{Finding, Host};
+use super::Finding;
+use super::host::Host;
 use crate::kernel::HvoState;
 use crate::kernel::files;
 use crate::kernel::{HugePageSize, Root};

@@ -1,8 +1,21 @@
 //! The verdict: expected effects, from the findings.
 
-use super::{Expectation, Finding, Host, Severity};
+use serde::Serialize;
+
+use super::host::Host;
+use super::{Finding, Severity};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
+
+/// One line of the verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Expectation {
+    /// Subject.
+    pub of: &'static str,
+    /// Expectation.
+    pub expect: String,
+}
 
 pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
     let problems: Vec<&str> = findings
