@@ -6,8 +6,8 @@
 //! does not grow with the model.
 //!
 //! ```text
-//! Spec ──shape──▶ Plan ──arch, vocab──▶ header of each file ─┐
-//!                  └────blocks──▶ tensor data ────────────────┴─▶ OUT.part ──all done──▶ OUT
+//! Spec ──fit──▶ Shape ──tensors──▶ Plan ──keys, vocab──▶ header of each file ─┐
+//!                                   └─────blocks──▶ tensor data ───────────────┴─▶ OUT.part ──all done──▶ OUT
 //! ```
 //!
 //! The models load in stock llama.cpp, accept any text, and answer with printable nonsense of the requested length.
@@ -28,13 +28,22 @@
 
 mod arch;
 mod blocks;
+mod error;
+mod fit;
+mod keys;
 mod part;
 mod plan;
 mod shape;
+mod shards;
+mod spec;
+mod tensors;
 mod vocab;
 mod write;
 
-pub use arch::Arch;
-pub use plan::{Error, Experts, Plan, Spec, WEIGHT_TYPES};
+pub use arch::{Arch, Experts};
+pub use error::Error;
+pub use part::WrittenFile;
+pub use plan::Plan;
 pub use shape::Shape;
-pub use write::{Output, WrittenFile};
+pub use spec::{Spec, WEIGHT_TYPES};
+pub use write::Output;

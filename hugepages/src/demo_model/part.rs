@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, WrittenFile};
+use super::Error;
 use crate::size::ByteSize;
 
 /// Checks that the final name is free. Refuses devices and directories even with `overwrite`, because a rename would replace
@@ -60,6 +60,15 @@ pub(super) fn directory(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// A complete file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenFile {
+    /// Its final name.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// An incomplete file: written as `NAME.part`, locked against a second writer, removed unless finished.

@@ -1,16 +1,14 @@
 //! Writes the files of a plan: headers, then data in pieces of a megabyte. After an error no file remains.
 
 use std::{
-    ffi::OsString,
     fmt, fs,
     ops::{ControlFlow, Range},
     path::{Path, PathBuf},
 };
 
-use super::{
-    Error, Plan,
-    part::{Part, check_space, check_target, directory},
-};
+use super::part::{Part, check_space, check_target, directory};
+use super::shards::{shard_path, shard_ranges};
+use super::{Error, Plan, WrittenFile};
 use llama_hugepages::gguf::Gguf;
 
 /// Bytes to generate and write in one step.
@@ -56,16 +54,20 @@ impl fmt::Debug for Output<'_> {
     }
 }
 
-/// A complete file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WrittenFile {
-    /// Its final name.
-    pub path: PathBuf,
-    /// Its size.
-    pub bytes: u64,
+impl Plan {
+    /// Writes the model and returns the files, in order.
+    ///
+    /// A file gets its final name only after all files are complete. After an error or a cancel, all new files are removed.
+    ///
+    /// # Errors
+    ///
+    /// Before the first write: a file exists, or too little space. Later: errors of the file system.
+    pub fn write(&self, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
+        write(self, output)
+    }
 }
 
-pub(super) fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
+fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
     let ranges = shard_ranges(plan, output.shards)?;
     let paths: Vec<PathBuf> = (0..output.shards)
         .map(|index| shard_path(output.path, index, output.shards))
@@ -188,48 +190,6 @@ fn write_data(
 /// `GGUF_DEFAULT_ALIGNMENT`. A header ends at a multiple of the alignment, so positions in the file and in the data need the same padding.
 const ALIGNMENT: u64 = llama_hugepages::ffi::GGUF_DEFAULT_ALIGNMENT as u64;
 
-/// Cuts the tensors into runs of about the same number of bytes, none of them empty.
-fn shard_ranges(plan: &Plan, shards: u16) -> Result<Vec<Range<usize>>, Error> {
-    let (count, tensors) = (usize::from(shards), plan.tensors.len());
-    if count == 0 || count > tensors {
-        return Err(Error::Shards { shards, tensors });
-    }
-    let size = |index: usize| u128::from(plan.tensors[index].bytes(plan.spec.weights));
-    let total = u128::from(plan.data_bytes());
-    let (mut ranges, mut start, mut bytes) = (Vec::with_capacity(count), 0, 0);
-    for index in 1..=count {
-        let limit = total * index as u128 / count as u128;
-        // Each later shard needs at least one tensor.
-        let latest = tensors - (count - index);
-        let mut end = start;
-        while end < latest && (end == start || bytes + size(end) <= limit) {
-            bytes += size(end);
-            end += 1;
-        }
-        ranges.push(start..end);
-        start = end;
-    }
-    Ok(ranges)
-}
-
-/// The name of a file: the requested name, or the name of a shard that upstream's loader expects.
-fn shard_path(path: &Path, index: u16, shards: u16) -> PathBuf {
-    if shards == 1 {
-        return path.into();
-    }
-    let prefix = if path
-        .extension()
-        .is_some_and(|extension| extension == "gguf")
-    {
-        path.with_extension("")
-    } else {
-        path.into()
-    };
-    let mut name = OsString::from(prefix);
-    name.push(format!("-{:05}-of-{shards:05}.gguf", index + 1));
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::{cell::Cell, collections::BTreeMap};
@@ -329,37 +289,6 @@ mod tests {
                 Some(shards)
             );
         }
-    }
-
-    #[test]
-    fn shards_are_of_about_the_same_size_and_never_empty() {
-        let plan = plan(TensorType::Q8_0, "300M");
-        let count = plan.tensors.len();
-        for shards in [1, 2, 3, 10, count as u16] {
-            let ranges = shard_ranges(&plan, shards).unwrap();
-            assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, count));
-            assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
-            assert!(ranges.iter().all(|range| !range.is_empty()));
-            let bytes = |range: &Range<usize>| {
-                plan.tensors[range.clone()]
-                    .iter()
-                    .map(|t| t.bytes(TensorType::Q8_0))
-                    .sum::<u64>()
-            };
-            if shards <= 3 {
-                let fair = plan.data_bytes() / u64::from(shards);
-                assert!(
-                    ranges
-                        .iter()
-                        .all(|range| bytes(range).abs_diff(fair) < fair / 10)
-                );
-            }
-        }
-        assert!(matches!(
-            shard_ranges(&plan, count as u16 + 1),
-            Err(Error::Shards { .. })
-        ));
-        assert!(matches!(shard_ranges(&plan, 0), Err(Error::Shards { .. })));
     }
 
     #[test]
