@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::server::spawn;
 use super::{Cancelled, CompareError, Runner, Scratch};
 
 /// Some thousand words that the repository contains anyway.
-const TEXT: &str = include_str!("../../../README.md");
+const TEXT: &str = include_str!("../../../../README.md");
 
 /// Small, so that the text fills the context a few times.
 const CONTEXT: &str = "128";
@@ -102,7 +103,7 @@ impl Runner<'_> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(start_error)?)
             .stderr(log.try_clone().map_err(start_error)?);
-        let mut child = super::server::spawn(&mut command, None).map_err(start_error)?;
+        let mut child = spawn(&mut command, None).map_err(start_error)?;
         let began = Instant::now();
         let status = loop {
             if let Ok(Some(status)) = child.try_wait() {

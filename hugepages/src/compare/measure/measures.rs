@@ -1,6 +1,6 @@
 //! The measures of a comparison, and their sources.
 
-use super::{Load, Sample};
+use super::{Load, Parallel, Sample, Speed};
 
 /// One number of a sample.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +44,11 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / MIB
 }
 
-fn speed(sample: &Sample, of: impl Fn(&super::Speed) -> f64) -> f64 {
+fn speed(sample: &Sample, of: impl Fn(&Speed) -> f64) -> f64 {
     sample.speed.as_ref().map_or(0.0, of)
 }
 
-fn parallel(sample: &Sample, of: impl Fn(&super::Parallel) -> f64) -> f64 {
+fn parallel(sample: &Sample, of: impl Fn(&Parallel) -> f64) -> f64 {
     speed(sample, |speed| speed.parallel.as_ref().map_or(0.0, &of))
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_guide_names_the_source_of_each() {
-        let guide = include_str!("../../../docs/comparing.md");
+        let guide = include_str!("../../../../docs/comparing.md");
         for measure in &MEASURES {
             let row = format!("| {} | {} |", measure.title().trim_start(), measure.source);
             assert!(guide.contains(&row), "docs/comparing.md lacks `{row}`");

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::Difference;
+use crate::compare::measure::Difference;
 
 /// The user cancelled the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,10 +6,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{
-    Bound, CaseResult, DirectRead, Machine, Many, ModelFile, Perplexity, Pressure, Program, bounds,
-    markdown, plot,
-};
+use crate::compare::measure::{DirectRead, Machine};
+use crate::compare::run::{CaseResult, Many, ModelFile, Perplexity, Pressure, Program};
 use crate::kernel::Root;
 use crate::kernel::{Hvo, hvo, pools};
 
@@ -90,6 +88,26 @@ impl Pool {
     }
 }
 
+/// A count and its limit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Bound {
+    /// Name, such as `cold: in the page cache, MiB`.
+    pub what: String,
+    /// The worst count.
+    pub value: f64,
+    /// The limit.
+    pub limit: f64,
+    /// Reason for the limit.
+    pub why: String,
+}
+
+impl Bound {
+    /// Whether the count is within its limit.
+    pub fn holds(&self) -> bool {
+        self.value <= self.limit
+    }
+}
+
 /// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -163,12 +181,6 @@ impl Report {
         }
     }
 
-    /// Completes the report after the last case.
-    pub fn finish(&mut self) {
-        self.pools_after = Pool::all();
-        self.bounds = bounds::of(self);
-    }
-
     /// Counts out of their bounds.
     pub fn broken(&self) -> impl Iterator<Item = &Bound> {
         self.bounds.iter().filter(|bound| !bound.holds())
@@ -185,16 +197,6 @@ impl Report {
     /// Read speeds of fio in all cases.
     pub fn direct_reads(&self) -> impl Iterator<Item = &DirectRead> {
         self.cases.iter().flat_map(|result| &result.direct_reads)
-    }
-
-    /// The report as Markdown.
-    pub fn markdown(&self) -> String {
-        markdown::markdown(self)
-    }
-
-    /// The report as a diagram. `None` without results.
-    pub fn svg(&self) -> Option<String> {
-        plot::svg(self)
     }
 }
 

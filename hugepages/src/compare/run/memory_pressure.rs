@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::cgroup::{Cgroup, accounts_huge_pages};
 use super::server::{Host, Server};
-use super::{Cache, CompareError, ModelFile, Ratio, Runner, Side, Speed};
+use super::{Cache, CompareError, ModelFile, Runner, Side};
+use crate::compare::measure::{Ratio, speed};
 
 /// Bytes for the kernel: page tables, sockets, buffers.
 const SLACK: u64 = 16 << 20;
@@ -150,7 +151,8 @@ impl Runner<'_> {
         let mut server = Server::start(side, host)?;
         let (_, seconds_to_token) = server.first_token()?;
         let before = server.counts()?.major_faults;
-        let generation_per_second = Speed::generation(&mut server, tokens)?;
+        let generation_per_second =
+            server.ask_completion(|agent, url| speed::generation(agent, url, tokens))?;
         let major_faults = server.counts()?.major_faults - before;
         let peak = server.peak();
         let pressed = Pressed {

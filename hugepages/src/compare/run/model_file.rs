@@ -6,8 +6,19 @@ use std::path::{Path, PathBuf};
 use std::{fs, io, ptr};
 
 use rustix::fs::{Advice, fadvise, fsync};
+use serde::{Deserialize, Serialize};
 
-use super::{Cache, CompareError};
+use super::CompareError;
+
+/// State of the page cache at the start of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// The page cache holds nothing of the model, checked with mincore.
+    Cold,
+    /// The page cache holds the whole model, read once.
+    Warm,
+}
 
 /// All files of a model.
 #[derive(Clone, Debug)]

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use super::{CaseResult, MEASURES, Measure, Moment, Report};
+use super::Report;
+use crate::compare::measure::{MEASURES, Measure, Moment};
+use crate::compare::run::CaseResult;
 use crate::picture::{self, Area, BAR, COLOURS, Drawn, coordinate};
 use crate::stats::{Summary, figure};
 
@@ -33,8 +35,15 @@ struct Panel {
     bars: Vec<Bar>,
 }
 
+impl Report {
+    /// The report as a diagram. `None` without results.
+    pub fn svg(&self) -> Option<String> {
+        svg(self)
+    }
+}
+
 /// An SVG document: a panel for each plotted measure, and the memory of both sides of the first case. `None` if no case ran.
-pub fn svg(report: &Report) -> Option<String> {
+fn svg(report: &Report) -> Option<String> {
     let panels: Vec<Panel> = MEASURES
         .iter()
         .filter(|measure| measure.drawn)

@@ -8,9 +8,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use ureq::Agent;
 
-use super::CompareError;
-use super::server::Server;
-
 /// Number of parallel requests.
 const STREAMS: usize = 4;
 
@@ -69,29 +66,19 @@ impl Timings {
 
 impl Speed {
     /// Measures one request, and then [`STREAMS`] parallel requests, with this number of tokens each.
-    pub(super) fn measure(server: &mut Server<'_>, tokens: u32) -> Result<Self, CompareError> {
-        let url = format!("{}/completion", server.url());
-        let (alone, latencies_ms) = {
-            let url = url.clone();
-            server.ask(move |agent| stream(agent, &url, &request(PROMPT, tokens)))?
-        };
-        let together = server.ask(move |agent| side_by_side(agent, &url, tokens))?;
+    pub(in crate::compare) fn measure(
+        agent: &Agent,
+        url: &str,
+        tokens: u32,
+    ) -> Result<Self, String> {
+        let (alone, latencies_ms) = stream(agent, url, &request(PROMPT, tokens))?;
+        let together = side_by_side(agent, url, tokens)?;
         Ok(Self {
             prompt_tokens: alone.prompt_tokens,
             prompt_per_second: rate(alone.prompt_tokens, alone.prompt_ms),
             generation_per_second: rate(alone.tokens, alone.tokens_ms),
             latencies_ms,
             parallel: Some(together),
-        })
-    }
-
-    /// Tokens a second of one request with a short prompt.
-    pub(super) fn generation(server: &mut Server<'_>, tokens: u32) -> Result<f64, CompareError> {
-        let url = format!("{}/completion", server.url());
-        server.ask(move |agent| {
-            let (answer, _) = post(agent, &url, &request("a", tokens))?;
-            let timings = Timings::of(&answer)?;
-            Ok(rate(timings.tokens, timings.tokens_ms))
         })
     }
 
@@ -105,6 +92,13 @@ impl Speed {
             .find(|(rank, _)| f64::from(*rank) >= least);
         reached.map_or(0.0, |(_, latency)| *latency)
     }
+}
+
+/// Tokens a second of one request with a short prompt.
+pub fn generation(agent: &Agent, url: &str, tokens: u32) -> Result<f64, String> {
+    let (answer, _) = post(agent, url, &request("a", tokens))?;
+    let timings = Timings::of(&answer)?;
+    Ok(rate(timings.tokens, timings.tokens_ms))
 }
 
 fn rate(count: f64, ms: f64) -> f64 {

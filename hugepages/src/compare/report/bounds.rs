@@ -1,33 +1,21 @@
 //! Bounds for counts of memory, pages and faults. Times have no bounds.
 
-use serde::Serialize;
-
-use super::{CaseResult, Measure, Report, Sample};
-
-/// A count and its limit.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Bound {
-    /// Name, such as `cold: in the page cache, MiB`.
-    pub what: String,
-    /// The worst count.
-    pub value: f64,
-    /// The limit.
-    pub limit: f64,
-    /// Reason for the limit.
-    pub why: String,
-}
-
-impl Bound {
-    /// Whether the count is within its limit.
-    pub fn holds(&self) -> bool {
-        self.value <= self.limit
-    }
-}
+use super::{Bound, Pool, Report};
+use crate::compare::measure::{Measure, Sample};
+use crate::compare::run::{Cache, CaseResult};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
+impl Report {
+    /// Completes the report after the last case.
+    pub fn finish(&mut self) {
+        self.pools_after = Pool::all();
+        self.bounds = of(self);
+    }
+}
+
 /// All bounds of a report.
-pub fn of(report: &Report) -> Vec<Bound> {
+fn of(report: &Report) -> Vec<Bound> {
     let mut bounds: Vec<Bound> = Vec::new();
     for result in &report.cases {
         let size = report.model_bytes(&result.case.model) as f64 / MIB;
@@ -95,7 +83,7 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
         planned,
         format!("plan: {planned:.0} MiB of pages"),
     );
-    if result.case.cache == super::Cache::Cold {
+    if result.case.cache == Cache::Cold {
         add(
             "residue",
             size * 0.01 + 2.0,
@@ -108,7 +96,7 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
 /// The pools are the same as before.
 fn pages_are_back(report: &Report) -> Vec<Bound> {
     let pairs = report.pools_before.iter().zip(&report.pools_after);
-    let bound = |(before, after): (&super::Pool, &super::Pool)| Bound {
+    let bound = |(before, after): (&Pool, &Pool)| Bound {
         what: format!("changed pages of {} bytes in the pool", after.page_bytes),
         value: (after.total.abs_diff(before.total) + after.free.abs_diff(before.free)) as f64,
         limit: 0.0,
@@ -125,7 +113,8 @@ fn title(result: &CaseResult, measure: &Measure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{Cache, Case, Footprint, Side};
+    use crate::compare::measure::Footprint;
+    use crate::compare::run::{Case, Side};
 
     fn case(
         name: &str,

@@ -17,9 +17,10 @@ use serde_json::Value;
 use ureq::Agent;
 
 use super::cgroup::Cgroup;
-use super::sample::Counts;
-use super::watch::Watch;
-use super::{Cancelled, CompareError, Footprint, Load, Moment, Sample, Side, Speed, speech, speed};
+use super::{Cancelled, CompareError, Side};
+use crate::compare::measure::counters::Counts;
+use crate::compare::measure::watch::Watch;
+use crate::compare::measure::{Footprint, Load, Moment, Sample, Speed, answers, speed};
 use crate::plan::cause_and_hint;
 use crate::process::end_with_parent;
 
@@ -151,33 +152,33 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Answers to all questions of [`speech::QUESTIONS`].
+    /// Answers to all questions of [`answers::QUESTIONS`].
     pub fn speak(&mut self, tokens: u32) -> Result<Vec<Vec<Value>>, CompareError> {
-        let questions = speech::QUESTIONS.iter();
+        let questions = answers::QUESTIONS.iter();
         questions
             .map(|(prompt, temperature)| {
-                let request = speech::request(prompt, *temperature, tokens);
+                let request = answers::request(prompt, *temperature, tokens);
                 let (answer, _) = self.complete(&request)?;
-                speech::tokens(&answer).ok_or_else(|| self.no_answer(&answer.to_string()))
+                answers::tokens(&answer).ok_or_else(|| self.no_answer(&answer.to_string()))
             })
             .collect()
     }
 
     /// Requests a completion. Returns the answer and its time.
     pub fn complete(&mut self, request: &Value) -> Result<(Value, Instant), CompareError> {
-        let url = format!("{}/completion", self.url);
-        self.ask(move |agent| speed::post(agent, &url, request))
+        self.ask_completion(|agent, url| speed::post(agent, url, request))
     }
 
-    /// Waits for an answer or for a cancel.
-    pub fn ask<T: Send>(
+    /// Waits for the answers of `/completion`, or for a cancel. `request` gets the URL.
+    pub fn ask_completion<T: Send>(
         &mut self,
-        request: impl FnOnce(&Agent) -> Result<T, String> + Send,
+        request: impl FnOnce(&Agent, &str) -> Result<T, String> + Send,
     ) -> Result<T, CompareError> {
+        let url = format!("{}/completion", self.url);
         let answer = thread::scope(|scope| {
             let (sender, answer) = channel();
             let agent = self.agent.clone();
-            scope.spawn(move || sender.send(request(&agent)));
+            scope.spawn(move || sender.send(request(&agent, &url)));
             loop {
                 match answer.recv_timeout(10 * TICK) {
                     Ok(answer) => return Ok(answer),
@@ -194,10 +195,6 @@ impl<'a> Server<'a> {
             }
         });
         answer.and_then(|answer| answer.map_err(|reason| self.no_answer(&reason)))
-    }
-
-    pub fn url(&self) -> &str {
-        &self.url
     }
 
     /// The server's report of its load.
@@ -219,8 +216,8 @@ impl<'a> Server<'a> {
     /// Waits for ready and for the first token. Returns the seconds of both since the start.
     pub fn first_token(&mut self) -> Result<(f64, f64), CompareError> {
         let ready = self.ready()?;
-        let (answer, came) = self.complete(&speech::request(SHORT_PROMPT, 0.0, 1))?;
-        if speech::tokens(&answer).is_none() {
+        let (answer, came) = self.complete(&answers::request(SHORT_PROMPT, 0.0, 1))?;
+        if answers::tokens(&answer).is_none() {
             return Err(self.no_answer(&answer.to_string()));
         }
         Ok((ready, (came - self.began).as_secs_f64()))
@@ -238,7 +235,7 @@ impl<'a> Server<'a> {
         let residue_bytes = residue()?;
         let speed = match speed_tokens {
             0 => None,
-            tokens => Some(Speed::measure(&mut self, tokens)?),
+            tokens => Some(self.ask_completion(|agent, url| Speed::measure(agent, url, tokens))?),
         };
         Ok(Sample {
             side: self.side.name.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Cache, Case, Program, Side};
 use crate::kernel::HugePageSize;
-use crate::plan::{Plan, PlanError};
+use crate::plan::PlanError;
 
 /// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,18 +300,6 @@ impl Row {
         let bytes = pages.iter().map(|(size, count)| size.bytes() * count);
         case.planned_bytes = bytes.sum();
         Ok(pages)
-    }
-}
-
-impl Side {
-    /// The plan of this side.
-    ///
-    /// # Errors
-    /// [`PlanError`]
-    pub fn plan(&self) -> Result<Plan, PlanError> {
-        let model = ["--model".into(), self.model.clone().into_os_string()];
-        let args = self.args.iter().map(Into::into);
-        Plan::ask(&self.program, model.into_iter().chain(args))
     }
 }
 

@@ -2,15 +2,24 @@
 
 use std::fmt::{Display, Write};
 
-use super::{CaseResult, MEASURES, Machine, Measure, Pressure, Ratio, Report};
+use super::Report;
+use crate::compare::measure::{MEASURES, Machine, Measure, Ratio};
+use crate::compare::run::{Cache, CaseResult, Pressure};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
 use crate::stats::Summary;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
+impl Report {
+    /// The report as Markdown.
+    pub fn markdown(&self) -> String {
+        markdown(self)
+    }
+}
+
 /// Builds the sections: equality, measurements, machine, skipped cases.
-pub fn markdown(report: &Report) -> String {
+fn markdown(report: &Report) -> String {
     let mut text = String::from("# llama-server with and without huge pages\n");
     machine(&mut text, &report.machine);
     hvo(&mut text, report);
@@ -98,8 +107,8 @@ fn programs(text: &mut String, report: &Report) {
 fn case(text: &mut String, result: &CaseResult) {
     let case = &result.case;
     let cache = match case.cache {
-        super::Cache::Cold => "the page cache holds nothing of the model",
-        super::Cache::Warm => "the page cache holds the whole model",
+        Cache::Cold => "the page cache holds nothing of the model",
+        Cache::Warm => "the page cache holds the whole model",
     };
     line(text, format!("\n## {}: {}\n", case.model, case.name));
     line(

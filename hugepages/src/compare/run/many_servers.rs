@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use super::footprint::pool_bytes_taken;
 use super::server::Server;
-use super::{CompareError, Footprint, ModelFile, Runner, Side};
+use super::{CompareError, ModelFile, Runner, Side};
+use crate::compare::measure::Footprint;
+use crate::compare::measure::footprint::pool_bytes_taken;
 use crate::kernel::Root;
 
 /// Several servers of each side.
