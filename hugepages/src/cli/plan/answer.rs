@@ -15,8 +15,8 @@ use hugepages::plan::{Need, Plan};
 use hugepages::pool::persist::Persistent;
 use hugepages::size::ByteSize;
 
-use super::output::{self, Format, Screen};
-use super::{Exit, programs};
+use crate::cli::output::{self, Format, Screen};
+use crate::cli::{Exit, programs};
 
 const SCHEMA: u32 = 1;
 
