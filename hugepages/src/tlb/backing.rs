@@ -23,7 +23,7 @@ pub struct Backing {
 
 impl Backing {
     /// Reads the backing of a range of this process from the kernel.
-    pub fn read(range: Range<u64>) -> io::Result<Self> {
+    pub(super) fn read(range: Range<u64>) -> io::Result<Self> {
         let start = range.start;
         let smaps = fs::read_to_string("/proc/self/smaps")?;
         let mut backing = Self::from_smaps(&smaps, range);

@@ -3,39 +3,14 @@
 use std::env;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
 use hugepages::compare::Scratch;
-use hugepages::demo_model::{Output, Spec, WEIGHT_TYPES};
-use hugepages::size::ByteSize;
-use llama_hugepages::gguf::TensorType;
+use hugepages::demo_model::{Output, Spec};
 
-use super::Args;
-
-/// `300M,Q8_0`
-#[derive(Clone, Copy, Debug)]
-pub struct Demo {
-    size: ByteSize,
-    weights: TensorType,
-}
-
-impl FromStr for Demo {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let split = text.split_once(',');
-        let (size, kind) = split.ok_or("expected a size and a type, such as `300M,Q8_0`")?;
-        let is_it = |weights: &TensorType| weights.to_string().eq_ignore_ascii_case(kind);
-        let weights = WEIGHT_TYPES.into_iter().find(is_it);
-        Ok(Self {
-            size: size.parse().map_err(|error| format!("{error}"))?,
-            weights: weights.ok_or_else(|| format!("unknown type of weights `{kind}`"))?,
-        })
-    }
-}
+use super::args::{Args, Demo};
 
 /// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]

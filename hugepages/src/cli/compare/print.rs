@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use hugepages::compare::{CaseResult, Many, Pressure, Report, rows, said};
 
-use super::{Args, SCHEMA, output};
-use crate::cli::output::Screen;
+use super::args::{Args, SCHEMA};
+use crate::cli::output::{self, Screen};
 
 const MIB: f64 = 1024.0 * 1024.0;
 

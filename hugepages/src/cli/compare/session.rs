@@ -12,9 +12,10 @@ use hugepages::compare::{
 use hugepages::kernel::{HugePageSize, Root, sizes};
 use hugepages::plan::{Plan, PlanError};
 
+use super::args::{Args, PERPLEXITY, PRESSURE, SERVERS};
 use super::models::Model;
 use super::pages::{NoPages, Pages, Wanted, usable};
-use super::{Args, PERPLEXITY, PRESSURE, SERVERS, print};
+use super::print;
 use crate::cli::output::Format;
 use crate::cli::programs::beside;
 

@@ -1,121 +1,53 @@
-//! `hugepages plan`: the huge pages that a model needs.
-
-use std::collections::BTreeMap;
-use std::env;
-use std::io::{self, Write};
-use std::path::PathBuf;
-
-use anyhow::Result;
-use serde::Serialize;
+//! The answer: the need and the state of each pool, in the form of its JSON.
 
 use hugepages::kernel::hvo::{self, HvoState};
 use hugepages::kernel::pools::{self, PoolState};
-use hugepages::kernel::{HugePageSize, Root, sizes};
+use hugepages::kernel::{Root, sizes};
 use hugepages::plan::{Need, Plan};
 use hugepages::pool::persist::Persistent;
-use hugepages::size::ByteSize;
-
-use crate::cli::output::{self, Format, Screen};
-use crate::cli::{Exit, programs};
-
-const SCHEMA: u32 = 1;
-
-/// Compute how many huge pages a model needs, and how many are missing
-///
-/// Takes the arguments of llama-server. Reads only the headers of the model, takes no page and needs no root. The numbers are
-/// those of a load with the same arguments, because llama-server computes both with the same code.
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Exit codes:\n  0  enough pages are usable\n  1  llama-server refuses the model or the arguments\n  3  pages are missing; the output has the number"
-)]
-pub struct Args {
-    /// llama-server that computes the plan [default: in the directory of this program]
-    #[arg(long, value_name = "PROGRAM")]
-    server: Option<PathBuf>,
-
-    #[command(flatten)]
-    output: output::Args,
-
-    /// Arguments of llama-server, for example -m model.gguf --ctx-size 8192
-    #[arg(last = true, required = true)]
-    server_arguments: Vec<String>,
-}
+use serde::Serialize;
 
 /// The need of one pool, and its counters.
 #[derive(Serialize)]
-struct Demand {
-    page_size: u64,
-    needed: u64,
-    total: u64,
-    free: u64,
-    reserved: u64,
-    surplus: u64,
-    overcommit: u64,
-    usable: u64,
-    missing: u64,
+pub struct Demand {
+    pub page_size: u64,
+    pub needed: u64,
+    pub total: u64,
+    pub free: u64,
+    pub reserved: u64,
+    pub surplus: u64,
+    pub overcommit: u64,
+    pub usable: u64,
+    pub missing: u64,
     /// One for each node; empty on a machine with one node.
-    nodes: Vec<NodeDemand>,
+    pub nodes: Vec<NodeDemand>,
     /// Bytes of `struct page` memory that HVO frees for these pages.
-    hvo_bytes: u64,
+    pub hvo_bytes: u64,
 }
 
 /// The counters of one node, and its need if the server takes pages from all nodes in turn.
 #[derive(Serialize)]
-struct NodeDemand {
-    node: u32,
-    needed: Option<u64>,
-    total: u64,
-    free: u64,
+pub struct NodeDemand {
+    pub node: u32,
+    pub needed: Option<u64>,
+    pub total: u64,
+    pub free: u64,
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+pub struct Answer<'a> {
     #[serde(flatten)]
-    plan: &'a Plan,
-    pools: Vec<Demand>,
+    pub plan: &'a Plan,
+    pub pools: Vec<Demand>,
     /// Commands that add the missing pages. They set new totals, which include the pages of others.
-    commands: Vec<String>,
+    pub commands: Vec<String>,
     /// Settings for every boot: a file and its line.
-    persistent: Vec<(String, String)>,
+    pub persistent: Vec<(String, String)>,
     /// Whether HVO is on; `None` if the kernel has no HVO.
-    hvo: Option<bool>,
+    pub hvo: Option<bool>,
     /// Bytes of page tables of each process, with these pages and with pages of 4 KiB.
-    page_table_bytes: u64,
-    page_table_bytes_4k: u64,
-}
-
-pub fn run(args: &Args) -> Result<Exit> {
-    let server = args
-        .server
-        .clone()
-        .map_or_else(|| programs::beside("llama-server"), Ok)?;
-    let plan = Plan::ask(&server, &args.server_arguments)?;
-    let answer = answer(
-        &Root::system(),
-        &plan,
-        is_interleaved(&args.server_arguments),
-    );
-    match args.output.format {
-        Format::Json => output::json(SCHEMA, &answer)?,
-        Format::Human => writeln!(io::stdout(), "{}", text(Screen::stdout(), &answer))?,
-    }
-    Ok(if plan.fits {
-        Exit::Success
-    } else {
-        Exit::Short
-    })
-}
-
-/// Whether the arguments or the environment contain `--numa distribute`.
-fn is_interleaved(arguments: &[String]) -> bool {
-    let value = arguments
-        .iter()
-        .skip_while(|argument| *argument != "--numa")
-        .nth(1)
-        .cloned();
-    value
-        .or_else(|| env::var("LLAMA_ARG_NUMA").ok())
-        .is_some_and(|numa| numa == "distribute")
+    pub page_table_bytes: u64,
+    pub page_table_bytes_4k: u64,
 }
 
 fn nodes_of(pool: &PoolState, needed: u64, interleaved: bool) -> Vec<NodeDemand> {
@@ -131,7 +63,7 @@ fn nodes_of(pool: &PoolState, needed: u64, interleaved: bool) -> Vec<NodeDemand>
         .collect()
 }
 
-fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
+pub fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
     let default_size = sizes::default_of(root);
     let states = pools::read(root);
     let mut pools = Vec::new();
@@ -191,147 +123,13 @@ fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
     }
 }
 
-/// The value of `--hugepage-size`, such as `2M`.
-fn size_name(bytes: u64) -> String {
-    HugePageSize::new(bytes).map_or_else(|| "base".to_owned(), HugePageSize::short_name)
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.2}", bytes as f64 / f64::from(1 << 20))
-}
-
-/// Tables of the needs, the pools and the nodes.
-fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
-    let plan = answer.plan;
-    let files = plan
-        .needs
-        .iter()
-        .filter_map(|need| need.file)
-        .max()
-        .map_or(0, |last| last + 1);
-    let place = |need: &Need| match need.file {
-        Some(_) if files == 1 => "file".to_owned(),
-        Some(file) => format!("shard {} of {files}", file + 1),
-        None => "buffer".to_owned(),
-    };
-    let on = |size| {
-        if plan.size == "thp" && size != 0 {
-            "thp".to_owned()
-        } else {
-            size_name(size)
-        }
-    };
-    let rows = plan.needs.iter().map(|need| {
-        vec![
-            need.kind.clone(),
-            place(need),
-            on(need.page_size),
-            need.pages.to_string(),
-            mib(need.bytes),
-        ]
-    });
-    let mut parts = vec![output::table(
-        screen,
-        &["kind", "source", "backing", "pages", "MiB"],
-        rows,
-    )];
-
-    let pools = answer.pools.iter().map(|pool| {
-        let numbers = [
-            pool.needed,
-            pool.usable,
-            pool.missing,
-            pool.total,
-            pool.free,
-            pool.reserved,
-            pool.surplus,
-        ];
-        let mut row = vec![size_name(pool.page_size)];
-        row.extend(numbers.map(|number| number.to_string()));
-        row
-    });
-    if !answer.pools.is_empty() {
-        let head = [
-            "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus",
-        ];
-        parts.push(output::table(screen, &head, pools));
-    }
-
-    let nodes = answer.pools.iter().flat_map(|pool| {
-        pool.nodes.iter().map(|node| {
-            let needed = node
-                .needed
-                .map_or_else(|| "-".to_owned(), |pages| pages.to_string());
-            vec![
-                size_name(pool.page_size),
-                node.node.to_string(),
-                needed,
-                node.total.to_string(),
-                node.free.to_string(),
-            ]
-        })
-    });
-    let nodes: Vec<_> = nodes.collect();
-    if !nodes.is_empty() {
-        parts.push(output::table(
-            screen,
-            &["pool", "node", "needed", "total", "free"],
-            nodes,
-        ));
-    }
-
-    parts
-}
-
-fn text(screen: Screen, answer: &Answer) -> String {
-    let plan = answer.plan;
-    let mut parts = tables(screen, answer);
-    let mut lines = Vec::new();
-    if plan.fits {
-        lines.push("the model fits".to_owned());
-    } else {
-        lines.push(format!("the model does not fit: {}", plan.message));
-        lines.push(format!("hint: {}", plan.hint));
-    }
-    for command in &answer.commands {
-        lines.push(format!("now:          {command}"));
-    }
-    let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (file, line) in &answer.persistent {
-        files.entry(file).or_default().push(line);
-    }
-    for (file, settings) in files {
-        for setting in settings {
-            lines.push(format!("at each boot: {setting}   in {file}"));
-        }
-    }
-    parts.push(lines.join("\n"));
-
-    let hvo: u64 = answer.pools.iter().map(|pool| pool.hvo_bytes).sum();
-    let hvo = match answer.hvo {
-        Some(true) => format!(
-            "HVO is on: it frees {} of `struct page` memory for these pages",
-            ByteSize::new(hvo)
-        ),
-        Some(false) => format!(
-            "HVO is off: with vm.hugetlb_optimize_vmemmap=1, set before the pages are added, it frees {} of `struct page` memory",
-            ByteSize::new(hvo)
-        ),
-        None => "this kernel has no HVO".to_owned(),
-    };
-    parts.push(format!(
-        "{hvo}\npage tables of each process: {} instead of {} with pages of 4 KiB",
-        ByteSize::new(answer.page_table_bytes),
-        ByteSize::new(answer.page_table_bytes_4k)
-    ));
-    parts.join("\n\n")
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+    use crate::cli::output::Screen;
+    use crate::cli::plan::text::text;
 
     /// A kernel with two nodes. One node has nearly all pages.
     fn two_nodes(dir: &std::path::Path) -> Root {

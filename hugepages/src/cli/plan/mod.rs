@@ -1,5 +1,7 @@
 //! `hugepages plan`: the huge pages that a model needs.
 
 mod answer;
+mod command;
+mod text;
 
-pub use answer::{Args, run};
+pub use command::{Args, run};

@@ -1,61 +1,28 @@
-//! `hugepages pool`: changes the huge page pools, and undoes these changes.
-//! Lives here: the arguments and their meaning. Not here: the changes themselves, which are in `hugepages::pool`.
-
-use std::path::PathBuf;
+//! The arguments of `hugepages pool reserve`, `release` and `restore`, and the number of pages that they mean.
 
 use anyhow::{Result, bail};
-use clap::Subcommand;
 
-use hugepages::kernel::{HugePageSize, Root, sizes};
+use hugepages::kernel::HugePageSize;
 use hugepages::plan::Plan;
-use hugepages::pool::{Amount, ChangeError, Changer, Counter, State};
+use hugepages::pool::{Amount, ChangeError, Counter};
 
-use super::{change, lease, persist};
-use crate::cli::{Exit, output, programs};
+use super::which::Which;
+use crate::cli::programs;
 
-const PLACES: &str = "\
-AMOUNT is a number of pages (4096, \"15360 pages\") or of bytes. K, M, G, T (or KiB, …) are powers of 1024; kB, MB, GB, TB are \
-powers of 1000. Bytes are rounded up to whole pages.
+const LEASE: &str = "\
+For scripts: print one line, keep the pages until the end of standard input, then return the added pages.
 
-Every change is logged in $LLAMA_HUGEPAGES_STATE (default: /run/llama-hugepages). `hugepages pool restore` undoes all logged \
-changes.";
+  ok ADDED               all pages are usable, ADDED of them are new
+  short ADDED USABLE     too few pages: ADDED of them are new, or none
+  memory HAVE WANT KEEP  nothing changed: too little memory, in MiB
+  none                   nothing changed: no such pool, or no right to change it
 
-#[derive(Debug, clap::Args)]
-#[command(after_help = PLACES)]
-pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-    #[command(flatten)]
-    output: output::Args,
-    /// Directory that contains /sys, /proc, /run and /etc [default: /]
-    #[arg(long, value_name = "DIR", global = true)]
-    root: Option<PathBuf>,
-}
+`short`: if --at-least accepts ADDED pages, the lease keeps them. Otherwise it keeps none, and the exit code is 3. \
+`memory`: adding the pages takes WANT MiB, HAVE MiB are available, and KEEP MiB must stay free.
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Add pages to the pool: all of them, or none
-    #[command(after_help = PLACES)]
-    Reserve(Reserve),
-    /// Return idle pages that this tool added
-    Release(Release),
-    /// Undo all changes that this tool made since boot
-    Restore(Restore),
-    /// Write files that set the pool at every boot
-    Persist(persist::Persist),
-    /// Remove the files that `persist` wrote
-    Unpersist(persist::Unpersist),
-}
-
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Which {
-    /// Page size, for example 2M or 1G [default: the smallest size of at least 2 MiB]
-    #[arg(long)]
-    pub size: Option<HugePageSize>,
-    /// Change only the pool of this NUMA node
-    #[arg(long, value_name = "N")]
-    pub node: Option<u32>,
-}
+The lease ends when no process holds the other end of standard input, even if these processes are killed. SIGINT, SIGTERM \
+and SIGHUP end the lease too, unless this command inherited them as ignored. If this command itself is killed with SIGKILL, \
+the next `hugepages pool reserve` or `hugepages pool restore` returns the pages.";
 
 #[expect(
     clippy::struct_excessive_bools,
@@ -96,7 +63,7 @@ pub struct Reserve {
     #[arg(long)]
     pub dry_run: bool,
     /// For scripts: print one line, keep the pages until the end of standard input, then return them
-    #[arg(long, conflicts_with = "dry_run", long_help = lease::HELP)]
+    #[arg(long, conflicts_with = "dry_run", long_help = LEASE)]
     pub lease: bool,
 }
 
@@ -139,41 +106,6 @@ impl std::str::FromStr for AmountOrAll {
     }
 }
 
-pub fn run(args: &Args) -> Result<Exit> {
-    let root = match &args.root {
-        None => Root::system(),
-        Some(dir) => Root::at(dir)?,
-    };
-    let format = args.output.format;
-    match &args.command {
-        Command::Reserve(args) => {
-            let args = args.resolved()?;
-            if args.lease {
-                return lease::run(&root, &args);
-            }
-            change::reserve(&root, &args, format)?;
-        }
-        Command::Release(args) => change::release(&root, args, format)?,
-        Command::Persist(args) => return persist::persist(&root, args),
-        Command::Unpersist(args) => return persist::unpersist(&root, args),
-        Command::Restore(args) => change::restore(&root, args, format)?,
-    }
-    Ok(Exit::Success)
-}
-
-/// The hint for an error, with the command of this process.
-pub fn hint(error: &ChangeError) -> Option<String> {
-    error.hint(&programs::own_command())
-}
-
-impl Which {
-    pub fn counter(self, root: &Root) -> Result<Counter, ChangeError> {
-        let default = || sizes::of_images(root);
-        let size = self.size.or_else(default).ok_or(ChangeError::NoPools)?;
-        Counter::new(root, size, self.node)
-    }
-}
-
 impl Reserve {
     /// Replaces `--for` by an amount.
     pub fn resolved(&self) -> Result<Self> {
@@ -209,18 +141,4 @@ impl Reserve {
         }
         Ok(pages)
     }
-}
-
-/// Returns pages that a killed command left in the pool. Otherwise the next reservation would return them, and a caller that
-/// compares the pool before and after its work would see a smaller pool.
-pub fn reap(root: &Root) {
-    let reaped = changer(root).and_then(|mut changer| changer.reap());
-    // No error, because a user who cannot change the pool can still use its free pages.
-    change::say_reaped(&reaped.unwrap_or_default());
-}
-
-/// Opens the journal and takes the lock. Prints a message if it must wait for the lock.
-pub fn changer(root: &Root) -> Result<Changer, ChangeError> {
-    let waiting = || eprintln!("waiting for the lock: another command is changing the pool");
-    Changer::open(root, &State::open(root)?, waiting)
 }

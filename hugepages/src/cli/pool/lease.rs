@@ -13,25 +13,12 @@ use hugepages::kernel::Root;
 use hugepages::pool::{ChangeError, Counter, Holder, Reserved};
 use hugepages::size::ByteSize;
 
-use super::{Reserve, changer};
+use super::args::Reserve;
+use super::change::{say_rounding, wish};
+use super::changer::changer;
+use super::undone::say_reaped;
 use crate::cli::Exit;
-use crate::cli::pool::change::{say_reaped, say_rounding, wish};
 use crate::cli::signals::is_ignored;
-
-pub const HELP: &str = "\
-For scripts: print one line, keep the pages until the end of standard input, then return the added pages.
-
-  ok ADDED               all pages are usable, ADDED of them are new
-  short ADDED USABLE     too few pages: ADDED of them are new, or none
-  memory HAVE WANT KEEP  nothing changed: too little memory, in MiB
-  none                   nothing changed: no such pool, or no right to change it
-
-`short`: if --at-least accepts ADDED pages, the lease keeps them. Otherwise it keeps none, and the exit code is 3. \
-`memory`: adding the pages takes WANT MiB, HAVE MiB are available, and KEEP MiB must stay free.
-
-The lease ends when no process holds the other end of standard input, even if these processes are killed. SIGINT, SIGTERM \
-and SIGHUP end the lease too, unless this command inherited them as ignored. If this command itself is killed with SIGKILL, \
-the next `hugepages pool reserve` or `hugepages pool restore` returns the pages.";
 
 /// How long the lease waits for pages that are still in use.
 const PATIENCE: Duration = Duration::from_secs(10);

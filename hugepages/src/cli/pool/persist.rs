@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use hugepages::kernel::Root;
 use hugepages::pool::persist::{Persistent, written};
 
-use super::Which;
+use super::which::Which;
 use crate::cli::Exit;
 
 #[derive(Debug, clap::Args)]

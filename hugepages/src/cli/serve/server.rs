@@ -20,7 +20,6 @@ use hugepages::plan::SHORT;
 use hugepages::process::end_with_parent;
 
 use super::address::Address;
-use super::say;
 use crate::cli::output;
 use crate::cli::signals::is_ignored;
 
@@ -177,6 +176,11 @@ impl Start<'_> {
         }
         Ok(false)
     }
+}
+
+/// Prints on standard error, and ignores an error such as a closed pipe.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "serve: {text}");
 }
 
 /// Prints the server's log above the bar, line by line.

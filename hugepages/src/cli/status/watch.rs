@@ -14,8 +14,11 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
-use super::{Format, SCHEMA, Screen, human};
+use super::tables::human;
 use crate::cli::Exit;
+use crate::cli::output::{Format, Screen};
+
+pub const SCHEMA: u32 = 1;
 
 /// Prints the status until q, Ctrl-C, or the end of the reader.
 pub fn run(pause: Duration, format: Format, read: impl Fn() -> Status) -> Result<Exit> {

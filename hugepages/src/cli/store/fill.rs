@@ -11,7 +11,7 @@ use hugepages::kernel::{Root, sizes};
 use hugepages::store::mount::{self as mounts, Options};
 use hugepages::store::{Loader, Store, StoreError};
 
-use super::load::{Added, kept};
+use super::pages::{Added, kept};
 use crate::cli::output;
 
 /// Each user creates images, and only their owner removes them.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use hugepages::size::ByteSize;
 use hugepages::store::{Entries, Image, Model, PlainFile, Process, Store, span};
 
-use super::{SCHEMA, Which, count, now};
+use super::common::{SCHEMA, Which, count, now};
 use crate::cli::output::{self, Format, Screen, printable};
 
 #[derive(Debug, clap::Args)]

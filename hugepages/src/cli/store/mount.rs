@@ -11,7 +11,7 @@ use hugepages::kernel::{HugePageSize, Root, sizes};
 use hugepages::size::ByteSize;
 use hugepages::store::mount::{self as mounts, Made, Options};
 
-use super::SCHEMA;
+use super::common::SCHEMA;
 use crate::cli::output::{self, Format};
 
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use hugepages::pool::Amount;
 use hugepages::size::ByteSize;
 use hugepages::store::{Garbage, Rules, Store, StoreError};
 
-use super::{SCHEMA, Which, now};
+use super::common::{SCHEMA, Which, now};
 use crate::cli::Exit;
 use crate::cli::output::{self, Format, printable};
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use hugepages::store::{Entries, Store, StoreError};
 
-use super::{SCHEMA, Which};
+use super::common::{SCHEMA, Which};
 use crate::cli::output::{self, Format, printable};
 use crate::cli::{Exit, signals};
 
