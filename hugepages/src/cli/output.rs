@@ -21,6 +21,8 @@ pub enum Format {
 
 /// Options of every command that prints a result.
 #[derive(Clone, Copy, Debug, clap::Args)]
+// No group, because the arguments of a command already form the group `Args`, and a debug build of clap refuses two of the same name.
+#[group(skip)]
 pub struct Args {
     /// Format of the output
     #[arg(long, value_enum, default_value_t, global = true)]
