@@ -1,4 +1,4 @@
-//! `hugepages`: tools around llama.cpp on huge pages. The commands are in `src/cli/`.
+//! `hugepages`: tools around llama.cpp on huge pages. The commands are in `cli/`.
 
 mod cli;
 

@@ -50,7 +50,7 @@ impl Sample {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(
     missing_docs,
-    reason = "the names of crate::Load, which has them documented"
+    reason = "the names of llama_hugepages::Load, which has them documented"
 )]
 pub struct Load {
     pub bytes_direct: u64,
