@@ -1,6 +1,6 @@
 //! Tokens to decode together.
 
-use crate::vocab::Token;
+use crate::token::Token;
 
 /// Tokens for one call of [`Context::decode`](crate::Context::decode), each at a position of a sequence.
 ///

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::vocab::Token;
+use crate::token::Token;
 
 /// Why a call failed.
 ///

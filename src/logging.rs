@@ -31,15 +31,8 @@ pub enum LogTarget {
 
 static TARGET: AtomicU8 = AtomicU8::new(LogTarget::Stderr as u8);
 
-/// Sets the target of llama.cpp's log for the whole process.
-///
-/// ```
-/// use llama_hugepages::{LogTarget, log_to};
-///
-/// log_to(LogTarget::LogCrate);
-/// ```
-pub fn log_to(target: LogTarget) {
-    crate::init();
+/// The setup must be complete before this call, because it installs the callback.
+pub(crate) fn set_target(target: LogTarget) {
     TARGET.store(target as u8, Ordering::Relaxed);
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use crate::pool::HugePageSize;
+use crate::page_size::HugePageSize;
 use crate::{Error, ffi};
 
 /// The purpose of memory.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::vocab::Token;
+use crate::token::Token;
 use crate::{Context, Error, Model, ffi};
 
 /// Chooses tokens: a chain of llama.cpp's samplers; the last one decides.

@@ -1,22 +1,11 @@
 //! A model's vocabulary: text to tokens and back.
 
-use std::fmt;
 use std::{ptr, slice};
 
 use crate::error::Said;
 use crate::model::text;
+use crate::token::Token;
 use crate::{Error, Model, ffi, logging};
-
-/// A token: an index into the vocabulary of one model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct Token(pub i32);
-
-impl fmt::Display for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// How [`Model::tokenize`] treats special tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::env::Env;
-use crate::pool::HugePageSize;
+use crate::page_size::HugePageSize;
 use crate::{Error, ffi};
 
 /// Policy for memory that the CPU reads: weights, KV cache and compute buffers.

@@ -1,5 +1,6 @@
 //! `hugepages demo-model` as a user runs it.
 
+use crate::support::programs;
 use std::{
     fs,
     path::Path,
@@ -11,10 +12,8 @@ use std::{
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, starts_with};
 
-const TOOL: &str = env!("CARGO_BIN_EXE_hugepages");
-
 fn tool(args: &[&str]) -> assert_cmd::Command {
-    let mut command = assert_cmd::Command::new(TOOL);
+    let mut command = assert_cmd::Command::new(programs::hugepages());
     command.args(args);
     command
 }
@@ -157,7 +156,7 @@ fn completions_come_for_every_shell() {
 fn a_reader_that_goes_away_is_no_failure() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("x.gguf");
-    let mut child = Command::new(TOOL)
+    let mut child = Command::new(programs::hugepages())
         .args(["demo-model", out.to_str().unwrap(), "--size", "2M"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -175,7 +174,7 @@ fn signals_leave_nothing_behind() {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let out = dir.path().join("x.gguf");
         // The size fits on the disk, but the signal arrives long before the tool has written it.
-        let child = Command::new(TOOL)
+        let child = Command::new(programs::hugepages())
             .args([
                 "demo-model",
                 out.to_str().unwrap(),
@@ -210,7 +209,7 @@ fn signals_leave_nothing_behind() {
 fn memory_does_not_grow_with_the_model() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let out = dir.path().join("x.gguf");
-    let mut child = Command::new(TOOL)
+    let mut child = Command::new(programs::hugepages())
         .args(["demo-model", out.to_str().unwrap(), "--size", "1G"])
         .stdout(Stdio::null())
         .spawn()

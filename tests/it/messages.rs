@@ -6,7 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::support::snapshot;
 
 /// Folders whose sources contain messages for users.
-const SOURCES: [&str; 4] = ["build", "src", "xtask/src", "patches/files"];
+const SOURCES: [&str; 5] = [
+    "build",
+    "src",
+    "hugepages/src",
+    "xtask/src",
+    "patches/files",
+];
 /// A literal with fewer words is a name, a path or a format.
 const WORDS: usize = 3;
 

@@ -13,9 +13,7 @@ use predicates::str::{contains, starts_with};
 use tempfile::TempDir;
 
 use crate::support::pool::{Counts, Pool};
-use crate::support::{is_root, or_skip, skip, wait_for};
-
-const TOOL: &str = env!("CARGO_BIN_EXE_hugepages");
+use crate::support::{is_root, or_skip, programs, skip, wait_for};
 
 /// The tool with a journal of its own.
 struct Tool {
@@ -30,7 +28,7 @@ impl Tool {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(TOOL);
+        let mut command = Command::new(programs::hugepages());
         command
             .arg("pool")
             .args(args)
@@ -202,7 +200,10 @@ fn signals_end_a_lease_and_what_was_ignored_does_not() {
         assert_eq!(Counts::read(), pool.counts, "after SIG{signal}");
     }
     let tool = Tool::new();
-    let script = format!("trap '' INT; exec {TOOL} pool reserve 2 --size 2M --lease");
+    let script = format!(
+        "trap '' INT; exec {} pool reserve 2 --size 2M --lease",
+        programs::hugepages().display()
+    );
     let mut child = Command::new("sh")
         .args(["-c", &script])
         .env("LLAMA_HUGEPAGES_STATE", tool.state.path())
@@ -331,7 +332,7 @@ fn without_rights_it_says_what_to_run() {
     let dir = tempfile::tempdir().unwrap();
     // Another user can run the tool from this folder.
     let copy = dir.path().join("hugepages");
-    fs::copy(TOOL, &copy).unwrap();
+    fs::copy(programs::hugepages(), &copy).unwrap();
     let open = |path: &Path| {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -355,7 +356,7 @@ fn without_rights_it_says_what_to_run() {
 fn unshared(tool: &Tool, script: &str) -> assert_cmd::assert::Assert {
     assert_cmd::Command::new("unshare")
         .args(["--mount", "sh", "-ec", script])
-        .env("TOOL", TOOL)
+        .env("TOOL", programs::hugepages())
         .env("LLAMA_HUGEPAGES_STATE", tool.state.path())
         .assert()
 }

@@ -1,13 +1,12 @@
 //! `hugepages pool` on made-up kernels: no root, any page sizes, any number of nodes.
 
+use crate::support::programs;
 use std::fs;
 use std::path::PathBuf;
 
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use tempfile::TempDir;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_hugepages");
 
 /// A folder with a `sys` and a `proc`. Its files accept any number.
 struct Kernel {
@@ -60,7 +59,7 @@ impl Kernel {
     }
 
     fn pool(&self, args: &[&str]) -> assert_cmd::assert::Assert {
-        assert_cmd::Command::new(TOOL)
+        assert_cmd::Command::new(programs::hugepages())
             .arg("pool")
             .args(args)
             .arg("--root")

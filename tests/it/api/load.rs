@@ -5,7 +5,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::thread;
 
-use llama_hugepages::pool::HugePageSize;
+use llama_hugepages::HugePageSize;
 use llama_hugepages::{
     Backing, Context, ContextParams, Error, HugePages, Kind, Model, Sampler, report,
 };

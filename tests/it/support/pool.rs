@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::{env, process};
 
-use llama_hugepages::pool::State;
+use hugepages::pool::State;
 
 use rustix::fs::{FlockOperation, flock};
 

@@ -1,7 +1,7 @@
 //! The programs under test, and the programs that they are compared with.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::target_dir;
@@ -12,8 +12,9 @@ pub fn server() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_llama-server").into(), PathBuf::from)
 }
 
+/// The tool. Cargo builds it beside the server, because its own package has a test too.
 pub fn hugepages() -> PathBuf {
-    env!("CARGO_BIN_EXE_hugepages").into()
+    Path::new(env!("CARGO_BIN_EXE_llama-server")).with_file_name("hugepages")
 }
 
 /// A program of upstream's pinned source, without patches.

@@ -1,0 +1,221 @@
+//! The answer: the need and the state of each pool, in the form of its JSON.
+
+use hugepages::kernel::hvo::{self, HvoState};
+use hugepages::kernel::pools::{self, PoolState};
+use hugepages::kernel::{Root, sizes};
+use hugepages::plan::{Need, Plan};
+use hugepages::pool::persist::Persistent;
+use serde::Serialize;
+
+/// The need of one pool, and its counters.
+#[derive(Serialize)]
+pub struct Demand {
+    pub page_size: u64,
+    pub needed: u64,
+    pub total: u64,
+    pub free: u64,
+    pub reserved: u64,
+    pub surplus: u64,
+    pub overcommit: u64,
+    pub usable: u64,
+    pub missing: u64,
+    /// One for each node; empty on a machine with one node.
+    pub nodes: Vec<NodeDemand>,
+    /// Bytes of `struct page` memory that HVO frees for these pages.
+    pub hvo_bytes: u64,
+}
+
+/// The counters of one node, and its need if the server takes pages from all nodes in turn.
+#[derive(Serialize)]
+pub struct NodeDemand {
+    pub node: u32,
+    pub needed: Option<u64>,
+    pub total: u64,
+    pub free: u64,
+}
+
+#[derive(Serialize)]
+pub struct Answer<'a> {
+    #[serde(flatten)]
+    pub plan: &'a Plan,
+    pub pools: Vec<Demand>,
+    /// Commands that add the missing pages. They set new totals, which include the pages of others.
+    pub commands: Vec<String>,
+    /// Settings for every boot: a file and its line.
+    pub persistent: Vec<(String, String)>,
+    /// Whether HVO is on; `None` if the kernel has no HVO.
+    pub hvo: Option<bool>,
+    /// Bytes of page tables of each process, with these pages and with pages of 4 KiB.
+    pub page_table_bytes: u64,
+    pub page_table_bytes_4k: u64,
+}
+
+fn nodes_of(pool: &PoolState, needed: u64, interleaved: bool) -> Vec<NodeDemand> {
+    let n = pool.nodes.len() as u64;
+    let nodes = pool.nodes.iter().filter(|_| n > 1);
+    nodes
+        .map(|node| NodeDemand {
+            node: node.node,
+            needed: interleaved.then(|| needed.div_ceil(n)),
+            total: node.total,
+            free: node.free,
+        })
+        .collect()
+}
+
+pub fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> {
+    let default_size = sizes::default_of(root);
+    let states = pools::read(root);
+    let mut pools = Vec::new();
+    let mut commands = Vec::new();
+    let mut persistent = Vec::new();
+    for (size, needed) in plan.pages() {
+        let Some(pool) = states.iter().find(|pool| pool.page_size == size) else {
+            continue;
+        };
+        let missing = needed.saturating_sub(pool.usable);
+        if missing > 0 {
+            let total = pool.total + missing;
+            commands.push(if default_size == Some(size) {
+                format!("sysctl vm.nr_hugepages={total}")
+            } else {
+                format!(
+                    "echo {total} > /sys/kernel/mm/hugepages/{}/nr_hugepages",
+                    size.sysfs_name()
+                )
+            });
+            // The same lines that `hugepages pool persist` writes.
+            let files = Persistent::new(root, size, None, total)
+                .settings
+                .into_iter();
+            persistent.extend(files.map(|file| {
+                let setting = file.text.lines().last().unwrap_or_default().to_owned();
+                (file.path.display().to_string(), setting)
+            }));
+        }
+        pools.push(Demand {
+            page_size: size.bytes(),
+            needed,
+            total: pool.total,
+            free: pool.free,
+            reserved: pool.reserved,
+            surplus: pool.surplus,
+            overcommit: pool.overcommit,
+            usable: pool.usable,
+            missing,
+            nodes: nodes_of(pool, needed, interleaved),
+            hvo_bytes: needed * hvo::saved_bytes(size),
+        });
+    }
+    let sum = |f: fn(&Need) -> u64| plan.needs.iter().map(f).sum::<u64>();
+    Answer {
+        plan,
+        pools,
+        commands,
+        persistent,
+        hvo: match hvo::state(root) {
+            HvoState::On => Some(true),
+            HvoState::Off => Some(false),
+            HvoState::Unsupported => None,
+        },
+        page_table_bytes: 8 * sum(|need| need.pages),
+        page_table_bytes_4k: 8 * sum(|need| need.bytes.div_ceil(4096)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::cli::output::Screen;
+    use crate::cli::plan::text::text;
+
+    /// A kernel with two nodes. One node has nearly all pages.
+    fn two_nodes(dir: &std::path::Path) -> Root {
+        let write = |folder: &str, values: &[(&str, u64)]| {
+            let folder = dir.join(folder);
+            fs::create_dir_all(&folder).unwrap();
+            for (name, value) in values {
+                fs::write(folder.join(name), format!("{value}\n")).unwrap();
+            }
+        };
+        write(
+            "sys/kernel/mm/hugepages/hugepages-2048kB",
+            &[
+                ("nr_hugepages", 100),
+                ("free_hugepages", 90),
+                ("resv_hugepages", 0),
+                ("surplus_hugepages", 0),
+                ("nr_overcommit_hugepages", 0),
+            ],
+        );
+        for (node, total, free) in [(0, 80, 75), (1, 20, 15)] {
+            let folder = format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB");
+            write(
+                &folder,
+                &[
+                    ("nr_hugepages", total),
+                    ("free_hugepages", free),
+                    ("surplus_hugepages", 0),
+                ],
+            );
+        }
+        fs::create_dir_all(dir.join("proc")).unwrap();
+        fs::write(dir.join("proc/meminfo"), "Hugepagesize:       2048 kB\n").unwrap();
+        Root::at(dir).unwrap()
+    }
+
+    fn plan(pages: u64, fits: bool) -> Plan {
+        let need = format!(
+            r#"{{"kind":"weights","file":0,"page_size":2097152,"pages":{pages},"bytes":{}}}"#,
+            pages << 21
+        );
+        let text = format!(
+            r#"{{"model":"m.gguf","size":"2M","fits":{fits},"message":"","hint":"","needs":[{need}]}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn what_is_missing_is_added_to_what_others_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = two_nodes(dir.path());
+        let plan = plan(120, false);
+        let answer = answer(&root, &plan, false);
+        assert_eq!(answer.pools[0].missing, 30);
+        assert_eq!(answer.commands, ["sysctl vm.nr_hugepages=130"]);
+        assert_eq!(answer.hvo, None);
+        assert_eq!(answer.pools[0].nodes.len(), 2);
+        assert_eq!(answer.pools[0].nodes[1].needed, None);
+    }
+
+    #[test]
+    fn pages_from_all_nodes_in_turn_are_needed_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = two_nodes(dir.path());
+        let plan = plan(51, false);
+        let answer = answer(&root, &plan, true);
+        let needed: Vec<_> = answer.pools[0]
+            .nodes
+            .iter()
+            .map(|node| (node.node, node.needed, node.free))
+            .collect();
+        assert_eq!(needed, [(0, Some(26), 75), (1, Some(26), 15)]);
+        for (width, lines) in [(80, 12), (120, 12)] {
+            let text = text(
+                Screen {
+                    width,
+                    colour: false,
+                },
+                &answer,
+            );
+            assert!(text.contains("pool  node  needed  total  free\n2M       0      26     80    75\n2M       1      26     20    15"), "{text}");
+            assert!(
+                text.lines().count() >= lines
+                    && text.lines().all(|line| line.len() <= width.into()),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `hugepages plan`: the huge pages that a model needs.
+
+mod answer;
+mod command;
+mod text;
+
+pub use command::{Args, run};

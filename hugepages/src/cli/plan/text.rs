@@ -1,0 +1,146 @@
+//! The answer as tables and sentences.
+
+use std::collections::BTreeMap;
+
+use hugepages::kernel::HugePageSize;
+use hugepages::plan::Need;
+use hugepages::size::ByteSize;
+
+use super::answer::Answer;
+use crate::cli::output::{self, Screen};
+
+/// The value of `--hugepage-size`, such as `2M`.
+fn size_name(bytes: u64) -> String {
+    HugePageSize::new(bytes).map_or_else(|| "base".to_owned(), HugePageSize::short_name)
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.2}", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Tables of the needs, the pools and the nodes.
+fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
+    let plan = answer.plan;
+    let files = plan
+        .needs
+        .iter()
+        .filter_map(|need| need.file)
+        .max()
+        .map_or(0, |last| last + 1);
+    let place = |need: &Need| match need.file {
+        Some(_) if files == 1 => "file".to_owned(),
+        Some(file) => format!("shard {} of {files}", file + 1),
+        None => "buffer".to_owned(),
+    };
+    let on = |size| {
+        if plan.size == "thp" && size != 0 {
+            "thp".to_owned()
+        } else {
+            size_name(size)
+        }
+    };
+    let rows = plan.needs.iter().map(|need| {
+        vec![
+            need.kind.clone(),
+            place(need),
+            on(need.page_size),
+            need.pages.to_string(),
+            mib(need.bytes),
+        ]
+    });
+    let mut parts = vec![output::table(
+        screen,
+        &["kind", "source", "backing", "pages", "MiB"],
+        rows,
+    )];
+
+    let pools = answer.pools.iter().map(|pool| {
+        let numbers = [
+            pool.needed,
+            pool.usable,
+            pool.missing,
+            pool.total,
+            pool.free,
+            pool.reserved,
+            pool.surplus,
+        ];
+        let mut row = vec![size_name(pool.page_size)];
+        row.extend(numbers.map(|number| number.to_string()));
+        row
+    });
+    if !answer.pools.is_empty() {
+        let head = [
+            "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus",
+        ];
+        parts.push(output::table(screen, &head, pools));
+    }
+
+    let nodes = answer.pools.iter().flat_map(|pool| {
+        pool.nodes.iter().map(|node| {
+            let needed = node
+                .needed
+                .map_or_else(|| "-".to_owned(), |pages| pages.to_string());
+            vec![
+                size_name(pool.page_size),
+                node.node.to_string(),
+                needed,
+                node.total.to_string(),
+                node.free.to_string(),
+            ]
+        })
+    });
+    let nodes: Vec<_> = nodes.collect();
+    if !nodes.is_empty() {
+        parts.push(output::table(
+            screen,
+            &["pool", "node", "needed", "total", "free"],
+            nodes,
+        ));
+    }
+
+    parts
+}
+
+pub fn text(screen: Screen, answer: &Answer) -> String {
+    let plan = answer.plan;
+    let mut parts = tables(screen, answer);
+    let mut lines = Vec::new();
+    if plan.fits {
+        lines.push("the model fits".to_owned());
+    } else {
+        lines.push(format!("the model does not fit: {}", plan.message));
+        lines.push(format!("hint: {}", plan.hint));
+    }
+    for command in &answer.commands {
+        lines.push(format!("now:          {command}"));
+    }
+    let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (file, line) in &answer.persistent {
+        files.entry(file).or_default().push(line);
+    }
+    for (file, settings) in files {
+        for setting in settings {
+            lines.push(format!("at each boot: {setting}   in {file}"));
+        }
+    }
+    parts.push(lines.join("\n"));
+
+    let hvo: u64 = answer.pools.iter().map(|pool| pool.hvo_bytes).sum();
+    let hvo = match answer.hvo {
+        Some(true) => format!(
+            "HVO is on: it frees {} of `struct page` memory for these pages",
+            ByteSize::new(hvo)
+        ),
+        Some(false) => format!(
+            "HVO is off: with vm.hugetlb_optimize_vmemmap=1, set before the pages are added, it frees {} of `struct page` memory",
+            ByteSize::new(hvo)
+        ),
+        None => "this kernel has no HVO".to_owned(),
+    };
+    parts.push(format!(
+        "{hvo}\npage tables of each process: {} instead of {} with pages of 4 KiB",
+        ByteSize::new(answer.page_table_bytes),
+        ByteSize::new(answer.page_table_bytes_4k)
+    ));
+    parts.join("\n\n")
+}

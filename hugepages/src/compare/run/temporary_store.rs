@@ -1,0 +1,72 @@
+//! A temporary hugetlbfs mount for resident images.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::CompareError;
+use super::guardian::Guardian;
+use crate::kernel::HugePageSize;
+
+/// A temporary hugetlbfs. It is unmounted when the value is dropped, and its images return their pages.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    _guardian: Guardian,
+}
+
+impl Store {
+    /// Mounts a hugetlbfs of a page size, in a new directory that only this user can enter.
+    ///
+    /// # Errors
+    /// [`CompareError::NoStore`], for example without root.
+    pub fn mount(size: HugePageSize) -> Result<Self, CompareError> {
+        let no = |source| CompareError::NoStore { source };
+        let mut guardian = Guardian::start().map_err(no)?;
+        let dir = tempfile::Builder::new()
+            .prefix("llama-hugepages-store-")
+            .tempdir()
+            .map_err(no)?;
+        guardian.tell("mount", dir.path()).map_err(no)?;
+        // The guardian unmounts the hugetlbfs first, then removes the directory.
+        let dir = dir.keep();
+        let store = Self {
+            dir,
+            _guardian: guardian,
+        };
+        mount(&store.dir, size).map_err(no)?;
+        Ok(store)
+    }
+
+    /// Path of the mount.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn mount(dir: &Path, size: HugePageSize) -> io::Result<()> {
+    let options = format!("pagesize={},mode=0700", size.short_name());
+    let (dir, options) = (
+        CString::new(dir.as_os_str().as_bytes())?,
+        CString::new(options)?,
+    );
+    let kind = c"hugetlbfs";
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    // SAFETY: C strings that outlive the call; hugetlbfs ignores the source.
+    let mounted = unsafe {
+        let source = kind.as_ptr();
+        libc::mount(
+            source,
+            dir.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            options.as_ptr().cast(),
+        )
+    };
+    if mounted == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,38 @@
+//! The architectures of demo models.
+
+/// The supported families of models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// Grouped-query attention and a gated feed-forward network; Mixtral with experts.
+    Llama,
+    /// As Llama, with norms on queries and keys.
+    Qwen3,
+    /// Qwen3 with experts.
+    Qwen3Moe,
+    /// An encoder for embeddings: layer norms, biases, learned positions, mean pooling.
+    Bert,
+}
+
+impl Arch {
+    /// The value of `general.architecture`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3moe",
+            Self::Bert => "bert",
+        }
+    }
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts per layer, at least 2.
+    pub count: u32,
+    /// Experts that compute each token, at most `count`.
+    pub used: u32,
+}
+
+/// llama.cpp's `LLAMA_MAX_EXPERTS`.
+pub(super) const MAX_EXPERTS: u32 = 512;
