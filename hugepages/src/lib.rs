@@ -11,6 +11,7 @@ pub mod kernel;
 mod picture;
 pub mod plan;
 pub mod pool;
+pub mod port;
 pub mod process;
 pub mod size;
 pub mod stats;

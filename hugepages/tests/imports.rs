@@ -16,7 +16,7 @@ type Levels = &'static [&'static [&'static str]];
 
 /// Rooms of `hugepages/src/`.
 const PARTS: Levels = &[
-    &["size", "stats", "process"],
+    &["size", "stats", "process", "port"],
     &["kernel", "picture", "demo_model"],
     &["plan", "pool", "tlb"],
     &["store"],

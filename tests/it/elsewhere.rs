@@ -9,12 +9,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use hugepages::port::Port;
 use serde_json::json;
 
 use crate::equality::answers;
 use crate::support::gguf::{self, Gguf, Tensor};
 use crate::support::pool::{PAGE, Pool};
-use crate::support::port::Port;
 use crate::support::server::{Launch, QUIET_THREADS, Server};
 use crate::support::store::Store;
 use crate::support::table::Table;
@@ -30,7 +30,7 @@ struct Worker {
 impl Worker {
     fn start() -> Result<Self, String> {
         let program = programs::patched("ggml-rpc-server")?;
-        let port = Port::free();
+        let port = Port::reserve().expect("a port is free");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::time::Duration;
 
+use hugepages::port::Port;
+
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
-use crate::support::port::Port;
 use crate::support::server::Launch;
 use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
 
@@ -152,7 +153,7 @@ impl Machine {
         let scratch = dir.path().join("scratch");
         fs::create_dir(&scratch).expect("just made");
         let log = File::create(dir.path().join("log")).expect("just made");
-        let port = Port::free();
+        let port = Port::reserve().expect("a port is free");
         let source = Path::new(env!("CARGO_MANIFEST_DIR"));
         let programs = programs::hugepages();
         let unshare = Command::new("setpriv")

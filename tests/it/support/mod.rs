@@ -16,7 +16,6 @@ pub mod need;
 pub mod page_cache;
 pub mod plan;
 pub mod pool;
-pub mod port;
 pub mod programs;
 pub mod python;
 pub mod seccomp;

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use hugepages::port::Port;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::port::Port;
 use super::seccomp::Filter;
 use super::{http, programs, wait_for};
 
@@ -161,7 +161,7 @@ impl Launch {
 
     /// Starts the server without waiting for it.
     pub fn spawn(self) -> Server {
-        let port = Port::free();
+        let port = Port::reserve().expect("a port is free");
         let mut server = self.spawn_on(port.number);
         server.reserved = Some(port);
         server

@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +10,6 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use ureq::Agent;
@@ -22,6 +20,7 @@ use crate::compare::measure::counters::Counts;
 use crate::compare::measure::watch::Watch;
 use crate::compare::measure::{Footprint, Load, Moment, Sample, Speed, answers, speed};
 use crate::plan::cause_and_hint;
+use crate::port::Port;
 use crate::process::end_with_parent;
 
 /// Interval of requests to `/health`.
@@ -56,8 +55,7 @@ pub struct Server<'a> {
     began: Instant,
     agent: Agent,
     url: String,
-    /// Keeps the port.
-    _reserved: OwnedFd,
+    _port: Port,
     log: File,
     memory: Option<Watch>,
 }
@@ -73,10 +71,11 @@ impl<'a> Server<'a> {
             source,
         };
         let log = tempfile::tempfile().map_err(start_error)?;
-        let (port, reserved) = reserve_port().map_err(start_error)?;
+        let port = Port::reserve().map_err(start_error)?;
         let mut line = vec![side.program.to_string_lossy().into_owned()];
         line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
-        let address = ["--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned);
+        let address =
+            ["--host", "127.0.0.1", "--port", &port.number.to_string()].map(str::to_owned);
         line.extend(address);
         line.extend(side.args.iter().cloned());
         let mut command = Command::new(&side.program);
@@ -107,8 +106,8 @@ impl<'a> Server<'a> {
             command: line,
             began,
             agent,
-            url: format!("http://127.0.0.1:{port}"),
-            _reserved: reserved,
+            url: format!("http://127.0.0.1:{}", port.number),
+            _port: port,
             log,
             memory: Some(memory),
         })
@@ -329,33 +328,9 @@ fn status_name(status: ExitStatus) -> String {
     )
 }
 
-/// A port, and a bound socket that does not listen. The kernel gives this port to nobody who asks for any port. The server may bind it
-/// too, because both set `SO_REUSEADDR`.
-fn reserve_port() -> io::Result<(u16, OwnedFd)> {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
-    let address = SocketAddrV4::try_from(getsockname(&socket)?)?;
-    Ok((address.port(), socket))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reserved_port_is_free_for_a_server_and_given_to_nobody_who_asks_for_any() {
-        let (port, _reserved) = reserve_port().unwrap();
-        let any = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let others: Vec<_> = (0..500).map(|_| any()).collect();
-        assert!(
-            others
-                .iter()
-                .all(|other| other.local_addr().unwrap().port() != port)
-        );
-        // The standard library sets `SO_REUSEADDR`, as llama-server does.
-        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    }
 
     #[test]
     fn a_server_that_ends_at_once_is_said_to_have_ended() {
