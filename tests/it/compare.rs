@@ -86,12 +86,12 @@ impl Ended {
 
 /// A script as the baseline. The tool also asks the baseline for its options; the script passes such calls to our server.
 fn script(dir: &Path, text: &str) -> PathBuf {
-    let path = dir.join("baseline");
     let server = programs::server();
     let ask = format!("[ \"$1\" = --model ] || exec '{}' \"$@\"", server.display());
+    let written = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = written.path().join("baseline");
     fs::write(&path, format!("#!/bin/sh\n{ask}\n{text}\n")).expect("the file is ours");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
-    path
+    programs::copy_to(dir, &path)
 }
 
 /// A script that runs `text` and then becomes our server.
@@ -368,12 +368,8 @@ fn without_root_it_runs_what_it_can() {
     fs::set_permissions(dir.path(), open).expect("the folder is ours");
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     // The other user may not be able to enter the build folder.
-    let mut programs = Vec::new();
-    for program in [programs::hugepages(), programs::server()] {
-        let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("the disk has space");
-        programs.push(copy);
-    }
+    let programs = [programs::hugepages(), programs::server()]
+        .map(|program| programs::copy_to(dir.path(), &program));
     let mut tool = Tool::new(&programs[1], "warm,off,store,pressure");
     let args: Vec<_> = tool.command.get_args().map(ToOwned::to_owned).collect();
     tool.command = Command::new("setpriv");

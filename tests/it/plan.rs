@@ -118,7 +118,7 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
     let model = models::copy_to(dir.path(), &models::demo("20M", "Q8_0"));
     // Another user may not be able to enter the folders of a checkout.
     let [tool, server] = [programs::hugepages(), programs::server()]
-        .map(|program| models::copy_to(dir.path(), &program));
+        .map(|program| programs::copy_to(dir.path(), &program));
     let pool = or_skip!(Pool::with(0));
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -331,14 +330,9 @@ fn without_rights_it_says_what_to_run() {
     let tool = Tool::new();
     let dir = tempfile::tempdir().unwrap();
     // Another user can run the tool from this folder.
-    let copy = dir.path().join("hugepages");
-    fs::copy(programs::hugepages(), &copy).unwrap();
-    let open = |path: &Path| {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    open(dir.path());
-    open(&copy);
+    let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.path(), anybody).unwrap();
+    let copy = programs::copy_to(dir.path(), &programs::hugepages());
     assert_cmd::Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&copy)

@@ -264,8 +264,7 @@ fn as_nobody(args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(dir.path(), mode).unwrap();
-    let program = dir.path().join("hugepages");
-    fs::copy(programs::hugepages(), &program).unwrap();
+    let program = programs::copy_to(dir.path(), &programs::hugepages());
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(program)

@@ -229,12 +229,10 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
 /// A folder with copies of the tool and a server that every user can run.
 fn copies_of_the_programs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let anybody = || fs::Permissions::from_mode(0o755);
-    fs::set_permissions(dir.path(), anybody()).expect("the folder is ours");
+    let anybody = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(dir.path(), anybody).expect("the folder is ours");
     for program in [programs::hugepages(), programs::server()] {
-        let copy = dir.path().join(program.file_name().expect("a file"));
-        fs::copy(program, &copy).expect("the disk has space");
-        fs::set_permissions(&copy, anybody()).expect("the file is ours");
+        programs::copy_to(dir.path(), &program);
     }
     dir
 }

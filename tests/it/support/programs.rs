@@ -43,6 +43,19 @@ pub fn found(name: &str) -> Result<(), String> {
         .map_err(|error| format!("{name} cannot be run: {error}"))
 }
 
+/// Copies a program or a script into `dir`, where every user can run it.
+///
+/// Another process writes the copy. If this one had it open for writing while a parallel test starts a program, that program would
+/// inherit the open file for a moment, and the kernel would refuse to run the copy (ETXTBSY).
+pub fn copy_to(dir: &Path, program: &Path) -> PathBuf {
+    let copy = dir.join(program.file_name().expect("a file"));
+    run(Command::new("install")
+        .arg("--mode=755")
+        .args([program, &copy]))
+    .expect("the disk has space");
+    copy
+}
+
 /// Runs a program of the system to its end. An error is the program's output.
 pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command

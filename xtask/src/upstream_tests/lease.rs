@@ -60,7 +60,6 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::PathBuf;
 
     use tempfile::TempDir;
@@ -68,12 +67,17 @@ mod tests {
     use super::*;
 
     /// A script that prints `answer`, waits for the end of its input, and writes its arguments to a file.
+    ///
+    /// Another process writes it. If this one had it open for writing while a parallel test starts a program, that program would
+    /// inherit the open file for a moment, and the kernel would refuse to run the script (ETXTBSY).
     fn tool(dir: &TempDir, answer: &str) -> PathBuf {
-        let path = dir.path().join("tool");
+        let (text, path) = (dir.path().join("text"), dir.path().join("tool"));
         let mark = dir.path().join("returned").display().to_string();
         let script = format!("#!/bin/sh\necho '{answer}'\ncat\necho \"$@\" > '{mark}'\n");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&text, script).unwrap();
+        let mut install = Command::new("install");
+        let done = install.arg("--mode=755").args([&text, &path]).status();
+        assert!(done.unwrap().success());
         path
     }
 
