@@ -2,7 +2,10 @@
 
 #include "test.h"
 
-#include "ggml-hugepages-store.h"
+#include "ggml-hugepages/kernel.h"
+#include "ggml-hugepages/limits.h"
+#include "ggml-hugepages/plan.h"
+#include "ggml-hugepages/store-file.h"
 
 #include <cstring>
 #include <fcntl.h>

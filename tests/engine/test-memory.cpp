@@ -6,6 +6,11 @@
 
 #include "test.h"
 
+#include "ggml-hugepages/calls.h"
+#include "ggml-hugepages/hold.h"
+#include "ggml-hugepages/kernel.h"
+#include "ggml-hugepages/registry.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>

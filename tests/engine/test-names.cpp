@@ -2,6 +2,9 @@
 
 #include "test.h"
 
+#include "ggml-hugepages/error.h"
+#include "ggml-hugepages/names.h"
+
 TEST(names, a_size_is_read_as_people_write_it) {
     const struct { const char * text; size_t size; } good[] = {
         { "2M",         2*MIB }, { "2m",    2*MIB }, { "2MB", 2*MIB }, { "2mb",   2*MIB }, { "2MiB", 2*MIB }, { "2mib", 2*MIB },

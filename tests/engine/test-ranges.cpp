@@ -2,6 +2,8 @@
 
 #include "test.h"
 
+#include "ggml-hugepages/ranges.h"
+
 #include <algorithm>
 #include <map>
 #include <set>

@@ -5,7 +5,8 @@
 
 #include "test.h"
 
-#include "ggml-hugepages-store.h"
+#include "ggml-hugepages/registry.h"
+#include "ggml-hugepages/store-file.h"
 
 #include <algorithm>
 #include <csignal>

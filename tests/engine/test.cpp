@@ -4,6 +4,8 @@
 
 #include "test.h"
 
+#include "ggml-hugepages/plan.h"
+
 #include "ggml-impl.h"
 
 #include <atomic>

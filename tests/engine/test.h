@@ -2,7 +2,8 @@
 
 // Checks, and shared parts of the tests. A failed check prints its place and values and is counted, and the test continues.
 
-#include "ggml-hugepages-impl.h"
+#include "ggml-hugepages/image.h"
+#include "ggml-hugepages/pool.h"
 
 #include <cstdint>
 #include <functional>

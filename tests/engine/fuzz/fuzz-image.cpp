@@ -5,7 +5,7 @@
 //
 // input: flags (1 byte), length of the file (8), the header, then the checksums, which precede the header in the file
 
-#include "manifest.h"
+#include "made-manifest.h"
 
 #include <algorithm>
 #include <memory>

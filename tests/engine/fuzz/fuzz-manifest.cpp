@@ -2,7 +2,7 @@
 //
 // input: flags (1 byte), length of the file (8), page size (8), a name up to a zero byte, the header
 
-#include "manifest.h"
+#include "made-manifest.h"
 
 #include <memory>
 

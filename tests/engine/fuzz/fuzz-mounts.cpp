@@ -4,6 +4,9 @@
 
 #include "fuzz.h"
 
+#include "ggml-hugepages/kernel.h"
+#include "ggml-hugepages/pool.h"
+
 #include <algorithm>
 #include <filesystem>
 

@@ -5,7 +5,7 @@
 //   TARGET seeds DIR       writes the first inputs, and fails if the parser refuses all of them
 //   TARGET [OPTION] DIR    runs libFuzzer
 
-#include "ggml-hugepages-impl.h"
+#include "ggml-hugepages.h"
 
 #include <cstdint>
 #include <cstdio>

@@ -107,7 +107,7 @@ pub fn header() -> PathBuf {
 
 /// The sources of the engine.
 pub fn engine_sources() -> Vec<PathBuf> {
-    sources_in(&engine().join("src"))
+    sources_in(&engine().join("src/ggml-hugepages"))
 }
 
 /// The sources in a folder of the tests, such as `tests/engine`.

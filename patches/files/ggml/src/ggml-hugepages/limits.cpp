@@ -1,0 +1,122 @@
+// Limits of cgroups on huge pages, in v1 and v2 hierarchies.
+
+#ifdef __linux__
+
+#include "limits.h"
+#include "kernel.h"
+#include "names.h"
+
+#include <cstdio>
+#include <set>
+#include <sstream>
+
+// the size in the names of the cgroup's files
+static std::string cgroup_size_name(size_t page_size) {
+    if (page_size >= GGML_HUGEPAGES_GIB) {
+        return std::to_string(page_size/GGML_HUGEPAGES_GIB) + "GB";
+    }
+    return page_size >= GGML_HUGEPAGES_MIB ? std::to_string(page_size/GGML_HUGEPAGES_MIB) + "MB" : std::to_string(page_size/GGML_HUGEPAGES_KIB) + "KB";
+}
+
+// A mounted hierarchy with the hugetlb controller, and the cgroup of this process in it. cgroup2 is listed without a controller check.
+struct hierarchy {
+    bool        is_v2;
+    std::string mount;  // with root
+    std::string cgroup; // relative to the mount
+    bool        is_outside; // the cgroup is outside the mounted tree: cgroup_namespaces(7) shows it as /..
+};
+
+static std::vector<hierarchy> read_hierarchies(const char * root) {
+    std::vector<hierarchy> result;
+    const std::string cgroups = ggml_hugepages_read_text(std::string(root) + "/proc/self/cgroup");
+    std::set<std::string> seen;
+    for (const auto & mount : ggml_hugepages_mounts(root)) {
+        if (!seen.insert(mount.device + " " + mount.fs_root).second) {
+            continue; // mounted twice
+        }
+        const bool is_v2 = mount.type == "cgroup2";
+        if (!is_v2 && (mount.type != "cgroup" || mount.options.find(",hugetlb,") == std::string::npos)) {
+            continue;
+        }
+        // cgroups(7): hierarchy-id:controllers:path
+        std::istringstream lines(cgroups);
+        std::string line;
+        while (std::getline(lines, line)) {
+            const size_t first  = line.find(':');
+            const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+            if (second == std::string::npos) {
+                continue;
+            }
+            const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+            if (is_v2 ? controllers != ",," : controllers.find(",hugetlb,") == std::string::npos) {
+                continue;
+            }
+            std::string cgroup = line.substr(second + 1);
+            // a container may mount only a part of the hierarchy
+            const auto & part = mount.fs_root;
+            if (part != "/" && (cgroup + "/").compare(0, part.size() + 1, part + "/") == 0) {
+                cgroup = cgroup.substr(part.size());
+            }
+            const bool is_outside = part.compare(0, 3, "/..") == 0 || cgroup.compare(0, 3, "/..") == 0;
+            result.push_back({ is_v2, std::string(root) + mount.path, cgroup, is_outside });
+        }
+    }
+    return result;
+}
+
+std::vector<ggml_hugepages_limit> ggml_hugepages_limits(const char * root, size_t page_size) {
+    struct pair { const char * limit; const char * used; };
+    static const pair v1[] = { { "limit_in_bytes", "usage_in_bytes" }, { "rsvd.limit_in_bytes", "rsvd.usage_in_bytes" } };
+    static const pair v2[] = { { "max",            "current"        }, { "rsvd.max",            "rsvd.current"        } };
+
+    std::vector<ggml_hugepages_limit> result;
+    const std::string prefix = "hugetlb." + cgroup_size_name(page_size) + ".";
+    for (const auto & h : read_hierarchies(root)) {
+        // from the cgroup of the process up to the root: the limit of each cgroup applies
+        for (std::string cgroup = h.cgroup; ; cgroup = cgroup.substr(0, cgroup.rfind('/'))) {
+            const std::string dir = h.mount + (cgroup == "/" ? "" : cgroup) + "/";
+            for (const auto & names : h.is_v2 ? v2 : v1) {
+                // "max" is no number; cgroup v1 shows "no limit" as a huge number
+                uint64_t limit = 0;
+                uint64_t used  = 0;
+                if (ggml_hugepages_read_u64(dir + prefix + names.limit, &limit) && limit < UINT64_MAX/4 &&
+                    ggml_hugepages_read_u64(dir + prefix + names.used,  &used)) {
+                    result.push_back({ cgroup.empty() ? "/" : cgroup, prefix + names.limit, limit, used });
+                }
+            }
+            if (cgroup.empty() || cgroup == "/" || cgroup.rfind('/') == std::string::npos) {
+                break;
+            }
+        }
+    }
+    return result;
+}
+
+static bool exists(const std::string & path) {
+    FILE * file = fopen(path.c_str(), "r");
+    if (file) {
+        fclose(file);
+    }
+    return file != nullptr;
+}
+
+bool ggml_hugepages_limits_may_hide(const char * root) {
+    // cgroups(7): a kernel without the controller has no limit
+    if (ggml_hugepages_read_text(std::string(root) + "/proc/cgroups").find("\nhugetlb\t") == std::string::npos) {
+        return false;
+    }
+    const auto hierarchies = read_hierarchies(root);
+    bool is_seen = false;
+    for (const auto & h : hierarchies) {
+        // The root of the machine's tree has no cgroup.events (v2), and only this root has release_agent (v1).
+        const bool is_root = h.is_v2 ? !exists(h.mount + "/cgroup.events") : exists(h.mount + "/release_agent");
+        if (!is_root || h.is_outside) {
+            return true;
+        }
+        const bool has_controller = !h.is_v2 || (" " + ggml_hugepages_read_text(h.mount + "/cgroup.controllers")).find("hugetlb") != std::string::npos;
+        is_seen = is_seen || has_controller;
+    }
+    return !is_seen;
+}
+
+#endif // __linux__

@@ -1,0 +1,21 @@
+#pragma once
+
+// limits of cgroups on huge pages
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+// the limit of one cgroup, in bytes
+struct ggml_hugepages_limit {
+    std::string path;  // of the cgroup, as in /proc/self/cgroup
+    std::string file;  // e.g. hugetlb.2MB.max
+    uint64_t    limit;
+    uint64_t    used;
+};
+
+// the limits of the cgroup of this process and of all visible ancestors
+std::vector<ggml_hugepages_limit> ggml_hugepages_limits(const char * root, size_t page_size);
+
+// Whether an invisible hugetlb limit may apply, because the visible cgroup tree starts below the machine's root or is not mounted.
+bool ggml_hugepages_limits_may_hide(const char * root);

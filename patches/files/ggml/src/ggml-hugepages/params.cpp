@@ -1,0 +1,62 @@
+// What the program asks for: defaults, the policy, the scope of each thread, and the cause of the last failure.
+
+#include "params.h"
+
+#include <atomic>
+#include <mutex>
+
+ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
+    ggml_hugepages_params result = {
+        /*.enabled       =*/ false,
+        /*.policy        =*/ GGML_HUGEPAGES_POLICY_REQUIRE,
+        /*.placement     =*/ GGML_HUGEPAGES_PLACEMENT_DEFAULT,
+        /*.page_size     =*/ GGML_HUGEPAGES_SIZE_AUTO,
+        /*.n_threads     =*/ 0,
+        /*.drop_cache    =*/ false,
+        /*.kv_bytes      =*/ 0,
+        /*.compute_bytes =*/ 0,
+        /*.plan_only     =*/ false,
+        /*.load_only     =*/ false,
+        /*.verify        =*/ false,
+        /*.store         =*/ "",
+    };
+    return result;
+}
+
+bool ggml_hugepages_accepts_less(const ggml_hugepages_params * params) noexcept {
+    return params->policy == GGML_HUGEPAGES_POLICY_PREFER && !params->plan_only && !params->load_only;
+}
+
+static std::atomic<ggml_hugepages_status> g_failure{GGML_HUGEPAGES_STATUS_OK};
+
+void ggml_hugepages_set_failure(ggml_hugepages_status status) noexcept {
+    g_failure = status;
+}
+
+ggml_hugepages_status ggml_hugepages_get_failure(void) noexcept {
+    return g_failure;
+}
+
+static thread_local const ggml_hugepages_scope * t_scope = nullptr;
+static std::mutex                                g_scope_mutex; // for g_scope
+static ggml_hugepages_scope                      g_scope = {};
+
+const ggml_hugepages_scope * ggml_hugepages_scope_set(const ggml_hugepages_scope * scope) {
+    const auto * before = t_scope;
+    t_scope = scope;
+    return before;
+}
+
+void ggml_hugepages_scope_set_default(const ggml_hugepages_scope * scope) {
+    std::lock_guard<std::mutex> lock(g_scope_mutex);
+    g_scope = *scope;
+}
+
+ggml_hugepages_scope ggml_hugepages_default_scope() {
+    std::lock_guard<std::mutex> lock(g_scope_mutex);
+    return g_scope;
+}
+
+ggml_hugepages_scope ggml_hugepages_current_scope() {
+    return t_scope ? *t_scope : ggml_hugepages_default_scope();
+}

@@ -1,0 +1,81 @@
+#ifdef __linux__
+
+#include "plan-blocks.h"
+
+#include <algorithm>
+
+void ggml_hugepages_sort_by_rank(std::vector<ggml_hugepages_consumed> & list) {
+    std::stable_sort(list.begin(), list.end(), [](const auto & a, const auto & b) { return a.second.rank < b.second.rank; });
+}
+
+std::vector<ggml_hugepages_blocks> ggml_hugepages_cut_large(const std::vector<ggml_hugepages_blocks> & blocks, size_t page_size) {
+    std::vector<ggml_hugepages_blocks> large;
+    ggml_hugepages_ranges rs;
+    for (const auto & b : blocks) {
+        rs.emplace_back(b.first, b.last);
+    }
+    for (const auto & r : ggml_hugepages_normalized(rs)) {
+        for (size_t at = ggml_hugepages_align_up(r.first, page_size); at + page_size <= r.second; at += page_size) {
+            int rank = INT32_MAX;
+            for (const auto & b : blocks) {
+                if (b.first < at + page_size && b.last > at) {
+                    rank = std::min(rank, b.rank);
+                }
+            }
+            large.push_back({ rank, blocks.front().image, at, at + page_size });
+        }
+    }
+    return large;
+}
+
+void ggml_hugepages_cut_out(std::vector<ggml_hugepages_blocks> & blocks, size_t first, size_t last) {
+    std::vector<ggml_hugepages_blocks> out;
+    for (const auto & b : blocks) {
+        if (b.last <= first || b.first >= last) {
+            out.push_back(b);
+            continue;
+        }
+        if (b.first < first) {
+            out.push_back({ b.rank, b.image, b.first, first });
+        }
+        if (b.last > last) {
+            out.push_back({ b.rank, b.image, last, b.last });
+        }
+    }
+    blocks = std::move(out);
+}
+
+std::vector<ggml_hugepages_blocks> ggml_hugepages_blocks_of(ggml_hugepages_image & image, size_t page_size) {
+    std::vector<ggml_hugepages_blocks> result;
+    ggml_hugepages_ranges wanted, taken;
+    std::stable_sort(image.wants.begin(), image.wants.end(), [](const auto & a, const auto & b) { return a.rank < b.rank; });
+    for (auto it = image.wants.begin(); it != image.wants.end(); ) {
+        ggml_hugepages_ranges blocks;
+        const int rank = it->rank;
+        for (; it != image.wants.end() && it->rank == rank; ++it) {
+            wanted.emplace_back(it->first, it->last);
+            if (it->first < it->last) {
+                blocks.emplace_back(ggml_hugepages_align_down(it->first, page_size), ggml_hugepages_align_up(it->last, page_size));
+            }
+        }
+        blocks = ggml_hugepages_minus(ggml_hugepages_normalized(blocks), taken);
+        for (const auto & b : blocks) {
+            result.push_back({ rank, &image, b.first, b.second });
+        }
+        taken.insert(taken.end(), blocks.begin(), blocks.end());
+        taken = ggml_hugepages_normalized(taken);
+    }
+    image.wanted = ggml_hugepages_normalized(wanted);
+    return result;
+}
+
+void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
+    auto & need = consumer.needs[page_size];
+    need.kind      = consumer.kind;
+    need.image     = consumer.image;
+    need.page_size = page_size;
+    need.pages    += page_size == 0 ? 0 : (b.last - b.first)/page_size;
+    need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
+}
+
+#endif // __linux__

@@ -1,0 +1,401 @@
+// The plan: which blocks get which pages. Allocates nothing, and reports a shortage.
+//
+// All wanted bytes are cut into blocks of the smallest page size, each with the best rank of its bytes. Larger pages replace whole aligned
+// ranges of these blocks, so they waste no more memory than the small pages. Then the blocks get pages in the order of their ranks.
+
+#ifdef __linux__
+
+#include "plan.h"
+#include "error.h"
+#include "hold.h"
+#include "kernel.h"
+#include "limits.h"
+#include "names.h"
+#include "plan-needs.h"
+#include "plan-store.h"
+#include "pool.h"
+#include "registry.h"
+#include "shortage.h"
+#include "trial.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+// Sorts the runs by offset, and joins neighbours of one size and owner, to save mappings.
+static void join_runs(ggml_hugepages_image_t * images, size_t n_images) {
+    for (size_t i = 0; i < n_images; i++) {
+        auto & runs = images[i]->runs;
+        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
+        std::vector<ggml_hugepages_run> joined;
+        for (const auto & r : runs) {
+            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size && joined.back().owner == r.owner) {
+                joined.back().last = r.last;
+                joined.back().rank = std::min(joined.back().rank, r.rank);
+            } else {
+                joined.push_back(r);
+            }
+        }
+        runs = std::move(joined);
+    }
+}
+
+namespace {
+
+// One plan. The steps follow each other in ggml_hugepages_decide.
+struct planner {
+    const char                  * root;
+    ggml_hugepages_image_t      * images;
+    size_t                        n_images;
+    const ggml_hugepages_params & params;
+    ggml_hugepages_error        * error;
+
+    const bool             accepts_less = ggml_hugepages_accepts_less(&params);
+    const bool             is_load      = n_images > 0 && images[0]->fd != -1; // else the plan of a buffer
+    const std::vector<int> nodes        = ggml_hugepages_placement_nodes(root, params.placement);
+
+    std::vector<ggml_hugepages_supply> supplies;     // the usable pools, the smallest size first; none for THP
+    size_t                             smallest = 0; // page size, or the size of a THP
+    bool                               thp_enabled = false;
+
+    std::vector<ggml_hugepages_consumer>            consumers;
+    std::vector<std::vector<ggml_hugepages_blocks>> blocks;   // of each consumer, outside the store
+    ggml_hugepages_plan_store                       store;
+    std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
+    std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
+
+    planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
+        root(root), images(images), n_images(n_images), params(params), error(error) {}
+
+    bool find_pools();
+    void add_image(size_t i);
+    void add_demand(const ggml_hugepages_demand & demand);
+    bool decide_thp();
+    void leave_full_store();
+    void add_pools_of_store();
+    void take_large_pages();
+    void count_rest();
+    bool check_shortage() const;
+    bool check_by_trying();
+    void hand_out();
+
+    void grant(size_t consumer, size_t page_size, uint64_t pages);
+    uint64_t wanted(size_t page_size) const;
+};
+
+bool planner::find_pools() {
+    if (params.page_size == GGML_HUGEPAGES_SIZE_THP) {
+        smallest = ggml_hugepages_thp_size(root, &thp_enabled);
+        if (smallest == 0) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no transparent huge pages");
+        }
+        return true;
+    }
+    const bool is_auto = params.page_size == GGML_HUGEPAGES_SIZE_AUTO;
+    size_t sizes[16];
+    const size_t n = std::min<size_t>(16, ggml_hugepages_page_sizes(root, sizes, 16));
+    smallest = is_auto ? ggml_hugepages_page_size(root) : params.page_size;
+    std::string names;
+    for (size_t i = 0; i < n; i++) {
+        names += (names.empty() ? "" : ", ") + ggml_hugepages_size_name(sizes[i]);
+        if (sizes[i] == smallest || (is_auto && smallest != 0 && sizes[i] > smallest)) {
+            supplies.push_back(ggml_hugepages_supply_read(root, sizes[i], nodes));
+        }
+    }
+    if (supplies.empty() && smallest == 0) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED,
+            "this kernel has no pool of huge pages (no size of 2 MiB or more in /sys/kernel/mm/hugepages)");
+    }
+    if (supplies.empty()) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s; available sizes: %s",
+            ggml_hugepages_size_name(smallest).c_str(), names.empty() ? "none" : names.c_str());
+        ggml_hugepages_hint(error, "use --hugepage-size auto");
+        return false;
+    }
+    return true;
+}
+
+void planner::add_image(size_t i) {
+    auto & image = *images[i];
+    image.params = params;
+    image.runs.clear();
+    image.grants.clear();
+    const auto & resident = image.resident;
+    auto wanted = ggml_hugepages_blocks_of(image, resident ? resident->page_size : smallest);
+    if (wanted.empty() || image.fd_page != 0) {
+        return;
+    }
+    consumers.push_back({ image.kind, (int32_t) i, image.wanted, {} });
+    blocks.emplace_back();
+    if (resident) {
+        store.add(*resident, wanted, consumers.size() - 1);
+    } else {
+        blocks.back() = std::move(wanted);
+    }
+}
+
+void planner::add_demand(const ggml_hugepages_demand & demand) {
+    const auto * file = demand.resident ? demand.resident->file.get() : nullptr;
+    // a demand smaller than a page of the store does not use the store
+    const auto * resident = file && demand.bytes >= file->page_size ? file : nullptr;
+    const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, 0, ggml_hugepages_align_up(demand.bytes, resident ? resident->page_size : smallest) };
+    consumers.push_back({ demand.kind, -1, { { 0, demand.bytes } }, {} });
+    blocks.emplace_back();
+    if (resident) {
+        store.add(*resident, { all }, consumers.size() - 1);
+    } else if (demand.bytes >= smallest) {
+        blocks.back().push_back(all);
+    } else if (demand.bytes > 0) {
+        // a demand smaller than a page uses ordinary memory
+        ggml_hugepages_note_need(consumers.back(), all, 0);
+    }
+}
+
+bool planner::decide_thp() {
+    if (!thp_enabled) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has transparent huge pages disabled");
+        ggml_hugepages_hint(error, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
+        return false;
+    }
+    uint64_t bytes = 0;
+    for (const auto & list : blocks) {
+        for (const auto & b : list) {
+            bytes += b.last - b.first;
+            if (b.image) {
+                b.image->runs.push_back({ b.first, b.last, smallest, b.rank });
+            }
+        }
+    }
+    const uint64_t available = ggml_hugepages_mem_available(root);
+    if (!accepts_less && bytes > available) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, but only %.2f MiB are available",
+            bytes/1024.0/1024.0, available/1024.0/1024.0);
+    }
+    return true;
+}
+
+// the blocks for which the mount of the store has no room get pages of this process
+void planner::leave_full_store() {
+    GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB; the rest will not remain in memory after this process ends\n", __func__,
+        store.free/1024.0/1024.0, store.bytes()/1024.0/1024.0);
+    uint64_t left_in_file = 0;
+    for (const auto & [consumer, b] : store.fit()) {
+        // the process' own pages can replace only store pages that are at least as large
+        if (b.file->page_size % smallest == 0) {
+            blocks[consumer].push_back({ std::max(0, b.rank), b.image, b.first, b.last });
+        } else {
+            left_in_file += b.last - b.first;
+        }
+    }
+    if (left_in_file > 0) {
+        GGML_LOG_WARN("%s: %.2f MiB of the rest use ordinary memory, because the pages of the store are smaller than %s\n", __func__,
+            left_in_file/1024.0/1024.0, ggml_hugepages_size_name(smallest).c_str());
+    }
+}
+
+// the store may use a page size that nothing else uses
+void planner::add_pools_of_store() {
+    for (const auto & e : store.entries) {
+        const size_t page_size = e.file->page_size;
+        if (std::none_of(supplies.begin(), supplies.end(), [&](const auto & s) { return s.pool.page_size == page_size; })) {
+            supplies.push_back(ggml_hugepages_supply_read(root, page_size, nodes));
+        }
+    }
+    std::sort(supplies.begin(), supplies.end(), [](const auto & a, const auto & b) { return a.pool.page_size < b.pool.page_size; });
+    // a buffer that the plan of the weights already counted
+    if (n_images == 1 && !is_load) {
+        for (auto & s : supplies) {
+            s.held     = ggml_hugepages_held_pages(images[0]->kind, s.pool.page_size);
+            s.promised = ggml_hugepages_promised(s.pool.page_size, images[0]) - s.held;
+        }
+    }
+}
+
+// The buffers after the weights get these pages when they are allocated.
+void planner::grant(size_t consumer, size_t page_size, uint64_t pages) {
+    const auto & c = consumers[consumer];
+    const bool follows = c.kind == GGML_HUGEPAGES_KIND_KV || c.kind == GGML_HUGEPAGES_KIND_COMPUTE;
+    if (n_images > 0 && c.image == -1 && follows && pages > 0) {
+        images[0]->grants.push_back({ c.kind, page_size, pages });
+    }
+}
+
+// usable pages that are larger than the smallest replace whole ranges of blocks, the best ranks first
+void planner::take_large_pages() {
+    for (size_t s = supplies.size(); s-- > 0; ) {
+        const size_t page_size = supplies[s].pool.page_size;
+        if (page_size <= smallest) {
+            continue;
+        }
+        const uint64_t kept = store.need_of_pool(page_size);
+        uint64_t left = supplies[s].usable() - std::min(supplies[s].usable(), kept);
+        if (left == 0 || (params.page_size != GGML_HUGEPAGES_SIZE_AUTO && params.page_size != page_size)) {
+            continue;
+        }
+        std::vector<ggml_hugepages_consumed> candidates;
+        for (size_t c = 0; c < blocks.size(); c++) {
+            if (!blocks[c].empty()) {
+                for (const auto & b : ggml_hugepages_cut_large(blocks[c], page_size)) {
+                    candidates.emplace_back(c, b);
+                }
+            }
+        }
+        ggml_hugepages_sort_by_rank(candidates);
+        for (const auto & [consumer, b] : candidates) {
+            if (left == 0) {
+                break;
+            }
+            left--;
+            need[page_size]++;
+            ggml_hugepages_note_need(consumers[consumer], b, page_size);
+            grant(consumer, page_size, 1);
+            ggml_hugepages_cut_out(blocks[consumer], b.first, b.last);
+            if (b.image) {
+                b.image->runs.push_back({ b.first, b.last, page_size, b.rank });
+            }
+        }
+    }
+}
+
+void planner::count_rest() {
+    for (size_t c = 0; c < blocks.size(); c++) {
+        for (const auto & b : blocks[c]) {
+            ggml_hugepages_note_need(consumers[c], b, smallest);
+            rest.emplace_back(c, b);
+            need[smallest] += (b.last - b.first)/smallest;
+        }
+    }
+}
+
+bool planner::check_shortage() const {
+    std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
+    for (const auto & s : supplies) {
+        // a plan never needs more large pages than are usable, so only a store with large pages can be short of them
+        const size_t   page_size = s.pool.page_size;
+        const auto     it        = need.find(smallest);
+        const uint64_t pages     = store.need_of_pool(page_size) + (page_size == smallest && it != need.end() ? it->second : 0);
+        if (pages > s.usable()) {
+            shortages.emplace_back(pages, s);
+        }
+    }
+    if (!accepts_less) {
+        return !shortages.empty() ? ggml_hugepages_fail_short(root, shortages, error) : !store.is_full() || store.fail_full(error);
+    }
+    // once for a model, and not for each of its buffers
+    if (n_images != 1 || is_load) {
+        for (const auto & [pages, s] : shortages) {
+            GGML_LOG_WARN("%s: only %" PRIu64 " of %" PRIu64 " huge pages of %s are usable, the rest uses ordinary memory\n", __func__,
+                s.usable(), pages, ggml_hugepages_size_name(s.pool.page_size).c_str());
+        }
+    }
+    return true;
+}
+
+// pages of one size that the plan takes from the pool
+uint64_t planner::wanted(size_t page_size) const {
+    const auto it = need.find(page_size);
+    return store.need_of_pool(page_size) + (it == need.end() ? 0 : it->second);
+}
+
+// Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages for a
+// moment; a load only reserves them, because it populates them soon.
+bool planner::check_by_trying() {
+    const bool may_hide = ggml_hugepages_limits_may_hide(root);
+    for (size_t i = 0; i < n_images; i++) {
+        images[i]->limits_may_hide = may_hide && !accepts_less;
+    }
+    for (const auto & s : supplies) {
+        const size_t   page_size  = s.pool.page_size;
+        const uint64_t pages      = wanted(page_size);
+        const uint64_t n_reserve  = may_hide ? pages : 1;
+        const uint64_t n_populate = may_hide && params.plan_only ? pages : 1;
+        if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, pages, error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// gives the usable pages to the blocks, the best ranks first
+void planner::hand_out() {
+    for (const auto & s : supplies) {
+        const size_t page_size = s.pool.page_size;
+        uint64_t left = s.usable();
+        uint64_t own  = store.own[page_size];
+        auto takers = page_size == smallest ? rest : std::vector<ggml_hugepages_consumed>();
+        for (const auto & e : store.entries) {
+            // without a page for the manifest, no page remains in the store
+            if (e.file->page_size == page_size && !e.missing.empty() && own + left > e.manifest) {
+                const uint64_t from_own = std::min(own, e.manifest);
+                own  -= from_own;
+                left -= e.manifest - from_own;
+                for (const auto & b : e.missing) {
+                    takers.emplace_back(e.consumer, b);
+                }
+            }
+        }
+        ggml_hugepages_sort_by_rank(takers);
+        for (const auto & [consumer, b] : takers) {
+            const uint64_t want     = (b.last - b.first)/page_size;
+            const uint64_t from_own = b.file ? std::min(own, want) : 0;
+            const uint64_t pages    = from_own + std::min(left, want - from_own);
+            own  -= from_own;
+            left -= pages - from_own;
+            if (b.image && pages > 0) {
+                ggml_hugepages_run run = { b.first, b.first + pages*page_size, page_size, std::max(0, b.rank) };
+                run.owner = b.file ? GGML_HUGEPAGES_OWNER_FILLING : GGML_HUGEPAGES_OWNER_PROCESS;
+                b.image->runs.push_back(run);
+            } else if (!b.file) {
+                grant(consumer, page_size, pages);
+            }
+        }
+    }
+}
+
+} // namespace
+
+bool ggml_hugepages_decide(
+        const char *                  root,
+        ggml_hugepages_image_t *      images,
+        size_t                        n_images,
+        const ggml_hugepages_demand * demands,
+        size_t                        n_demands,
+        const ggml_hugepages_params & params,
+        ggml_hugepages_error *        error) {
+    planner p(root, images, n_images, params, error);
+    if (!p.find_pools()) {
+        return false;
+    }
+    for (size_t i = 0; i < n_images; i++) {
+        p.add_image(i);
+    }
+    for (size_t i = 0; i < n_demands; i++) {
+        p.add_demand(demands[i]);
+    }
+    if (p.supplies.empty()) {
+        p.count_rest();
+        const bool ok = p.decide_thp();
+        join_runs(images, n_images);
+        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, ok, error) : ok;
+    }
+    if (p.store.is_full() && p.accepts_less) {
+        p.leave_full_store();
+    }
+    p.store.note(p.consumers);
+    p.add_pools_of_store();
+    p.take_large_pages();
+    p.count_rest();
+    if (!p.check_shortage() || !p.check_by_trying()) {
+        return ggml_hugepages_end_plan(p.consumers, false, error);
+    }
+    if (params.plan_only) {
+        return ggml_hugepages_end_plan(p.consumers, true, error);
+    }
+    p.hand_out();
+    join_runs(images, n_images);
+    return true;
+}
+
+#endif // __linux__

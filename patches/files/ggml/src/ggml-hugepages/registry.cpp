@@ -1,0 +1,113 @@
+#ifdef __linux__
+
+#include "registry.h"
+#include "hold.h"
+
+#include <algorithm>
+#include <mutex>
+
+std::atomic<uint64_t> ggml_hugepages_n_attached{0};
+std::atomic<uint64_t> ggml_hugepages_n_late{0};
+
+// The mutex is needed because a thread other than the loader may read the images and buffers for a report.
+static std::mutex                          g_mutex;
+static std::vector<ggml_hugepages_image_t> g_images;
+static std::vector<std::unique_ptr<ggml_hugepages_image>> g_buffers;
+static std::atomic<size_t>                 g_n_buffers{0};
+static ggml_hugepages_load                 g_load;
+static std::map<const ggml_hugepages_image *, std::map<size_t, uint64_t>> g_promised; // reserved and untouched pages, by size
+
+std::vector<ggml_hugepages_image> ggml_hugepages_alive() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    std::vector<ggml_hugepages_image> result;
+    for (const auto * image : g_images) {
+        result.push_back(*image);
+    }
+    for (const auto & buffer : g_buffers) {
+        // its writers still populate it
+        if (!buffer->is_lazy) {
+            result.push_back(*buffer);
+        }
+    }
+    return result;
+}
+
+void ggml_hugepages_register_images(ggml_hugepages_image_t * images, size_t n_images) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (size_t i = 0; i < n_images; i++) {
+        if (images[i]->addr) {
+            g_images.push_back(images[i]);
+        }
+    }
+}
+
+void ggml_hugepages_forget_image(ggml_hugepages_image * image) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_images.erase(std::remove(g_images.begin(), g_images.end(), image), g_images.end());
+    g_promised.erase(image);
+}
+
+void ggml_hugepages_register_buffer(std::unique_ptr<ggml_hugepages_image> buffer) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_buffers.push_back(std::move(buffer));
+    g_n_buffers = g_buffers.size();
+}
+
+ggml_hugepages_image * ggml_hugepages_find_buffer(const void * ptr) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    const auto it = std::find_if(g_buffers.begin(), g_buffers.end(), [&](const auto & b) { return b->addr <= ptr && ptr < b->addr + b->length; });
+    return it == g_buffers.end() ? nullptr : it->get();
+}
+
+std::unique_ptr<ggml_hugepages_image> ggml_hugepages_take_buffer(const void * ptr) {
+    std::unique_ptr<ggml_hugepages_image> buffer;
+    if (g_n_buffers == 0) {
+        return buffer; // without huge pages, a free costs no lock
+    }
+    std::lock_guard<std::mutex> lock(g_mutex);
+    const auto it = std::find_if(g_buffers.begin(), g_buffers.end(), [&](const auto & b) { return b->addr == ptr; });
+    if (it != g_buffers.end()) {
+        buffer = std::move(*it);
+        g_buffers.erase(it);
+        g_n_buffers = g_buffers.size();
+    }
+    return buffer;
+}
+
+void ggml_hugepages_end_lazy(ggml_hugepages_image & buffer) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    buffer.is_lazy = false;
+}
+
+uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * except) {
+    uint64_t pages = ggml_hugepages_held_pages(GGML_HUGEPAGES_KIND_COUNT, page_size);
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (const auto & [image, promised] : g_promised) {
+        const auto it = promised.find(page_size);
+        pages += image == except || it == promised.end() ? 0 : it->second;
+    }
+    return pages;
+}
+
+void ggml_hugepages_promise(const ggml_hugepages_image & image, const std::map<size_t, uint64_t> & pages) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_promised[&image] = pages;
+}
+
+void ggml_hugepages_forget_promise(const ggml_hugepages_image & image) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_promised.erase(&image);
+}
+
+void ggml_hugepages_set_load(const ggml_hugepages_load & load) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_load = load;
+    g_load.bytes_attached += ggml_hugepages_n_attached.exchange(0);
+}
+
+ggml_hugepages_load ggml_hugepages_last_load() {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    return g_load;
+}
+
+#endif // __linux__

@@ -1,0 +1,46 @@
+#pragma once
+
+// the images and buffers of this process, and the sums over them
+
+#include "image.h"
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+// copies of all complete images and buffers, for the report
+std::vector<ggml_hugepages_image> ggml_hugepages_alive();
+
+// adds filled images
+void ggml_hugepages_register_images(ggml_hugepages_image_t * images, size_t n_images);
+
+// forgets an image and its promise
+void ggml_hugepages_forget_image(ggml_hugepages_image * image);
+
+// Keeps the buffer until ggml_hugepages_take_buffer.
+void ggml_hugepages_register_buffer(std::unique_ptr<ggml_hugepages_image> buffer);
+
+// the buffer that contains an address, or nullptr
+ggml_hugepages_image * ggml_hugepages_find_buffer(const void * ptr);
+
+// Removes the buffer that starts at an address; nullptr if there is none.
+std::unique_ptr<ggml_hugepages_image> ggml_hugepages_take_buffer(const void * ptr);
+
+// The last writer is done: the buffer is not lazy any more, and the report shows it.
+void ggml_hugepages_end_lazy(ggml_hugepages_image & buffer);
+
+// Pages that this process reserved and has not touched, except those of one buffer or image. A limit on pages does not count them yet.
+uint64_t ggml_hugepages_promised(size_t page_size, const ggml_hugepages_image * except);
+
+// The image reserved these pages, by page size, and has not touched them.
+void ggml_hugepages_promise(const ggml_hugepages_image & image, const std::map<size_t, uint64_t> & pages);
+
+// The image has touched or returned its reserved pages.
+void ggml_hugepages_forget_promise(const ggml_hugepages_image & image);
+
+void ggml_hugepages_set_load(const ggml_hugepages_load & load);
+
+ggml_hugepages_load ggml_hugepages_last_load();
+
+extern std::atomic<uint64_t> ggml_hugepages_n_attached; // bytes of attached buffers since the last load
+extern std::atomic<uint64_t> ggml_hugepages_n_late;     // bytes on ordinary memory, allocated after the start

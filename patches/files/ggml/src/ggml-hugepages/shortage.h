@@ -1,0 +1,35 @@
+#pragma once
+
+// the cause of a shortage, and what to do
+
+#include "image.h"
+#include "pool.h"
+
+#include <map>
+#include <utility>
+#include <vector>
+
+// the kernel's refusal of a page
+struct ggml_hugepages_refusal {
+    const char * call; // system call
+    int          err;  // errno
+    size_t       page_size;
+    size_t       at;   // offset of the page
+    bool         is_in_store;
+};
+
+// Explains a refusal: too few pages, a limit, an invisible limit, a forbidden call, or a full mount. need: pages by size
+bool ggml_hugepages_fail_refused(
+        const std::map<size_t, uint64_t> & need,
+        const ggml_hugepages_image       & image,
+        const ggml_hugepages_refusal     & refusal,
+        ggml_hugepages_error             * error);
+
+// Sets the error for a shortage: the need of the load from each pool that is too small.
+bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error);
+
+// too little ordinary memory, or a limit on it: errno
+bool ggml_hugepages_fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size);
+
+// sets "ulimit -v ..." if the process has such a limit
+void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size);

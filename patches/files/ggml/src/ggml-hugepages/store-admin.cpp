@@ -1,0 +1,132 @@
+// Resident images for programs that manage a store: list, verify, remove. Files may belong to any user.
+
+#ifdef __linux__
+
+#include "error.h"
+#include "file.h"
+#include "manifest.h"
+#include "params.h"
+#include "store-locks.h"
+#include "threads.h"
+#include "verify.h"
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+// Does not compare the hash of the header, because a list of many images would read many files.
+static bool is_stale(const char * source, const char * identity) {
+    struct stat st = {};
+    uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
+    if (sscanf(identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
+        return true;
+    }
+    return stat(source, &st) != 0 || st.st_dev != dev || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
+}
+
+static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) {
+    *info = {};
+    const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+    if (fd == -1) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", errno == ELOOP ? "it is a symbolic link" : strerror(errno));
+    }
+    std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
+    struct stat st = {};
+    size_t      page_size;
+    if (!ggml_hugepages_is_trusted(fd, true, &page_size, &st, error)) {
+        return false;
+    }
+    info->page_size   = page_size;
+    info->file_bytes  = st.st_size;
+    info->used_bytes  = (uint64_t) st.st_blocks*512;
+    info->used        = st.st_mtim.tv_sec;
+    info->is_filling  = ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING);
+    // A write lock needs a file that is open for writing, but F_OFD_GETLK also works with a read-only one.
+    info->is_attached = ggml_hugepages_is_locked(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+    char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
+    if ((size_t) st.st_size < sizeof(data)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is empty");
+    }
+    if (!ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data))) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
+    }
+    if (!ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info, error)) {
+        return false;
+    }
+    const auto g = ggml_hugepages_geometry_of(info->size, page_size);
+    // a sparse file may claim any size, but a written manifest has its pages
+    if (g.length - ggml_hugepages_align_down(g.sums_at, page_size) > info->used_bytes) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "its manifest is incomplete");
+    }
+    uint64_t n_complete = 0;
+    if (!ggml_hugepages_each_checksum(fd, g, [&](uint64_t, uint64_t sum) { n_complete += sum != 0; return true; })) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
+    }
+    info->n_complete = n_complete;
+    info->is_stale   = is_stale(info->source, info->identity);
+    return true;
+}
+
+bool ggml_hugepages_resident_read(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] { return read_image(dir_fd, name, info, error); });
+}
+
+bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepages_progress_callback callback, void * user_data, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        auto info = std::make_unique<ggml_hugepages_resident_info>();
+        if (!read_image(dir_fd, name, info.get(), error)) {
+            return false;
+        }
+        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+        if (fd == -1) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
+        }
+        std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
+        return ggml_hugepages_verify(fd, ggml_hugepages_geometry_of(info->size, info->page_size), info->size,
+            ggml_hugepages_n_threads(ggml_hugepages_default_params()), callback, user_data, error);
+    });
+}
+
+// PID of the filling process, 0 if no process fills the image or the PID is unknown
+static off_t filler_of(int fd) {
+    off_t n = 0;
+    return ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &n) ? n - 1 : 0;
+}
+
+bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        // a file that cannot be opened as an image has no attached process
+        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDWR);
+        if (fd == -1 && (errno == ENOENT || errno == EACCES || errno == EROFS)) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
+        }
+        std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
+        // a filler is attached too; the exclusive lock prevents an attach before the removal
+        const bool is_free = fd == -1 || ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+        if (!is_free && !force) {
+            const off_t filler = filler_of(fd);
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, filler > 0 ? "process %jd fills it" : "a process is attached to it", (intmax_t) filler);
+        }
+        if (unlinkat(dir_fd, name, 0) != 0) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot remove it: %s", strerror(errno));
+        }
+        // the lock file of a dead filler
+        const std::string lock_name = ggml_hugepages_lock_name(name);
+        const int lock_fd = ggml_hugepages_open_image(dir_fd, lock_name.c_str(), O_RDWR);
+        if (lock_fd != -1) {
+            if (ggml_hugepages_lock(lock_fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
+                unlinkat(dir_fd, lock_name.c_str(), 0);
+            }
+            close(lock_fd);
+        }
+        return true;
+    });
+}
+
+#endif // __linux__

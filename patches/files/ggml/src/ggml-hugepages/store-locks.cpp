@@ -1,0 +1,108 @@
+#ifdef __linux__
+
+#include "store-locks.h"
+#include "calls.h"
+#include "error.h"
+#include "file.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static struct flock lock_of(short type, off_t first, off_t n) {
+    struct flock l = {};
+    l.l_type   = type;
+    l.l_whence = SEEK_SET;
+    l.l_start  = first;
+    l.l_len    = n;
+    return l;
+}
+
+bool ggml_hugepages_lock(int fd, short type, off_t first, off_t n) {
+    auto l = lock_of(type, first, n);
+    return fcntl(fd, F_OFD_SETLK, &l) == 0;
+}
+
+bool ggml_hugepages_is_locked(int fd, short type, off_t first, off_t * n) {
+    auto l = lock_of(type, first, 1);
+    if (fcntl(fd, F_OFD_GETLK, &l) != 0 || l.l_type == F_UNLCK) {
+        return false;
+    }
+    if (n) {
+        *n = l.l_len;
+    }
+    return true;
+}
+
+off_t ggml_hugepages_lock_size() {
+    return 1 + getpid();
+}
+
+int ggml_hugepages_open_image(int dir_fd, const char * name, int flags) {
+    return openat(dir_fd, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+}
+
+bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error) {
+    if (fstat(fd, st) != 0) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));
+    }
+    *page_size = ggml_hugepages_page_of(fd);
+    if (*page_size == 0) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not on hugetlbfs");
+    }
+    if (!S_ISREG(st->st_mode)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it is not a regular file");
+    }
+    if (st->st_uid != 0 && st->st_uid != geteuid() && !(any_owner && geteuid() == 0)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it belongs to user %u, not to root or this user", (unsigned) st->st_uid);
+    }
+    if (st->st_mode & (S_IWGRP | S_IWOTH)) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "others may write to it");
+    }
+    return true;
+}
+
+ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(ggml_hugepages_store_file & file, off_t * holder) {
+    const std::string name = ggml_hugepages_lock_name(file.name);
+    const int         dir  = *file.dir;
+    *holder = 0;
+    // proc(5), protected_regular: in a sticky directory O_CREAT refuses another user's file, so open without O_CREAT first
+    int fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR);
+    if (fd == -1 && errno == ENOENT) {
+        fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
+    }
+    if (fd == -1) {
+        return errno == EEXIST || errno == ENOENT ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
+    }
+    struct stat mine = {}, there = {};
+    if (fstat(fd, &mine) != 0 || !S_ISREG(mine.st_mode) || (mine.st_uid != geteuid() && geteuid() != 0)) {
+        close(fd);
+        errno = EPERM;
+        return GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
+    }
+    if (!ggml_hugepages_lock(fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
+        ggml_hugepages_is_locked(fd, F_WRLCK, 0, holder);
+        *holder -= *holder > 0;
+        close(fd);
+        return GGML_HUGEPAGES_LOCK_OTHERS;
+    }
+    // the previous holder may have removed the file before this process got the lock
+    if (fstatat(dir, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {
+        close(fd);
+        return GGML_HUGEPAGES_LOCK_OTHERS;
+    }
+    file.lock = std::make_unique<ggml_hugepages_fill_lock>(dir, fd, name);
+    return GGML_HUGEPAGES_LOCK_MINE;
+}
+
+void ggml_hugepages_touch(int fd) {
+    if (!ggml_hugepages_is_killing(SYS_utimensat)) {
+        futimens(fd, nullptr);
+    }
+}
+
+#endif // __linux__

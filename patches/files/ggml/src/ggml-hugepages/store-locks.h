@@ -1,0 +1,36 @@
+#pragma once
+
+// locks of resident images, and the trust in their files; store-file.h says what each lock protects
+
+#include "ggml-hugepages.h"
+#include "store-file.h"
+
+#include <sys/types.h>
+
+struct stat;
+
+// offsets in an image that serve only as locks
+enum { GGML_HUGEPAGES_LOCK_ATTACHED = 1, GGML_HUGEPAGES_LOCK_FILLING = 2 };
+
+bool ggml_hugepages_lock(int fd, short type, off_t first, off_t n = 1);
+
+// Whether another process holds the lock. n: number of bytes that it locks
+bool ggml_hugepages_is_locked(int fd, short type, off_t first, off_t * n = nullptr);
+
+// A lock covers 1 + PID bytes, because the kernel does not report the holder.
+off_t ggml_hugepages_lock_size();
+
+// O_NONBLOCK: the name may be a fifo
+int ggml_hugepages_open_image(int dir_fd, const char * name, int flags);
+
+// Fails with the reason if the file is not trusted. All checks use the open file, so nothing can change between two checks. any_owner: root
+// may look at files of others, but attaches to none of them.
+bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error);
+
+enum ggml_hugepages_lock_answer { GGML_HUGEPAGES_LOCK_MINE, GGML_HUGEPAGES_LOCK_OTHERS, GGML_HUGEPAGES_LOCK_IMPOSSIBLE };
+
+// holder: PID of the process that holds the lock, if it is another one
+ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(ggml_hugepages_store_file & file, off_t * holder);
+
+// Sets the time of the last use, if this user may. Only gc --older-than reads it.
+void ggml_hugepages_touch(int fd);

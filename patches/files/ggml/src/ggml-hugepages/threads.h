@@ -1,0 +1,11 @@
+#pragma once
+
+#include "ggml-hugepages.h"
+
+#include <functional>
+
+// number of threads that populate and read
+size_t ggml_hugepages_n_threads(const ggml_hugepages_params & params);
+
+// Runs the work on up to n threads, or on this thread if none starts. Calls idle repeatedly until all threads are done.
+void ggml_hugepages_on_threads(size_t n, const std::function<void()> & work, const std::function<void()> & idle = nullptr);
