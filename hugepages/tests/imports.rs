@@ -1,4 +1,4 @@
-//! The direction of imports: cli → parts → kernel → library, and no circle between files or between folders.
+//! The direction of imports: cli → parts → kernel → library, and no circle between files or between folders, also in the engine.
 //!
 //! The test reads the source of the library, of the tool's parts, and of its commands. It follows `use`, every path in the code, and paths
 //! in macros and attributes, and resolves re-exports to the file that defines a name. These are no imports: `mod x;`, a re-export of a
@@ -342,6 +342,35 @@ fn no_files_and_no_folders_import_each_other_in_a_circle() {
         assert_eq!(circle(&edges), None);
         assert_eq!(circle(&between_folders(&edges)), None);
     }
+}
+
+/// Which file of the engine includes which; a header and its source are one file.
+fn includes_of_the_engine() -> BTreeMap<Module, BTreeSet<Module>> {
+    let folder = "../patches/files/ggml/src/ggml-hugepages";
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let stem = |path: &Path| vec![path.file_stem().unwrap().to_str().unwrap().to_owned()];
+    let mut edges: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let names = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+        let ours = names.filter(|name| folder.join(name).is_file());
+        let targets = ours.map(|name| stem(Path::new(name)));
+        let from = stem(&path);
+        let targets: Vec<_> = targets.filter(|to| *to != from).collect();
+        edges.entry(from).or_default().extend(targets);
+    }
+    edges
+}
+
+#[test]
+fn no_files_of_the_engine_include_each_other_in_a_circle() {
+    let edges = includes_of_the_engine();
+    assert!(edges.len() > 20, "the source was not found");
+    assert!(edges.values().flatten().count() > edges.len());
+    assert_eq!(circle(&edges), None);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 #ifdef __linux__
 
-#include "buffer.h"
 #include "error.h"
 #include "hold.h"
 #include "calls.h"
@@ -13,6 +12,7 @@
 #include "policy.h"
 #include "read.h"
 #include "registry.h"
+#include "stopwatch.h"
 #include "store-file.h"
 #include "thp.h"
 #include "threads.h"
@@ -21,17 +21,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <memory>
 #include <mutex>
 
 #include <sys/mman.h>
-
-static thread_local uint64_t t_us_populate = 0;
-
-uint64_t ggml_hugepages_us_populate() {
-    return t_us_populate;
-}
 
 static void unmap_buffer(ggml_hugepages_image & buffer) {
     ggml_hugepages_forget_promise(buffer);
@@ -173,14 +166,13 @@ bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
     if (!buffer || !buffer->is_lazy) {
         return true;
     }
-    const auto   begin = std::chrono::steady_clock::now();
+    ggml_hugepages_stopwatch time(ggml_hugepages_us_populate);
     const size_t first = (uint8_t *) ptr - buffer->addr;
     ggml_hugepages_error error = {};
     const bool ok = populate_lazy(*buffer, first, std::min(first + size, buffer->size), &error);
     if (!ok && error.message[0]) {
         GGML_LOG_ERROR("%s: %s\n", __func__, error.message);
     }
-    t_us_populate += std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count();
     return ok;
 }
 

@@ -4,7 +4,6 @@
 
 #include "image.h"
 #include "file.h"
-#include "registry.h"
 
 #include <algorithm>
 
@@ -26,15 +25,6 @@ void ggml_hugepages_close_memfds(ggml_hugepages_image & image) {
         close(fd); // the mappings keep the pages
     }
     image.memfds.clear();
-}
-
-void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
-    if (!image) {
-        return;
-    }
-    ggml_hugepages_forget_image(image);
-    ggml_hugepages_close_memfds(*image);
-    delete image;
 }
 
 void ggml_hugepages_image_want(ggml_hugepages_image_t image, size_t first, size_t last, ggml_hugepages_rank rank) {

@@ -69,6 +69,23 @@ std::vector<ggml_hugepages_blocks> ggml_hugepages_blocks_of(ggml_hugepages_image
     return result;
 }
 
+void ggml_hugepages_join_runs(ggml_hugepages_image_t * images, size_t n_images) {
+    for (size_t i = 0; i < n_images; i++) {
+        auto & runs = images[i]->runs;
+        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
+        std::vector<ggml_hugepages_run> joined;
+        for (const auto & r : runs) {
+            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size && joined.back().owner == r.owner) {
+                joined.back().last = r.last;
+                joined.back().rank = std::min(joined.back().rank, r.rank);
+            } else {
+                joined.push_back(r);
+            }
+        }
+        runs = std::move(joined);
+    }
+}
+
 void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
     auto & need = consumer.needs[page_size];
     need.kind      = consumer.kind;

@@ -24,24 +24,6 @@
 #include <cstdio>
 #include <cstring>
 
-// Sorts the runs by offset, and joins neighbours of one size and owner, to save mappings.
-static void join_runs(ggml_hugepages_image_t * images, size_t n_images) {
-    for (size_t i = 0; i < n_images; i++) {
-        auto & runs = images[i]->runs;
-        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
-        std::vector<ggml_hugepages_run> joined;
-        for (const auto & r : runs) {
-            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size && joined.back().owner == r.owner) {
-                joined.back().last = r.last;
-                joined.back().rank = std::min(joined.back().rank, r.rank);
-            } else {
-                joined.push_back(r);
-            }
-        }
-        runs = std::move(joined);
-    }
-}
-
 namespace {
 
 // One plan. The steps follow each other in ggml_hugepages_decide.
@@ -377,7 +359,7 @@ bool ggml_hugepages_decide(
     if (p.supplies.empty()) {
         p.count_rest();
         const bool ok = p.decide_thp();
-        join_runs(images, n_images);
+        ggml_hugepages_join_runs(images, n_images);
         return params.plan_only ? ggml_hugepages_end_plan(p.consumers, ok, error) : ok;
     }
     if (p.store.is_full() && p.accepts_less) {
@@ -394,7 +376,7 @@ bool ggml_hugepages_decide(
         return ggml_hugepages_end_plan(p.consumers, true, error);
     }
     p.hand_out();
-    join_runs(images, n_images);
+    ggml_hugepages_join_runs(images, n_images);
     return true;
 }
 

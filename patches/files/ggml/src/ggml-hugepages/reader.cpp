@@ -1,7 +1,6 @@
 #ifdef __linux__
 
 #include "reader.h"
-#include "buffer.h"
 #include "calls.h"
 #include "error.h"
 #include "policy.h"
@@ -46,7 +45,7 @@ void ggml_hugepages_reader::fail_invalid(const ggml_hugepages_job & j) {
 }
 
 bool ggml_hugepages_reader::read(ggml_hugepages_source & from, size_t first, size_t last, uint8_t * dst, const std::function<void(size_t, size_t)> & on_read) {
-    ggml_hugepages_stopwatch time{us_read};
+    ggml_hugepages_stopwatch time(us_read);
     const auto & image = *from.image;
 
     size_t n_before = 0;
@@ -130,7 +129,7 @@ bool ggml_hugepages_reader::on_shortage(const ggml_hugepages_job & j, size_t fir
 }
 
 size_t ggml_hugepages_reader::populate(const ggml_hugepages_job & j) {
-    ggml_hugepages_stopwatch time{us_populate};
+    ggml_hugepages_stopwatch time(us_populate);
     uint8_t * addr = j.image->addr;
     if (j.large) {
         std::lock_guard<std::mutex> lock(j.large->mutex);
@@ -166,7 +165,7 @@ void ggml_hugepages_reader::read_chunk(const ggml_hugepages_job & j) {
     if (j.first < last && !stop && read(*j.from, j.first, last, j.image->addr + j.first, on_read)) {
         // a direct read of the last sector may write bytes behind the end of the file
         memset(j.image->addr + last, 0, std::min(populated - last, j.from->alignment));
-        ggml_hugepages_stopwatch time{us_place};
+        ggml_hugepages_stopwatch time(us_place);
         if (j.image->arrived && !j.image->arrived(j.image->addr + j.first, j.first, last, j.image->arrived_data)) {
             fail_invalid(j);
         } else if (j.store) {
@@ -206,10 +205,10 @@ void ggml_hugepages_reader::read_piece(const ggml_hugepages_job & j) {
         };
         if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf->addr, on_read)) {
             const uint64_t begin    = ggml_hugepages_now_us();
-            const uint64_t populate = ggml_hugepages_us_populate();
+            const uint64_t populate = ggml_hugepages_us_populate;
             const bool     placed   = j.piece->place((const uint8_t *) buf->addr + (j.first - first), j.last - j.first, j.piece);
-            us_populate += ggml_hugepages_us_populate() - populate;
-            us_place    += ggml_hugepages_now_us() - begin - (ggml_hugepages_us_populate() - populate);
+            us_populate += ggml_hugepages_us_populate - populate;
+            us_place    += ggml_hugepages_now_us() - begin - (ggml_hugepages_us_populate - populate);
             if (!placed) {
                 fail_invalid(j);
             }

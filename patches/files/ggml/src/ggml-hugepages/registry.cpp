@@ -41,10 +41,17 @@ void ggml_hugepages_register_images(ggml_hugepages_image_t * images, size_t n_im
     }
 }
 
-void ggml_hugepages_forget_image(ggml_hugepages_image * image) {
-    std::lock_guard<std::mutex> lock(g_mutex);
-    g_images.erase(std::remove(g_images.begin(), g_images.end(), image), g_images.end());
-    g_promised.erase(image);
+void ggml_hugepages_image_free(ggml_hugepages_image_t image) {
+    if (!image) {
+        return;
+    }
+    {
+        std::lock_guard<std::mutex> lock(g_mutex);
+        g_images.erase(std::remove(g_images.begin(), g_images.end(), image), g_images.end());
+        g_promised.erase(image);
+    }
+    ggml_hugepages_close_memfds(*image);
+    delete image;
 }
 
 void ggml_hugepages_register_buffer(std::unique_ptr<ggml_hugepages_image> buffer) {

@@ -14,9 +14,6 @@ std::vector<ggml_hugepages_image> ggml_hugepages_alive();
 // adds filled images
 void ggml_hugepages_register_images(ggml_hugepages_image_t * images, size_t n_images);
 
-// forgets an image and its promise
-void ggml_hugepages_forget_image(ggml_hugepages_image * image);
-
 // Keeps the buffer until ggml_hugepages_take_buffer.
 void ggml_hugepages_register_buffer(std::unique_ptr<ggml_hugepages_image> buffer);
 

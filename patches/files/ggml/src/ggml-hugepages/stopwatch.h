@@ -1,5 +1,7 @@
 #pragma once
 
+// the time of threads, in microseconds
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -9,8 +11,13 @@ static inline uint64_t ggml_hugepages_now_us() {
 }
 
 // adds the time between its construction and its destruction
-struct ggml_hugepages_stopwatch {
-    std::atomic<uint64_t> & sum;
-    uint64_t                begin = ggml_hugepages_now_us();
+template <typename T> struct ggml_hugepages_stopwatch {
+    T      & sum;
+    uint64_t begin = ggml_hugepages_now_us();
+
+    explicit ggml_hugepages_stopwatch(T & sum) : sum(sum) {}
     ~ggml_hugepages_stopwatch() { sum += ggml_hugepages_now_us() - begin; }
 };
+
+// The time of this thread in ggml_hugepages_buffer_populate. A reader that places a piece subtracts it from its own time.
+inline thread_local uint64_t ggml_hugepages_us_populate = 0;

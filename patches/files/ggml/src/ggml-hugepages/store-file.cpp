@@ -5,7 +5,6 @@
 #include "store-file.h"
 #include "calls.h"
 #include "error.h"
-#include "store-locks.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -66,11 +65,6 @@ uint64_t ggml_hugepages_store_file::pages_left_over() const {
     }
     const uint64_t used = (uint64_t) st.st_blocks*512/page_size;
     return used - std::min(used, known);
-}
-
-ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() {
-    unlinkat(dir_fd, name.c_str(), 0);
-    close(fd);
 }
 
 std::atomic<uint64_t> * ggml_hugepages_store_file::shared_sums() const {

@@ -31,23 +31,12 @@
 
 #include "manifest.h"
 #include "ranges.h"
+#include "store-locks.h"
 
 #include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
-
-// Proof that only this process may write to a resident image. The lock is on a file of mode 0600 beside the image, so a process that may
-// only read the image cannot take it. The lock belongs to the open file, so the kernel releases it when the process ends.
-struct ggml_hugepages_fill_lock {
-    int         dir_fd;
-    int         fd;
-    std::string name;
-
-    ggml_hugepages_fill_lock(int dir_fd, int fd, const std::string & name) : dir_fd(dir_fd), fd(fd), name(name) {}
-    ggml_hugepages_fill_lock(const ggml_hugepages_fill_lock &) = delete;
-    ~ggml_hugepages_fill_lock(); // removes the file, then releases the lock
-};
 
 struct ggml_hugepages_store_file {
     ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_WEIGHTS;

@@ -4,6 +4,7 @@
 #include "calls.h"
 #include "error.h"
 #include "file.h"
+#include "manifest.h"
 
 #include <cerrno>
 #include <cstring>
@@ -66,14 +67,22 @@ bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struc
     return true;
 }
 
-ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(ggml_hugepages_store_file & file, off_t * holder) {
-    const std::string name = ggml_hugepages_lock_name(file.name);
-    const int         dir  = *file.dir;
+ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() {
+    unlinkat(dir_fd, name.c_str(), 0);
+    close(fd);
+}
+
+ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
+        int                                         dir_fd,
+        const std::string                         & image_name,
+        std::unique_ptr<ggml_hugepages_fill_lock> & lock,
+        off_t                                     * holder) {
+    const std::string name = ggml_hugepages_lock_name(image_name);
     *holder = 0;
     // proc(5), protected_regular: in a sticky directory O_CREAT refuses another user's file, so open without O_CREAT first
-    int fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR);
+    int fd = ggml_hugepages_open_image(dir_fd, name.c_str(), O_RDWR);
     if (fd == -1 && errno == ENOENT) {
-        fd = ggml_hugepages_open_image(dir, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
+        fd = ggml_hugepages_open_image(dir_fd, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
     }
     if (fd == -1) {
         return errno == EEXIST || errno == ENOENT ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
@@ -91,11 +100,11 @@ ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(ggml_hugepages_store_fi
         return GGML_HUGEPAGES_LOCK_OTHERS;
     }
     // the previous holder may have removed the file before this process got the lock
-    if (fstatat(dir, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {
+    if (fstatat(dir_fd, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {
         close(fd);
         return GGML_HUGEPAGES_LOCK_OTHERS;
     }
-    file.lock = std::make_unique<ggml_hugepages_fill_lock>(dir, fd, name);
+    lock = std::make_unique<ggml_hugepages_fill_lock>(dir_fd, fd, name);
     return GGML_HUGEPAGES_LOCK_MINE;
 }
 

@@ -3,7 +3,9 @@
 // locks of resident images, and the trust in their files; store-file.h says what each lock protects
 
 #include "ggml-hugepages.h"
-#include "store-file.h"
+
+#include <memory>
+#include <string>
 
 #include <sys/types.h>
 
@@ -27,10 +29,26 @@ int ggml_hugepages_open_image(int dir_fd, const char * name, int flags);
 // may look at files of others, but attaches to none of them.
 bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error);
 
+// Proof that only this process may write to a resident image. The lock is on a file of mode 0600 beside the image, so a process that may
+// only read the image cannot take it. The lock belongs to the open file, so the kernel releases it when the process ends.
+struct ggml_hugepages_fill_lock {
+    int         dir_fd;
+    int         fd;
+    std::string name;
+
+    ggml_hugepages_fill_lock(int dir_fd, int fd, const std::string & name) : dir_fd(dir_fd), fd(fd), name(name) {}
+    ggml_hugepages_fill_lock(const ggml_hugepages_fill_lock &) = delete;
+    ~ggml_hugepages_fill_lock(); // removes the file, then releases the lock
+};
+
 enum ggml_hugepages_lock_answer { GGML_HUGEPAGES_LOCK_MINE, GGML_HUGEPAGES_LOCK_OTHERS, GGML_HUGEPAGES_LOCK_IMPOSSIBLE };
 
-// holder: PID of the process that holds the lock, if it is another one
-ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(ggml_hugepages_store_file & file, off_t * holder);
+// image_name: the lock file is beside the image. holder: PID of the process that holds the lock, if it is another one. LOCK_IMPOSSIBLE sets errno.
+ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
+        int                                         dir_fd,
+        const std::string                         & image_name,
+        std::unique_ptr<ggml_hugepages_fill_lock> & lock,
+        off_t                                     * holder);
 
 // Sets the time of the last use, if this user may. Only gc --older-than reads it.
 void ggml_hugepages_touch(int fd);

@@ -191,7 +191,7 @@ struct ggml_hugepages_store {
             }
             off_t holder = 0;
             if (file.fd == -1 || file.is_writable) {
-                const auto answer = ggml_hugepages_take_fill_lock(file, &holder);
+                const auto answer = ggml_hugepages_take_fill_lock(*dir, file.name, file.lock, &holder);
                 const int  err    = errno;
                 if (answer == GGML_HUGEPAGES_LOCK_MINE) {
                     bool again = false;
