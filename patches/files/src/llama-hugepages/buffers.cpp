@@ -1,0 +1,56 @@
+// The buffers of a model and of its contexts: their kind, and whether they take huge pages.
+
+#include "llama-hugepages.h"
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-model.h"
+#include "weights.h"
+
+llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) :
+    scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr } {
+    if (params.enabled) {
+        before = ggml_hugepages_scope_set(&scope);
+    }
+}
+
+llama_hugepages_scope::llama_hugepages_scope(const llama_model & model, ggml_hugepages_kind kind, bool late) :
+    llama_hugepages_scope(model.hparams.no_alloc ? ggml_hugepages_default_params() : model.hugepages(), kind, late) {}
+
+llama_hugepages_scope::llama_hugepages_scope(const llama_hugepages & hugepages, const ggml_context * ctx, ggml_backend_buffer_type_t buft) :
+    llama_hugepages_scope(hugepages.params, llama_hugepages::kind(buft)) {
+    scope.lazy     = hugepages.is_buffered(ctx);
+    scope.resident = hugepages.resident(ctx);
+}
+
+llama_hugepages_scope::~llama_hugepages_scope() {
+    if (scope.params.enabled) {
+        ggml_hugepages_scope_set(before);
+    }
+}
+
+ggml_hugepages_kind llama_hugepages::kind(ggml_backend_buffer_type_t buft) {
+    auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return buft == ggml_backend_dev_buffer_type(cpu_dev) ? GGML_HUGEPAGES_KIND_WEIGHTS : GGML_HUGEPAGES_KIND_REPACKED;
+}
+
+size_t llama_hugepages_smallest_page(const ggml_hugepages_params & params) {
+    const bool is_any = params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == GGML_HUGEPAGES_SIZE_THP;
+    return is_any ? ggml_hugepages_page_size("") : params.page_size;
+}
+
+size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size) {
+    if (!params.enabled || !ggml_backend_buft_is_host(buft)) {
+        return size;
+    }
+    const size_t page_size = llama_hugepages_smallest_page(params);
+    return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;
+}
+
+// Upstream learns this with a run over all weights, because recurrent states cannot drop a part of a sequence. A KV cache always can.
+bool llama_hugepages_can_seq_rm(const llama_context * ctx) {
+    const auto & model  = ctx->get_model();
+    const auto * memory = ctx->get_memory();
+    return model.hugepages().enabled && !llama_model_has_encoder(&model) &&
+        (dynamic_cast<const llama_kv_cache *>(memory) || dynamic_cast<const llama_kv_cache_iswa *>(memory));
+}

@@ -1,0 +1,105 @@
+// Resident images of the files and buffers of a model, and their identity.
+
+#include "llama-hugepages.h"
+#include "error.h"
+#include "llama-model-loader.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cinttypes>
+#include <cstring>
+
+// Buffers of other types may contain data that is valid only in this process.
+static bool is_plain(ggml_backend_buffer_type_t buft) {
+    const std::string name = ggml_backend_buft_name(buft);
+    return name == "CPU" || name == "CPU_REPACK";
+}
+
+// the features of the CPU, which decide the layout of its buffers
+static std::string cpu_features() {
+    auto * reg = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    auto * get = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features");
+    std::string text;
+    for (auto * feature = get ? get(reg) : nullptr; feature && feature->name; feature++) {
+        text += std::string(" ") + feature->name + "=" + feature->value;
+    }
+    return text;
+}
+
+// The identity of each file. Its header ends at the first tensor.
+static std::vector<std::string> identities_of(const llama_model_loader & ml) {
+    std::vector<size_t> headers(ml.files.size(), SIZE_MAX);
+    for (const auto & [_, weight] : ml.weights_map) {
+        headers[weight.idx] = std::min(headers[weight.idx], weight.offs);
+    }
+    std::vector<std::string> result;
+    for (size_t i = 0; i < ml.files.size(); i++) {
+        char text[256];
+        const size_t header = headers[i] == SIZE_MAX ? ml.files[i]->size() : headers[i];
+        if (!ggml_hugepages_file_identity(ml.files[i]->file_id(), header, text, sizeof(text))) {
+            throw std::runtime_error(format("cannot read the header of file %zu: %s", i, strerror(errno)));
+        }
+        result.emplace_back(text);
+    }
+    return result;
+}
+
+// everything that determines the bytes of a buffer
+static std::string identity_of(const std::vector<std::string> & files, ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    std::string text;
+    for (const auto & file : files) {
+        text += file + "\n";
+    }
+    text += format("buffer %s\ncpu%s\n", ggml_backend_buft_name(buft), cpu_features().c_str());
+    for (auto * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
+        text += format("tensor %s %s %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64 " %zu\n", ggml_get_name(cur), ggml_type_name(cur->type),
+            cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3], ggml_backend_buft_get_alloc_size(buft, cur));
+    }
+    return text;
+}
+
+void llama_hugepages::open_residents(const llama_model_loader & ml) {
+    const auto files = identities_of(ml);
+    std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
+    const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
+        all.emplace_back(ggml_hugepages_resident_init(kind, fd, identity.c_str(), size), ggml_hugepages_resident_free);
+        return all.back();
+    };
+    for (size_t i = 0; i < images.size(); i++) {
+        // a file on hugetlbfs stays in memory without a resident image
+        if (ggml_hugepages_image_is_wanted(images[i].get()) && !ggml_hugepages_image_is_huge(images[i].get())) {
+            const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, ml.files[i]->file_id(), files[i], ml.files[i]->size());
+            ggml_hugepages_image_reside(images[i].get(), resident.get());
+        }
+    }
+    for (const auto & [key, ctx] : ml.ctx_map) {
+        if (is_buffered(ctx.get()) && is_plain(key.buft)) {
+            const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft);
+            resident_buffers[ctx.get()] = add(kind(key.buft), ml.files[0]->file_id(), identity_of(files, ctx.get(), key.buft), size);
+        }
+    }
+
+    struct progress {
+        llama_progress_callback callback;
+        void                  * user_data;
+    } ud = { progress_callback, progress_callback_user_data };
+    const auto on_progress = [](uint64_t done, uint64_t total, void * user_data) {
+        const auto & p = *(const progress *) user_data;
+        return p.callback == nullptr || p.callback((float) ((double) done/total), p.user_data);
+    };
+    std::vector<ggml_hugepages_resident_t> residents;
+    for (const auto & resident : all) {
+        residents.push_back(resident.get());
+    }
+    ggml_hugepages_error error = {};
+    if (!residents.empty() && !ggml_hugepages_residents_open(residents.data(), residents.size(), &params, on_progress, &ud, &error)) {
+        if (!ggml_hugepages_accepts_less(&params) || error.status == GGML_HUGEPAGES_STATUS_ABORTED) {
+            llama_hugepages_raise(error);
+        }
+        LLAMA_LOG_WARN("%s: no weights will remain in memory after this process ends: %s\n", __func__, error.message);
+        for (const auto & image : images) {
+            ggml_hugepages_image_reside(image.get(), nullptr);
+        }
+        resident_buffers.clear();
+    }
+}
