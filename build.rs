@@ -5,6 +5,10 @@ mod bindings;
 #[path = "build/mod.rs"]
 #[allow(dead_code, reason = "xtask uses the rest")]
 mod build;
+#[path = "build/docs.rs"]
+mod docs;
+#[path = "build/features.rs"]
+mod features;
 #[path = "build/shim.rs"]
 mod shim;
 
@@ -17,8 +21,11 @@ use build::cmake::{self, Build, commit_label};
 use build::patch::Series;
 use build::{cargo, link, lock, source, ui};
 
+/// The libraries of a program that only uses the API. They include upstream's parser of options, because the API reads the same
+/// variables.
+const LIBRARY: &[&str] = &["llama-common"];
 /// The server's libraries, without the page and the files that include it.
-const PARTS: &[&str] = &["server-context", "cpp-httplib"];
+const SERVER: &[&str] = &["server-context", "cpp-httplib"];
 
 fn run() -> Result<()> {
     let Package { root, out, version } = Package::from_env()?;
@@ -26,24 +33,35 @@ fn run() -> Result<()> {
     cargo::rerun_if_changed(&root.join("build"));
     cargo::rerun_if_changed(&patches);
 
+    if cargo::env("DOCS_RS").is_some() {
+        return docs::write_names(&root.join("src"), &out);
+    }
+    features::check()?;
     cmake::check()?;
     bindings::check()?;
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
     Series::read(&patches)?.apply(&source.dir, &tree)?;
     bindings::generate(&root, &tree, &out)?;
-    shim::compile(&root, &tree)?;
+    shim::compile(&root, &tree, features::is_on("SERVER"))?;
     let commit = commit_label(&source, Some(&version));
+    let options = features::options();
     let part = |targets| Build {
         dir: &out,
         commit: &commit,
         targets,
-        args: &[],
+        args: &options,
     };
+    if !features::is_on("SERVER") {
+        return link::emit(&part(LIBRARY).run()?, false);
+    }
+    if !features::is_on("UI") {
+        return link::emit(&part(&["llama-server-impl"]).run()?, true);
+    }
     // Node.js builds the page on one core for minutes, so the libraries without the page compile at the same time.
     let page = thread::scope(|scope| {
         let page = scope.spawn(|| ui::provide(&root, &source.dir, &tree, &out.join("ui")));
-        part(PARTS).run()?;
+        part(SERVER).run()?;
         page.join()
             .map_err(|_| anyhow!("the build of the page panicked"))
     })?;
@@ -53,8 +71,7 @@ fn run() -> Result<()> {
             "llama-server is built without its chat page: {cause}"
         ));
     }
-    let built = part(&["llama-server-impl"]).run()?;
-    link::emit(&built)
+    link::emit(&part(&["llama-server-impl"]).run()?, true)
 }
 
 fn main() -> ExitCode {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::cargo;
 use super::source::Source;
+use super::{cargo, link};
 
 /// Upstream's build number, which a tree without history does not contain.
 pub const BUILD_NUMBER: &str = "0";
@@ -21,7 +21,7 @@ pub struct Build<'a> {
     /// The commit in `--version`.
     pub commit: &'a str,
     pub targets: &'a [&'a str],
-    /// Options for CMake, after those of the environment.
+    /// Options for CMake. Those of the environment follow, so they win.
     pub args: &'a [&'a str],
 }
 
@@ -39,8 +39,9 @@ pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
     })
 }
 
-/// Checks that the tools for a build exist, before the download.
+/// Checks the tools and the options of a build, before the download.
 pub fn check() -> Result<()> {
+    refuse_lto(&extra_args()?)?;
     for (variable, tool, package) in [
         ("CMAKE", "cmake", "cmake"),
         ("CXX", "c++", "build-essential"),
@@ -58,8 +59,8 @@ pub fn check() -> Result<()> {
 impl Build<'_> {
     /// Configures and builds; returns the build directory.
     pub fn run(&self) -> Result<PathBuf> {
-        let mut extra = extra_args()?;
-        extra.extend(self.args.iter().map(|&arg| arg.to_owned()));
+        let mut extra: Vec<String> = self.args.iter().map(|&arg| arg.to_owned()).collect();
+        extra.extend(extra_args()?);
         let (cflags, cxxflags) = (
             cargo::env("CFLAGS").unwrap_or_default(),
             cargo::env("CXXFLAGS").unwrap_or_default(),
@@ -68,6 +69,7 @@ impl Build<'_> {
         let generator = cargo::env("CMAKE_GENERATOR")
             .or_else(|| find("ninja".as_ref()).map(|_| "Ninja".into()));
         self.forget_other_options(&format!("{generator:?} {launcher:?} {extra:?}"))?;
+        link::ask(&self.dir.join("build"))?;
 
         let triple = triple()?;
         let mut config = cmake::Config::new(self.dir.join("llama.cpp"));
@@ -136,6 +138,10 @@ impl Build<'_> {
             .dir
             .to_str()
             .with_context(|| format!("{} is not UTF-8", self.dir.display()))?;
+        // Distributions pass -flto. Rust's linker cannot read such objects, and an object without it is the same for every linker.
+        if given.to_str().is_some_and(|given| given.contains("-flto")) {
+            given.push(" -fno-lto");
+        }
         // CMake splits flags at white space.
         if !dir.contains(char::is_whitespace) {
             given.push(format!(" -fmacro-prefix-map={dir}/="));
@@ -163,6 +169,29 @@ impl Build<'_> {
         fs::create_dir_all(&build)?;
         fs::write(&stamp, options).with_context(|| format!("cannot write {}", stamp.display()))
     }
+}
+
+/// CMake adds these flags after all others.
+fn refuse_lto(args: &[String]) -> Result<()> {
+    let is_lto = |arg: &&String| {
+        let name = arg.strip_prefix("-D").unwrap_or(arg);
+        let name = name.split([':', '=']).next().unwrap_or_default();
+        let is_on = matches!(
+            arg.rsplit('=')
+                .next()
+                .unwrap_or_default()
+                .to_uppercase()
+                .as_str(),
+            "ON" | "1" | "TRUE" | "YES" | "Y"
+        );
+        is_on && matches!(name, "GGML_LTO" | "CMAKE_INTERPROCEDURAL_OPTIMIZATION")
+    };
+    if let Some(arg) = args.iter().find(is_lto) {
+        bail!(
+            "`{arg}` cannot be used, because Rust's linker cannot read objects with link-time optimization\nhint: remove it"
+        );
+    }
+    Ok(())
 }
 
 /// `LLAMA_HUGEPAGES_CMAKE_ARGS`, split as a shell would: `-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90`.

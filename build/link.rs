@@ -1,145 +1,191 @@
-//! The libraries to link, in order.
+//! The libraries to link, in the order of CMake.
+//!
+//! CMake's File API lists what it links `llama-server` with: our archives, the backends that it configured, and the libraries of the
+//! system. So a backend that CMake configures needs no line here.
 
-use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::cargo;
 
-/// Upstream's archives. A linker reads each archive once, so an archive precedes the archives that it needs.
-const ARCHIVES: &[(&str, &str)] = &[
-    ("llama-server-impl", "tools/server"),
-    ("server-context", "tools/server"),
-    ("llama-ui", "tools/ui"),
-    ("cpp-httplib", "vendor/cpp-httplib"),
-    ("mtmd", "tools/mtmd"),
-    ("llama-common", "common"),
-    ("llama-common-base", "common"),
-    ("vendor-hash", "vendor/hash"),
-    ("llama", "src"),
-    // Before the backends, because its registry refers to each backend.
-    ("ggml", "ggml/src"),
-];
+/// The program whose libraries we link.
+const TARGET: &str = "llama-server";
+/// The folder of the File API, below a build directory.
+const API: &str = ".cmake/api/v1";
 
-/// Backends that `LLAMA_HUGEPAGES_CMAKE_ARGS` can enable: archive, directory, and the entries of CMake's cache that name
-/// its libraries. A backend is linked if its archive exists.
-const BACKENDS: &[(&str, &str, &[&str])] = &[
-    ("ggml-rpc", "ggml/src/ggml-rpc", &["RDMA_LIB"]),
-    (
-        "ggml-cuda",
-        "ggml/src/ggml-cuda",
-        &[
-            "CUDA_cudart_LIBRARY",
-            "CUDA_cublas_LIBRARY",
-            "CUDA_cuda_driver_LIBRARY",
-            "NCCL_LIBRARY",
-        ],
-    ),
-    ("ggml-vulkan", "ggml/src/ggml-vulkan", &["Vulkan_LIBRARY"]),
-    ("ggml-rpc", "ggml/src/ggml-rpc", &[]),
-    (
-        "ggml-blas",
-        "ggml/src/ggml-blas",
-        &["BLAS_openblas_LIBRARY", "BLAS_blas_LIBRARY"],
-    ),
-];
-
-/// After the backends, which call into both.
-const BASE: &[(&str, &str)] = &[("ggml-cpu", "ggml/src"), ("ggml-base", "ggml/src")];
+/// Asks CMake for the libraries of each target. Call it before the configuration.
+pub fn ask(build: &Path) -> Result<()> {
+    let query = build.join(API).join("query");
+    fs::create_dir_all(&query)
+        .and_then(|()| fs::write(query.join("codemodel-v2"), ""))
+        .with_context(|| format!("cannot write in {}", query.display()))
+}
 
 /// Prints the link directives for the CMake build.
-pub fn emit(build: &Path) -> Result<()> {
-    let cache = Cache::read(&build.join("CMakeCache.txt"))?;
-    for (name, dir) in ARCHIVES {
-        archive(build, name, dir)?;
-    }
-    let backends = BACKENDS
-        .iter()
-        .filter(|(name, dir, _)| path(build, name, dir).is_file());
-    for (name, dir, needs) in backends {
-        archive(build, name, dir)?;
-        cache.link(needs);
-    }
-    for (name, dir) in BASE {
-        archive(build, name, dir)?;
-    }
-    if cache.is_on("OPENSSL_VERSION_SUPPORTED") {
-        // ssl calls crypto.
-        cache.link(&["OPENSSL_SSL_LIBRARY", "OPENSSL_CRYPTO_LIBRARY"]);
-    }
-    if cache.is_on("GGML_OPENMP_ENABLED") {
-        cache.link(&["OpenMP_gomp_LIBRARY", "OpenMP_omp_LIBRARY"]);
+///
+/// `is_whole`: the build made all archives. Without the server, an archive that does not exist is none that the library needs.
+pub fn emit(build: &Path, is_whole: bool) -> Result<()> {
+    for library in libraries(build)? {
+        match library {
+            Library::Archive(path) => {
+                let exists = path.is_file();
+                ensure!(
+                    exists || !is_whole,
+                    "the CMake build did not create `{}`",
+                    path.display()
+                );
+                if let (true, Some(dir), Some(name)) = (exists, path.parent(), name(&path)) {
+                    cargo::link_search(dir);
+                    cargo::link_static(name);
+                }
+            }
+            Library::File(path) => {
+                if let (Some(dir), Some(name)) = (path.parent(), name(&path)) {
+                    cargo::link_search(dir);
+                    cargo::link_shared(name);
+                }
+            }
+            Library::Directory(path) => cargo::link_search(&path),
+            Library::Name(name) => cargo::link_shared(&name),
+        }
     }
     cargo::link_shared("stdc++");
     Ok(())
 }
 
-fn archive(build: &Path, name: &str, dir: &str) -> Result<()> {
-    let path = path(build, name, dir);
-    ensure!(
-        path.is_file(),
-        "the CMake build did not create `{}`",
-        path.display()
-    );
-    cargo::link_search(&build.join(dir));
-    cargo::link_static(name);
-    Ok(())
+#[derive(Debug, PartialEq, Eq)]
+enum Library {
+    /// An archive of this build.
+    Archive(PathBuf),
+    /// A library of the system.
+    File(PathBuf),
+    Directory(PathBuf),
+    Name(String),
 }
 
-fn path(build: &Path, name: &str, dir: &str) -> PathBuf {
-    build.join(dir).join(format!("lib{name}.a"))
+/// `reply/index-*.json`, the newest of which CMake wrote last.
+#[derive(Deserialize)]
+struct Index {
+    objects: Vec<Object>,
 }
 
-/// `CMakeCache.txt`: the options and results of CMake.
-struct Cache(HashMap<String, String>);
+#[derive(Deserialize)]
+struct Object {
+    kind: String,
+    #[serde(rename = "jsonFile")]
+    file: PathBuf,
+}
 
-impl Cache {
-    fn read(path: &Path) -> Result<Self> {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::parse(&text))
-    }
+#[derive(Deserialize)]
+struct CodeModel {
+    configurations: Vec<Configuration>,
+}
 
-    /// Lines `NAME:TYPE=VALUE`; comments start with `#` or `//`.
-    fn parse(text: &str) -> Self {
-        let entries = text.lines().filter(|line| !line.starts_with(['#', '/']));
-        Self(
-            entries
-                .filter_map(|line| line.split_once('='))
-                .filter_map(|(key, value)| {
-                    Some((key.split_once(':')?.0.to_owned(), value.to_owned()))
-                })
-                .collect(),
+#[derive(Deserialize)]
+struct Configuration {
+    targets: Vec<TargetFile>,
+}
+
+#[derive(Deserialize)]
+struct TargetFile {
+    name: String,
+    #[serde(rename = "jsonFile")]
+    file: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    link: Link,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Link {
+    command_fragments: Vec<Fragment>,
+}
+
+#[derive(Deserialize)]
+struct Fragment {
+    fragment: String,
+    role: String,
+}
+
+fn libraries(build: &Path) -> Result<Vec<Library>> {
+    let reply = build.join(API).join("reply");
+    let index: Index = read(&newest_index(&reply)?)?;
+    let model = index.objects.iter().find(|it| it.kind == "codemodel");
+    let model = model.context("CMake answered no question about its targets")?;
+    let model: CodeModel = read(&reply.join(&model.file))?;
+    let mut targets = model.configurations.iter().flat_map(|it| &it.targets);
+    let target = targets
+        .find(|it| it.name == TARGET)
+        .with_context(|| format!("CMake has no target {TARGET}"))?;
+    let target: Target = read(&reply.join(&target.file))?;
+    Ok(parse(build, &target.link.command_fragments))
+}
+
+fn newest_index(reply: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(reply).with_context(|| {
+        format!(
+            "CMake wrote no {}: CMake 3.14 or newer does",
+            reply.display()
         )
-    }
+    })?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_index = |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name.starts_with("index-"))
+    };
+    // The name contains the time.
+    paths
+        .filter(is_index)
+        .max()
+        .with_context(|| format!("{} has no index", reply.display()))
+}
 
-    fn is_on(&self, name: &str) -> bool {
-        self.0
-            .get(name)
-            .is_some_and(|value| matches!(value.as_str(), "1" | "ON" | "TRUE"))
-    }
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not an answer of CMake", path.display()))
+}
 
-    /// Links the libraries that CMake found. Each entry contains the path of one library.
-    fn link(&self, entries: &[&str]) {
-        let paths = entries.iter().filter_map(|name| self.0.get(*name));
-        for path in paths.map(Path::new).filter(|path| path.is_file()) {
-            if let (Some(dir), Some(name)) = (path.parent(), library_name(path)) {
-                cargo::link_search(dir);
-                cargo::link_shared(name);
+fn parse(build: &Path, fragments: &[Fragment]) -> Vec<Library> {
+    let words = fragments
+        .iter()
+        .filter(|it| it.role == "libraries" || it.role == "libraryPath");
+    let words = words.flat_map(|it| shell_words::split(&it.fragment).unwrap_or_default());
+    words
+        .filter_map(|word| {
+            if let Some(name) = word.strip_prefix("-l") {
+                return Some(Library::Name(name.to_owned()));
             }
-        }
-    }
+            if let Some(dir) = word.strip_prefix("-L") {
+                return Some(Library::Directory(dir.into()));
+            }
+            // Flags such as --start-group do not matter to a linker that knows all archives.
+            let path = Path::new(&word);
+            if word.starts_with('-') || path.extension().is_none() {
+                return None;
+            }
+            Some(if path.is_absolute() {
+                Library::File(path.to_owned())
+            } else {
+                Library::Archive(build.join(path))
+            })
+        })
+        .collect()
 }
 
 /// `/usr/lib/libssl.so.3` is `ssl` to the linker.
-fn library_name(path: &Path) -> Option<&str> {
-    path.file_name()?
-        .to_str()?
-        .strip_prefix("lib")?
-        .split('.')
-        .next()
+fn name(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?.strip_prefix("lib")?;
+    let end = name.find(".so").or_else(|| name.find(".a"))?;
+    Some(&name[..end])
 }
 
 #[cfg(test)]
@@ -147,18 +193,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_gives_values_by_name() {
-        let cache = Cache::parse(
-            "// a comment=1\n#x:y=1\nA:BOOL=ON\nB:FILEPATH=/usr/lib/libb.so=x\nC:INTERNAL=\n",
+    fn each_kind_of_library_is_linked_in_its_own_way() {
+        let fragment = |role: &str, text: &str| Fragment {
+            fragment: text.to_owned(),
+            role: role.to_owned(),
+        };
+        let found = parse(
+            Path::new("/b"),
+            &[
+                fragment("flags", "-O3 -lnot"),
+                fragment("libraryPath", "-L/usr/local/cuda/lib64"),
+                fragment("libraries", "src/libllama.a"),
+                fragment("libraries", "-ldl -lm"),
+                fragment("libraries", "/usr/lib/libssl.so.3"),
+                fragment("libraries", "-Wl,--end-group"),
+            ],
         );
-        assert!(cache.is_on("A"));
-        assert!(!cache.is_on("C") && !cache.is_on("D"));
-        assert_eq!(cache.0["B"], "/usr/lib/libb.so=x");
+        assert_eq!(
+            found,
+            [
+                Library::Directory("/usr/local/cuda/lib64".into()),
+                Library::Archive("/b/src/libllama.a".into()),
+                Library::Name("dl".into()),
+                Library::Name("m".into()),
+                Library::File("/usr/lib/libssl.so.3".into()),
+            ]
+        );
     }
 
     #[test]
     fn a_library_is_named_without_its_version() {
-        assert_eq!(library_name(Path::new("/usr/lib/libssl.so.3")), Some("ssl"));
-        assert_eq!(library_name(Path::new("/usr/lib/plugin.so")), None);
+        assert_eq!(name(Path::new("/usr/lib/libssl.so.3")), Some("ssl"));
+        assert_eq!(name(Path::new("/usr/lib/libpthread.a")), Some("pthread"));
+        assert_eq!(name(Path::new("ggml/libggml-cpu.a")), Some("ggml-cpu"));
+        assert_eq!(name(Path::new("/usr/lib/plugin.so")), None);
+    }
+
+    #[test]
+    fn the_newest_answer_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let reply = dir.path().join(API).join("reply");
+        ask(dir.path()).unwrap();
+        assert!(libraries(dir.path()).is_err());
+        fs::create_dir_all(&reply).unwrap();
+        let write = |name: &str, text: &str| fs::write(reply.join(name), text).unwrap();
+        write("index-2026-01-01.json", "{}");
+        write(
+            "index-2026-01-02.json",
+            r#"{"objects": [{"kind": "codemodel", "jsonFile": "m.json"}]}"#,
+        );
+        write(
+            "m.json",
+            r#"{"configurations": [{"targets": [{"name": "llama-server", "jsonFile": "t.json"}]}]}"#,
+        );
+        write(
+            "t.json",
+            r#"{"link": {"commandFragments": [{"fragment": "src/libllama.a", "role": "libraries"}]}}"#,
+        );
+        let expected = Library::Archive(dir.path().join("src/libllama.a"));
+        assert_eq!(libraries(dir.path()).unwrap(), [expected]);
     }
 }

@@ -1,4 +1,7 @@
 //! The raw C interfaces of llama.cpp, ggml and the shim, as bindgen reads them from the patched headers.
+//!
+//! On docs.rs, which has no headers, this page lists only the names that the library uses, as structs and constants. `cargo doc`
+//! lists all of them.
 
 #![allow(
     missing_docs,

@@ -11,20 +11,6 @@
 #include <stdexcept>
 #include <string>
 
-// tools/server/server.cpp
-int llama_server(int argc, char ** argv);
-
-int lh_server_main(int argc, char ** argv) noexcept {
-    try {
-        return llama_server(argc, argv);
-    } catch (const std::exception & e) {
-        fprintf(stderr, "llama-server: %s\n", e.what());
-    } catch (...) {
-        fprintf(stderr, "llama-server: unknown error\n");
-    }
-    return EXIT_FAILURE;
-}
-
 // Runs call(). If it throws, sets the text of error and returns on_throw.
 template <typename T, typename F>
 static T lh_try(lh_error * error, T on_throw, F && call) noexcept {

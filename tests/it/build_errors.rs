@@ -106,6 +106,34 @@ fn without_cmake_the_package_to_install_is_named() {
 }
 
 #[test]
+fn link_time_optimization_of_cmake_is_refused() {
+    let option = "-DGGML_LTO=ON";
+    let (cause, hint) = Package::copy().fails("LLAMA_HUGEPAGES_CMAKE_ARGS", option);
+    assert!(cause.contains(option), "{cause}");
+    assert!(hint.contains("remove it"), "{hint}");
+}
+
+#[test]
+fn the_documentation_needs_no_cmake_no_libclang_and_no_source() {
+    let (package, nothing) = (Package::copy(), temp_dir());
+    let output = Command::new(env!("CARGO"))
+        .args(["doc", "--lib", "--no-deps", "--package", "llama-hugepages"])
+        .current_dir(&package.dir)
+        .env("CARGO_TARGET_DIR", package.target())
+        .env("DOCS_RS", "1")
+        .env("CMAKE", "/no/such/cmake")
+        .env("LIBCLANG_PATH", nothing.path())
+        .env("LLAMA_CPP_DIR", nothing.path())
+        .output()
+        .expect("cargo can be run");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let model = "doc/llama_hugepages/struct.Model.html";
+    assert!(package.target().join(model).is_file(), "{text}");
+    package.assert_left_nothing();
+}
+
+#[test]
 fn without_libclang_the_package_to_install_is_named() {
     let nothing = temp_dir();
     let (cause, hint) = Package::copy().fails("LIBCLANG_PATH", nothing.path());

@@ -14,7 +14,7 @@ use super::server::spawn;
 use super::{Cancelled, CompareError, Runner, Scratch};
 
 /// Some thousand words that the repository contains anyway.
-const TEXT: &str = include_str!("../../../../README.md");
+const TEXT: &str = include_str!("../../../README.md");
 
 /// Small, so that the text fills the context a few times.
 const CONTEXT: &str = "128";
