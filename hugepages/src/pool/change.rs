@@ -4,20 +4,15 @@
 //! and after, and read back. An undo subtracts this difference from the current total. It never goes below the number of pages
 //! that others had at the time of the change.
 
-use std::fs;
-
 use super::counter::write;
 use super::journal::{Holder, Journal, What};
 use super::state::{Lock, State};
 use super::{ChangeError, Counter, Counts};
-use crate::kernel::files;
-use crate::kernel::{HugePageSize, Root, User, sizes};
+use crate::kernel::{HugePageSize, Root, User, hvo, meminfo, sizes};
 use crate::size::ByteSize;
 
 /// Tries of `--try-hard`. Two tries without new pages end it earlier.
 const TRIES: u32 = 10;
-
-const HVO: &str = "/proc/sys/vm/hugetlb_optimize_vmemmap";
 
 /// A requested change.
 #[derive(Debug, Clone, Default)]
@@ -225,11 +220,10 @@ impl Changer {
     /// # Errors
     /// [`ChangeError::NoHvo`] and others.
     pub fn hvo(&mut self) -> Result<bool, ChangeError> {
-        let path = self.root.path(HVO);
-        let Ok(now) = fs::read_to_string(&path) else {
+        let path = self.root.path(hvo::SETTING);
+        let Some(before) = hvo::setting(&self.root) else {
             return Err(ChangeError::NoHvo(path));
         };
-        let before = now.trim().parse().unwrap_or(0);
         if before == 1 {
             return Ok(false);
         }
@@ -362,7 +356,7 @@ impl Changer {
                     undone.push(self.undo(entry.id, None)?);
                 }
                 What::Hvo { before } if chosen(None) => {
-                    write(&self.root.path(HVO), &before.to_string())?;
+                    write(&self.root.path(hvo::SETTING), &before.to_string())?;
                     self.journal.undone(entry.id)?;
                 }
                 _ => {}
@@ -499,10 +493,9 @@ impl Changer {
 /// # Errors
 /// [`ChangeError::Memory`]
 pub fn enough_memory(root: &Root, size: HugePageSize, pages: u64) -> Result<(), ChangeError> {
-    let path = root.path("/proc/meminfo");
-    let text =
-        fs::read_to_string(&path).map_err(|source| ChangeError::io("read", &path, source))?;
-    let bytes = |name| files::kib_field(&text, name).unwrap_or(0);
+    let meminfo = meminfo::read(root)
+        .map_err(|source| ChangeError::io("read", &root.path(meminfo::PATH), source))?;
+    let bytes = |name| meminfo.bytes(name).unwrap_or(0);
     let available = bytes("MemAvailable");
     let keep = (bytes("MemTotal") / 20).max(1 << 30);
     let need = pages.saturating_mul(size.bytes());
@@ -527,6 +520,7 @@ fn difference(a: u64, b: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::Path;
 
     use proptest::prelude::*;

@@ -140,11 +140,13 @@ fn in_use_by(users: &[User]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Fields;
 
     #[test]
     fn processes_with_huge_pages_are_named() {
         assert_eq!(in_use_by(&[]), "");
-        let user = User::parse(7, "Name:\tllama-server\nHugetlbPages:\t    4096 kB\n");
+        let status = "Name:\tllama-server\nHugetlbPages:\t    4096 kB\n";
+        let user = User::parse(7, &Fields::new(status.to_owned()));
         assert_eq!(
             in_use_by(&[user.unwrap()]),
             "; in use by llama-server (pid 7, 4 MiB)"

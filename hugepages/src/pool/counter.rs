@@ -1,12 +1,11 @@
 //! The counters of one pool, of the whole machine or of one node.
-//! Lives here: the meaning of the kernel's files. Not here: the rules for changes.
+//! Lives here: the numbers before and after a change, and writes. Not here: the rules for changes.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use super::ChangeError;
-use crate::kernel::{HugePageSize, Root};
+use crate::kernel::{HugePageSize, Root, pools};
 
 /// A pool that can be changed: all pages of a size, or those of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,16 +49,14 @@ impl Counter {
     /// # Errors
     /// [`ChangeError::NoPool`], [`ChangeError::NoNode`]
     pub fn new(root: &Root, size: HugePageSize, node: Option<u32>) -> Result<Self, ChangeError> {
-        let name = size.sysfs_name();
-        let all = root.path(format!("/sys/kernel/mm/hugepages/{name}"));
+        let all = root.path(pools::folder(size, None));
         if !all.is_dir() {
             return Err(ChangeError::NoPool { size });
         }
         let dir = match node {
             None => all,
             Some(node) => {
-                let dir = format!("/sys/devices/system/node/node{node}/hugepages/{name}");
-                let dir = root.path(dir);
+                let dir = root.path(pools::folder(size, Some(node)));
                 if !dir.is_dir() {
                     return Err(ChangeError::NoNode { node });
                 }
@@ -86,16 +83,8 @@ impl Counter {
     }
 
     fn value(&self, name: &str) -> Result<u64, ChangeError> {
-        let path = self.dir.join(name);
-        let failed = |source| ChangeError::io("read", &path, source);
-        let text = fs::read_to_string(&path).map_err(failed)?;
-        let number = text.trim().parse();
-        number.map_err(|_| {
-            failed(io::Error::other(format!(
-                "`{}` is not a number",
-                text.trim()
-            )))
-        })
+        let failed = |source| ChangeError::io("read", &self.dir.join(name), source);
+        pools::count(&self.dir, name).map_err(failed)
     }
 
     /// File of the total.
@@ -137,6 +126,6 @@ impl Counter {
 pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), ChangeError> {
     let opened = fs::OpenOptions::new().write(true).truncate(true).open(path);
     opened
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
         .map_err(|source| ChangeError::io("change", path, source))
 }

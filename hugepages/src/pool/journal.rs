@@ -9,7 +9,7 @@
 //! The next command completes an intent without outcome, under the lock: the difference between the current total and the total
 //! before is ours, as far as the intent covers it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ChangeError;
 use super::state::{State, open};
-use crate::kernel::{HugePageSize, Root};
+use crate::kernel::processes::stat::Stat;
+use crate::kernel::{HugePageSize, Root, running};
 
 /// A process that keeps pages until it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +45,8 @@ impl Holder {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`. Field 2 is a name in parentheses that may contain any character.
 fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = stat.rsplit_once(')')?.1;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    Some(Stat::read(&Root::system(), pid)?.started)
 }
 
 /// An intended change.
@@ -140,8 +138,7 @@ impl Journal {
             entries: Vec::new(),
             next: 1,
         };
-        let boot = fs::read_to_string(root.path("/proc/sys/kernel/random/boot_id"));
-        let boot = boot.map_or_else(|_| "none".to_owned(), |id| id.trim().to_owned());
+        let boot = running::boot_id(root).unwrap_or_else(|| "none".to_owned());
         for (number, line) in text[..whole].lines().enumerate() {
             let damaged = ChangeError::Journal {
                 path: path.clone(),

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ChangeError;
-use crate::kernel::{HugePageSize, Root, sizes};
+use crate::kernel::{HugePageSize, Root, pools, sizes};
 
 const HEADER: &str =
     "# Written by `hugepages pool persist`; `hugepages pool unpersist` removes it. Checksum: ";
@@ -56,11 +56,7 @@ impl Persistent {
             let body = format!("vm.nr_hugepages = {pages}\n");
             add(DIRS[0], "60-llama-hugepages.conf".to_owned(), body);
         } else {
-            let pool = size.sysfs_name();
-            let dir = match node {
-                None => format!("/sys/kernel/mm/hugepages/{pool}"),
-                Some(node) => format!("/sys/devices/system/node/node{node}/hugepages/{pool}"),
-            };
+            let dir = pools::folder(size, node);
             let body = format!("w {dir}/nr_hugepages - - - - {pages}\n");
             let name = format!("60-llama-hugepages-{short}{on_node}.conf");
             add(DIRS[1], name, body);

@@ -79,10 +79,8 @@ pub fn answer<'a>(root: &Root, plan: &'a Plan, interleaved: bool) -> Answer<'a> 
             commands.push(if default_size == Some(size) {
                 format!("sysctl vm.nr_hugepages={total}")
             } else {
-                format!(
-                    "echo {total} > /sys/kernel/mm/hugepages/{}/nr_hugepages",
-                    size.sysfs_name()
-                )
+                let folder = pools::folder(size, None);
+                format!("echo {total} > {folder}/nr_hugepages")
             });
             // The same lines that `hugepages pool persist` writes.
             let files = Persistent::new(root, size, None, total)

@@ -84,6 +84,21 @@ pub fn memory_limit(root: &Root) -> Option<(u64, String)> {
     limits.into_iter().min()
 }
 
+/// The bytes that each cgroup of version 2 with a memory limit still allows, from the cgroup of this process upwards.
+pub fn memory_left(root: &Root) -> Vec<u64> {
+    let hierarchies = hierarchies(root, "memory").into_iter();
+    let mut left = Vec::new();
+    for hierarchy in hierarchies.filter(|hierarchy| hierarchy.is_v2) {
+        for cgroup in hierarchy.upwards() {
+            let number = |file| hierarchy.value(root, cgroup, file);
+            let limit = number("memory.max");
+            let used = number("memory.current").unwrap_or(0);
+            left.extend(limit.map(|limit| limit.saturating_sub(used)));
+        }
+    }
+    left
+}
+
 /// The parent for a new cgroup with a memory limit, and whether it is version 2. In version 2 this is the root, because a cgroup
 /// with controllers for its children may not contain processes. In version 1 it is the cgroup of this process.
 pub fn memory_hierarchy(root: &Root) -> Option<(PathBuf, bool)> {

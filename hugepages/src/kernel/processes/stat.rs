@@ -1,19 +1,27 @@
-//! The kernel's counters of a process: CPU time and page faults.
+//! `/proc/PID/stat`: start, CPU time and page faults of a process.
 
-use crate::kernel::Root;
-use crate::kernel::files;
+use crate::kernel::{Root, files};
 
 /// The kernel's counts for a process.
-pub struct Counts {
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Stat {
+    /// CPU time in user mode.
     pub user_seconds: f64,
+    /// CPU time in the kernel.
     pub system_seconds: f64,
+    /// Page faults without I/O.
     pub minor_faults: u64,
+    /// Page faults with I/O.
     pub major_faults: u64,
+    /// Start of the process, in clock ticks since boot.
+    pub started: u64,
 }
 
-impl Counts {
-    pub fn read(pid: u32) -> Option<Self> {
-        let stat = files::text(&Root::system(), &format!("/proc/{pid}/stat"))?;
+impl Stat {
+    /// Reads the counts. `None` if the process has ended.
+    pub fn read(root: &Root, pid: u32) -> Option<Self> {
+        let stat = files::text(root, &format!("/proc/{pid}/stat"))?;
         Self::parse(&stat)
     }
 
@@ -27,6 +35,7 @@ impl Counts {
             major_faults: field(12)?,
             user_seconds: field(14)? as f64 / ticks,
             system_seconds: field(15)? as f64 / ticks,
+            started: field(22)?,
         })
     }
 }
@@ -37,9 +46,10 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_and_blanks_moves_no_field() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 11 0 12 0 300 40 0 0 20 0 1 0 0";
-        let counts = Counts::parse(stat).unwrap();
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 11 0 12 0 300 40 0 0 20 0 1 0 99";
+        let counts = Stat::parse(stat).unwrap();
         assert_eq!((counts.minor_faults, counts.major_faults), (11, 12));
+        assert_eq!(counts.started, 99);
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         assert!((counts.user_seconds * ticks - 300.0).abs() < 1e-9);
         assert!((counts.system_seconds * ticks - 40.0).abs() < 1e-9);

@@ -1,17 +1,19 @@
 //! `/proc/PID/smaps`: the memory map of a process, with the backing of each mapping.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
 
 use serde::Serialize;
 
-use super::{HugePageSize, files};
+use crate::kernel::{Fields, HugePageSize, Root, files};
 
 /// Pages of one size that a process mapped and touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Share {
     /// Page size.
-    #[serde(serialize_with = "super::sizes::bytes_of_page")]
+    #[serde(serialize_with = "crate::kernel::sizes::bytes_of_page")]
     pub page_size: HugePageSize,
     /// Bytes that only this process maps.
     pub private_bytes: u64,
@@ -32,6 +34,22 @@ impl Mapping<'_> {
     pub fn bytes(&self, field: &str) -> u64 {
         files::kib_field(self.fields, field).unwrap_or(0)
     }
+}
+
+/// The text of the file of a process, by its id or `self`.
+///
+/// # Errors
+/// The process has ended, or this user may not read its map.
+pub fn read(root: &Root, pid: impl Display) -> io::Result<String> {
+    files::read(root, &format!("/proc/{pid}/smaps"))
+}
+
+/// `/proc/PID/smaps_rollup`, the sums over all mappings.
+///
+/// # Errors
+/// As [`read`].
+pub fn rollup(root: &Root, pid: u32) -> io::Result<Fields> {
+    files::read(root, &format!("/proc/{pid}/smaps_rollup")).map(Fields::new)
 }
 
 /// The mappings in the text of a file.
