@@ -5,7 +5,7 @@ use std::io;
 use hugepages::compare::CompareError;
 use hugepages::demo_model::Error as DemoModelError;
 use hugepages::plan::PlanError;
-use hugepages::pool::ChangeError;
+use hugepages::pool::PoolError;
 use hugepages::store::StoreError;
 use hugepages::tlb::TlbError;
 
@@ -39,7 +39,7 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
         };
         return (cause.hint(), exit);
     }
-    if let Some(cause) = error.downcast_ref::<ChangeError>() {
+    if let Some(cause) = error.downcast_ref::<PoolError>() {
         let exit = if cause.is_short() {
             Exit::Short
         } else {

@@ -1,18 +1,18 @@
 //! Changes of the huge page pools.
 //!
-//! [`Changer`] changes a pool, with a journal that can undo every change.
+//! [`LockedPools`] changes a pool, with a journal that can undo every change.
 
 mod amount;
-mod change;
-mod change_error;
 mod counter;
+mod error;
 mod journal;
+mod locked_pools;
 pub mod persist;
-mod state;
+mod state_directory;
 
 pub use amount::{Amount, ParseAmountError};
-pub use change::{Changer, Reserved, Undone, Wish, enough_memory};
-pub use change_error::ChangeError;
 pub use counter::{Counter, Counts};
+pub use error::PoolError;
 pub use journal::Holder;
-pub use state::{Lock, State};
+pub use locked_pools::{LockedPools, Reserved, Undone, Wish, enough_memory};
+pub use state_directory::{Lock, State};

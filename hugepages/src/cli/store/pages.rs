@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hugepages::kernel::{HugePageSize, Root};
 use hugepages::plan::{Need, Plan};
-use hugepages::pool::{ChangeError, Counter, Wish};
+use hugepages::pool::{Counter, PoolError, Wish};
 
 use crate::cli::pool;
 
@@ -22,7 +22,7 @@ pub struct Added {
 }
 
 impl Added {
-    pub fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), ChangeError> {
+    pub fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), PoolError> {
         let root = Root::system();
         for (size, pages) in need {
             let counter = Counter::new(&root, *size, None)?;
@@ -31,14 +31,14 @@ impl Added {
                 continue;
             }
             counter.writable()?;
-            let mut changer = pool::changer(&root)?;
-            changer.reap()?;
+            let mut pools = pool::lock_pools(&root)?;
+            pools.reap()?;
             let wish = Wish {
                 pages: missing,
                 try_hard: true,
                 ..Wish::default()
             };
-            let reserved = changer.reserve(&counter, &wish)?;
+            let reserved = pools.reserve(&counter, &wish)?;
             self.changes.extend(reserved.id);
             eprintln!("added {} pages of {size} to the pool", reserved.added);
         }
@@ -54,7 +54,7 @@ impl Drop for Added {
     fn drop(&mut self) {
         let root = Root::system();
         for id in self.changes.drain(..) {
-            let given = pool::changer(&root).and_then(|mut changer| changer.give_back(id));
+            let given = pool::lock_pools(&root).and_then(|mut pools| pools.give_back(id));
             match given {
                 Ok(undone) => eprintln!("returned {} pages", undone.pages),
                 Err(error) => eprintln!("cannot return the pages: {error}"),

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::kernel::{HugePageSize, User};
 use crate::size::ByteSize;
 
-/// Why a change to a pool failed. [`ChangeError::hint`] names the remedy if the user has one.
+/// Why a change to a pool failed. [`PoolError::hint`] names the remedy if the user has one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages are the documentation")]
-pub enum ChangeError {
+pub enum PoolError {
     #[error("this kernel has no pool of {size} pages")]
     NoPool { size: HugePageSize },
     #[error("this kernel has no pool of huge pages")]
@@ -70,7 +70,7 @@ pub enum ChangeError {
     NoHvo(PathBuf),
 }
 
-impl ChangeError {
+impl PoolError {
     pub(super) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         Self::Io {

@@ -10,12 +10,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use hugepages::kernel::Root;
-use hugepages::pool::{ChangeError, Counter, Holder, Reserved};
+use hugepages::pool::{Counter, Holder, PoolError, Reserved};
 use hugepages::size::ByteSize;
 
-use super::args::Reserve;
-use super::change::{say_rounding, wish};
-use super::changer::changer;
+use super::arguments::Reserve;
+use super::lock::lock_pools;
+use super::reserve::{say_rounding, wish};
 use super::undone::say_reaped;
 use crate::cli::Exit;
 use crate::cli::signals::is_ignored;
@@ -62,12 +62,12 @@ pub fn run(root: &Root, args: &Reserve) -> Result<Exit> {
     })
 }
 
-fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), ChangeError> {
+fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), PoolError> {
     let counter = args.which.counter(root)?;
     say_rounding(args, counter.size);
     counter.writable()?;
-    let mut changer = changer(root)?;
-    say_reaped(&changer.reap()?);
+    let mut pools = lock_pools(root)?;
+    say_reaped(&pools.reap()?);
     let pages = args.pages(&counter)?;
     let before = counter.read()?;
     let size = counter.size.bytes() / 1024;
@@ -83,19 +83,19 @@ fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), ChangeError>
         say(&format!("{needs}: nr_hugepages {} -> {goal}", before.total));
     }
     if args.hvo {
-        changer.hvo()?;
+        pools.hvo()?;
     }
     let mut wish = wish(args, pages);
     wish.holder = Some(Holder::own());
-    let reserved = changer.reserve(&counter, &wish)?;
+    let reserved = pools.reserve(&counter, &wish)?;
     Ok((counter, reserved))
 }
 
 /// The line for the script.
-fn refusal(error: &ChangeError) -> String {
+fn refusal(error: &PoolError) -> String {
     let mib = |bytes: &ByteSize| bytes.bytes().div_ceil(1 << 20);
     match error {
-        ChangeError::Memory {
+        PoolError::Memory {
             need,
             available,
             keep,
@@ -108,7 +108,7 @@ fn refusal(error: &ChangeError) -> String {
                 mib(keep)
             )
         }
-        ChangeError::Short { usable, .. } => format!("short 0 {usable}"),
+        PoolError::Short { usable, .. } => format!("short 0 {usable}"),
         _ => "none".to_owned(),
     }
 }
@@ -119,7 +119,7 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
     while counter.read()?.idle() < added && start.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(20));
     }
-    let undone = changer(root)?.give_back(id)?;
+    let undone = lock_pools(root)?.give_back(id)?;
     let now = counter.read()?;
     let surplus = match now.surplus {
         0 => String::new(),
@@ -131,7 +131,7 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
     ));
     if undone.left > 0 {
         let left = format!("{} pages are still in the pool", undone.left);
-        return Err(ChangeError::Remains(left).into());
+        return Err(PoolError::Remains(left).into());
     }
     Ok(())
 }

@@ -5,9 +5,9 @@
 //! that others had at the time of the change.
 
 use super::counter::write;
-use super::journal::{Holder, Journal, What};
-use super::state::{Lock, State};
-use super::{ChangeError, Counter, Counts};
+use super::journal::{Change, Holder, Journal};
+use super::state_directory::{Lock, State};
+use super::{Counter, Counts, PoolError};
 use crate::kernel::{HugePageSize, Root, User, hvo, meminfo, sizes};
 use crate::size::ByteSize;
 
@@ -35,7 +35,7 @@ pub struct Wish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reserved {
-    /// For [`Changer::give_back`]. `None` if no page was needed.
+    /// For [`LockedPools::give_back`]. `None` if no page was needed.
     pub id: Option<u64>,
     /// Growth of the pool, in pages.
     pub added: u64,
@@ -63,38 +63,38 @@ pub struct Undone {
 
 /// Changes pools. Holds the lock until it is dropped.
 #[derive(Debug)]
-pub struct Changer {
+pub struct LockedPools {
     root: Root,
     journal: Journal,
     _lock: Lock,
 }
 
-impl Changer {
+impl LockedPools {
     /// Waits for the lock, and completes the log entries of killed commands. `waiting` is called once, after a second.
     ///
     /// # Errors
-    /// [`ChangeError`]
-    pub fn open(root: &Root, state: &State, waiting: impl FnOnce()) -> Result<Self, ChangeError> {
+    /// [`PoolError`]
+    pub fn open(root: &Root, state: &State, waiting: impl FnOnce()) -> Result<Self, PoolError> {
         let lock = state.lock(waiting)?;
         let journal = Journal::open(root, state)?;
-        let mut changer = Self {
+        let mut pools = Self {
             root: root.clone(),
             journal,
             _lock: lock,
         };
-        changer.settle()?;
-        Ok(changer)
+        pools.settle()?;
+        Ok(pools)
     }
 
     /// Completes intents without outcome, from the current counters.
-    fn settle(&mut self) -> Result<(), ChangeError> {
+    fn settle(&mut self) -> Result<(), PoolError> {
         let open = self.journal.entries.iter();
         let open: Vec<_> = open
             .filter(|e| e.got.is_none() && !e.undone)
             .cloned()
             .collect();
         for entry in open {
-            if let What::Pages { before, delta, .. } = entry.what {
+            if let Change::Pages { before, delta, .. } = entry.what {
                 let now = self.counter(&entry.what)?.read()?.persistent();
                 let got = difference(now, before).clamp(delta.min(0), delta.max(0));
                 self.journal.happened(entry.id, got)?;
@@ -106,16 +106,16 @@ impl Changer {
     /// Returns the pages of killed holders. Every command that adds pages does this first.
     ///
     /// # Errors
-    /// [`ChangeError`]
-    pub fn reap(&mut self) -> Result<Vec<Undone>, ChangeError> {
+    /// [`PoolError`]
+    pub fn reap(&mut self) -> Result<Vec<Undone>, PoolError> {
         self.undo_all(|holder| holder.is_some_and(|holder| !holder.is_alive()))
     }
 
     /// Adds pages.
     ///
     /// # Errors
-    /// [`ChangeError::Memory`] and [`ChangeError::Short`] with nothing changed, and others.
-    pub fn reserve(&mut self, counter: &Counter, wish: &Wish) -> Result<Reserved, ChangeError> {
+    /// [`PoolError::Memory`] and [`PoolError::Short`] with nothing changed, and others.
+    pub fn reserve(&mut self, counter: &Counter, wish: &Wish) -> Result<Reserved, PoolError> {
         counter.writable()?;
         let before = counter.read()?;
         let mut reserved = Reserved {
@@ -154,7 +154,7 @@ impl Changer {
             for id in ids.into_iter().rev() {
                 self.undo(id, None)?;
             }
-            return Err(ChangeError::Short {
+            return Err(PoolError::Short {
                 size: counter.size,
                 wanted: wish.pages,
                 got: reserved.added,
@@ -165,7 +165,7 @@ impl Changer {
     }
 
     /// Sets a total, and tries again as long as this adds pages.
-    fn grow(&self, counter: &Counter, goal: u64, wish: &Wish) -> Result<(), ChangeError> {
+    fn grow(&self, counter: &Counter, goal: u64, wish: &Wish) -> Result<(), PoolError> {
         counter.set(goal)?;
         let (mut last, mut in_vain) = (counter.read()?.total, 0);
         for _ in 0..TRIES {
@@ -189,7 +189,7 @@ impl Changer {
         small: &Counter,
         missing: u64,
         holder: Option<Holder>,
-    ) -> Result<Vec<u64>, ChangeError> {
+    ) -> Result<Vec<u64>, PoolError> {
         let larger = sizes::all(&self.root);
         let Some(size) = larger.into_iter().find(|size| *size > small.size) else {
             return Ok(Vec::new());
@@ -218,16 +218,16 @@ impl Changer {
     /// Switches on HVO for pages that are added from now on. Returns `false` if HVO was on.
     ///
     /// # Errors
-    /// [`ChangeError::NoHvo`] and others.
-    pub fn hvo(&mut self) -> Result<bool, ChangeError> {
+    /// [`PoolError::NoHvo`] and others.
+    pub fn hvo(&mut self) -> Result<bool, PoolError> {
         let path = self.root.path(hvo::SETTING);
         let Some(before) = hvo::setting(&self.root) else {
-            return Err(ChangeError::NoHvo(path));
+            return Err(PoolError::NoHvo(path));
         };
         if before == 1 {
             return Ok(false);
         }
-        let id = self.journal.intend(What::Hvo { before })?;
+        let id = self.journal.intend(Change::Hvo { before })?;
         write(&path, "1")?;
         self.journal.happened(id, 0)?;
         Ok(true)
@@ -236,13 +236,13 @@ impl Changer {
     /// Returns idle pages that this tool added to the kernel: `pages` of them, or all. Returns their number.
     ///
     /// # Errors
-    /// [`ChangeError::InUse`] and [`ChangeError::NotOurs`] with nothing changed, and others.
+    /// [`PoolError::InUse`] and [`PoolError::NotOurs`] with nothing changed, and others.
     pub fn release(
         &mut self,
         counter: &Counter,
         pages: Option<u64>,
         force: bool,
-    ) -> Result<u64, ChangeError> {
+    ) -> Result<u64, PoolError> {
         counter.writable()?;
         let wanted = self.releasable(counter, pages, force)?;
         let before = counter.read()?;
@@ -265,25 +265,25 @@ impl Changer {
         Ok(before.persistent().saturating_sub(after))
     }
 
-    /// How many pages [`Changer::release`] would return.
+    /// How many pages [`LockedPools::release`] would return.
     ///
     /// # Errors
-    /// As [`Changer::release`].
+    /// As [`LockedPools::release`].
     pub fn releasable(
         &self,
         counter: &Counter,
         pages: Option<u64>,
         force: bool,
-    ) -> Result<u64, ChangeError> {
+    ) -> Result<u64, PoolError> {
         let size = counter.size;
         let ours = self.released(counter).iter().map(|(_, left)| left).sum();
         let wanted = pages.unwrap_or(ours);
         if wanted > ours && !force {
-            return Err(ChangeError::NotOurs { size, wanted, ours });
+            return Err(PoolError::NotOurs { size, wanted, ours });
         }
         let idle = counter.read()?.idle();
         if wanted > idle {
-            return Err(ChangeError::InUse {
+            return Err(PoolError::InUse {
                 size,
                 wanted,
                 idle,
@@ -301,7 +301,7 @@ impl Changer {
             .collect()
     }
 
-    /// The changes that [`Changer::restore`] would undo, newest first.
+    /// The changes that [`LockedPools::restore`] would undo, newest first.
     pub fn restorable(&self) -> (Vec<Undone>, usize) {
         let open: Vec<_> = self
             .journal
@@ -313,7 +313,7 @@ impl Changer {
         let held = open.iter().filter(|entry| entry.is_held()).count();
         let undone = open.into_iter().filter(|entry| !entry.is_held());
         let undone = undone.filter_map(|entry| match entry.what {
-            What::Pages {
+            Change::Pages {
                 bytes,
                 node,
                 of: None,
@@ -333,8 +333,8 @@ impl Changer {
     /// Undoes all changes, newest first, except those of live holders. The second value is the number of live holders.
     ///
     /// # Errors
-    /// [`ChangeError`]
-    pub fn restore(&mut self) -> Result<(Vec<Undone>, usize), ChangeError> {
+    /// [`PoolError`]
+    pub fn restore(&mut self) -> Result<(Vec<Undone>, usize), PoolError> {
         let dead = |holder: Option<Holder>| holder.is_none_or(|holder| !holder.is_alive());
         let undone = self.undo_all(dead)?;
         let open = self.journal.entries.iter();
@@ -345,17 +345,17 @@ impl Changer {
     fn undo_all(
         &mut self,
         chosen: impl Fn(Option<Holder>) -> bool,
-    ) -> Result<Vec<Undone>, ChangeError> {
+    ) -> Result<Vec<Undone>, PoolError> {
         let entries: Vec<_> = self.journal.entries.iter().rev().cloned().collect();
         let mut undone = Vec::new();
         for entry in entries.into_iter().filter(|entry| !entry.undone) {
             match entry.what {
-                What::Pages {
+                Change::Pages {
                     of: None, holder, ..
                 } if chosen(holder) => {
                     undone.push(self.undo(entry.id, None)?);
                 }
-                What::Hvo { before } if chosen(None) => {
+                Change::Hvo { before } if chosen(None) => {
                     write(&self.root.path(hvo::SETTING), &before.to_string())?;
                     self.journal.undone(entry.id)?;
                 }
@@ -368,27 +368,27 @@ impl Changer {
     /// Undoes one reservation.
     ///
     /// # Errors
-    /// [`ChangeError`]
-    pub fn give_back(&mut self, id: u64) -> Result<Undone, ChangeError> {
+    /// [`PoolError`]
+    pub fn give_back(&mut self, id: u64) -> Result<Undone, PoolError> {
         self.undo(id, None)
     }
 
     /// Undoes `at_most` pages of an entry, or all its pages.
-    fn undo(&mut self, id: u64, at_most: Option<u64>) -> Result<Undone, ChangeError> {
+    fn undo(&mut self, id: u64, at_most: Option<u64>) -> Result<Undone, PoolError> {
         let entry = self.journal.entries.iter().find(|entry| entry.id == id);
         let Some((what, false)) = entry.map(|entry| (entry.what.clone(), entry.undone)) else {
-            return Err(ChangeError::Remains(format!(
+            return Err(PoolError::Remains(format!(
                 "entry {id} of the journal was already undone"
             )));
         };
-        let What::Pages {
+        let Change::Pages {
             bytes,
             node,
             others,
             ..
         } = what
         else {
-            return Err(ChangeError::Remains(format!(
+            return Err(PoolError::Remains(format!(
                 "entry {id} of the journal holds no pages"
             )));
         };
@@ -432,9 +432,9 @@ impl Changer {
         &mut self,
         counter: &Counter,
         total: u64,
-        what: What,
-    ) -> Result<i64, ChangeError> {
-        let What::Pages { before, delta, .. } = what else {
+        what: Change,
+    ) -> Result<i64, PoolError> {
+        let Change::Pages { before, delta, .. } = what else {
             return Ok(0);
         };
         let id = self.journal.intend(what)?;
@@ -456,14 +456,14 @@ impl Changer {
         delta: i64,
         of: Option<u64>,
         holder: Option<Holder>,
-    ) -> What {
+    ) -> Change {
         let mut ours = self.journal.ours(counter.size, counter.node);
         if counter.node.is_some() {
             // Pages of the whole machine may be on this node.
             let machine = self.journal.left(counter.size, None);
             ours += machine.iter().map(|(_, left)| left).sum::<i64>();
         }
-        What::Pages {
+        Change::Pages {
             bytes: counter.size.bytes(),
             node: counter.node,
             before: now.persistent(),
@@ -477,13 +477,13 @@ impl Changer {
         }
     }
 
-    fn counter(&self, what: &What) -> Result<Counter, ChangeError> {
+    fn counter(&self, what: &Change) -> Result<Counter, PoolError> {
         match what {
-            What::Pages { bytes, node, .. } => {
-                let size = HugePageSize::new(*bytes).ok_or(ChangeError::NoPools)?;
+            Change::Pages { bytes, node, .. } => {
+                let size = HugePageSize::new(*bytes).ok_or(PoolError::NoPools)?;
                 Counter::new(&self.root, size, *node)
             }
-            What::Hvo { .. } => Err(ChangeError::NoPools),
+            Change::Hvo { .. } => Err(PoolError::NoPools),
         }
     }
 }
@@ -491,10 +491,10 @@ impl Changer {
 /// Checks that the machine keeps enough memory without these pages: 1 GiB or 5 %, whichever is more.
 ///
 /// # Errors
-/// [`ChangeError::Memory`]
-pub fn enough_memory(root: &Root, size: HugePageSize, pages: u64) -> Result<(), ChangeError> {
+/// [`PoolError::Memory`]
+pub fn enough_memory(root: &Root, size: HugePageSize, pages: u64) -> Result<(), PoolError> {
     let meminfo = meminfo::read(root)
-        .map_err(|source| ChangeError::io("read", &root.path(meminfo::PATH), source))?;
+        .map_err(|source| PoolError::io("read", &root.path(meminfo::PATH), source))?;
     let bytes = |name| meminfo.bytes(name).unwrap_or(0);
     let available = bytes("MemAvailable");
     let keep = (bytes("MemTotal") / 20).max(1 << 30);
@@ -502,7 +502,7 @@ pub fn enough_memory(root: &Root, size: HugePageSize, pages: u64) -> Result<(), 
     if available >= need.saturating_add(keep) {
         return Ok(());
     }
-    Err(ChangeError::Memory {
+    Err(PoolError::Memory {
         added: pages,
         need: ByteSize::new(need),
         available: ByteSize::new(available),
@@ -576,10 +576,10 @@ mod tests {
         }
 
         /// Runs one command. Afterwards all pages of the new total are idle.
-        fn change<T>(&self, what: impl FnOnce(&mut Changer) -> T) -> T {
+        fn change<T>(&self, what: impl FnOnce(&mut LockedPools) -> T) -> T {
             let state = State::at(&self.dir.path().join("state")).unwrap();
-            let mut changer = Changer::open(&self.root, &state, || ()).unwrap();
-            let got = what(&mut changer);
+            let mut pools = LockedPools::open(&self.root, &state, || ()).unwrap();
+            let got = what(&mut pools);
             self.set(self.total());
             got
         }
@@ -589,17 +589,17 @@ mod tests {
                 pages,
                 ..Wish::default()
             };
-            self.change(|changer| changer.reserve(&self.counter(), &wish))
+            self.change(|pools| pools.reserve(&self.counter(), &wish))
                 .unwrap();
         }
 
         /// An intent whose process was killed when the pool had `got` of its pages.
         fn killed(&self, delta: i64, of: Option<u64>, got: i64) {
             let counter = self.counter();
-            self.change(|changer| {
+            self.change(|pools| {
                 let now = counter.read().unwrap();
-                let what = changer.pages(&counter, now, delta, of, None);
-                changer.journal.intend(what).unwrap();
+                let what = pools.pages(&counter, now, delta, of, None);
+                pools.journal.intend(what).unwrap();
                 let total = now.total.saturating_add_signed(got);
                 counter.set(total).unwrap();
             });
@@ -611,7 +611,7 @@ mod tests {
         for got in [0, 3, 8] {
             let made = Made::new(5);
             made.killed(8, None, got);
-            made.change(Changer::restore).unwrap();
+            made.change(LockedPools::restore).unwrap();
             assert_eq!(made.total(), 5, "{got} of 8");
         }
     }
@@ -622,7 +622,7 @@ mod tests {
             let made = Made::new(5);
             made.reserve(8);
             made.killed(-8, Some(1), got);
-            made.change(Changer::restore).unwrap();
+            made.change(LockedPools::restore).unwrap();
             assert_eq!(made.total(), 5, "{got} of -8");
         }
     }
@@ -632,9 +632,9 @@ mod tests {
         let made = Made::new(5);
         made.reserve(8);
         made.set(4);
-        let (undone, _) = made.change(Changer::restore).unwrap();
+        let (undone, _) = made.change(LockedPools::restore).unwrap();
         assert_eq!((undone[0].pages, undone[0].theirs, made.total()), (0, 8, 4));
-        let (undone, _) = made.change(Changer::restore).unwrap();
+        let (undone, _) = made.change(LockedPools::restore).unwrap();
         assert_eq!(undone, []);
     }
 
@@ -642,8 +642,8 @@ mod tests {
     fn the_journal_is_empty_when_nothing_is_left_to_undo() {
         let made = Made::new(0);
         made.reserve(8);
-        made.change(Changer::restore).unwrap();
-        made.change(|changer| assert_eq!(changer.journal.entries, []));
+        made.change(LockedPools::restore).unwrap();
+        made.change(|pools| assert_eq!(pools.journal.entries, []));
     }
 
     #[derive(Clone, Debug)]
@@ -681,7 +681,7 @@ mod tests {
                     // A release of more pages than the tool added fails.
                     Step::Release(pages) => {
                         let counter = made.counter();
-                        let _ = made.change(|changer| changer.release(&counter, Some(pages), false));
+                        let _ = made.change(|pools| pools.release(&counter, Some(pages), false));
                     }
                     Step::Killed { wanted, got } => {
                         made.killed(signed(wanted), None, signed(got));
@@ -695,7 +695,7 @@ mod tests {
                 }
                 prop_assert!(made.total() >= others);
             }
-            made.change(Changer::restore).unwrap();
+            made.change(LockedPools::restore).unwrap();
             prop_assert_eq!(made.total(), others);
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::geteuid;
 
-use super::ChangeError;
+use super::PoolError;
 use crate::kernel::Root;
 
 /// A directory that only its owner can change, because a later command of root undoes what its journal lists.
@@ -26,8 +26,8 @@ impl State {
     /// `$LLAMA_HUGEPAGES_STATE`, or `/run/llama-hugepages`.
     ///
     /// # Errors
-    /// [`ChangeError::UnsafeState`], [`ChangeError::Io`]
-    pub fn open(root: &Root) -> Result<Self, ChangeError> {
+    /// [`PoolError::UnsafeState`], [`PoolError::Io`]
+    pub fn open(root: &Root) -> Result<Self, PoolError> {
         let chosen = env::var_os("LLAMA_HUGEPAGES_STATE").filter(|dir| !dir.is_empty());
         Self::at(&chosen.map_or_else(|| root.path("/run/llama-hugepages"), PathBuf::from))
     }
@@ -36,18 +36,18 @@ impl State {
     ///
     /// # Errors
     /// As [`State::open`].
-    pub fn at(dir: &Path) -> Result<Self, ChangeError> {
+    pub fn at(dir: &Path) -> Result<Self, PoolError> {
         let made = DirBuilder::new().mode(0o755).create(dir);
         if let Err(source) = made
             && source.kind() != io::ErrorKind::AlreadyExists
         {
-            return Err(ChangeError::io("create", dir, source));
+            return Err(PoolError::io("create", dir, source));
         }
         // Without following a link, because the user who can place a link would choose the directory.
-        let data = fs::symlink_metadata(dir).map_err(|e| ChangeError::io("stat", dir, e))?;
+        let data = fs::symlink_metadata(dir).map_err(|e| PoolError::io("stat", dir, e))?;
         let owner = data.uid() == 0 || data.uid() == geteuid().as_raw();
         if !data.is_dir() || !owner || data.mode() & 0o022 != 0 {
-            return Err(ChangeError::UnsafeState(dir.to_owned()));
+            return Err(PoolError::UnsafeState(dir.to_owned()));
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -57,10 +57,10 @@ impl State {
     /// Waits for the lock. `waiting` is called once, after a second without it.
     ///
     /// # Errors
-    /// [`ChangeError::Io`]
-    pub fn lock(&self, waiting: impl FnOnce()) -> Result<Lock, ChangeError> {
+    /// [`PoolError::Io`]
+    pub fn lock(&self, waiting: impl FnOnce()) -> Result<Lock, PoolError> {
         let path = self.dir.join("lock");
-        let failed = |source| ChangeError::io("lock", &path, source);
+        let failed = |source| PoolError::io("lock", &path, source);
         let file = open(&path).map_err(failed)?;
         for _ in 0..20 {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -107,7 +107,7 @@ mod tests {
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
         symlink(dir.path(), &link).unwrap();
         for bad in [open, link] {
-            assert!(matches!(State::at(&bad), Err(ChangeError::UnsafeState(_))));
+            assert!(matches!(State::at(&bad), Err(PoolError::UnsafeState(_))));
         }
         let made = dir.path().join("made");
         State::at(&made).unwrap();

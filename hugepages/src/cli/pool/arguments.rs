@@ -4,9 +4,9 @@ use anyhow::{Result, bail};
 
 use hugepages::kernel::HugePageSize;
 use hugepages::plan::Plan;
-use hugepages::pool::{Amount, ChangeError, Counter};
+use hugepages::pool::{Amount, Counter, PoolError};
 
-use super::which::Which;
+use super::which_pool::WhichPool;
 use crate::cli::programs;
 
 const LEASE: &str = "\
@@ -40,7 +40,7 @@ pub struct Reserve {
     #[arg(last = true, requires = "for_model")]
     pub server_arguments: Vec<String>,
     #[command(flatten)]
-    pub which: Which,
+    pub which: WhichPool,
     /// Add only the missing pages, so that AMOUNT is usable
     #[arg(long)]
     pub usable: bool,
@@ -73,7 +73,7 @@ pub struct Release {
     #[arg(default_value = "all", allow_hyphen_values = true)]
     pub amount: AmountOrAll,
     #[command(flatten)]
-    pub which: Which,
+    pub which: WhichPool,
     /// Also return idle pages that others added
     #[arg(long)]
     pub force: bool,
@@ -119,7 +119,7 @@ impl Reserve {
         };
         Ok(Self {
             amount: Some(Amount::Pages(pages)),
-            which: Which {
+            which: WhichPool {
                 size: Some(size),
                 node: None,
             },
@@ -134,7 +134,7 @@ impl Reserve {
     }
 
     /// Pages to add.
-    pub fn pages(&self, counter: &Counter) -> Result<u64, ChangeError> {
+    pub fn pages(&self, counter: &Counter) -> Result<u64, PoolError> {
         let pages = self.wanted(counter.size);
         if self.usable {
             return Ok(pages.saturating_sub(counter.read()?.idle()));

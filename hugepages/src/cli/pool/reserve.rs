@@ -6,11 +6,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use hugepages::kernel::{HugePageSize, Root};
-use hugepages::pool::{ChangeError, Counter, Counts, Undone, Wish, enough_memory};
+use hugepages::pool::{Counter, Counts, PoolError, Undone, Wish, enough_memory};
 use hugepages::size::ByteSize;
 
-use super::args::{AmountOrAll, Release, Reserve, Restore};
-use super::changer::changer;
+use super::arguments::{AmountOrAll, Release, Reserve, Restore};
+use super::lock::lock_pools;
 use super::undone::{one_left, one_undone, say_reaped};
 use crate::cli::output::{self, Format};
 
@@ -44,13 +44,13 @@ pub fn reserve(root: &Root, args: &Reserve, format: Format) -> Result<()> {
     }
     // Before the state directory is created, so that the error names the pool and not the directory.
     counter.writable()?;
-    let mut changer = changer(root)?;
-    say_reaped(&changer.reap()?);
+    let mut pools = lock_pools(root)?;
+    say_reaped(&pools.reap()?);
     let pages = args.pages(&counter)?;
-    if args.hvo && changer.hvo()? {
+    if args.hvo && pools.hvo()? {
         note("set vm.hugetlb_optimize_vmemmap to 1")?;
     }
-    let reserved = changer.reserve(&counter, &wish(args, pages))?;
+    let reserved = pools.reserve(&counter, &wish(args, pages))?;
     let added = reserved.added.cast_signed();
     if reserved.added < pages {
         note(&format!(
@@ -86,13 +86,13 @@ pub fn release(root: &Root, args: &Release, format: Format) -> Result<()> {
         AmountOrAll::Amount(amount) => Some(amount.pages(counter.size)),
     };
     counter.writable()?;
-    let mut changer = changer(root)?;
+    let mut pools = lock_pools(root)?;
     let before = counter.read()?;
     if args.dry_run {
-        let pages = changer.releasable(&counter, pages, args.force)?;
+        let pages = pools.releasable(&counter, pages, args.force)?;
         return print(&counter, format, true, before, before, -pages.cast_signed());
     }
-    let given = changer.release(&counter, pages, args.force)?;
+    let given = pools.release(&counter, pages, args.force)?;
     let after = counter.read()?;
     print(&counter, format, false, before, after, -given.cast_signed())
 }
@@ -104,11 +104,11 @@ pub fn restore(root: &Root, args: &Restore, format: Format) -> Result<()> {
         undone: Vec<Undone>,
         held: usize,
     }
-    let mut changer = changer(root)?;
+    let mut pools = lock_pools(root)?;
     let (undone, held) = if args.dry_run {
-        changer.restorable()
+        pools.restorable()
     } else {
-        changer.restore()?
+        pools.restore()?
     };
     let left: Vec<_> = undone
         .iter()
@@ -137,7 +137,7 @@ pub fn restore(root: &Root, args: &Restore, format: Format) -> Result<()> {
         }
     }
     if !left.is_empty() && !args.dry_run {
-        return Err(ChangeError::Remains(left.join(", ")).into());
+        return Err(PoolError::Remains(left.join(", ")).into());
     }
     Ok(())
 }
