@@ -424,7 +424,7 @@ fn only_the_kernel_part_reads_files_of_the_kernel() {
     }
     // The pool writes these, and never reads them.
     let written = ["drop_caches", "compact_memory"];
-    let written = written.map(|file| format!("pool::locked_pools /proc/sys/vm/{file}"));
+    let written = written.map(|file| format!("pool::reserve /proc/sys/vm/{file}"));
     assert_eq!(found, written);
 }
 

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use hugepages::kernel::Root;
 
 use super::arguments::{Release, Reserve, Restore};
-use super::{lease_holder, persist, reserve};
+use super::{lease_holder, persist, release, reserve, restore};
 use crate::cli::{Exit, output};
 
 const PLACES: &str = "\
@@ -59,10 +59,10 @@ pub fn run(args: &Args) -> Result<Exit> {
             }
             reserve::reserve(&root, &args, format)?;
         }
-        Command::Release(args) => reserve::release(&root, args, format)?,
+        Command::Release(args) => release::release(&root, args, format)?,
         Command::Persist(args) => return persist::persist(&root, args),
         Command::Unpersist(args) => return persist::unpersist(&root, args),
-        Command::Restore(args) => reserve::restore(&root, args, format)?,
+        Command::Restore(args) => restore::restore(&root, args, format)?,
     }
     Ok(Exit::Success)
 }

@@ -83,7 +83,7 @@ fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), PoolError> {
         say(&format!("{needs}: nr_hugepages {} -> {goal}", before.total));
     }
     if args.hvo {
-        pools.hvo()?;
+        pools.switch_on_hvo()?;
     }
     let mut wish = wish(args, pages);
     wish.holder = Some(Holder::own());

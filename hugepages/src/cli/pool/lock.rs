@@ -1,4 +1,4 @@
-//! The lock and the journal of the pool, with messages for the user.
+//! The lock of the pools, with messages for the user who waits.
 
 use hugepages::kernel::Root;
 use hugepages::pool::{LockedPools, PoolError, State};

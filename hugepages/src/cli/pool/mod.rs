@@ -6,7 +6,10 @@ mod command;
 mod lease_holder;
 mod lock;
 mod persist;
+mod print_change;
+mod release;
 mod reserve;
+mod restore;
 mod undone;
 mod which_pool;
 
