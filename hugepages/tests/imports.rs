@@ -20,7 +20,8 @@ type Levels = &'static [&'static [&'static str]];
 const PARTS: Levels = &[
     &["size", "stats", "process", "port"],
     &["kernel", "picture", "demo_model"],
-    &["plan", "pool", "tlb"],
+    &["pool", "tlb"],
+    &["plan"],
     &["store"],
     &["status"],
     &["doctor", "compare"],

@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use hugepages::kernel::Root;
-use hugepages::plan::Plan;
+use hugepages::plan::{Plan, answer};
 
-use super::answer::answer;
 use super::text::text;
 use crate::cli::output::{self, Format, Screen};
 use crate::cli::{Exit, programs};

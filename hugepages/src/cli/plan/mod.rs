@@ -1,6 +1,5 @@
 //! `hugepages plan`: the huge pages that a model needs.
 
-mod answer;
 mod command;
 mod text;
 

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::Need;
+use hugepages::plan::{Answer, Need};
 use hugepages::size::ByteSize;
 
-use super::answer::Answer;
 use crate::cli::output::{self, Screen};
 
 /// The value of `--hugepage-size`, such as `2M`.
@@ -143,4 +142,58 @@ pub fn text(screen: Screen, answer: &Answer) -> String {
         ByteSize::new(answer.page_table_bytes_4k)
     ));
     parts.join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::plan::{Demand, NodeDemand, Plan};
+
+    use super::*;
+
+    #[test]
+    fn each_line_fits_on_the_screen_and_each_node_has_one() {
+        let plan = r#"{"model":"m.gguf","size":"2M","fits":false,"message":"","hint":"","needs":[
+            {"kind":"weights","file":0,"page_size":2097152,"pages":51,"bytes":106954752}]}"#;
+        let plan: Plan = serde_json::from_str(plan).unwrap();
+        let node = |node, total, free| NodeDemand {
+            node,
+            needed: Some(26),
+            total,
+            free,
+        };
+        let answer = Answer {
+            plan: &plan,
+            pools: vec![Demand {
+                page_size: 2 << 20,
+                needed: 51,
+                total: 100,
+                free: 90,
+                reserved: 0,
+                surplus: 0,
+                overcommit: 0,
+                usable: 90,
+                missing: 0,
+                nodes: vec![node(0, 80, 75), node(1, 20, 15)],
+                hvo_bytes: 0,
+            }],
+            commands: Vec::new(),
+            persistent: Vec::new(),
+            hvo: None,
+            page_table_bytes: 408,
+            page_table_bytes_4k: 208_896,
+        };
+        for (width, lines) in [(80, 12), (120, 12)] {
+            let screen = Screen {
+                width,
+                colour: false,
+            };
+            let text = text(screen, &answer);
+            assert!(text.contains("pool  node  needed  total  free\n2M       0      26     80    75\n2M       1      26     20    15"), "{text}");
+            assert!(
+                text.lines().count() >= lines
+                    && text.lines().all(|line| line.len() <= width.into()),
+                "{text}"
+            );
+        }
+    }
 }
