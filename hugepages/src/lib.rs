@@ -13,6 +13,7 @@ pub mod plan;
 pub mod pool;
 pub mod port;
 pub mod process;
+pub mod server_arguments;
 pub mod size;
 pub mod stats;
 pub mod status;

@@ -18,7 +18,7 @@ type Levels = &'static [&'static [&'static str]];
 
 /// Rooms of `hugepages/src/`.
 const PARTS: Levels = &[
-    &["size", "stats", "process", "port"],
+    &["size", "stats", "process", "port", "server_arguments"],
     &["kernel", "picture", "demo_model"],
     &["pool", "tlb"],
     &["plan"],

@@ -113,8 +113,7 @@ impl Reserve {
             return Ok(self.clone());
         }
         let plan = Plan::ask(&programs::beside("llama-server")?, &self.server_arguments)?;
-        // The plan uses larger pages only if they are usable, so only the first size can be short.
-        let Some((size, pages)) = plan.pages().into_iter().next() else {
+        let Some((size, pages)) = plan.pages_that_may_be_missing() else {
             bail!("the model needs no huge pages from a pool");
         };
         Ok(Self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-use super::arguments::value;
+use hugepages::server_arguments::value;
 
 const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_PORT: u16 = 8080;

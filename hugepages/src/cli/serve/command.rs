@@ -9,9 +9,9 @@ use anyhow::{Result, bail};
 
 use hugepages::kernel::{self, Root};
 use hugepages::plan::Plan;
+use hugepages::server_arguments::{STORE, STORE_VARIABLE, chooses_policy, names_model, value};
 
 use super::address::Address;
-use super::arguments::{STORE, STORE_VARIABLE, chooses_policy, names_model, value};
 use super::invoker::Invoker;
 use super::server::{Ended, Signals, Start, say};
 use crate::cli::lease::{self, Answer, Lease};

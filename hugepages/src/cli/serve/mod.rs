@@ -2,7 +2,6 @@
 //! Lives here: the arguments and the order of the steps. Not here: changes of a pool.
 
 mod address;
-mod arguments;
 mod command;
 mod invoker;
 mod server;

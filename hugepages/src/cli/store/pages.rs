@@ -3,17 +3,9 @@
 use std::collections::BTreeMap;
 
 use hugepages::kernel::{HugePageSize, Root};
-use hugepages::plan::{Need, Plan};
 use hugepages::pool::{Counter, PoolError, Wish};
 
 use crate::cli::pool;
-
-/// Pages of weights only, because a store keeps neither KV cache nor compute buffers.
-pub fn kept(mut plan: Plan) -> BTreeMap<HugePageSize, u64> {
-    let is_kept = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
-    plan.needs.retain(is_kept);
-    plan.pages()
-}
 
 /// Pages that were added to the pool. Dropping the value returns them, unless `keep` was called after the load.
 #[derive(Default)]

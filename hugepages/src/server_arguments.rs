@@ -1,4 +1,6 @@
 //! What the arguments of llama-server say: a model, a policy, or the value of an option.
+//!
+//! Lives here: arguments of a server that this tool starts. Not here: arguments of a running server, which `status` reads.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -20,17 +22,33 @@ const MODEL_VARIABLES: [&str; 3] = [
 ];
 const POLICY: &str = "--hugepage-policy";
 const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+/// The option that chooses a store.
 pub const STORE: &str = "--hugepage-store";
+/// Its environment variable.
 pub const STORE_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_STORE";
 
+/// Whether the arguments or the environment name a model.
 pub fn names_model(arguments: &[OsString]) -> bool {
     let is_option = |argument: &OsString| MODEL.iter().any(|name| is(argument, name));
     let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
     arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(is_set)
 }
 
+/// Whether the arguments or the environment choose a policy.
 pub fn chooses_policy(arguments: &[OsString]) -> bool {
     arguments.iter().any(|argument| is(argument, POLICY)) || env::var_os(POLICY_VARIABLE).is_some()
+}
+
+/// Whether the arguments or the environment contain `--numa distribute`, so that the server takes pages from all nodes in turn.
+pub fn is_interleaved(arguments: &[String]) -> bool {
+    let value = arguments
+        .iter()
+        .skip_while(|argument| *argument != "--numa")
+        .nth(1)
+        .cloned();
+    value
+        .or_else(|| env::var("LLAMA_ARG_NUMA").ok())
+        .is_some_and(|numa| numa == "distribute")
 }
 
 /// `--port` and `--port=8081` are both the option `--port`.
