@@ -18,11 +18,18 @@ type Levels = &'static [&'static [&'static str]];
 
 /// Rooms of `hugepages/src/`.
 const PARTS: Levels = &[
-    &["size", "stats", "process", "port", "server_arguments"],
+    &[
+        "size",
+        "stats",
+        "child_process",
+        "port",
+        "server_arguments",
+        "ending_signals",
+    ],
     &["kernel", "picture", "demo_model"],
     &["pool", "tlb"],
     &["plan"],
-    &["store"],
+    &["store", "serve"],
     &["status"],
     &["doctor", "compare"],
 ];
@@ -30,7 +37,7 @@ const PARTS: Levels = &[
 /// Rooms of `hugepages/src/cli/`, which all stand above the parts.
 const COMMANDS: Levels = &[
     &["exit", "output", "programs", "signals"],
-    &["errors", "lease", "pool"],
+    &["errors", "pool"],
     &["store"],
     &[
         "compare",

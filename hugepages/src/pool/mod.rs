@@ -8,6 +8,7 @@
 //! undo.rs       undo changes       locked_pools.rs     the pools under the lock: log, write, read back
 //! hvo.rs        switch on HVO      counter.rs          the kernel's numbers
 //! persist.rs    pages at boot      enough_memory.rs    memory that must stay free
+//! lease.rs      pages on loan
 //! ```
 
 mod amount;
@@ -16,6 +17,7 @@ mod enough_memory;
 mod error;
 mod hvo;
 mod journal;
+pub mod lease;
 mod locked_pools;
 pub mod persist;
 mod release;

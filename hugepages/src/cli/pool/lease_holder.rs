@@ -6,19 +6,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use hugepages::ending_signals::ending_signals;
 use hugepages::kernel::Root;
+use hugepages::pool::lease::Answer;
 use hugepages::pool::{Counter, Holder, PoolError, Reserved};
-use hugepages::size::ByteSize;
 
 use super::arguments::Reserve;
 use super::lock::lock_pools;
 use super::reserve::{say_rounding, wish};
 use super::undone::say_reaped;
 use crate::cli::Exit;
-use crate::cli::signals::is_ignored;
 
 /// How long the lease waits for pages that are still in use.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +30,7 @@ pub fn run(root: &Root, args: &Reserve) -> Result<Exit> {
     let (counter, reserved) = match lent {
         Ok(lent) => lent,
         Err(error) => {
-            answer(&refusal(&error));
+            answer(Answer::refusal(&error));
             return Err(error.into());
         }
     };
@@ -45,9 +44,14 @@ pub fn run(root: &Root, args: &Reserve) -> Result<Exit> {
     }
     let missing = reserved.id.is_some() && usable < wanted && args.usable;
     if missing || (!args.usable && reserved.added < wanted) {
-        answer(&format!("short {} {usable}", reserved.added));
+        answer(Answer::Short {
+            added: reserved.added,
+            usable,
+        });
     } else {
-        answer(&format!("ok {}", reserved.added));
+        answer(Answer::Complete {
+            added: reserved.added,
+        });
     }
 
     watch_input(sender);
@@ -91,28 +95,6 @@ fn lend(root: &Root, args: &Reserve) -> Result<(Counter, Reserved), PoolError> {
     Ok((counter, reserved))
 }
 
-/// The line for the script.
-fn refusal(error: &PoolError) -> String {
-    let mib = |bytes: &ByteSize| bytes.bytes().div_ceil(1 << 20);
-    match error {
-        PoolError::Memory {
-            need,
-            available,
-            keep,
-            ..
-        } => {
-            format!(
-                "memory {} {} {}",
-                available.bytes() >> 20,
-                mib(need),
-                mib(keep)
-            )
-        }
-        PoolError::Short { usable, .. } => format!("short 0 {usable}"),
-        _ => "none".to_owned(),
-    }
-}
-
 fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> {
     // A dying process needs a moment to return its pages. Pages still in use leave the pool later, when their users release them.
     let start = Instant::now();
@@ -138,9 +120,7 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
 
 /// Sends `true` at the first signal.
 fn watch_signals(sender: &Sender<bool>) -> Result<()> {
-    let heeded = [SIGINT, SIGTERM, SIGHUP];
-    let mut signals = Signals::new(heeded.iter().filter(|signal| !is_ignored(**signal)))
-        .context("cannot install a signal handler")?;
+    let mut signals = Signals::new(ending_signals()).context("cannot install a signal handler")?;
     let sender = sender.clone();
     thread::spawn(move || {
         if signals.forever().next().is_some() {
@@ -171,8 +151,8 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "pool: {text}");
 }
 
-fn answer(line: &str) {
+fn answer(answer: Answer) {
     let mut out = io::stdout();
-    let _ = writeln!(out, "{line}");
+    let _ = writeln!(out, "{answer}");
     let _ = out.flush();
 }

@@ -16,13 +16,13 @@ use ureq::Agent;
 
 use super::cgroup::Cgroup;
 use super::{Cancelled, CompareError, Side};
+use crate::child_process::end_with_parent;
 use crate::compare::measure::watch::Watch;
 use crate::compare::measure::{Footprint, Load, Moment, Sample, Speed, answers, speed};
 use crate::kernel::Root;
 use crate::kernel::processes::stat::Stat;
 use crate::plan::cause_and_hint;
 use crate::port::Port;
-use crate::process::end_with_parent;
 
 /// Interval of requests to `/health`.
 const TICK: Duration = Duration::from_millis(5);

@@ -4,21 +4,25 @@ use std::env;
 use std::ffi::OsString;
 use std::process::Command;
 
-use anyhow::{Context, Result};
 use rustix::process::geteuid;
+
+use super::ServeError;
 
 /// A user who became root with sudo.
 #[derive(Debug)]
-pub struct Invoker {
+pub struct SudoUser {
     uid: u32,
     gid: u32,
     name: String,
     home: String,
 }
 
-impl Invoker {
+impl SudoUser {
     /// `None` for root itself, and for everybody who is not root.
-    pub fn of_sudo() -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// [`ServeError::NoUsers`]
+    pub fn read() -> Result<Option<Self>, ServeError> {
         let number = |name| env::var(name).ok()?.parse::<u32>().ok();
         let (Some(uid), Some(gid)) = (number("SUDO_UID"), number("SUDO_GID")) else {
             return Ok(None);
@@ -30,7 +34,7 @@ impl Invoker {
         let output = Command::new("getent")
             .args(["passwd", &uid.to_string()])
             .output()
-            .context("cannot run `getent passwd`")?;
+            .map_err(ServeError::NoUsers)?;
         let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let fields: Vec<&str> = line.split(':').collect();
         let field = |index: usize| fields.get(index).copied().unwrap_or_default().to_owned();

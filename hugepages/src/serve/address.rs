@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ureq::Agent;
 
-use hugepages::server_arguments::value;
+use crate::server_arguments::value;
 
 const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_PORT: u16 = 8080;
@@ -23,6 +23,7 @@ pub struct Address {
 }
 
 impl Address {
+    /// Reads the address.
     pub fn of(arguments: &[OsString]) -> Self {
         let host = value(arguments, "--host", "LLAMA_ARG_HOST");
         let port = value(arguments, "--port", "LLAMA_ARG_PORT");
@@ -39,6 +40,7 @@ impl Address {
         }
     }
 
+    /// The port; 0 if the kernel chooses it.
     pub fn port(&self) -> u16 {
         self.port
     }

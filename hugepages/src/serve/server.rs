@@ -1,7 +1,7 @@
 //! One run of the server: its start, its progress, the signals for it, and its end.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -10,18 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use indicatif::ProgressBar;
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
-use hugepages::kernel::{Root, User};
-use hugepages::plan::SHORT;
-use hugepages::process::end_with_parent;
-
-use super::address::Address;
-use crate::cli::output;
-use crate::cli::signals::is_ignored;
+use super::{Address, Event, Progress, ServeError};
+use crate::child_process::end_with_parent;
+use crate::ending_signals::ending_signals;
+use crate::kernel::{Root, User};
+use crate::plan::SHORT;
 
 /// Interval of checks of the server.
 const TICK: Duration = Duration::from_millis(50);
@@ -29,18 +26,20 @@ const TICK: Duration = Duration::from_millis(50);
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Signals that ask this process to end. It forwards each signal to the server, which ends at once after the second one.
-pub struct Signals {
+#[derive(Debug)]
+pub struct ForwardedSignals {
     stopped: Arc<AtomicBool>,
     /// The server's process, 0 while none runs.
     server: Arc<AtomicI32>,
 }
 
-impl Signals {
-    pub fn new() -> Result<Self> {
-        let heeded = [SIGINT, SIGTERM, SIGHUP];
-        let heeded = heeded.iter().filter(|signal| !is_ignored(**signal));
-        let mut signals = signal_hook::iterator::Signals::new(heeded)
-            .context("cannot install a signal handler")?;
+impl ForwardedSignals {
+    /// Takes the signals over.
+    ///
+    /// # Errors
+    /// [`ServeError::NoSignals`]
+    pub fn new() -> Result<Self, ServeError> {
+        let mut signals = Signals::new(ending_signals()).map_err(ServeError::NoSignals)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let server = Arc::new(AtomicI32::new(0));
         let (is_stopped, pid) = (Arc::clone(&stopped), Arc::clone(&server));
@@ -62,17 +61,19 @@ impl Signals {
         Ok(Self { stopped, server })
     }
 
+    /// Whether a signal arrived.
     pub fn stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
     }
 
+    /// The flag that the first signal sets.
     pub fn flag(&self) -> &AtomicBool {
         &self.stopped
     }
 }
 
 /// How a run ended.
-pub enum Ended {
+pub(super) enum Ended {
     /// The exit code of the server, as a shell reports it.
     Served(u8),
     /// Too few pages, before the first answer.
@@ -80,7 +81,7 @@ pub enum Ended {
 }
 
 /// Input of a run.
-pub struct Start<'a> {
+pub(super) struct Run<'a> {
     pub program: &'a Path,
     pub arguments: &'a [OsString],
     pub policy: Option<&'a str>,
@@ -89,14 +90,13 @@ pub struct Start<'a> {
     pub address: &'a Address,
     /// Bytes of huge pages that the server takes.
     pub bytes: u64,
+    pub progress: &'a Arc<dyn Progress>,
 }
 
-impl Start<'_> {
-    pub fn run(&self, signals: &Signals) -> Result<Ended> {
-        let bar = output::progress_bar(output::LOADING);
-        bar.set_prefix("loading");
-        bar.set_length(self.bytes);
-        let mut server = self.spawn(!bar.is_hidden())?;
+impl Run<'_> {
+    pub fn wait(&self, signals: &ForwardedSignals) -> Result<Ended, ServeError> {
+        self.progress.begin(self.bytes);
+        let mut server = self.spawn()?;
         let pid = Pid::from_child(&server);
         signals
             .server
@@ -105,18 +105,15 @@ impl Start<'_> {
             let _ = kill_process(pid, Signal::TERM);
         }
         let log = server.stderr.take().map(|stderr| {
-            let bar = bar.clone();
-            thread::spawn(move || pass_on(stderr, &bar))
+            let progress = Arc::clone(self.progress);
+            thread::spawn(move || pass_on(stderr, &*progress))
         });
-        let is_ready = self.watch(&mut server, &bar)?;
-        bar.finish_and_clear();
+        let is_ready = self.watch(&mut server)?;
+        self.progress.end();
         if is_ready {
-            say(&format!(
-                "ready at {} (Ctrl-C ends the server and returns the pages)",
-                self.address
-            ));
+            self.progress.tell(&Event::Ready(self.address));
         }
-        let status = server.wait().context("cannot wait for the server")?;
+        let status = server.wait().map_err(ServeError::Wait)?;
         signals.server.store(0, Ordering::SeqCst);
         // With a time limit, because children of a router may still hold the other end of the pipe.
         let ended = Instant::now();
@@ -130,7 +127,7 @@ impl Start<'_> {
         })
     }
 
-    fn spawn(&self, is_piped: bool) -> Result<Child> {
+    fn spawn(&self) -> Result<Child, ServeError> {
         let mut words = self.wrapper.to_vec();
         words.push(self.program.into());
         if let Some(policy) = self.policy {
@@ -143,7 +140,7 @@ impl Start<'_> {
             .stdin(Stdio::null())
             // Its own process group, so that a Ctrl-C at the terminal reaches the server once, through this process.
             .process_group(0);
-        if is_piped {
+        if self.progress.is_shown() {
             command.stderr(Stdio::piped());
             // The log still goes to this terminal, but the server sees a pipe.
             if std::env::var_os("NO_COLOR").is_none() {
@@ -153,24 +150,22 @@ impl Start<'_> {
         if self.wrapper.is_empty() {
             end_with_parent(&mut command);
         }
-        command
-            .spawn()
-            .with_context(|| format!("cannot run `{}`", words[0].to_string_lossy()))
+        command.spawn().map_err(|source| ServeError::Start {
+            program: words[0].to_string_lossy().into_owned(),
+            source,
+        })
     }
 
     /// Shows progress until the server answers. Returns `false` if the server ended first.
-    fn watch(&self, server: &mut Child, bar: &ProgressBar) -> Result<bool> {
-        while server
-            .try_wait()
-            .context("cannot wait for the server")?
-            .is_none()
-        {
+    fn watch(&self, server: &mut Child) -> Result<bool, ServeError> {
+        while server.try_wait().map_err(ServeError::Wait)?.is_none() {
             if self.address.answers() {
                 return Ok(true);
             }
-            if !bar.is_hidden() {
+            if self.progress.is_shown() {
                 let user = User::of(&Root::system(), server.id());
-                bar.set_position(user.map_or(0, |user| user.bytes).min(self.bytes));
+                let loaded = user.map_or(0, |user| user.bytes).min(self.bytes);
+                self.progress.loaded(loaded);
             }
             thread::sleep(TICK);
         }
@@ -178,22 +173,15 @@ impl Start<'_> {
     }
 }
 
-/// Prints on standard error, and ignores an error such as a closed pipe.
-pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "serve: {text}");
-}
-
-/// Prints the server's log above the bar, line by line.
-fn pass_on(stderr: ChildStderr, bar: &ProgressBar) {
+/// Passes the server's log on, line by line.
+fn pass_on(stderr: ChildStderr, progress: &dyn Progress) {
     let mut lines = BufReader::new(stderr);
     let mut line = Vec::new();
     while lines
         .read_until(b'\n', &mut line)
         .is_ok_and(|read| read > 0)
     {
-        bar.suspend(|| {
-            let _ = io::stderr().write_all(&line);
-        });
+        progress.log(&line);
         line.clear();
     }
 }

@@ -10,7 +10,7 @@ use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 ///
 /// ```
 /// use std::process::Command;
-/// use hugepages::process::end_with_parent;
+/// use hugepages::child_process::end_with_parent;
 ///
 /// let mut command = Command::new("true");
 /// end_with_parent(&mut command);
