@@ -2,13 +2,15 @@
 //! Not here: changes of a pool, and what the user sees.
 //!
 //! ```text
-//! launch.rs    the order of the steps      missing_pages.rs  pages on loan
-//! server.rs    one run of the server       address.rs        its host and port
-//! progress.rs  what the user sees          sudo_user.rs      the user who called sudo
+//! launch.rs             the order of the steps      missing_pages.rs  pages on loan
+//! server.rs             one run of the server       address.rs        its host and port
+//! forwarded_signals.rs  signals for the server      sudo_user.rs      the user who called sudo
+//! progress.rs           what the user sees          error.rs          why a model cannot be served
 //! ```
 
 mod address;
 mod error;
+mod forwarded_signals;
 mod launch;
 mod missing_pages;
 mod progress;
@@ -17,7 +19,7 @@ mod sudo_user;
 
 pub use address::Address;
 pub use error::ServeError;
+pub use forwarded_signals::ForwardedSignals;
 pub use launch::{Launch, Outcome};
 pub use progress::{Event, Missing, Progress};
-pub use server::ForwardedSignals;
 pub use sudo_user::SudoUser;

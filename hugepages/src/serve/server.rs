@@ -1,4 +1,4 @@
-//! One run of the server: its start, its progress, the signals for it, and its end.
+//! One run of the server: its start, its progress, and its end.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -6,17 +6,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::SIGINT;
-use signal_hook::iterator::Signals;
 
-use super::{Address, Event, Progress, ServeError};
+use super::{Address, Event, ForwardedSignals, Progress, ServeError};
 use crate::child_process::end_with_parent;
-use crate::ending_signals::ending_signals;
 use crate::kernel::{Root, User};
 use crate::plan::SHORT;
 
@@ -24,53 +21,6 @@ use crate::plan::SHORT;
 const TICK: Duration = Duration::from_millis(50);
 /// Time limit to print the last lines of the server's log after its end.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Signals that ask this process to end. It forwards each signal to the server, which ends at once after the second one.
-#[derive(Debug)]
-pub struct ForwardedSignals {
-    stopped: Arc<AtomicBool>,
-    /// The server's process, 0 while none runs.
-    server: Arc<AtomicI32>,
-}
-
-impl ForwardedSignals {
-    /// Takes the signals over.
-    ///
-    /// # Errors
-    /// [`ServeError::NoSignals`]
-    pub fn new() -> Result<Self, ServeError> {
-        let mut signals = Signals::new(ending_signals()).map_err(ServeError::NoSignals)?;
-        let stopped = Arc::new(AtomicBool::new(false));
-        let server = Arc::new(AtomicI32::new(0));
-        let (is_stopped, pid) = (Arc::clone(&stopped), Arc::clone(&server));
-        thread::spawn(move || {
-            for signal in signals.forever() {
-                is_stopped.store(true, Ordering::SeqCst);
-                let server = Pid::from_raw(pid.load(Ordering::SeqCst));
-                // A terminal that hangs up ends the server as `kill` does.
-                let signal = if signal == SIGINT {
-                    Signal::INT
-                } else {
-                    Signal::TERM
-                };
-                if let Some(server) = server {
-                    let _ = kill_process(server, signal);
-                }
-            }
-        });
-        Ok(Self { stopped, server })
-    }
-
-    /// Whether a signal arrived.
-    pub fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::SeqCst)
-    }
-
-    /// The flag that the first signal sets.
-    pub fn flag(&self) -> &AtomicBool {
-        &self.stopped
-    }
-}
 
 /// How a run ended.
 pub(super) enum Ended {
