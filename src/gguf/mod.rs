@@ -15,98 +15,21 @@
     reason = "each variant of `GgufError` is such a documentation"
 )]
 
+mod error;
+mod tensor_type;
+mod write;
+
 use std::{
     ffi::{CStr, CString, NulError},
-    fmt, io,
     os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
+    path::Path,
     ptr::NonNull,
 };
 
 use crate::ffi;
 
-/// Errors of a header.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the messages are the documentation")]
-pub enum GgufError {
-    /// Upstream's parser returns no reason, but it logs one.
-    #[error("cannot parse `{path}` as a GGUF file")]
-    NotReadable { path: PathBuf },
-    #[error("cannot open `{path}`")]
-    Open { path: PathBuf, source: io::Error },
-    #[error("`{0}` contains a zero byte")]
-    ZeroByte(String),
-    #[error("cannot set key `{0}`: it is fixed")]
-    Reserved(String),
-    #[error("tensor name `{0}` is longer than {max} bytes", max = ffi::GGML_MAX_NAME - 1)]
-    NameTooLong(String),
-    #[error("duplicate tensor `{0}`")]
-    DuplicateTensor(String),
-    #[error("tensor `{name}` has an invalid shape for type {ty}: {shape:?}")]
-    Shape {
-        name: String,
-        ty: TensorType,
-        shape: Vec<u64>,
-    },
-    #[error("out of memory in ggml")]
-    OutOfMemory,
-}
-
-/// An element type of ggml, with ggml's rules for its blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TensorType(ffi::ggml_type);
-
-impl TensorType {
-    /// 32-bit floats.
-    pub const F32: Self = Self(ffi::GGML_TYPE_F32);
-    /// IEEE 754 16-bit floats.
-    pub const F16: Self = Self(ffi::GGML_TYPE_F16);
-    /// The upper half of 32-bit floats.
-    pub const BF16: Self = Self(ffi::GGML_TYPE_BF16);
-    /// Blocks of 32, 4.5 bits a weight.
-    pub const Q4_0: Self = Self(ffi::GGML_TYPE_Q4_0);
-    /// Blocks of 32, 8.5 bits a weight.
-    pub const Q8_0: Self = Self(ffi::GGML_TYPE_Q8_0);
-    /// Blocks of 256, 4.5 bits a weight.
-    pub const Q4_K: Self = Self(ffi::GGML_TYPE_Q4_K);
-    /// Blocks of 256, 6.5625 bits a weight.
-    pub const Q6_K: Self = Self(ffi::GGML_TYPE_Q6_K);
-
-    /// The number that the file format uses.
-    pub fn id(self) -> u32 {
-        self.0
-    }
-
-    /// Elements per block: 1 for the float types, 32 or 256 for the quantised ones. A row is a whole number of blocks.
-    pub fn block_len(self) -> u64 {
-        // SAFETY: `self.0` is one of ggml's types, and ggml_blck_size uses only this type as an index.
-        unsafe { ffi::ggml_blck_size(self.0) }.cast_unsigned()
-    }
-
-    /// Bytes per block.
-    pub fn block_bytes(self) -> u64 {
-        // SAFETY: as in `block_len`.
-        unsafe { ffi::ggml_type_size(self.0) as u64 }
-    }
-}
-
-/// ggml's name in the usual upper case of GGUF files: `Q8_0`, `F16`, `Q4_K`.
-impl fmt::Display for TensorType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: as in `block_len`.
-        let name = unsafe { ffi::ggml_type_name(self.0) };
-        // SAFETY: ggml_type_name returns a static string for each of its types.
-        let name = unsafe { CStr::from_ptr(name) };
-        f.pad(&name.to_string_lossy().to_ascii_uppercase())
-    }
-}
-
-impl fmt::Debug for TensorType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+pub use error::GgufError;
+pub use tensor_type::TensorType;
 
 /// One line of the table of tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,126 +78,6 @@ impl Gguf {
         NonNull::new(raw)
             .map(Self)
             .ok_or_else(|| GgufError::NotReadable { path: path.into() })
-    }
-
-    /// Sets a `u16`, and replaces an earlier value.
-    pub fn set_u16(&mut self, key: &str, value: u16) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        // SAFETY: the context is ours and the key outlives the call, which copies it.
-        unsafe { ffi::gguf_set_val_u16(self.0.as_ptr(), key.as_ptr(), value) };
-        Ok(())
-    }
-
-    /// Sets an `i32`, and replaces an earlier value.
-    pub fn set_i32(&mut self, key: &str, value: i32) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        // SAFETY: as in `set_u16`.
-        unsafe { ffi::gguf_set_val_i32(self.0.as_ptr(), key.as_ptr(), value) };
-        Ok(())
-    }
-
-    /// Sets a `u32`, and replaces an earlier value.
-    pub fn set_u32(&mut self, key: &str, value: u32) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        // SAFETY: as in `set_u16`.
-        unsafe { ffi::gguf_set_val_u32(self.0.as_ptr(), key.as_ptr(), value) };
-        Ok(())
-    }
-
-    /// Sets an `f32`, and replaces an earlier value.
-    pub fn set_f32(&mut self, key: &str, value: f32) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        // SAFETY: as in `set_u16`.
-        unsafe { ffi::gguf_set_val_f32(self.0.as_ptr(), key.as_ptr(), value) };
-        Ok(())
-    }
-
-    /// Sets a `bool`, and replaces an earlier value.
-    pub fn set_bool(&mut self, key: &str, value: bool) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        // SAFETY: as in `set_u16`.
-        unsafe { ffi::gguf_set_val_bool(self.0.as_ptr(), key.as_ptr(), value) };
-        Ok(())
-    }
-
-    /// Sets a string, and replaces an earlier value.
-    pub fn set_str(&mut self, key: &str, value: &str) -> Result<(), GgufError> {
-        let (key, value) = (setting(key)?, c_string(value)?);
-        // SAFETY: as in `set_u16`; the value is a C string that is copied as well.
-        unsafe { ffi::gguf_set_val_str(self.0.as_ptr(), key.as_ptr(), value.as_ptr()) };
-        Ok(())
-    }
-
-    /// Sets an array of `i32`, and replaces an earlier value.
-    pub fn set_i32_array(&mut self, key: &str, values: &[i32]) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        let (raw, ty) = (self.0.as_ptr(), ffi::GGUF_TYPE_INT32);
-        let data = values.as_ptr().cast();
-        // SAFETY: as in `set_u16`; `data` is `values.len()` numbers of the type named, copied by the call.
-        unsafe { ffi::gguf_set_arr_data(raw, key.as_ptr(), ty, data, values.len()) };
-        Ok(())
-    }
-
-    /// Sets an array of strings, and replaces an earlier value.
-    pub fn set_str_array<S: AsRef<str>>(
-        &mut self,
-        key: &str,
-        values: &[S],
-    ) -> Result<(), GgufError> {
-        let key = setting(key)?;
-        let values = values
-            .iter()
-            .map(|value| c_string(value.as_ref()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut pointers: Vec<_> = values.iter().map(|value| value.as_ptr()).collect();
-        let (raw, data) = (self.0.as_ptr(), pointers.as_mut_ptr());
-        // SAFETY: as in `set_u16`; `pointers` holds one C string for each of `values`, which outlive the call.
-        unsafe { ffi::gguf_set_arr_str(raw, key.as_ptr(), data, pointers.len()) };
-        Ok(())
-    }
-
-    /// Adds a tensor after the last one. Its data starts at the next multiple of the alignment.
-    pub fn add_tensor(
-        &mut self,
-        name: &str,
-        ty: TensorType,
-        shape: &[u64],
-    ) -> Result<(), GgufError> {
-        let c_name = c_string(name)?;
-        if name.len() >= ffi::GGML_MAX_NAME as usize {
-            return Err(GgufError::NameTooLong(name.into()));
-        }
-        if self.find_tensor(&c_name).is_some() {
-            return Err(GgufError::DuplicateTensor(name.into()));
-        }
-        let bad_shape = || GgufError::Shape {
-            name: name.into(),
-            ty,
-            shape: shape.into(),
-        };
-        if shape.is_empty()
-            || shape.len() > ffi::GGML_MAX_DIMS as usize
-            || shape.contains(&0)
-            || !shape[0].is_multiple_of(ty.block_len())
-        {
-            return Err(bad_shape());
-        }
-        let ne = shape
-            .iter()
-            .map(|&n| i64::try_from(n))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| bad_shape())?;
-
-        let dims = i32::try_from(ne.len()).map_err(|_| bad_shape())?;
-
-        let tensors = TensorContext::with_room_for_one()?;
-        // SAFETY: the context has room for one tensor without data; `ne` holds `dims` numbers, at most GGML_MAX_DIMS.
-        let tensor = unsafe { ffi::ggml_new_tensor(tensors.0.as_ptr(), ty.0, dims, ne.as_ptr()) };
-        // SAFETY: ggml_new_tensor never returns null, and copies at most GGML_MAX_NAME bytes of the C string here.
-        unsafe { ffi::ggml_set_name(tensor, c_name.as_ptr()) };
-        // SAFETY: both are alive, and the call copies the tensor. The name is new (checked above).
-        unsafe { ffi::gguf_add_tensor(self.0.as_ptr(), tensor) };
-        Ok(())
     }
 
     /// The header in the form of a file, padded to the start of the data.
@@ -387,43 +190,6 @@ impl Drop for Gguf {
     }
 }
 
-/// A ggml context that holds the description of one tensor and no data.
-struct TensorContext(NonNull<ffi::ggml_context>);
-
-impl TensorContext {
-    fn with_room_for_one() -> Result<Self, GgufError> {
-        // SAFETY: no argument, a constant of ggml.
-        let mem_size = unsafe { ffi::ggml_tensor_overhead() };
-        let params = ffi::ggml_init_params {
-            mem_size,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        };
-        // SAFETY: a null buffer makes ggml allocate its own; freed in `drop`.
-        let raw = unsafe { ffi::ggml_init(params) };
-        NonNull::new(raw).map(Self).ok_or(GgufError::OutOfMemory)
-    }
-}
-
-impl Drop for TensorContext {
-    fn drop(&mut self) {
-        // SAFETY: made by ggml_init, and freed here only.
-        unsafe { ffi::ggml_free(self.0.as_ptr()) };
-    }
-}
-
-/// Checks the name of a key to set. Refuses the alignment, because upstream aborts on invalid values and no caller needs another value.
-fn setting(key: &str) -> Result<CString, GgufError> {
-    if key.as_bytes()
-        == ffi::GGUF_KEY_GENERAL_ALIGNMENT
-            .strip_suffix(b"\0")
-            .unwrap_or_default()
-    {
-        return Err(GgufError::Reserved(key.into()));
-    }
-    c_string(key)
-}
-
 fn c_string(text: &str) -> Result<CString, GgufError> {
     CString::new(text).map_err(|error: NulError| {
         GgufError::ZeroByte(String::from_utf8_lossy(&error.into_vec()).into_owned())
@@ -532,22 +298,5 @@ mod tests {
             Gguf::open(&path),
             Err(GgufError::NotReadable { .. })
         ));
-    }
-
-    #[test]
-    fn types_know_their_blocks() {
-        for (ty, name, len, bytes) in [
-            (TensorType::F32, "F32", 1, 4),
-            (TensorType::BF16, "BF16", 1, 2),
-            (TensorType::Q4_0, "Q4_0", 32, 18),
-            (TensorType::Q8_0, "Q8_0", 32, 34),
-            (TensorType::Q4_K, "Q4_K", 256, 144),
-            (TensorType::Q6_K, "Q6_K", 256, 210),
-        ] {
-            assert_eq!(
-                (ty.to_string().as_str(), ty.block_len(), ty.block_bytes()),
-                (name, len, bytes)
-            );
-        }
     }
 }

@@ -3,17 +3,20 @@
 //! For each file that a patch touches, the patch contains git's ids of the content before and after (`--full-index`).
 //! The build checks both ids, so the origin of the source does not matter, and no hunk can land in a wrong place.
 
+mod blob_id;
+mod mail;
+
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use sha1::{Digest, Sha1};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use super::hex;
 use super::tree::{self, Overlay};
+pub use blob_id::blob_id;
+use blob_id::{NONE, short};
+use mail::{EXPORT, changes};
 
 const REFRESH: &str = "hint: the pin moved; run \"cargo xtask patches refresh\"";
-const EXPORT: &str = "hint: write the patch with \"cargo xtask patches export\", not by hand";
 
 /// `patches/`: patches in the order of `patches/series`, and the files of `patches/files/`.
 /// The default, an empty series, is stock.
@@ -29,14 +32,6 @@ pub struct Series {
 pub struct Patch {
     pub name: String,
     pub mail: Vec<u8>,
-}
-
-/// The change of one patch to one file.
-struct Change<'a> {
-    path: PathBuf,
-    before: &'a str,
-    after: &'a str,
-    diff: &'a [u8],
 }
 
 impl Series {
@@ -146,90 +141,6 @@ fn names(path: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The files that a mail changes.
-fn changes(mail: &[u8]) -> Result<Vec<Change<'_>>> {
-    const START: &[u8] = b"\ndiff --git ";
-    let starts: Vec<usize> = mail
-        .windows(START.len())
-        .enumerate()
-        .filter(|(_, w)| *w == START)
-        .map(|(at, _)| at + 1)
-        .collect();
-    ensure!(!starts.is_empty(), "contains no diff\n{EXPORT}");
-    let ends = starts.iter().skip(1).copied().chain([mail.len()]);
-    starts
-        .iter()
-        .zip(ends)
-        .map(|(&start, end)| change(&mail[start..end]))
-        .collect()
-}
-
-/// One section of a mail: extended header, `---`, `+++`, hunks.
-fn change(section: &[u8]) -> Result<Change<'_>> {
-    let at = section.windows(5).position(|w| w == b"\n--- ");
-    let (header, diff) = section.split_at(at.map_or(section.len(), |at| at + 1));
-    let header = std::str::from_utf8(header).context("the header of a diff is not UTF-8")?;
-    let title = header.lines().next().unwrap_or_default();
-    let value = |key: &str| header.lines().find_map(|line| line.strip_prefix(key));
-    for unwanted in [
-        "rename ",
-        "copy ",
-        "deleted file ",
-        "GIT binary patch",
-        "Binary files ",
-    ] {
-        if value(unwanted).is_some() {
-            bail!(
-                "`{title}`: a {}is not allowed in the series\n{EXPORT}",
-                if unwanted.contains("inary") {
-                    "binary "
-                } else {
-                    unwanted
-                }
-            );
-        }
-    }
-    let (before, after) = value("index ")
-        .and_then(|ids| ids.split(' ').next()?.split_once(".."))
-        .filter(|(before, after)| before.len() == 40 && after.len() == 40)
-        .with_context(|| format!("`{title}` has no full blob ids\n{EXPORT}"))?;
-    // The mail ends with an empty line that does not belong to the last hunk.
-    let diff = diff
-        .strip_suffix(b"\n\n")
-        .map_or(diff, |cut| &diff[..=cut.len()]);
-    let path = diff
-        .split(|&b| b == b'\n')
-        .find_map(|line| line.strip_prefix(b"+++ b/"))
-        .and_then(|path| std::str::from_utf8(path).ok())
-        .map(PathBuf::from)
-        .filter(|path| {
-            path.components()
-                .all(|part| matches!(part, Component::Normal(_)))
-        })
-        .with_context(|| format!("`{title}` names no file in the tree\n{EXPORT}"))?;
-    Ok(Change {
-        path,
-        before,
-        after,
-        diff,
-    })
-}
-
-/// Git's name for "no such file".
-const NONE: &str = "0000000000000000000000000000000000000000";
-
-/// Git's id of a file's content.
-pub fn blob_id(content: &[u8]) -> String {
-    let mut hash = Sha1::new();
-    hash.update(format!("blob {}\0", content.len()));
-    hash.update(content);
-    hex(&hash.finalize())
-}
-
-fn short(id: &str) -> String {
-    id.chars().take(10).chain(['…']).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,12 +201,6 @@ mod tests {
             "diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NONE}..{}\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+{content}",
             blob_id(content.as_bytes())
         )
-    }
-
-    #[test]
-    fn a_blob_id_is_gits() {
-        // git hash-object --stdin < /dev/null
-        assert_eq!(blob_id(b""), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
     }
 
     #[test]
