@@ -1,4 +1,4 @@
-//! The plan of a model: every tensor, and the random stream of its data.
+//! The layout of a model: every tensor, and the random stream of its data.
 
 use super::blocks::Stream;
 use super::tensors::{Content, Tensor};
@@ -6,7 +6,7 @@ use super::{Error, Shape, Spec};
 
 /// A complete description of a model: it determines every byte.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct Layout {
     pub(super) spec: Spec,
     pub(super) shape: Shape,
     pub(super) tensors: Vec<Tensor>,
@@ -18,10 +18,10 @@ impl Spec {
     /// # Errors
     ///
     /// If the parts of the spec contradict each other, or no such model has this size.
-    pub fn plan(self) -> Result<Plan, Error> {
+    pub fn layout(self) -> Result<Layout, Error> {
         self.check()?;
         let shape = Shape::choose(&self)?;
-        Ok(Plan {
+        Ok(Layout {
             tensors: shape.tensors(),
             shape,
             spec: self,
@@ -29,7 +29,7 @@ impl Spec {
     }
 }
 
-impl Plan {
+impl Layout {
     /// The dimensions of the model.
     pub fn shape(&self) -> &Shape {
         &self.shape
