@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use hugepages::compare::Scratch;
 use hugepages::demo_model::{Output, Spec};
 
-use super::args::{Args, Demo};
+use super::arguments::{Args, Demo};
 
 /// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]
