@@ -4,15 +4,18 @@
 
 #![warn(missing_docs)]
 
+pub mod child_process;
 pub mod compare;
 pub mod demo_model;
 pub mod doctor;
+pub mod ending_signals;
 pub mod kernel;
 mod picture;
 pub mod plan;
 pub mod pool;
 pub mod port;
-pub mod process;
+pub mod serve;
+pub mod server_arguments;
 pub mod size;
 pub mod stats;
 pub mod status;

@@ -3,23 +3,33 @@
 //! The test reads the source of the library, of the tool's parts, and of its commands. It follows `use`, every path in the code, and paths
 //! in macros and attributes, and resolves re-exports to the file that defines a name. These are no imports: `mod x;`, a re-export of a
 //! module's own children, the path of a visibility such as `pub(in crate::x)`, and everything under `#[cfg(test)]`.
+//!
+//! It also finds the paths of `/proc` and `/sys` in the code: only `kernel` reads these files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
-use syn::{Attribute, File, Item, ItemMod, ItemUse, UseTree, VisRestricted, Visibility};
+use syn::{Attribute, File, Item, ItemMod, ItemUse, LitStr, UseTree, VisRestricted, Visibility};
 
 /// Rooms from the lowest to the highest. A room may import only from lower ones.
 type Levels = &'static [&'static [&'static str]];
 
 /// Rooms of `hugepages/src/`.
 const PARTS: Levels = &[
-    &["size", "stats", "process", "port"],
+    &[
+        "size",
+        "stats",
+        "child_process",
+        "port",
+        "server_arguments",
+        "ending_signals",
+    ],
     &["kernel", "picture", "demo_model"],
-    &["plan", "pool", "tlb"],
-    &["store"],
+    &["pool", "tlb"],
+    &["plan"],
+    &["store", "serve"],
     &["status"],
     &["doctor", "compare"],
 ];
@@ -27,7 +37,7 @@ const PARTS: Levels = &[
 /// Rooms of `hugepages/src/cli/`, which all stand above the parts.
 const COMMANDS: Levels = &[
     &["exit", "output", "programs", "signals"],
-    &["errors", "lease", "pool"],
+    &["errors", "pool"],
     &["store"],
     &[
         "compare",
@@ -235,6 +245,43 @@ impl Visit<'_> for Paths {
     }
 }
 
+/// Paths of the kernel's files in the code of a file.
+#[derive(Default)]
+struct KernelFiles(Vec<String>);
+
+impl KernelFiles {
+    /// A text with a blank is a sentence for the user.
+    fn note(&mut self, text: &str) {
+        let is_path = text.starts_with("/proc/") || text.starts_with("/sys/");
+        if is_path && !text.contains(' ') {
+            self.0.push(text.to_owned());
+        }
+    }
+}
+
+impl Visit<'_> for KernelFiles {
+    fn visit_item_mod(&mut self, item: &ItemMod) {
+        if !is_test(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+
+    fn visit_attribute(&mut self, _: &Attribute) {}
+
+    fn visit_lit_str(&mut self, text: &LitStr) {
+        self.note(&text.value());
+    }
+
+    fn visit_macro(&mut self, item: &syn::Macro) {
+        let tokens = item.tokens.to_string();
+        tokens
+            .split('"')
+            .skip(1)
+            .step_by(2)
+            .for_each(|text| self.note(text));
+    }
+}
+
 /// A circle, if the files have one.
 fn circle(edges: &BTreeMap<Module, BTreeSet<Module>>) -> Option<Vec<String>> {
     fn search(
@@ -397,6 +444,47 @@ fn the_library_and_the_parts_know_nothing_above_them() {
     assert_eq!(names(&library(), "hugepages"), [""; 0]);
     assert_eq!(names(&tool(), "clap"), [""; 0]);
     assert!(names(&commands(), "hugepages").len() > 10);
+}
+
+#[test]
+fn only_the_kernel_part_reads_files_of_the_kernel() {
+    let mut found = Vec::new();
+    for krate in [tool(), commands()] {
+        for (module, (_, file)) in &krate.files {
+            let mut paths = KernelFiles::default();
+            paths.visit_file(file);
+            if module.first().is_none_or(|room| room != "kernel") {
+                let name = module.join("::");
+                found.extend(paths.0.iter().map(|path| format!("{name} {path}")));
+            }
+        }
+    }
+    // The pool writes these, and never reads them.
+    let written = ["drop_caches", "compact_memory"];
+    let written = written.map(|file| format!("pool::reserve /proc/sys/vm/{file}"));
+    assert_eq!(found, written);
+}
+
+#[test]
+fn a_path_of_the_kernel_is_found_wherever_it_is_written() {
+    let found = |text: &str| {
+        let mut paths = KernelFiles::default();
+        paths.visit_file(&syn::parse_str(text).unwrap());
+        paths.0
+    };
+    for text in [
+        r#"const A: &str = "/proc/meminfo";"#,
+        r#"fn f() { read(&format!("/proc/meminfo")) }"#,
+    ] {
+        assert_eq!(found(text), ["/proc/meminfo"], "{text}");
+    }
+    for text in [
+        "/// Source: `/proc/meminfo`\nfn f() {}",
+        r#"const A: &str = "/proc/meminfo: MemTotal";"#,
+        r#"#[cfg(test)] mod tests { const A: &str = "/proc/meminfo"; }"#,
+    ] {
+        assert_eq!(found(text), [""; 0], "{text}");
+    }
 }
 
 #[test]

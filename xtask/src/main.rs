@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "build.rs uses the rest")]
 #[path = "../../build/mod.rs"]
 mod build;
+mod command_line;
 mod git;
 mod hint;
 mod model;
@@ -17,12 +18,13 @@ mod signals;
 mod upstream_tests;
 mod vendor;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 
+use command_line::{Cli, Command, Patches, Vendor};
 use patches::attempt::{Outcome, attempt};
 use patches::check::check;
 use patches::export::{Written, export};
@@ -45,124 +47,6 @@ enum Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
-    }
-}
-
-const EXIT_CODES: &str = "Exit codes:
-  0  success
-  1  finding: a difference, a failed check, or a patch that does not apply
-  2  invalid arguments
-  3  failure; stderr contains the reason";
-
-/// Maintain this repository: the pin, the patch series, upstream's programs, tests on an emulated machine.
-#[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXIT_CODES, max_term_width = 100)]
-struct Cli {
-    /// Repository to work on [default: the repository of this build]
-    #[arg(long, global = true, value_name = "DIR")]
-    root: Option<PathBuf>,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Fetch, verify or change the pinned source
-    #[command(subcommand)]
-    Vendor(Vendor),
-    /// Edit the patch series as git commits, export it, check it
-    #[command(subcommand)]
-    Patches(Patches),
-    /// Build upstream's chat page into vendor/ui/ for all later builds; does nothing if it exists
-    Ui,
-    /// Download the small model of `make run` into target/models/; does nothing if it exists
-    Model,
-    /// Build upstream's programs without the series into target/stock/, with the flags of our build
-    Stock,
-    /// Build upstream's programs with the series into target/tools/
-    Tools,
-    /// Build the programs of the long tests: for Valgrind (target/portable-*/) and with sanitizers (target/{address,thread}/)
-    Instrumented,
-    /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
-    UpstreamTests {
-        /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose
-        /// names contain a word
-        #[arg(value_name = "FILTER")]
-        filters: Vec<String>,
-        /// Run all files [default: files that take about a minute for each server]
-        #[arg(long)]
-        all: bool,
-        /// Servers to compare
-        #[arg(long, value_delimiter = ',', default_value = "stock,off,on")]
-        servers: Vec<upstream_tests::Server>,
-        /// Succeed if Python packages cannot be installed, and print the reason; without a pool of huge pages, use THP
-        #[arg(long)]
-        if_possible: bool,
-    },
-    /// Test huge pages on an emulated machine with two NUMA nodes
-    QemuTest {
-        /// Kernel to boot [default: the kernel from `scripts/setup --test` in target/qemu/kernel/]
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// Succeed if a required program is missing, and print its name
-        #[arg(long)]
-        if_possible: bool,
-    },
-}
-
-#[derive(Subcommand)]
-enum Vendor {
-    /// Download and unpack the pinned source into vendor/cache/; does nothing if it exists
-    Fetch,
-    /// Download the pinned archive again, and compare its hash, the unpacked cache and the upstream commit
-    Verify,
-    /// Pin another version of the carrier package, and try the series on it
-    Bump {
-        /// Version of the carrier package
-        version: String,
-        /// Upstream commit, if the package does not contain it
-        #[arg(long, value_name = "SHA", value_parser = commit_id)]
-        commit: Option<String>,
-    },
-}
-
-#[derive(Subcommand)]
-enum Patches {
-    /// Create a git work tree with the pristine source, our files, and one commit for each patch
-    Import(Place),
-    /// Write the commits of the work tree back to patches/
-    Export(Place),
-    /// Check that patches/ applies, matches an export, and contains the reason for each patch
-    Check,
-    /// Apply the series to the pinned source, with merges, and export it
-    Refresh(Place),
-    /// Try the series on another upstream checkout, and change nothing
-    Try {
-        /// Checkout of llama.cpp
-        #[arg(long, value_name = "DIR")]
-        source: PathBuf,
-    },
-}
-
-#[derive(Args)]
-struct Place {
-    /// Work tree [default: target/patches/llama.cpp]
-    dir: Option<PathBuf>,
-    /// Continue even if work is lost: import and refresh drop changes that were not exported, export overwrites changes in
-    /// patches/ after the import
-    #[arg(long)]
-    force: bool,
-}
-
-fn commit_id(text: &str) -> Result<String, String> {
-    let is_id = text.len() == 40
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_id {
-        Ok(text.to_owned())
-    } else {
-        Err("expected 40 hex digits".to_owned())
     }
 }
 
@@ -375,12 +259,6 @@ fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, if_possible: bool) -> Resul
     } else {
         Exit::No
     })
-}
-
-impl Place {
-    fn dir(&self, repo: &Repo) -> PathBuf {
-        self.dir.clone().unwrap_or_else(|| repo.work_tree())
-    }
 }
 
 fn print_written(written: &Written) {

@@ -13,7 +13,7 @@ use clap::{ValueEnum, builder::PossibleValue};
 use llama_hugepages::gguf::TensorType;
 
 use hugepages::{
-    demo_model::{Arch, Experts, Output, Plan, Spec},
+    demo_model::{Arch, Experts, Layout, Output, Spec},
     size::ByteSize,
 };
 
@@ -121,7 +121,7 @@ impl ValueEnum for WeightType {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let plan = Spec {
+    let layout = Spec {
         arch: args.arch.0,
         weights: args.weights.1,
         size: args.size,
@@ -133,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.seed,
         context: args.context,
     }
-    .plan()?;
+    .layout()?;
 
     let stop = signals::stop()?;
     let bar = output::progress_bar(
@@ -148,7 +148,7 @@ pub fn run(args: &Args) -> Result<()> {
             ControlFlow::Continue(())
         }
     };
-    let files = plan.write(&Output {
+    let files = layout.write(&Output {
         path: &args.out,
         shards: args.split,
         overwrite: args.force,
@@ -167,13 +167,13 @@ pub fn run(args: &Args) -> Result<()> {
             ByteSize::new(file.bytes)
         )?;
     }
-    writeln!(out, "{}", summary(&plan, args.weights.1))?;
+    writeln!(out, "{}", summary(&layout, args.weights.1))?;
     Ok(())
 }
 
 /// `llama, Q8_0, 147 tensors, 1073741824 parameters, 16 layers of 2048, …`
-fn summary(plan: &Plan, weights: TensorType) -> String {
-    let shape = plan.shape();
+fn summary(layout: &Layout, weights: TensorType) -> String {
+    let shape = layout.shape();
     let experts = shape
         .experts
         .map(|e| format!(" in each of {} experts ({} used)", e.count, e.used))
@@ -181,8 +181,8 @@ fn summary(plan: &Plan, weights: TensorType) -> String {
     format!(
         "{}, {weights}, {} tensors, {} parameters, {} layers, width {}, {} heads ({} kv), feed-forward {}{experts}",
         shape.arch.name(),
-        plan.tensor_count(),
-        plan.parameters(),
+        layout.tensor_count(),
+        layout.parameters(),
         shape.layers,
         shape.embedding,
         shape.heads,

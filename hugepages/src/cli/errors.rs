@@ -5,7 +5,8 @@ use std::io;
 use hugepages::compare::CompareError;
 use hugepages::demo_model::Error as DemoModelError;
 use hugepages::plan::PlanError;
-use hugepages::pool::ChangeError;
+use hugepages::pool::PoolError;
+use hugepages::serve::ServeError;
 use hugepages::store::StoreError;
 use hugepages::tlb::TlbError;
 
@@ -39,7 +40,7 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
         };
         return (cause.hint(), exit);
     }
-    if let Some(cause) = error.downcast_ref::<ChangeError>() {
+    if let Some(cause) = error.downcast_ref::<PoolError>() {
         let exit = if cause.is_short() {
             Exit::Short
         } else {
@@ -71,6 +72,9 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
             _ => Exit::Failure,
         };
         return (cause.hint(), exit);
+    }
+    if let Some(cause) = error.downcast_ref::<ServeError>() {
+        return (cause.hint(), Exit::Failure);
     }
     if let Some(cause) = error.downcast_ref::<PlanError>() {
         return (cause.hint().map(str::to_owned), Exit::Failure);

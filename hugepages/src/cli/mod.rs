@@ -9,7 +9,6 @@ mod demo_model;
 mod doctor;
 mod errors;
 mod exit;
-mod lease;
 mod man;
 mod output;
 mod overview;

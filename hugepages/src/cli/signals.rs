@@ -1,7 +1,5 @@
 //! SIGINT, SIGTERM and SIGHUP, for commands that must clean up.
 
-use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -17,14 +15,4 @@ pub fn stop() -> Result<Arc<AtomicBool>> {
             .context("cannot install a signal handler")?;
     }
     Ok(stop)
-}
-
-/// Whether this process inherited the signal as ignored, for example from `nohup` or `trap '' INT`. Then it must stay ignored.
-pub fn is_ignored(signal: i32) -> bool {
-    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: only reads the action of a signal, into memory that outlives the call.
-    let asked = unsafe { libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) };
-    // SAFETY: zeroed above, which is a valid value, and written by the call.
-    let now = unsafe { now.assume_init() };
-    asked == 0 && now.sa_sigaction == libc::SIG_IGN
 }

@@ -184,26 +184,26 @@ mod tests {
                     ("7GB", 0.05),
                     ("40G", 0.05),
                 ] {
-                    let plan = spec(arch, weights, size).plan().unwrap();
-                    let wanted = plan.spec.size.bytes() as f64;
-                    let off = (plan.data_bytes() + HEADER_BYTES) as f64 / wanted - 1.0;
+                    let layout = spec(arch, weights, size).layout().unwrap();
+                    let wanted = layout.spec.size.bytes() as f64;
+                    let off = (layout.data_bytes() + HEADER_BYTES) as f64 / wanted - 1.0;
                     assert!(
                         off.abs() < tolerance,
                         "{} {weights} {size}: {:+.1} % ({:?})",
                         arch.name(),
                         100.0 * off,
-                        plan.shape
+                        layout.shape
                     );
                 }
             }
             for size in ["50M", "300M", "1G", "20G"] {
-                let plan = spec(Arch::Qwen3Moe, weights, size).plan().unwrap();
-                let off = plan.data_bytes() as f64 / plan.spec.size.bytes() as f64 - 1.0;
+                let layout = spec(Arch::Qwen3Moe, weights, size).layout().unwrap();
+                let off = layout.data_bytes() as f64 / layout.spec.size.bytes() as f64 - 1.0;
                 assert!(
                     off.abs() < 0.05,
                     "qwen3moe {weights} {size}: {:+.1} % ({:?})",
                     100.0 * off,
-                    plan.shape
+                    layout.shape
                 );
             }
         }
@@ -213,7 +213,7 @@ mod tests {
     fn shapes_look_like_real_models() {
         for size in ["30M", "300M", "1G", "7G", "40G"] {
             let shape = spec(Arch::Llama, TensorType::Q8_0, size)
-                .plan()
+                .layout()
                 .unwrap()
                 .shape;
             assert!(
@@ -232,11 +232,11 @@ mod tests {
     #[test]
     fn a_size_out_of_reach_names_what_can_be() {
         let error = spec(Arch::Llama, TensorType::Q8_0, "10K")
-            .plan()
+            .layout()
             .unwrap_err();
         assert!(matches!(error, Error::TooSmall { .. }), "{error}");
         let error = spec(Arch::Llama, TensorType::Q8_0, "16777215T")
-            .plan()
+            .layout()
             .unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         let many = Spec {
@@ -246,7 +246,7 @@ mod tests {
             }),
             ..spec(Arch::Llama, TensorType::Q4_K, "1M")
         };
-        let Err(Error::TooSmall { smallest, .. }) = many.clone().plan() else {
+        let Err(Error::TooSmall { smallest, .. }) = many.clone().layout() else {
             panic!("1M for 256 experts")
         };
         assert!(
@@ -254,7 +254,7 @@ mod tests {
                 size: smallest,
                 ..many
             }
-            .plan()
+            .layout()
             .is_ok(),
             "the named minimum works"
         );
@@ -317,7 +317,7 @@ mod tests {
                 "context of 0 tokens",
             ),
         ] {
-            let error = wrong.plan().unwrap_err().to_string();
+            let error = wrong.layout().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

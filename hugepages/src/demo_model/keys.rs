@@ -3,9 +3,9 @@
 use llama_hugepages::ffi;
 use llama_hugepages::gguf::{Gguf, GgufError, TensorType};
 
-use super::{Arch, Experts, Plan, Shape, Spec, vocab};
+use super::{Arch, Experts, Layout, Shape, Spec, vocab};
 
-impl Plan {
+impl Layout {
     /// The keys of the header that describe the whole model.
     pub(super) fn set_keys(&self, header: &mut Gguf) -> Result<(), GgufError> {
         let Spec {

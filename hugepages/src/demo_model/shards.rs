@@ -4,16 +4,16 @@ use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Plan};
+use super::{Error, Layout};
 
 /// Cuts the tensors into runs of about the same number of bytes, none of them empty.
-pub(super) fn shard_ranges(plan: &Plan, shards: u16) -> Result<Vec<Range<usize>>, Error> {
-    let (count, tensors) = (usize::from(shards), plan.tensors.len());
+pub(super) fn shard_ranges(layout: &Layout, shards: u16) -> Result<Vec<Range<usize>>, Error> {
+    let (count, tensors) = (usize::from(shards), layout.tensors.len());
     if count == 0 || count > tensors {
         return Err(Error::Shards { shards, tensors });
     }
-    let size = |index: usize| u128::from(plan.tensors[index].bytes(plan.spec.weights));
-    let total = u128::from(plan.data_bytes());
+    let size = |index: usize| u128::from(layout.tensors[index].bytes(layout.spec.weights));
+    let total = u128::from(layout.data_bytes());
     let (mut ranges, mut start, mut bytes) = (Vec::with_capacity(count), 0, 0);
     for index in 1..=count {
         let limit = total * index as u128 / count as u128;
@@ -61,21 +61,21 @@ mod tests {
             size: "300M".parse().unwrap(),
             ..Spec::default()
         };
-        let plan = spec.plan().unwrap();
-        let count = plan.tensors.len();
+        let layout = spec.layout().unwrap();
+        let count = layout.tensors.len();
         for shards in [1, 2, 3, 10, count as u16] {
-            let ranges = shard_ranges(&plan, shards).unwrap();
+            let ranges = shard_ranges(&layout, shards).unwrap();
             assert_eq!((ranges[0].start, ranges[ranges.len() - 1].end), (0, count));
             assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert!(ranges.iter().all(|range| !range.is_empty()));
             let bytes = |range: &Range<usize>| {
-                plan.tensors[range.clone()]
+                layout.tensors[range.clone()]
                     .iter()
                     .map(|t| t.bytes(TensorType::Q8_0))
                     .sum::<u64>()
             };
             if shards <= 3 {
-                let fair = plan.data_bytes() / u64::from(shards);
+                let fair = layout.data_bytes() / u64::from(shards);
                 assert!(
                     ranges
                         .iter()
@@ -84,9 +84,12 @@ mod tests {
             }
         }
         assert!(matches!(
-            shard_ranges(&plan, count as u16 + 1),
+            shard_ranges(&layout, count as u16 + 1),
             Err(Error::Shards { .. })
         ));
-        assert!(matches!(shard_ranges(&plan, 0), Err(Error::Shards { .. })));
+        assert!(matches!(
+            shard_ranges(&layout, 0),
+            Err(Error::Shards { .. })
+        ));
     }
 }

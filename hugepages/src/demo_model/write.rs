@@ -1,60 +1,19 @@
-//! Writes the files of a plan: headers, then data in pieces of a megabyte. After an error no file remains.
+//! Writes the files of a layout: headers, then data in pieces of a megabyte. After an error no file remains.
 
-use std::{
-    fmt, fs,
-    ops::{ControlFlow, Range},
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
 
+use super::output::Output;
 use super::part::{Part, check_space, check_target, directory};
 use super::shards::{shard_path, shard_ranges};
-use super::{Error, Plan, WrittenFile};
+use super::{Error, Layout, WrittenFile};
 use llama_hugepages::gguf::Gguf;
 
 /// Bytes to generate and write in one step.
 const PORTION: usize = 1 << 20;
 
-/// The target of a model.
-pub struct Output<'a> {
-    /// The file, or the prefix of the shards: `a/x.gguf` gives `a/x-00001-of-00003.gguf`.
-    pub path: &'a Path,
-    /// Number of files. If more than one, the names follow upstream's scheme of shards.
-    pub shards: u16,
-    /// Whether to replace existing files.
-    pub overwrite: bool,
-    /// Gets the bytes of data written so far and their total; `Break` ends the write with [`Error::Cancelled`].
-    pub progress: &'a dyn Fn(u64, u64) -> ControlFlow<()>,
-}
-
-impl<'a> Output<'a> {
-    /// One file. Replaces no file and reports no progress.
-    pub fn file(path: &'a Path) -> Self {
-        Self {
-            path,
-            shards: 1,
-            overwrite: false,
-            progress: &|_, _| ControlFlow::Continue(()),
-        }
-    }
-}
-
-impl fmt::Debug for Output<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            shards,
-            overwrite,
-            progress: _,
-        } = self;
-        f.debug_struct("Output")
-            .field("path", path)
-            .field("shards", shards)
-            .field("overwrite", overwrite)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Plan {
+impl Layout {
     /// Writes the model and returns the files, in order.
     ///
     /// A file gets its final name only after all files are complete. After an error or a cancel, all new files are removed.
@@ -67,8 +26,8 @@ impl Plan {
     }
 }
 
-fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
-    let ranges = shard_ranges(plan, output.shards)?;
+fn write(layout: &Layout, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
+    let ranges = shard_ranges(layout, output.shards)?;
     let paths: Vec<PathBuf> = (0..output.shards)
         .map(|index| shard_path(output.path, index, output.shards))
         .collect();
@@ -78,9 +37,9 @@ fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
     let headers = ranges
         .iter()
         .enumerate()
-        .map(|(index, range)| header(plan, range, index, output.shards))
+        .map(|(index, range)| header(layout, range, index, output.shards))
         .collect::<Result<Vec<_>, _>>()?;
-    let total = plan.data_bytes();
+    let total = layout.data_bytes();
     let need = total
         + headers
             .iter()
@@ -97,7 +56,7 @@ fn write(plan: &Plan, output: &Output<'_>) -> Result<Vec<WrittenFile>, Error> {
     for ((path, range), header) in paths.iter().zip(ranges).zip(headers) {
         let mut part = Part::create(path)?;
         part.write(&header)?;
-        write_data(plan, range, &mut part, &mut progress)?;
+        write_data(layout, range, &mut part, &mut progress)?;
         parts.push(part);
     }
     // The first shard comes last, because a reader opens this shard and then needs all others.
@@ -142,38 +101,43 @@ impl Progress<'_> {
 
 /// The header of shard `index`, with its tensors in file order. Only the first shard contains the keys of the model, as in upstream's
 /// splitter.
-fn header(plan: &Plan, range: &Range<usize>, index: usize, shards: u16) -> Result<Vec<u8>, Error> {
+fn header(
+    layout: &Layout,
+    range: &Range<usize>,
+    index: usize,
+    shards: u16,
+) -> Result<Vec<u8>, Error> {
     let mut header = Gguf::new()?;
     if index == 0 {
-        plan.set_keys(&mut header)?;
+        layout.set_keys(&mut header)?;
     }
     if shards > 1 {
         header.set_u16("split.no", index as u16)?;
         header.set_u16("split.count", shards)?;
         header.set_i32(
             "split.tensors.count",
-            plan.tensors.len().try_into().unwrap_or(i32::MAX),
+            layout.tensors.len().try_into().unwrap_or(i32::MAX),
         )?;
     }
-    for tensor in &plan.tensors[range.clone()] {
-        header.add_tensor(&tensor.name, tensor.ty(plan.spec.weights), &tensor.shape)?;
+    for tensor in &layout.tensors[range.clone()] {
+        header.add_tensor(&tensor.name, tensor.ty(layout.spec.weights), &tensor.shape)?;
     }
     Ok(header.header_bytes())
 }
 
 /// Writes the data of the tensors in `range`, each padded to the alignment of the header's offsets.
 fn write_data(
-    plan: &Plan,
+    layout: &Layout,
     range: Range<usize>,
     part: &mut Part,
     progress: &mut Progress<'_>,
 ) -> Result<(), Error> {
     let mut buffer = vec![0; PORTION];
-    for tensor in &plan.tensors[range] {
-        let mut stream = plan.stream(tensor)?;
-        let ty = tensor.ty(plan.spec.weights);
+    for tensor in &layout.tensors[range] {
+        let mut stream = layout.stream(tensor)?;
+        let ty = tensor.ty(layout.spec.weights);
         let portion = PORTION / (8 * ty.block_bytes() as usize) * (8 * ty.block_bytes() as usize);
-        let mut left = tensor.bytes(plan.spec.weights);
+        let mut left = tensor.bytes(layout.spec.weights);
         while left > 0 {
             let now = (portion as u64).min(left) as usize;
             stream.fill(&mut buffer[..now]);
@@ -196,18 +160,20 @@ mod tests {
 
     use sha2::{Digest, Sha256};
 
+    use std::path::Path;
+
     use super::*;
     use llama_hugepages::gguf::TensorType;
 
     use crate::demo_model::{Arch, Experts, Spec, WEIGHT_TYPES};
 
-    fn plan(weights: TensorType, size: &str) -> Plan {
+    fn layout(weights: TensorType, size: &str) -> Layout {
         Spec {
             weights,
             size: size.parse().unwrap(),
             ..Spec::default()
         }
-        .plan()
+        .layout()
         .unwrap()
     }
 
@@ -255,7 +221,7 @@ mod tests {
         ];
         let found = WEIGHT_TYPES.map(|weights| {
             let path = dir.path().join(weights.to_string());
-            plan(weights, "1M").write(&Output::file(&path)).unwrap();
+            layout(weights, "1M").write(&Output::file(&path)).unwrap();
             let digest = Sha256::digest(fs::read(&path).unwrap());
             (weights, u64::from_be_bytes(*digest.first_chunk().unwrap()))
         });
@@ -265,11 +231,11 @@ mod tests {
     #[test]
     fn shards_hold_the_same_tensors_as_one_file() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = plan(TensorType::Q4_K, "3M");
+        let layout = layout(TensorType::Q4_K, "3M");
         let whole = dir.path().join("whole.gguf");
-        plan.write(&Output::file(&whole)).unwrap();
+        layout.write(&Output::file(&whole)).unwrap();
         for shards in [2, 3, 7] {
-            let files = plan
+            let files = layout
                 .write(&Output {
                     shards,
                     ..Output::file(&dir.path().join("cut.gguf"))
@@ -296,7 +262,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, spec: Spec| {
             let path = dir.path().join(name);
-            spec.plan().unwrap().write(&Output::file(&path)).unwrap();
+            spec.layout().unwrap().write(&Output::file(&path)).unwrap();
             tensors(&[path])
         };
         let spec = Spec {
@@ -326,7 +292,7 @@ mod tests {
                 size: "4M".parse().unwrap(),
                 ..Spec::default()
             };
-            let files = spec.plan().unwrap().write(&Output::file(&path)).unwrap();
+            let files = spec.layout().unwrap().write(&Output::file(&path)).unwrap();
             let header = Gguf::open(&path).unwrap();
             let last = header.tensors().last().unwrap();
             assert_eq!(
@@ -346,17 +312,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");
         fs::write(&path, "precious").unwrap();
-        let plan = plan(TensorType::Q8_0, "1M");
+        let layout = layout(TensorType::Q8_0, "1M");
         assert!(matches!(
-            plan.write(&Output::file(&path)),
+            layout.write(&Output::file(&path)),
             Err(Error::Exists(_))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        plan.write(&Output {
-            overwrite: true,
-            ..Output::file(&path)
-        })
-        .unwrap();
+        layout
+            .write(&Output {
+                overwrite: true,
+                ..Output::file(&path)
+            })
+            .unwrap();
         assert!(Gguf::open(&path).is_ok());
         assert_eq!(names(dir.path()), ["x.gguf"]);
     }
@@ -364,9 +331,9 @@ mod tests {
     #[test]
     fn what_is_not_a_file_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = plan(TensorType::Q8_0, "1M");
+        let layout = layout(TensorType::Q8_0, "1M");
         for path in [dir.path(), Path::new("/dev/null")] {
-            let error = plan
+            let error = layout
                 .write(&Output {
                     overwrite: true,
                     ..Output::file(path)
@@ -380,7 +347,7 @@ mod tests {
     fn cancelling_leaves_nothing_at_any_point() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");
-        let plan = plan(TensorType::Q8_0, "3M");
+        let layout = layout(TensorType::Q8_0, "3M");
         for stop_after in [0, 1, 20] {
             let calls = Cell::new(0);
             let progress = |_, _| {
@@ -391,7 +358,7 @@ mod tests {
                     ControlFlow::Continue(())
                 }
             };
-            let result = plan.write(&Output {
+            let result = layout.write(&Output {
                 shards: 3,
                 progress: &progress,
                 ..Output::file(&path)

@@ -1,20 +1,17 @@
 //! Support for huge pages in the kernel and the CPU.
 
-use crate::kernel::files;
-use std::io::Read;
-use std::process::{Command, Stdio};
-
 use super::Finding;
 use super::host::Host;
+use crate::kernel::machine::Cpu;
+use crate::kernel::running::{self, BuildOptions};
 
 /// 5.14 has `MADV_POPULATE_WRITE`, the only call that reports a shortage as an error instead of a later signal.
 const OLDEST: (u32, u32) = (5, 14);
 
 pub fn version(host: &Host) -> Vec<Finding> {
-    let Some(release) = files::text(&host.root, "/proc/sys/kernel/osrelease") else {
+    let Some(release) = running::release(&host.root) else {
         return Vec::new();
     };
-    let release = release.trim();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|number| number.parse::<u32>().unwrap_or(0));
@@ -31,10 +28,7 @@ pub fn version(host: &Host) -> Vec<Finding> {
 }
 
 pub fn hugetlbfs(host: &Host) -> Vec<Finding> {
-    let known = files::text(&host.root, "/proc/filesystems").unwrap_or_default();
-    let has_it = known
-        .lines()
-        .any(|line| line.split_whitespace().last() == Some("hugetlbfs"));
+    let has_it = running::has_file_system(&host.root, "hugetlbfs");
     if !has_it || host.status.pools.is_empty() {
         return vec![Finding::problem(
             "the kernel has no HugeTLB",
@@ -54,13 +48,8 @@ pub fn hugetlbfs(host: &Host) -> Vec<Finding> {
 }
 
 pub fn config(host: &Host) -> Vec<Finding> {
-    let Some(config) = build_config(host) else {
+    let Some(built) = BuildOptions::read(&host.root) else {
         return Vec::new();
-    };
-    let has = |name: &str| {
-        config
-            .lines()
-            .any(|line| line == format!("CONFIG_{name}=y"))
     };
     let useful = [
         (
@@ -77,7 +66,7 @@ pub fn config(host: &Host) -> Vec<Finding> {
             "a pool rarely grows after the machine has run for a while",
         ),
     ];
-    let missing = useful.iter().filter(|(name, _)| !has(name));
+    let missing = useful.iter().filter(|(name, _)| !built.has(name));
     let findings: Vec<Finding> = missing
         .map(|(name, means)| Finding::note(format!("built without CONFIG_{name}"), *means))
         .collect();
@@ -90,36 +79,13 @@ pub fn config(host: &Host) -> Vec<Finding> {
     }
 }
 
-/// The text of `/boot/config-RELEASE`, or of `/proc/config.gz`.
-fn build_config(host: &Host) -> Option<String> {
-    let release = files::text(&host.root, "/proc/sys/kernel/osrelease")?;
-    if let Some(text) = files::text(&host.root, &format!("/boot/config-{}", release.trim())) {
-        return Some(text);
-    }
-    let path = host.root.path("/proc/config.gz");
-    if !path.is_file() {
-        return None;
-    }
-    // The program gzip, because every system has it and only this function unpacks.
-    let gzip = Command::new("gzip")
-        .arg("-dc")
-        .arg(path)
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let mut text = String::new();
-    gzip.stdout.as_slice().read_to_string(&mut text).ok()?;
-    gzip.status.success().then_some(text)
-}
-
 pub fn cpu(host: &Host) -> Vec<Finding> {
-    let info = files::text(&host.root, "/proc/cpuinfo").unwrap_or_default();
-    let Some(flags) = info.lines().find_map(|line| line.strip_prefix("flags")) else {
+    let cpu = Cpu::read(&host.root);
+    let (Some(has_pse), Some(has_pdpe1gb)) = (cpu.has("pse"), cpu.has("pdpe1gb")) else {
         // arm64 and other CPUs have no such flags; the check `hugetlbfs` covers them.
         return Vec::new();
     };
-    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
-    vec![match (has("pse"), has("pdpe1gb")) {
+    vec![match (has_pse, has_pdpe1gb) {
         (false, _) => {
             Finding::problem("the CPU lacks the flag pse", "it cannot map pages of 2 MiB")
         }

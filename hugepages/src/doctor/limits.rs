@@ -2,8 +2,8 @@
 
 use super::Finding;
 use super::host::Host;
-use crate::kernel::files;
-use crate::kernel::{Limit, PoolState, cgroups};
+use crate::kernel::processes::limits::{self, Limits};
+use crate::kernel::{Limit, PoolState, cgroup_limits};
 use crate::size::ByteSize;
 
 pub fn cgroup(host: &Host) -> Vec<Finding> {
@@ -38,10 +38,10 @@ pub fn cgroup(host: &Host) -> Vec<Finding> {
 
 /// Memory cgroups count huge pages only with the mount option `memory_hugetlb_accounting`.
 pub fn memory(host: &Host) -> Vec<Finding> {
-    let Some((limit, cgroup)) = cgroups::memory_limit(&host.root) else {
+    let Some((limit, cgroup)) = cgroup_limits::memory_limit(&host.root) else {
         return Vec::new();
     };
-    let counted = cgroups::memory_counts_huge_pages(&host.root);
+    let counted = cgroup_limits::memory_counts_huge_pages(&host.root);
     let found = format!(
         "cgroup {} is limited to {} of memory",
         if cgroup.is_empty() { "/" } else { &cgroup },
@@ -66,13 +66,9 @@ pub fn memory(host: &Host) -> Vec<Finding> {
 }
 
 pub fn rlimits(host: &Host) -> Vec<Finding> {
-    let text = files::text(&host.root, "/proc/self/limits").unwrap_or_default();
-    let soft = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
+    let limits = Limits::read(&host.root);
     let mut findings = Vec::new();
-    if let Some(bytes) = soft("Max address space") {
+    if let Some(bytes) = limits.soft("Max address space") {
         let found = format!("RLIMIT_AS is {}", ByteSize::new(bytes));
         let meaning = "a load needs twice the size of the model in address space";
         let short = host.need.is_some_and(|need| need.saturating_mul(2) > bytes);
@@ -83,7 +79,7 @@ pub fn rlimits(host: &Host) -> Vec<Finding> {
         };
         findings.push(finding.command("ulimit -v unlimited"));
     }
-    if let Some(bytes) = soft("Max locked memory") {
+    if let Some(bytes) = limits.soft("Max locked memory") {
         findings.push(Finding::note(
             format!("RLIMIT_MEMLOCK is {}", ByteSize::new(bytes)),
             "it stops --mlock; huge pages stay in memory without --mlock",
@@ -96,7 +92,7 @@ pub fn rlimits(host: &Host) -> Vec<Finding> {
 }
 
 pub fn max_map_count(host: &Host) -> Vec<Finding> {
-    let Some(count) = files::number::<u64>(&host.root, "/proc/sys/vm/max_map_count") else {
+    let Some(count) = limits::max_map_count(&host.root) else {
         return Vec::new();
     };
     let found = format!("vm.max_map_count is {count}");

@@ -2,15 +2,14 @@
 
 use super::Finding;
 use super::host::Host;
-use crate::kernel::files;
+use crate::kernel::machine::{self, Cpu};
 
 pub fn governor(host: &Host) -> Vec<Finding> {
-    let path = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor";
-    let Some(governor) = files::text(&host.root, path) else {
+    let Some(governor) = machine::governor(&host.root) else {
         return Vec::new();
     };
-    let found = format!("the CPU governor is {}", governor.trim());
-    vec![if governor.trim() == "powersave" {
+    let found = format!("the CPU governor is {governor}");
+    vec![if governor == "powersave" {
         Finding::note(
             found,
             "tokens/s can differ from run to run; use `performance` for measurements",
@@ -24,12 +23,8 @@ pub fn governor(host: &Host) -> Vec<Finding> {
 }
 
 pub fn virtual_machine(host: &Host) -> Vec<Finding> {
-    let info = files::text(&host.root, "/proc/cpuinfo").unwrap_or_default();
-    let mut flags = info.lines().filter(|line| line.starts_with("flags"));
-    let has_flag = flags
-        .next()
-        .is_some_and(|line| line.split(' ').any(|flag| flag == "hypervisor"));
-    let vendor = files::text(&host.root, "/sys/class/dmi/id/sys_vendor").unwrap_or_default();
+    let has_flag = Cpu::read(&host.root).is_virtual();
+    let vendor = machine::vendor(&host.root).unwrap_or_default();
     let known = [
         "QEMU",
         "VMware",

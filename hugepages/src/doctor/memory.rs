@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::host::Host;
-use crate::kernel::files;
+use crate::kernel::nodes;
 use crate::size::ByteSize;
 
 pub fn thp(host: &Host) -> Vec<Finding> {
@@ -26,8 +26,8 @@ pub fn thp(host: &Host) -> Vec<Finding> {
 }
 
 pub fn numa_balancing(host: &Host) -> Vec<Finding> {
-    let nodes = crate::kernel::nodes::all(&host.root).len();
-    match files::number::<u32>(&host.root, "/proc/sys/kernel/numa_balancing") {
+    let nodes = nodes::all(&host.root).len();
+    match nodes::balancing(&host.root) {
         Some(1..) if nodes > 1 => vec![
             Finding::warning(
                 format!("NUMA balancing is on, with {nodes} nodes"),

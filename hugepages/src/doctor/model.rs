@@ -1,7 +1,6 @@
 //! The model file: its file system, direct I/O, and its mapping in stock llama.cpp.
 
-use crate::kernel::files;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr;
@@ -11,6 +10,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::Finding;
 use super::host::{Host, Mapped};
+use crate::kernel::Root;
+use crate::kernel::processes::smaps;
 use crate::size::ByteSize;
 
 /// Bytes of the file that the check maps.
@@ -132,13 +133,10 @@ pub fn mapped(path: &Path) -> Option<Mapped> {
     // Populated by a system call, because a read of a truncated file or of a failing disk raises a signal.
     // SAFETY: the range is the mapping above, and the call changes no data.
     let touched = unsafe { madvise(start, len, Advice::LinuxPopulateRead) };
-    let whole = fs::read_to_string("/proc/self/smaps").ok().map(|smaps| {
-        let address = format!("{:x}-", start.addr());
-        let lines = smaps.lines().skip_while(|line| !line.starts_with(&address));
-        lines
-            .skip(1)
-            .find_map(|line| files::kib_field(line, "FilePmdMapped"))
-            .unwrap_or(0)
+    let whole = smaps::read(&Root::system(), "self").ok().map(|smaps| {
+        let mut mappings = smaps::mappings(&smaps);
+        let ours = mappings.find(|mapping| mapping.start == start.addr() as u64);
+        ours.map_or(0, |mapping| mapping.bytes("FilePmdMapped"))
     });
     // SAFETY: the range is the mapping above, and no reference to it remains.
     unsafe { munmap(start, len) }.ok()?;

@@ -2,9 +2,8 @@
 
 use super::Finding;
 use super::host::Host;
-use crate::kernel::HvoState;
-use crate::kernel::files;
-use crate::kernel::{HugePageSize, Root};
+use crate::kernel::buddyinfo::FreePieces;
+use crate::kernel::{HvoState, Root};
 use crate::size::ByteSize;
 use crate::store;
 
@@ -74,14 +73,12 @@ pub fn probe(host: &Host) -> Vec<Finding> {
         .collect()
 }
 
-/// Source: `/proc/buddyinfo`, free pieces of 1, 2, 4, … base pages per zone.
 pub fn fragmentation(host: &Host) -> Vec<Finding> {
-    let text = files::text(&host.root, "/proc/buddyinfo").unwrap_or_default();
-    let base_page = rustix::param::page_size() as u64;
+    let pieces = FreePieces::read(&host.root);
     let pools = host.status.pools.iter();
     pools
         .filter_map(|pool| {
-            let free = free_pieces(&text, pool.page_size, base_page)?;
+            let free = pieces.pages(pool.page_size)?;
             let size = pool.page_size;
             Some(if free > 0 {
                 Finding::ok(format!(
@@ -96,25 +93,6 @@ pub fn fragmentation(host: &Host) -> Vec<Finding> {
             })
         })
         .collect()
-}
-
-/// Number of pages of this size in free pieces. `None` for sizes above the largest piece that the kernel counts.
-fn free_pieces(buddyinfo: &str, size: HugePageSize, base_page: u64) -> Option<u64> {
-    let order = (size.bytes() / base_page).checked_ilog2()? as usize;
-    let mut sum = None;
-    for line in buddyinfo.lines() {
-        // Node 0, zone   Normal   12  3 …
-        let counts: Vec<u64> = line
-            .split_whitespace()
-            .skip(4)
-            .filter_map(|count| count.parse().ok())
-            .collect();
-        if order < counts.len() {
-            let above = counts[order..].iter().enumerate();
-            *sum.get_or_insert(0) += above.map(|(more, count)| count << more).sum::<u64>();
-        }
-    }
-    sum
 }
 
 pub fn hvo(host: &Host) -> Vec<Finding> {
@@ -132,19 +110,4 @@ pub fn hvo(host: &Host) -> Vec<Finding> {
         )
         .command("sudo sysctl vm.hugetlb_optimize_vmemmap=1"),
     }]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn larger_pieces_count_as_often_as_a_page_fits() {
-        let text = "Node 0, zone   Normal  9 9 9 9 9 9 9 9 9 3 2\nNode 1, zone   Normal  0 0 0 0 0 0 0 0 0 1 0\n";
-        assert_eq!(
-            free_pieces(text, "2M".parse().unwrap(), 4096),
-            Some(3 + 2 * 2 + 1)
-        );
-        assert_eq!(free_pieces(text, "1G".parse().unwrap(), 4096), None);
-    }
 }

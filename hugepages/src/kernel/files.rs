@@ -1,16 +1,44 @@
 //! Small files of `/sys` and `/proc`: one text, one number, one field.
 
 use std::fs;
+use std::io;
 use std::str::FromStr;
 
 use crate::kernel::Root;
 
+/// A file with lines such as `MemTotal:   12 kB`.
+#[derive(Debug, Clone, Default)]
+pub struct Fields(String);
+
+impl Fields {
+    /// Takes the text of the file.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// A field in bytes. `None` if the kernel does not report it.
+    pub fn bytes(&self, name: &str) -> Option<u64> {
+        kib_field(&self.0, name)
+    }
+
+    /// A field with a word, such as `Name`.
+    pub fn word(&self, name: &str) -> Option<&str> {
+        let mut lines = self.0.lines();
+        let word = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(word.trim())
+    }
+}
+
+/// The whole file.
+pub fn read(root: &Root, path: &str) -> io::Result<String> {
+    // Lossy, because some of these files contain names that other users chose.
+    let bytes = fs::read(root.path(path))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The whole file. `None` if it does not exist or is not readable.
 pub fn text(root: &Root, path: &str) -> Option<String> {
-    // Lossy, because some of these files contain names that other users chose.
-    fs::read(root.path(path))
-        .ok()
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    read(root, path).ok()
 }
 
 /// A file with one number; `None` for `max`.

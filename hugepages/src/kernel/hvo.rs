@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use super::{HugePageSize, PoolState, Root, files};
 
+/// The setting: 1 for on, 0 for off. Absent on a kernel without HVO.
+pub const SETTING: &str = "/proc/sys/vm/hugetlb_optimize_vmemmap";
+
 /// Size of `struct page` on every 64-bit kernel with HVO.
 const STRUCT_PAGE: u64 = 64;
 
@@ -53,9 +56,14 @@ pub fn saved_bytes(size: HugePageSize) -> u64 {
     (size.bytes() / base * 64).saturating_sub(base)
 }
 
+/// Reads the number in [`SETTING`].
+pub fn setting(root: &Root) -> Option<u64> {
+    files::number(root, SETTING)
+}
+
 /// Reads the setting.
 pub fn state(root: &Root) -> HvoState {
-    match files::number::<u32>(root, "/proc/sys/vm/hugetlb_optimize_vmemmap") {
+    match setting(root) {
         None => HvoState::Unsupported,
         Some(0) => HvoState::Off,
         Some(_) => HvoState::On,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Root, files};
+use super::{Root, files, meminfo};
 
 /// Ordinary memory. Available memory does not include the pool.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -46,8 +46,8 @@ pub struct Stall {
 
 /// Reads the state of ordinary memory.
 pub fn read(root: &Root) -> Memory {
-    let meminfo = files::text(root, "/proc/meminfo").unwrap_or_default();
-    let bytes = |name| files::kib_field(&meminfo, name);
+    let meminfo = meminfo::read(root).unwrap_or_default();
+    let bytes = |name| meminfo.bytes(name);
     let pressure = files::text(root, "/proc/pressure/memory").unwrap_or_default();
     Memory {
         total_bytes: bytes("MemTotal"),

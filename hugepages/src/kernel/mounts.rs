@@ -33,6 +33,12 @@ impl Mount {
         self.options.split(',').any(|option| option == name)
     }
 
+    /// Read-ahead of the device under the file system, in KiB.
+    pub fn read_ahead_kb(&self, root: &Root) -> Option<String> {
+        let path = format!("/sys/class/bdi/{}/read_ahead_kb", self.device);
+        Some(files::text(root, &path)?.trim().to_owned())
+    }
+
     /// `ID parent major:minor top path options … - kind source options`
     fn parse(line: &str) -> Option<Self> {
         let (ours, theirs) = line.split_once(" - ")?;

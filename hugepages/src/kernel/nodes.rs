@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::Root;
+use super::{Root, files};
 
 /// Numbers of the nodes, in ascending order. Empty on a kernel without NUMA.
 pub fn all(root: &Root) -> Vec<u32> {
@@ -22,4 +22,9 @@ pub fn all(root: &Root) -> Vec<u32> {
         .collect();
     nodes.sort_unstable();
     nodes
+}
+
+/// `kernel.numa_balancing`: 0 is off.
+pub fn balancing(root: &Root) -> Option<u32> {
+    files::number(root, "/proc/sys/kernel/numa_balancing")
 }

@@ -1,11 +1,14 @@
 //! The pools of all page sizes, as a whole and on each node.
 
+use std::fs;
+use std::io;
 use std::mem::MaybeUninit;
+use std::path::Path;
 
 use llama_hugepages::ffi;
 use serde::Serialize;
 
-use super::{HugePageSize, Root, files, nodes, sizes};
+use super::{HugePageSize, Root, nodes, sizes};
 
 /// One pool, counted in pages. Source: `/sys/kernel/mm/hugepages/hugepages-*/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,11 +141,8 @@ pub fn read(root: &Root) -> Vec<PoolState> {
 }
 
 fn on_node(root: &Root, node: u32, size: HugePageSize) -> Option<NodePool> {
-    let dir = format!(
-        "/sys/devices/system/node/node{node}/hugepages/{}",
-        size.sysfs_name()
-    );
-    let count = |name: &str| files::number(root, &format!("{dir}/{name}"));
+    let dir = root.path(folder(size, Some(node)));
+    let count = |name: &str| count(&dir, name).ok();
     Some(NodePool {
         node,
         total: count("nr_hugepages")?,
@@ -151,11 +151,28 @@ fn on_node(root: &Root, node: u32, size: HugePageSize) -> Option<NodePool> {
     })
 }
 
+/// The folder of a pool, of the whole machine or of one node.
+pub fn folder(size: HugePageSize, node: Option<u32>) -> String {
+    let pool = size.sysfs_name();
+    match node {
+        None => format!("/sys/kernel/mm/hugepages/{pool}"),
+        Some(node) => format!("/sys/devices/system/node/node{node}/hugepages/{pool}"),
+    }
+}
+
+/// One counter of a pool, from a file in its folder.
+///
+/// # Errors
+/// The file is not readable, or contains no number.
+pub fn count(dir: &Path, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(dir.join(name))?;
+    let text = text.trim();
+    text.parse()
+        .map_err(|_| io::Error::other(format!("`{text}` is not a number")))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::Path;
-
     use super::*;
 
     fn made_up_kernel(dir: &Path, size: HugePageSize, values: [u64; 5]) -> Root {

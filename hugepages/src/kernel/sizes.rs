@@ -5,7 +5,7 @@ use std::fs;
 use llama_hugepages::{HugePageSize, ffi};
 use serde::Serializer;
 
-use super::{Root, files};
+use super::{Root, meminfo};
 
 /// The page size for model files: the smallest pool of at least 2 MiB. `None` if no such pool exists.
 pub fn of_images(root: &Root) -> Option<HugePageSize> {
@@ -28,8 +28,7 @@ pub fn all(root: &Root) -> Vec<HugePageSize> {
 
 /// The page size that `vm.nr_hugepages` counts. Source: `Hugepagesize:` in `/proc/meminfo`.
 pub fn default_of(root: &Root) -> Option<HugePageSize> {
-    let meminfo = files::text(root, "/proc/meminfo")?;
-    HugePageSize::new(files::kib_field(&meminfo, "Hugepagesize")?)
+    HugePageSize::new(meminfo::read(root).ok()?.bytes("Hugepagesize")?)
 }
 
 /// In JSON a page size is a number of bytes.

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Root, files};
+use super::{Root, files, meminfo};
+
+const DIR: &str = "/sys/kernel/mm/transparent_hugepage";
 
 /// Settings and amount of THP. Fields that the kernel lacks are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,16 +27,27 @@ pub struct Thp {
 /// Reads settings and amount.
 pub fn read(root: &Root) -> Thp {
     let setting = |name: &str| {
-        let text = files::text(root, &format!("/sys/kernel/mm/transparent_hugepage/{name}"))?;
+        let text = files::text(root, &format!("{DIR}/{name}"))?;
         files::chosen(&text).map(str::to_owned)
     };
-    let meminfo = files::text(root, "/proc/meminfo").unwrap_or_default();
+    let meminfo = meminfo::read(root).unwrap_or_default();
     Thp {
         enabled: setting("enabled"),
         defrag: setting("defrag"),
         shmem_enabled: setting("shmem_enabled"),
-        anon_bytes: files::kib_field(&meminfo, "AnonHugePages"),
-        file_bytes: files::kib_field(&meminfo, "FileHugePages"),
-        file_mapped_bytes: files::kib_field(&meminfo, "FilePmdMapped"),
+        anon_bytes: meminfo.bytes("AnonHugePages"),
+        file_bytes: meminfo.bytes("FileHugePages"),
+        file_mapped_bytes: meminfo.bytes("FilePmdMapped"),
     }
+}
+
+/// All modes, with the chosen one in brackets: `always [madvise] never`.
+pub fn modes(root: &Root) -> Option<String> {
+    let modes = files::text(root, &format!("{DIR}/enabled"))?;
+    Some(modes.trim().to_owned())
+}
+
+/// Bytes of one THP.
+pub fn page_bytes(root: &Root) -> Option<usize> {
+    files::number(root, &format!("{DIR}/hpage_pmd_size"))
 }

@@ -1,12 +1,11 @@
 //! The counters of one pool, of the whole machine or of one node.
-//! Lives here: the meaning of the kernel's files. Not here: the rules for changes.
+//! Lives here: the numbers before and after a change, and writes. Not here: the rules for changes.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 
-use super::ChangeError;
-use crate::kernel::{HugePageSize, Root};
+use super::PoolError;
+use crate::kernel::{HugePageSize, Root, pools};
 
 /// A pool that can be changed: all pages of a size, or those of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,20 +47,18 @@ impl Counter {
     /// Finds the pool.
     ///
     /// # Errors
-    /// [`ChangeError::NoPool`], [`ChangeError::NoNode`]
-    pub fn new(root: &Root, size: HugePageSize, node: Option<u32>) -> Result<Self, ChangeError> {
-        let name = size.sysfs_name();
-        let all = root.path(format!("/sys/kernel/mm/hugepages/{name}"));
+    /// [`PoolError::NoPool`], [`PoolError::NoNode`]
+    pub fn new(root: &Root, size: HugePageSize, node: Option<u32>) -> Result<Self, PoolError> {
+        let all = root.path(pools::folder(size, None));
         if !all.is_dir() {
-            return Err(ChangeError::NoPool { size });
+            return Err(PoolError::NoPool { size });
         }
         let dir = match node {
             None => all,
             Some(node) => {
-                let dir = format!("/sys/devices/system/node/node{node}/hugepages/{name}");
-                let dir = root.path(dir);
+                let dir = root.path(pools::folder(size, Some(node)));
                 if !dir.is_dir() {
-                    return Err(ChangeError::NoNode { node });
+                    return Err(PoolError::NoNode { node });
                 }
                 dir
             }
@@ -72,8 +69,8 @@ impl Counter {
     /// Reads the counters.
     ///
     /// # Errors
-    /// [`ChangeError::Io`]
-    pub fn read(&self) -> Result<Counts, ChangeError> {
+    /// [`PoolError::Io`]
+    pub fn read(&self) -> Result<Counts, PoolError> {
         Ok(Counts {
             total: self.value("nr_hugepages")?,
             free: self.value("free_hugepages")?,
@@ -85,17 +82,9 @@ impl Counter {
         })
     }
 
-    fn value(&self, name: &str) -> Result<u64, ChangeError> {
-        let path = self.dir.join(name);
-        let failed = |source| ChangeError::io("read", &path, source);
-        let text = fs::read_to_string(&path).map_err(failed)?;
-        let number = text.trim().parse();
-        number.map_err(|_| {
-            failed(io::Error::other(format!(
-                "`{}` is not a number",
-                text.trim()
-            )))
-        })
+    fn value(&self, name: &str) -> Result<u64, PoolError> {
+        let failed = |source| PoolError::io("read", &self.dir.join(name), source);
+        pools::count(&self.dir, name).map_err(failed)
     }
 
     /// File of the total.
@@ -104,23 +93,23 @@ impl Counter {
     }
 
     /// Requests a total. The caller must read it back, because the kernel may allocate fewer pages without an error.
-    pub(super) fn set(&self, total: u64) -> Result<(), ChangeError> {
+    pub(super) fn set(&self, total: u64) -> Result<(), PoolError> {
         write(&self.path(), &total.to_string())
     }
 
     /// Splits idle pages into pages of the next smaller size.
-    pub(super) fn demote(&self, pages: u64) -> Result<(), ChangeError> {
+    pub(super) fn demote(&self, pages: u64) -> Result<(), PoolError> {
         write(&self.dir.join("demote"), &pages.to_string())
     }
 
     /// Checks the right to change the pool, without a write.
     ///
     /// # Errors
-    /// [`ChangeError::Io`]
-    pub fn writable(&self) -> Result<(), ChangeError> {
+    /// [`PoolError::Io`]
+    pub fn writable(&self) -> Result<(), PoolError> {
         let path = self.path();
         let opened = fs::OpenOptions::new().write(true).open(&path);
-        opened.map_err(|source| ChangeError::io("change", &path, source))?;
+        opened.map_err(|source| PoolError::io("change", &path, source))?;
         Ok(())
     }
 
@@ -134,9 +123,9 @@ impl Counter {
 }
 
 /// Writes to a file of the kernel, and never creates it.
-pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), ChangeError> {
+pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), PoolError> {
     let opened = fs::OpenOptions::new().write(true).truncate(true).open(path);
     opened
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| ChangeError::io("change", path, source))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(|source| PoolError::io("change", path, source))
 }

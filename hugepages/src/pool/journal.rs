@@ -9,15 +9,16 @@
 //! The next command completes an intent without outcome, under the lock: the difference between the current total and the total
 //! before is ours, as far as the intent covers it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ChangeError;
-use super::state::{State, open};
-use crate::kernel::{HugePageSize, Root};
+use super::PoolError;
+use super::state_directory::{State, open};
+use crate::kernel::processes::stat::Stat;
+use crate::kernel::{HugePageSize, Root, running};
 
 /// A process that keeps pages until it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,17 +45,14 @@ impl Holder {
     }
 }
 
-/// Field 22 of `/proc/PID/stat`. Field 2 is a name in parentheses that may contain any character.
 fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let rest = stat.rsplit_once(')')?.1;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    Some(Stat::read(&Root::system(), pid)?.started)
 }
 
 /// An intended change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
-pub(super) enum What {
+pub(super) enum Change {
     Pages {
         bytes: u64,
         node: Option<u32>,
@@ -78,7 +76,7 @@ enum Line {
     Boot(String),
     Intent {
         id: u64,
-        what: What,
+        what: Change,
     },
     /// `got` pages were added; negative for returned pages.
     Outcome {
@@ -94,7 +92,7 @@ enum Line {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub id: u64,
-    pub what: What,
+    pub what: Change,
     /// Outcome; `None` if the command was killed.
     pub got: Option<i64>,
     pub undone: bool,
@@ -103,7 +101,7 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether a live process holds this reservation.
     pub fn is_held(&self) -> bool {
-        let What::Pages {
+        let Change::Pages {
             of: None, holder, ..
         } = self.what
         else {
@@ -123,9 +121,9 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the journal. The caller must hold the lock.
-    pub fn open(root: &Root, state: &State) -> Result<Self, ChangeError> {
+    pub fn open(root: &Root, state: &State) -> Result<Self, PoolError> {
         let path = state.journal();
-        let failed = |source| ChangeError::io("open", &path, source);
+        let failed = |source| PoolError::io("open", &path, source);
         let mut file = open(&path).map_err(failed)?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
@@ -140,10 +138,9 @@ impl Journal {
             entries: Vec::new(),
             next: 1,
         };
-        let boot = fs::read_to_string(root.path("/proc/sys/kernel/random/boot_id"));
-        let boot = boot.map_or_else(|_| "none".to_owned(), |id| id.trim().to_owned());
+        let boot = running::boot_id(root).unwrap_or_else(|| "none".to_owned());
         for (number, line) in text[..whole].lines().enumerate() {
-            let damaged = ChangeError::Journal {
+            let damaged = PoolError::Journal {
                 path: path.clone(),
                 line: number + 1,
             };
@@ -156,7 +153,7 @@ impl Journal {
         }
         // An undo belongs to its entry and does not count by itself.
         let is_over =
-            |entry: &Entry| entry.undone || matches!(entry.what, What::Pages { of: Some(_), .. });
+            |entry: &Entry| entry.undone || matches!(entry.what, Change::Pages { of: Some(_), .. });
         if journal.entries.iter().all(is_over) {
             journal.clear()?;
             journal.append(&Line::Boot(boot))?;
@@ -187,7 +184,7 @@ impl Journal {
     }
 
     /// Logs an intent before the change. After an error the change must not happen.
-    pub fn intend(&mut self, what: What) -> Result<u64, ChangeError> {
+    pub fn intend(&mut self, what: Change) -> Result<u64, PoolError> {
         let id = self.next;
         let line = Line::Intent { id, what };
         self.append(&line)?;
@@ -196,20 +193,20 @@ impl Journal {
     }
 
     /// Logs the outcome after the change.
-    pub fn happened(&mut self, id: u64, got: i64) -> Result<(), ChangeError> {
+    pub fn happened(&mut self, id: u64, got: i64) -> Result<(), PoolError> {
         self.append(&Line::Outcome { id, got })?;
         self.replay(Line::Outcome { id, got });
         Ok(())
     }
 
     /// Logs that all pages of an entry were returned.
-    pub fn undone(&mut self, id: u64) -> Result<(), ChangeError> {
+    pub fn undone(&mut self, id: u64) -> Result<(), PoolError> {
         self.append(&Line::Undone { id })?;
         self.replay(Line::Undone { id });
         Ok(())
     }
 
-    fn append(&mut self, line: &Line) -> Result<(), ChangeError> {
+    fn append(&mut self, line: &Line) -> Result<(), PoolError> {
         let start = self.file.stream_position();
         let mut text = serde_json::to_string(line).unwrap_or_default();
         text.push('\n');
@@ -222,22 +219,22 @@ impl Journal {
                     let _ = self.file.set_len(start);
                     let _ = self.file.seek(SeekFrom::Start(start));
                 }
-                ChangeError::io("write", &self.path, source)
+                PoolError::io("write", &self.path, source)
             })
     }
 
-    fn clear(&mut self) -> Result<(), ChangeError> {
+    fn clear(&mut self) -> Result<(), PoolError> {
         self.entries.clear();
         self.next = 1;
         let emptied = self.file.set_len(0).and_then(|()| self.file.rewind());
-        emptied.map_err(|source: io::Error| ChangeError::io("empty", &self.path, source))
+        emptied.map_err(|source: io::Error| PoolError::io("empty", &self.path, source))
     }
 
     /// Pages of an entry that remain in the pool: its outcome less its undos.
     pub fn outstanding(&self, id: u64) -> i64 {
         let of = |entry: &&Entry| match entry.what {
-            What::Pages { of, .. } => entry.id == id || of == Some(id),
-            What::Hvo { .. } => false,
+            Change::Pages { of, .. } => entry.id == id || of == Some(id),
+            Change::Hvo { .. } => false,
         };
         self.entries
             .iter()
@@ -249,13 +246,13 @@ impl Journal {
     /// Entries that are no undos, oldest first, with their remaining pages.
     pub fn left(&self, size: HugePageSize, node: Option<u32>) -> Vec<(Entry, i64)> {
         let of_pool = |entry: &&Entry| match entry.what {
-            What::Pages {
+            Change::Pages {
                 bytes,
                 node: of_node,
                 of,
                 ..
             } => bytes == size.bytes() && of_node == node && of.is_none() && !entry.undone,
-            What::Hvo { .. } => false,
+            Change::Hvo { .. } => false,
         };
         let entries = self.entries.iter().filter(of_pool);
         entries
@@ -266,7 +263,7 @@ impl Journal {
     /// Remaining pages of a size that this tool added, on one node or on the whole machine.
     pub fn ours(&self, size: HugePageSize, node: Option<u32>) -> i64 {
         let top = |entry: &&Entry| match entry.what {
-            What::Pages {
+            Change::Pages {
                 bytes,
                 node: of_node,
                 of,
@@ -275,7 +272,7 @@ impl Journal {
                 let here = node.is_none() || of_node == node;
                 bytes == size.bytes() && here && of.is_none() && !entry.undone
             }
-            What::Hvo { .. } => false,
+            Change::Hvo { .. } => false,
         };
         let entries = self.entries.iter().filter(top);
         entries.map(|entry| self.outstanding(entry.id)).sum()

@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ChangeError;
-use crate::kernel::{HugePageSize, Root, sizes};
+use super::PoolError;
+use crate::kernel::{HugePageSize, Root, pools, sizes};
 
 const HEADER: &str =
     "# Written by `hugepages pool persist`; `hugepages pool unpersist` removes it. Checksum: ";
@@ -56,11 +56,7 @@ impl Persistent {
             let body = format!("vm.nr_hugepages = {pages}\n");
             add(DIRS[0], "60-llama-hugepages.conf".to_owned(), body);
         } else {
-            let pool = size.sysfs_name();
-            let dir = match node {
-                None => format!("/sys/kernel/mm/hugepages/{pool}"),
-                Some(node) => format!("/sys/devices/system/node/node{node}/hugepages/{pool}"),
-            };
+            let dir = pools::folder(size, node);
             let body = format!("w {dir}/nr_hugepages - - - - {pages}\n");
             let name = format!("60-llama-hugepages-{short}{on_node}.conf");
             add(DIRS[1], name, body);
@@ -87,22 +83,22 @@ impl Setting {
     /// Current content of the file; empty if it does not exist.
     ///
     /// # Errors
-    /// [`ChangeError::Edited`] if the file is not ours or was edited, unless `force`.
-    pub fn present(&self, force: bool) -> Result<String, ChangeError> {
+    /// [`PoolError::Edited`] if the file is not ours or was edited, unless `force`.
+    pub fn present(&self, force: bool) -> Result<String, PoolError> {
         match fs::read_to_string(&self.path) {
             Ok(text) if force || is_ours(&text) => Ok(text),
-            Ok(_) => Err(ChangeError::Edited(self.path.clone())),
+            Ok(_) => Err(PoolError::Edited(self.path.clone())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            Err(error) => Err(ChangeError::io("read", &self.path, error)),
+            Err(error) => Err(PoolError::io("read", &self.path, error)),
         }
     }
 
     /// Writes under another name first, so that a boot never reads an incomplete file.
     ///
     /// # Errors
-    /// [`ChangeError::Io`]
-    pub fn write(&self) -> Result<(), ChangeError> {
-        let failed = |source| ChangeError::io("write", &self.path, source);
+    /// [`PoolError::Io`]
+    pub fn write(&self) -> Result<(), PoolError> {
+        let failed = |source| PoolError::io("write", &self.path, source);
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir).map_err(failed)?;
         }
@@ -118,8 +114,8 @@ impl Setting {
 /// Our existing files, in order.
 ///
 /// # Errors
-/// [`ChangeError::Edited`] if a file was edited, unless `force`.
-pub fn written(root: &Root, force: bool) -> Result<Vec<PathBuf>, ChangeError> {
+/// [`PoolError::Edited`] if a file was edited, unless `force`.
+pub fn written(root: &Root, force: bool) -> Result<Vec<PathBuf>, PoolError> {
     let mut found = Vec::new();
     for dir in DIRS {
         let entries = fs::read_dir(root.path(dir)).into_iter().flatten().flatten();
@@ -127,13 +123,13 @@ pub fn written(root: &Root, force: bool) -> Result<Vec<PathBuf>, ChangeError> {
             if !is_our_name(&path) {
                 continue;
             }
-            let text = fs::read_to_string(&path).map_err(|e| ChangeError::io("read", &path, e))?;
+            let text = fs::read_to_string(&path).map_err(|e| PoolError::io("read", &path, e))?;
             // A file of another program with such a name stays, even with `force`.
             if !text.starts_with(HEADER) {
                 continue;
             }
             if !force && !is_ours(&text) {
-                return Err(ChangeError::Edited(path));
+                return Err(PoolError::Edited(path));
             }
             found.push(path);
         }

@@ -11,7 +11,7 @@ pub mod users;
 use serde::Serialize;
 
 use crate::kernel::{Hvo, Limit, Memory, PoolState, Root, Thp, Unread};
-use crate::kernel::{cgroups, hvo, memory, pools, thp};
+use crate::kernel::{cgroup_limits, hvo, memory, pools, thp};
 
 pub use mounts::{HeldFile, Mount};
 pub use servers::{Asking, Server};
@@ -59,7 +59,7 @@ impl Status {
         Self {
             users,
             mounts,
-            limits: cgroups::read(root),
+            limits: cgroup_limits::read(root),
             hvo: hvo::read(root, &pools),
             thp: thp::read(root),
             memory: memory::read(root),

@@ -1,12 +1,9 @@
 //! `llama-server` processes: their models, addresses and reports.
 
-use std::fs;
-
 use serde::Serialize;
 
 use super::ask;
-use crate::kernel::Root;
-use crate::kernel::files;
+use crate::kernel::{Root, processes};
 
 /// Whether the tool asks servers over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +30,7 @@ pub struct Server {
 
 /// `None` for any other process.
 pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
-    let words = words(root, pid, "cmdline");
+    let words = processes::arguments(root, pid);
     let program = words.first()?.rsplit('/').next()?;
     if program != "llama-server" {
         return None;
@@ -60,7 +57,8 @@ pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
         Some("the server requires an API key")
     } else if get(&["--ssl-key-file"], "LLAMA_ARG_SSL_KEY_FILE").is_some() {
         Some("the server uses HTTPS")
-    } else if is_elsewhere(root, pid) {
+    } else if processes::is_in_another_network(root, pid) {
+        // There, 127.0.0.1 is not this machine's loopback address.
         Some("the server is in another network namespace")
     } else {
         None
@@ -88,13 +86,8 @@ pub fn read(root: &Root, pid: u32, asking: Asking) -> Option<Server> {
     })
 }
 
-fn words(root: &Root, pid: u32, file: &str) -> Vec<String> {
-    let text = files::text(root, &format!("/proc/{pid}/{file}")).unwrap_or_default();
-    text.split_terminator('\0').map(str::to_owned).collect()
-}
-
 fn words_of_environment(root: &Root, pid: u32) -> Vec<String> {
-    let mut words = words(root, pid, "environ");
+    let mut words = processes::environment(root, pid);
     words.retain(|word| word.starts_with("LLAMA_"));
     words
 }
@@ -106,12 +99,4 @@ pub fn argument(words: &[String], options: &[&str]) -> Option<String> {
         .into_iter()
         .find(|pair| options.contains(&pair[0].as_str()))
         .map(|pair| pair[1].clone())
-}
-
-/// Whether the process is in another network namespace, where 127.0.0.1 is not this machine's loopback address.
-fn is_elsewhere(root: &Root, pid: u32) -> bool {
-    let namespace = |who: &str| fs::read_link(root.path(format!("/proc/{who}/ns/net"))).ok();
-    namespace(&pid.to_string())
-        .zip(namespace("self"))
-        .is_some_and(|(theirs, ours)| theirs != ours)
 }

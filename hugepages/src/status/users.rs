@@ -1,11 +1,10 @@
 //! Processes with huge pages, and their bytes of each page size.
 
-use std::fs;
-
 use serde::Serialize;
 
 use super::servers::{self, Asking, Server};
-use crate::kernel::{self, Root, Share, Unread, smaps};
+use crate::kernel::processes::{self, smaps};
+use crate::kernel::{self, Root, Share, Unread};
 
 /// A process with huge pages.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,8 +24,8 @@ pub struct User {
 
 /// All processes with huge pages, largest first, without processes that end meanwhile.
 pub fn read(root: &Root, asking: Asking, unread: &mut Vec<Unread>) -> Vec<User> {
-    let entries = match fs::read_dir(root.path("/proc")) {
-        Ok(entries) => entries,
+    let pids = match processes::ids(root) {
+        Ok(pids) => pids.into_iter(),
         Err(error) => {
             unread.push(Unread {
                 what: "processes".to_owned(),
@@ -35,9 +34,6 @@ pub fn read(root: &Root, asking: Asking, unread: &mut Vec<Unread>) -> Vec<User> 
             return Vec::new();
         }
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut users: Vec<User> = pids
         .filter_map(|pid| user(root, pid, asking, unread))
         .collect();
@@ -47,7 +43,7 @@ pub fn read(root: &Root, asking: Asking, unread: &mut Vec<Unread>) -> Vec<User> 
 
 fn user(root: &Root, pid: u32, asking: Asking, unread: &mut Vec<Unread>) -> Option<User> {
     let kernel::User { name, bytes, .. } = kernel::User::of(root, pid)?;
-    let shares = match fs::read_to_string(root.path(format!("/proc/{pid}/smaps"))) {
+    let shares = match smaps::read(root, pid) {
         Ok(text) => Some(smaps::shares(&text)),
         // The process ended between two reads.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return None,

@@ -1,14 +1,11 @@
 //! Processes that map files of a store.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 
-use rustix::fs::{major, minor};
 use serde::Serialize;
 
 use crate::kernel::Root;
-use crate::kernel::files;
+use crate::kernel::processes::{self, maps};
 
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -32,12 +29,8 @@ impl Attached {
     /// Searches `/proc/*/maps` for files of a device.
     pub fn read(root: &Root, device: u64) -> Self {
         let mut attached = Self::default();
-        let entries = fs::read_dir(root.path("/proc")).into_iter().flatten();
-        let pids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        for pid in pids {
-            match inodes(root, pid, device) {
+        for pid in processes::ids(root).unwrap_or_default() {
+            match maps::inodes(root, pid, device) {
                 Ok(inodes) => attached.add(root, pid, device, inodes),
                 // A process that ended meanwhile maps nothing.
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -60,10 +53,9 @@ impl Attached {
         if inodes.is_empty() {
             return;
         }
-        let name = files::text(root, &format!("/proc/{pid}/comm")).unwrap_or_default();
         let process = Process {
             pid,
-            name: name.trim_end().to_owned(),
+            name: processes::name(root, pid),
         };
         for inode in inodes {
             let of_file = self.by_file.entry((device, inode)).or_default();
@@ -72,39 +64,11 @@ impl Attached {
     }
 }
 
-/// The files of a device that a process has mapped, each once.
-fn inodes(root: &Root, pid: u32, device: u64) -> std::io::Result<Vec<u64>> {
-    let maps = File::open(root.path(format!("/proc/{pid}/maps")))?;
-    let device = format!("{:02x}:{:02x}", major(device), minor(device));
-    let mut inodes = Vec::new();
-    for line in BufReader::new(maps).split(b'\n') {
-        let line = line?;
-        inodes.extend(inode(&String::from_utf8_lossy(&line), &device));
-    }
-    inodes.sort_unstable();
-    inodes.dedup();
-    Ok(inodes)
-}
-
-/// proc(5): address permissions offset device inode path
-fn inode(line: &str, device: &str) -> Option<u64> {
-    let mut fields = line.split_ascii_whitespace().skip(3);
-    (fields.next()? == device).then_some(())?;
-    fields.next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    #[test]
-    fn a_mapping_is_told_by_device_and_inode() {
-        let line = "7f00-7f20 r--s 00000000 00:1b 1234                /store/a b.resident";
-        assert_eq!(inode(line, "00:1b"), Some(1234));
-        assert_eq!(inode(line, "00:1c"), None);
-        assert_eq!(inode("7f00-7f20 rw-p 00000000 00:00 0", "00:1b"), None);
-        assert_eq!(inode("", "00:1b"), None);
-    }
+    use super::*;
 
     #[test]
     fn a_process_is_found_by_what_it_maps_and_named_once() {

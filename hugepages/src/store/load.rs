@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::{Reason, StoreError};
+use crate::child_process::end_with_parent;
 use crate::plan::{Plan, PlanError, SHORT, cause_and_hint};
-use crate::process::end_with_parent;
 
 /// Interval of checks for a cancel.
 const TICK: Duration = Duration::from_millis(50);

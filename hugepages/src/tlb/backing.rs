@@ -1,10 +1,13 @@
 //! The backing of memory, as the kernel reports it.
 
-use std::fs;
 use std::io;
 use std::ops::Range;
 
 use serde::Serialize;
+
+use crate::kernel::Root;
+use crate::kernel::processes::numa_maps::{self, MappingNodes};
+use crate::kernel::processes::smaps;
 
 /// The backing of memory, from `/proc/self/smaps` and `numa_maps`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -25,61 +28,32 @@ impl Backing {
     /// Reads the backing of a range of this process from the kernel.
     pub(super) fn read(range: Range<u64>) -> io::Result<Self> {
         let start = range.start;
-        let smaps = fs::read_to_string("/proc/self/smaps")?;
+        let root = Root::system();
+        let smaps = smaps::read(&root, "self")?;
         let mut backing = Self::from_smaps(&smaps, range);
-        // A kernel without NUMA has no such file.
-        let numa_maps = fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
-        backing.nodes = nodes(&numa_maps, start);
+        backing.nodes = nodes(numa_maps::read(&root, "self"), start);
         Ok(backing)
     }
 
     /// Sums the mappings of a range: an advice may have split it.
-    pub(super) fn from_smaps(smaps: &str, range: Range<u64>) -> Self {
+    fn from_smaps(smaps: &str, range: Range<u64>) -> Self {
         let mut backing = Self::default();
-        let mut ours = false;
-        for line in smaps.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let first = words.next().unwrap_or_default();
-            let Some(field) = first.strip_suffix(':') else {
-                let start = first
-                    .split_once('-')
-                    .and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
-                ours = start.is_some_and(|start| range.contains(&start));
-                continue;
-            };
-            let kib: Option<u64> = words.next().and_then(|number| number.parse().ok());
-            let (true, Some(kib)) = (ours, kib) else {
-                continue;
-            };
-            let bytes = kib * 1024;
-            match field {
-                "KernelPageSize" => backing.kernel_page_bytes = bytes,
-                "Rss" => backing.resident_bytes += bytes,
-                "AnonHugePages" => backing.thp_bytes += bytes,
-                "Private_Hugetlb" => {
-                    backing.hugetlb_bytes += bytes;
-                    backing.resident_bytes += bytes;
-                }
-                _ => {}
-            }
+        for mapping in smaps::mappings(smaps).filter(|mapping| range.contains(&mapping.start)) {
+            let hugetlb = mapping.bytes("Private_Hugetlb");
+            backing.kernel_page_bytes = mapping.bytes("KernelPageSize");
+            backing.resident_bytes += mapping.bytes("Rss") + hugetlb;
+            backing.thp_bytes += mapping.bytes("AnonHugePages");
+            backing.hugetlb_bytes += hugetlb;
         }
         backing
     }
 }
 
-/// `N0=512 N1=3` of the line that begins with the address.
-fn nodes(numa_maps: &str, start: u64) -> Vec<(u32, u64)> {
-    let address = format!("{start:08x}");
-    let line = numa_maps
-        .lines()
-        .find(|line| line.split(' ').next() == Some(&address));
-    let fields = line.unwrap_or_default().split(' ');
-    fields
-        .filter_map(|field| {
-            let (node, pages) = field.strip_prefix('N')?.split_once('=')?;
-            Some((node.parse().ok()?, pages.parse().ok()?))
-        })
-        .collect()
+/// The nodes of the mapping that begins at the address.
+fn nodes(mappings: Vec<MappingNodes>, start: u64) -> Vec<(u32, u64)> {
+    let mut mappings = mappings.into_iter();
+    let ours = mappings.find(|mapping| mapping.start == start);
+    ours.map_or_else(Vec::new, |mapping| mapping.nodes)
 }
 
 #[cfg(test)]
@@ -104,7 +78,10 @@ Rss:                  80 kB
         assert_eq!(backing.hugetlb_bytes, 6 << 20);
         assert_eq!(backing.resident_bytes, 6 << 20);
         let numa_maps = "00001000 default anon=1 N0=9\n00010000 default huge anon=3 N0=2 N1=1 kernelpagesize_kB=2048\n";
-        assert_eq!(nodes(numa_maps, 0x10000), [(0, 2), (1, 1)]);
-        assert_eq!(nodes(numa_maps, 0x20000), []);
+        assert_eq!(
+            nodes(numa_maps::parse(numa_maps), 0x10000),
+            [(0, 2), (1, 1)]
+        );
+        assert_eq!(nodes(numa_maps::parse(numa_maps), 0x20000), []);
     }
 }

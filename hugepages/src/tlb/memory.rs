@@ -3,7 +3,6 @@
 //! A [`Mapping`] is address space. A [`Memory`] has all its pages, so that reads cause no page fault.
 
 use std::ffi::c_void;
-use std::fs;
 use std::io;
 use std::ptr;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +14,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use super::pages::{ADVISE_BASE, ADVISE_HUGE, MAP, POPULATE, RESERVE, base_page, refused};
 use super::stop::go_on;
 use super::{Backing, Pages, Stopped, Unavailable};
+use crate::kernel::{Root, thp};
 
 /// Address space for pages of one kind, without pages. Unmapped when dropped.
 ///
@@ -198,10 +198,8 @@ fn page_faults() -> u64 {
 
 /// Bytes of a THP; 2 MiB if the kernel does not report it, because a larger alignment does no harm.
 fn thp_bytes() -> usize {
-    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
-    text.ok()
-        .and_then(|text| text.trim().parse().ok())
-        .filter(|bytes: &usize| bytes.is_power_of_two())
+    thp::page_bytes(&Root::system())
+        .filter(|bytes| bytes.is_power_of_two())
         .unwrap_or(2 << 20)
         .max(base_page() as usize)
 }
@@ -233,9 +231,8 @@ mod tests {
         let start = memory.0.inner as u64;
         let range = start..start + (8 << 20);
         drop(memory);
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
         // Another thread may use a part of its addresses by now.
-        assert!(Backing::from_smaps(&smaps, range).resident_bytes < 4 << 20);
+        assert!(Backing::read(range).unwrap().resident_bytes < 4 << 20);
     }
 
     #[test]

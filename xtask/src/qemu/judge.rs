@@ -3,40 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::cases::{Case, Expect, LARGE_KB, MODEL, PAGES_PER_NODE, SMALL_KB};
-use super::report::{self, Pool, Seen, Table};
-
-/// The kernel's name of the engine's mappings, without the kind.
-const OURS: &str = "/memfd:llama-";
-const WEIGHTS: &str = "/memfd:llama-weights";
-
-/// Huge pages by size in KiB and node.
-type Pages = BTreeMap<(u64, u32), u64>;
-
-/// The huge pages of the mappings whose file begins with `file`.
-fn pages(seen: &Seen, file: &str) -> Pages {
-    let mut found = Pages::new();
-    for mapping in &seen.mappings {
-        if mapping.page_kb >= SMALL_KB && mapping.file.starts_with(file) {
-            for (node, pages) in &mapping.pages {
-                *found.entry((mapping.page_kb, *node)).or_default() += pages;
-            }
-        }
-    }
-    found
-}
-
-/// The huge pages on each node, in a few words.
-pub fn summary(seen: &Seen) -> String {
-    let parts: Vec<_> = pages(seen, "")
-        .iter()
-        .map(|((page_kb, node), pages)| format!("{pages} of {page_kb} kB on node {node}"))
-        .collect();
-    if parts.is_empty() {
-        "no huge pages".to_owned()
-    } else {
-        parts.join(", ")
-    }
-}
+use super::placement::{OURS, WEIGHTS, elsewhere, pages, summary, table};
+use super::report::{self, Pool, Seen};
 
 /// Remembers the answers of the plain cases.
 #[derive(Debug)]
@@ -157,30 +125,6 @@ impl Judge {
         }
         wrong
     }
-}
-
-/// The table that the log must contain, from the kernel's mappings: MiB of huge pages by kind and node.
-fn table(seen: &Seen) -> Table {
-    let mut table = Table::new();
-    for mapping in seen.mappings.iter().filter(|one| one.page_kb >= SMALL_KB) {
-        if let Some(kind) = mapping.file.strip_prefix(OURS) {
-            for (node, pages) in &mapping.pages {
-                *table.entry((kind.to_owned(), *node)).or_default() +=
-                    (mapping.page_kb >> 10) * pages;
-            }
-        }
-    }
-    table
-}
-
-fn elsewhere(pages: &Pages, wanted: u32) -> Vec<String> {
-    pages
-        .iter()
-        .filter(|((_, node), _)| *node != wanted)
-        .map(|((page_kb, node), pages)| {
-            format!("{pages} pages of {page_kb} kB are on node {node}, not on node {wanted}")
-        })
-        .collect()
 }
 
 /// All pages are free at the start, and again at the end.

@@ -7,6 +7,7 @@ mod cases;
 mod image;
 mod judge;
 mod machine;
+mod placement;
 mod report;
 
 use std::fs::{self, File};
@@ -147,10 +148,10 @@ fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
 
 fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
     if findings.is_empty() {
-        println!("ok   {}: {}", case.name, judge::summary(seen));
+        println!("ok   {}: {}", case.name, placement::summary(seen));
         return true;
     }
-    println!("FAIL {}: {}", case.name, judge::summary(seen));
+    println!("FAIL {}: {}", case.name, placement::summary(seen));
     for finding in findings {
         println!("     {finding}");
     }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
 
-use super::args::{ALL, Args, PERPLEXITY, PRESSURE, SCHEMA, SERVERS};
+use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, SCHEMA, SERVERS};
 use super::session::Session;
 use super::{models, pages, print};
 use crate::cli::output::{self, Format};

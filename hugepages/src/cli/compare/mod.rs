@@ -1,12 +1,12 @@
 //! `hugepages compare`: the arguments, the order of the cases, and the output.
 //! Not here: measuring, which is `hugepages::compare`.
 
-mod args;
+mod arguments;
 mod command;
 mod models;
 mod pages;
 mod print;
 mod session;
 
-pub use args::Args;
+pub use arguments::Args;
 pub use command::run;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use hugepages::compare::Scratch;
 use hugepages::demo_model::{Output, Spec};
 
-use super::args::{Args, Demo};
+use super::arguments::{Args, Demo};
 
 /// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ pub fn all(args: &Args, stop: &AtomicBool) -> Result<Vec<Model>> {
 fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
     let name = format!("{} {}", demo.size, demo.weights);
     eprintln!("compare: making a model with random weights: {name}");
-    let plan = Spec {
+    let layout = Spec {
         size: demo.size,
         weights: demo.weights,
         ..Spec::default()
     }
-    .plan()?;
+    .layout()?;
     let dir = Scratch::new_in(&place()).context("cannot create a directory for the demo model")?;
     let path = dir.path().join("demo.gguf");
     let progress = |_, _| {
@@ -54,7 +54,7 @@ fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
             ControlFlow::Continue(())
         }
     };
-    plan.write(&Output {
+    layout.write(&Output {
         progress: &progress,
         ..Output::file(&path)
     })?;

@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 
-use crate::cli::lease::{self, Answer, Lease};
 use hugepages::compare::{Cancelled, CompareError};
 use hugepages::kernel::{self, HugePageSize, Root};
+use hugepages::pool::lease::{self, Answer, Lease};
 
 /// Number of pages of each size.
 pub type Wanted = BTreeMap<HugePageSize, u64>;
@@ -80,7 +80,7 @@ impl<'a> Pages<'a> {
         let asked = Lease::ask(size, pages, &[], self.cancelled)?;
         let (lease, answer) = asked.ok_or_else(|| CompareError::from(Cancelled))?;
         match answer {
-            Answer::Complete => Ok(Ok(lease)),
+            Answer::Complete { .. } => Ok(Ok(lease)),
             Answer::Memory {
                 available,
                 needed,

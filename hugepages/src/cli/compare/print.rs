@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use hugepages::compare::{CaseResult, Many, Pressure, Report, rows, said};
 
-use super::args::{Args, SCHEMA};
+use super::arguments::{Args, SCHEMA};
 use crate::cli::output::{self, Screen};
 
 const MIB: f64 = 1024.0 * 1024.0;

@@ -12,7 +12,7 @@ use hugepages::compare::{
 use hugepages::kernel::{HugePageSize, Root, sizes};
 use hugepages::plan::{Plan, PlanError};
 
-use super::args::{Args, PERPLEXITY, PRESSURE, SERVERS};
+use super::arguments::{Args, PERPLEXITY, PRESSURE, SERVERS};
 use super::models::Model;
 use super::pages::{NoPages, Pages, Wanted, usable};
 use super::print;

@@ -1,7 +1,9 @@
 //! `hugepages plan`: the huge pages that a model needs.
 
-mod answer;
+mod arguments;
 mod command;
+mod json;
 mod text;
 
-pub use command::{Args, run};
+pub use arguments::Args;
+pub use command::run;

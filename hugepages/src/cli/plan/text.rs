@@ -1,12 +1,11 @@
-//! The answer as tables and sentences.
+//! The demand as tables and sentences.
 
 use std::collections::BTreeMap;
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::Need;
+use hugepages::plan::{Demand, Need};
 use hugepages::size::ByteSize;
 
-use super::answer::Answer;
 use crate::cli::output::{self, Screen};
 
 /// The value of `--hugepage-size`, such as `2M`.
@@ -19,8 +18,8 @@ fn mib(bytes: u64) -> String {
 }
 
 /// Tables of the needs, the pools and the nodes.
-fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
-    let plan = answer.plan;
+fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
+    let plan = demand.plan;
     let files = plan
         .needs
         .iter()
@@ -54,7 +53,7 @@ fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
         rows,
     )];
 
-    let pools = answer.pools.iter().map(|pool| {
+    let pools = demand.pools.iter().map(|pool| {
         let numbers = [
             pool.needed,
             pool.usable,
@@ -68,14 +67,14 @@ fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
         row.extend(numbers.map(|number| number.to_string()));
         row
     });
-    if !answer.pools.is_empty() {
+    if !demand.pools.is_empty() {
         let head = [
             "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus",
         ];
         parts.push(output::table(screen, &head, pools));
     }
 
-    let nodes = answer.pools.iter().flat_map(|pool| {
+    let nodes = demand.pools.iter().flat_map(|pool| {
         pool.nodes.iter().map(|node| {
             let needed = node
                 .needed
@@ -101,9 +100,9 @@ fn tables(screen: Screen, answer: &Answer) -> Vec<String> {
     parts
 }
 
-pub fn text(screen: Screen, answer: &Answer) -> String {
-    let plan = answer.plan;
-    let mut parts = tables(screen, answer);
+pub fn text(screen: Screen, demand: &Demand) -> String {
+    let plan = demand.plan;
+    let mut parts = tables(screen, demand);
     let mut lines = Vec::new();
     if plan.fits {
         lines.push("the model fits".to_owned());
@@ -111,11 +110,11 @@ pub fn text(screen: Screen, answer: &Answer) -> String {
         lines.push(format!("the model does not fit: {}", plan.message));
         lines.push(format!("hint: {}", plan.hint));
     }
-    for command in &answer.commands {
+    for command in &demand.commands {
         lines.push(format!("now:          {command}"));
     }
     let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (file, line) in &answer.persistent {
+    for (file, line) in &demand.persistent {
         files.entry(file).or_default().push(line);
     }
     for (file, settings) in files {
@@ -125,8 +124,8 @@ pub fn text(screen: Screen, answer: &Answer) -> String {
     }
     parts.push(lines.join("\n"));
 
-    let hvo: u64 = answer.pools.iter().map(|pool| pool.hvo_bytes).sum();
-    let hvo = match answer.hvo {
+    let hvo: u64 = demand.pools.iter().map(|pool| pool.hvo_bytes).sum();
+    let hvo = match demand.hvo {
         Some(true) => format!(
             "HVO is on: it frees {} of `struct page` memory for these pages",
             ByteSize::new(hvo)
@@ -139,8 +138,62 @@ pub fn text(screen: Screen, answer: &Answer) -> String {
     };
     parts.push(format!(
         "{hvo}\npage tables of each process: {} instead of {} with pages of 4 KiB",
-        ByteSize::new(answer.page_table_bytes),
-        ByteSize::new(answer.page_table_bytes_4k)
+        ByteSize::new(demand.page_table_bytes),
+        ByteSize::new(demand.page_table_bytes_4k)
     ));
     parts.join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use hugepages::plan::{NodeDemand, Plan, PoolDemand};
+
+    use super::*;
+
+    #[test]
+    fn each_line_fits_on_the_screen_and_each_node_has_one() {
+        let plan = r#"{"model":"m.gguf","size":"2M","fits":false,"message":"","hint":"","needs":[
+            {"kind":"weights","file":0,"page_size":2097152,"pages":51,"bytes":106954752}]}"#;
+        let plan: Plan = serde_json::from_str(plan).unwrap();
+        let node = |node, total, free| NodeDemand {
+            node,
+            needed: Some(26),
+            total,
+            free,
+        };
+        let demand = Demand {
+            plan: &plan,
+            pools: vec![PoolDemand {
+                page_size: 2 << 20,
+                needed: 51,
+                total: 100,
+                free: 90,
+                reserved: 0,
+                surplus: 0,
+                overcommit: 0,
+                usable: 90,
+                missing: 0,
+                nodes: vec![node(0, 80, 75), node(1, 20, 15)],
+                hvo_bytes: 0,
+            }],
+            commands: Vec::new(),
+            persistent: Vec::new(),
+            hvo: None,
+            page_table_bytes: 408,
+            page_table_bytes_4k: 208_896,
+        };
+        for (width, lines) in [(80, 12), (120, 12)] {
+            let screen = Screen {
+                width,
+                colour: false,
+            };
+            let text = text(screen, &demand);
+            assert!(text.contains("pool  node  needed  total  free\n2M       0      26     80    75\n2M       1      26     20    15"), "{text}");
+            assert!(
+                text.lines().count() >= lines
+                    && text.lines().all(|line| line.len() <= width.into()),
+                "{text}"
+            );
+        }
+    }
 }

@@ -7,8 +7,8 @@ use clap::Subcommand;
 
 use hugepages::kernel::Root;
 
-use super::args::{Release, Reserve, Restore};
-use super::{change, lease, persist};
+use super::arguments::{Release, Reserve, Restore};
+use super::{lease_holder, persist, release, reserve, restore};
 use crate::cli::{Exit, output};
 
 const PLACES: &str = "\
@@ -55,14 +55,14 @@ pub fn run(args: &Args) -> Result<Exit> {
         Command::Reserve(args) => {
             let args = args.resolved()?;
             if args.lease {
-                return lease::run(&root, &args);
+                return lease_holder::run(&root, &args);
             }
-            change::reserve(&root, &args, format)?;
+            reserve::reserve(&root, &args, format)?;
         }
-        Command::Release(args) => change::release(&root, args, format)?,
+        Command::Release(args) => release::release(&root, args, format)?,
         Command::Persist(args) => return persist::persist(&root, args),
         Command::Unpersist(args) => return persist::unpersist(&root, args),
-        Command::Restore(args) => change::restore(&root, args, format)?,
+        Command::Restore(args) => restore::restore(&root, args, format)?,
     }
     Ok(Exit::Success)
 }

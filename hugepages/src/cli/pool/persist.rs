@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use hugepages::kernel::Root;
 use hugepages::pool::persist::{Persistent, written};
 
-use super::which::Which;
+use super::which_pool::WhichPool;
 use crate::cli::Exit;
 
 #[derive(Debug, clap::Args)]
 pub struct Persist {
     #[command(flatten)]
-    which: Which,
+    which: WhichPool,
     /// Total of the pool at boot, including the pages for other programs: a number, or `current`
     #[arg(long, value_name = "N", default_value = "current")]
     pages: Pages,

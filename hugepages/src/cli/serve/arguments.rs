@@ -1,82 +1,37 @@
-//! What the arguments of llama-server say: a model, a policy, or the value of an option.
+//! The arguments of `hugepages serve`.
 
-use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
-/// Options that name a model, and their environment variables.
-const MODEL: [&str; 7] = [
-    "-m",
-    "--model",
-    "-mu",
-    "--model-url",
-    "-hf",
-    "--hf-repo",
-    "-hfr",
-];
-const MODEL_VARIABLES: [&str; 3] = [
-    "LLAMA_ARG_MODEL",
-    "LLAMA_ARG_MODEL_URL",
-    "LLAMA_ARG_HF_REPO",
-];
-const POLICY: &str = "--hugepage-policy";
-const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
-pub const STORE: &str = "--hugepage-store";
-pub const STORE_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_STORE";
+/// Serve a model on huge pages
+///
+/// Computes the pages that the model needs, adds exactly the missing ones to the pool, runs `llama-server --hugepages`, and
+/// returns the pages when the server ends, however it ends. If this user may not change the pool, it prints the command for an
+/// administrator, and the server uses the free pages.
+///
+/// Under sudo, it changes the pool as root and runs the server as the user who called sudo.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Put the options of `serve` before the options of llama-server:
+  hugepages serve -m model.gguf --port 8081
+  hugepages serve --keep -m model.gguf
 
-pub fn names_model(arguments: &[OsString]) -> bool {
-    let is_option = |argument: &OsString| MODEL.iter().any(|name| is(argument, name));
-    let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(is_set)
-}
+The exit code is llama-server's: 3 if too few pages are usable under `--hugepage-policy require`.")]
+pub struct Args {
+    /// Keep the weights on huge pages after the end, in a store, so that the next start attaches to them
+    #[arg(long)]
+    pub keep: bool,
 
-pub fn chooses_policy(arguments: &[OsString]) -> bool {
-    arguments.iter().any(|argument| is(argument, POLICY)) || env::var_os(POLICY_VARIABLE).is_some()
-}
+    /// llama-server to run [default: in the directory of this program]
+    #[arg(long, value_name = "PROGRAM")]
+    pub server: Option<PathBuf>,
 
-/// `--port` and `--port=8081` are both the option `--port`.
-fn is(argument: &OsStr, option: &str) -> bool {
-    let text = argument.as_encoded_bytes();
-    text.strip_prefix(option.as_bytes())
-        .is_some_and(|rest| rest.is_empty() || rest[0] == b'=')
-}
-
-/// The value of an option, the last one if it is given more than once, or of its environment variable.
-pub fn value(arguments: &[OsString], option: &str, variable: &str) -> Option<String> {
-    let given = arguments
-        .iter()
-        .enumerate()
-        .rev()
-        .find_map(|(index, argument)| {
-            if argument == option {
-                return arguments.get(index + 1)?.to_str().map(str::to_owned);
-            }
-            let text = argument.to_str()?;
-            Some(text.strip_prefix(option)?.strip_prefix('=')?.to_owned())
-        });
-    given.or_else(|| env::var(variable).ok().filter(|value| !value.is_empty()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(text: &str) -> Vec<OsString> {
-        text.split_whitespace().map(Into::into).collect()
-    }
-
-    #[test]
-    fn the_last_value_of_an_option_counts_as_for_the_server() {
-        let of = |text| value(&words(text), "--port", "LLAMA_HUGEPAGES_NO_SUCH_VARIABLE");
-        assert_eq!(of("--port 1 -c 2 --port 3").as_deref(), Some("3"));
-        assert_eq!(of("--port=7").as_deref(), Some("7"));
-        assert_eq!(of("--portal 7"), None);
-        assert_eq!(of("--port"), None);
-    }
-
-    #[test]
-    fn a_model_is_named_by_any_of_its_options() {
-        assert!(names_model(&words("-c 4096 -m a.gguf")));
-        assert!(names_model(&words("--hf-repo a/b")));
-        assert!(!names_model(&words("-md draft.gguf --port 1")));
-    }
+    /// Arguments of llama-server, such as -m model.gguf
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true,
+        value_name = "SERVER ARGUMENTS"
+    )]
+    pub arguments: Vec<OsString>,
 }

@@ -1,10 +1,9 @@
-//! `hugepages serve`: adds the pages that a model lacks, runs the server, and returns the pages.
-//! Lives here: the arguments and the order of the steps. Not here: changes of a pool.
+//! `hugepages serve`: serves a model on huge pages.
+//! Lives here: the arguments, the progress bar and the exit code. Not here: the order of the steps, which is in `hugepages::serve`.
 
-mod address;
 mod arguments;
 mod command;
-mod invoker;
-mod server;
+mod progress_bar;
 
-pub use command::{Args, run};
+pub use arguments::Args;
+pub use command::run;

@@ -11,7 +11,7 @@ use hugepages::kernel::{Root, sizes};
 use hugepages::store::mount::{self as mounts, Options};
 use hugepages::store::{Loader, Store, StoreError};
 
-use super::pages::{Added, kept};
+use super::pages::Added;
 use crate::cli::output;
 
 /// Each user creates images, and only their owner removes them.
@@ -38,7 +38,7 @@ pub fn fill(
     };
     let arguments = loader.arguments_of_store();
     let mut added = Added::default();
-    added.reserve(&kept(loader.plan(&arguments)?))?;
+    added.reserve(&loader.plan(&arguments)?.pages_of_weights())?;
     let bar = output::progress_bar(output::LOADING);
     bar.set_prefix("loading");
     let result = loader.load_as(&arguments, stop, |done, total| {

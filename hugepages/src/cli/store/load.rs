@@ -15,7 +15,7 @@ use hugepages::size::ByteSize;
 use hugepages::store::{Copied, Loader, Store};
 
 use super::common::{SCHEMA, Which};
-use super::pages::{Added, kept};
+use super::pages::Added;
 use crate::cli::output::{self, Format, printable};
 use crate::cli::{programs, signals};
 
@@ -153,5 +153,5 @@ fn need(
         return Ok([(store.page_size(), store.pages_to_copy(model)?)].into());
     }
     let plan = loader.plan(&loader.arguments_for(model))?;
-    Ok(kept(plan))
+    Ok(plan.pages_of_weights())
 }

@@ -3,17 +3,9 @@
 use std::collections::BTreeMap;
 
 use hugepages::kernel::{HugePageSize, Root};
-use hugepages::plan::{Need, Plan};
-use hugepages::pool::{ChangeError, Counter, Wish};
+use hugepages::pool::{Counter, PoolError, Wish};
 
 use crate::cli::pool;
-
-/// Pages of weights only, because a store keeps neither KV cache nor compute buffers.
-pub fn kept(mut plan: Plan) -> BTreeMap<HugePageSize, u64> {
-    let is_kept = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
-    plan.needs.retain(is_kept);
-    plan.pages()
-}
 
 /// Pages that were added to the pool. Dropping the value returns them, unless `keep` was called after the load.
 #[derive(Default)]
@@ -22,7 +14,7 @@ pub struct Added {
 }
 
 impl Added {
-    pub fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), ChangeError> {
+    pub fn reserve(&mut self, need: &BTreeMap<HugePageSize, u64>) -> Result<(), PoolError> {
         let root = Root::system();
         for (size, pages) in need {
             let counter = Counter::new(&root, *size, None)?;
@@ -31,14 +23,14 @@ impl Added {
                 continue;
             }
             counter.writable()?;
-            let mut changer = pool::changer(&root)?;
-            changer.reap()?;
+            let mut pools = pool::lock_pools(&root)?;
+            pools.reap()?;
             let wish = Wish {
                 pages: missing,
                 try_hard: true,
                 ..Wish::default()
             };
-            let reserved = changer.reserve(&counter, &wish)?;
+            let reserved = pools.reserve(&counter, &wish)?;
             self.changes.extend(reserved.id);
             eprintln!("added {} pages of {size} to the pool", reserved.added);
         }
@@ -54,7 +46,7 @@ impl Drop for Added {
     fn drop(&mut self) {
         let root = Root::system();
         for id in self.changes.drain(..) {
-            let given = pool::changer(&root).and_then(|mut changer| changer.give_back(id));
+            let given = pool::lock_pools(&root).and_then(|mut pools| pools.give_back(id));
             match given {
                 Ok(undone) => eprintln!("returned {} pages", undone.pages),
                 Err(error) => eprintln!("cannot return the pages: {error}"),

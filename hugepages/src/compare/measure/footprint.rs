@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::kernel::Root;
-use crate::kernel::files;
-use crate::kernel::pools;
+use crate::kernel::processes::numa_maps::{self, MappingNodes};
+use crate::kernel::processes::{self, smaps};
+use crate::kernel::{Root, machine, meminfo, pools};
 
 /// Memory at one moment, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -38,23 +38,20 @@ impl Footprint {
     /// Reads the memory of a process. Unreadable values are 0.
     pub fn read(pid: u32) -> Self {
         let root = Root::system();
-        let text = |path: &str| files::text(&root, path).unwrap_or_default();
-        let rollup = text(&format!("/proc/{pid}/smaps_rollup"));
-        let status = text(&format!("/proc/{pid}/status"));
-        let field = |text: &str, name| files::kib_field(text, name).unwrap_or(0);
-        let load = text("/proc/loadavg");
-        let load: Vec<_> = load.split(' ').take(3).collect();
+        let rollup = smaps::rollup(&root, pid).unwrap_or_default();
+        let status = processes::status(&root, pid).unwrap_or_default();
+        let meminfo = meminfo::read(&root).unwrap_or_default();
         Self {
-            rss: field(&rollup, "Rss"),
-            pss: field(&rollup, "Pss"),
-            hugetlb: field(&status, "HugetlbPages"),
-            page_tables: field(&status, "VmPTE"),
-            file_pmd_mapped: field(&rollup, "FilePmdMapped"),
-            anon_huge_pages: field(&rollup, "AnonHugePages"),
-            nodes: by_node(&text(&format!("/proc/{pid}/numa_maps"))),
-            machine_file_huge_pages: field(&text("/proc/meminfo"), "FileHugePages"),
+            rss: rollup.bytes("Rss").unwrap_or(0),
+            pss: rollup.bytes("Pss").unwrap_or(0),
+            hugetlb: status.bytes("HugetlbPages").unwrap_or(0),
+            page_tables: status.bytes("VmPTE").unwrap_or(0),
+            file_pmd_mapped: rollup.bytes("FilePmdMapped").unwrap_or(0),
+            anon_huge_pages: rollup.bytes("AnonHugePages").unwrap_or(0),
+            nodes: by_node(&numa_maps::read(&root, pid)),
+            machine_file_huge_pages: meminfo.bytes("FileHugePages").unwrap_or(0),
             machine_pool: pool_bytes_taken(&root),
-            load_average: load.join(" "),
+            load_average: machine::load_average(&root),
         }
     }
 }
@@ -67,24 +64,15 @@ pub fn pool_bytes_taken(root: &Root) -> u64 {
         .sum()
 }
 
-/// `… N0=12 N1=3 kernelpagesize_kB=4`, summed over the mappings.
-fn by_node(numa_maps: &str) -> BTreeMap<String, u64> {
+/// Bytes on each node, as `N0`, summed over the mappings.
+fn by_node(mappings: &[MappingNodes]) -> BTreeMap<String, u64> {
     let mut nodes = BTreeMap::new();
-    for line in numa_maps.lines() {
-        let words: Vec<_> = line
-            .split(' ')
-            .filter_map(|word| word.split_once('='))
-            .collect();
-        let number = |text: &str| text.parse::<u64>().ok();
-        let page = words.iter().find(|(key, _)| *key == "kernelpagesize_kB");
-        let Some(page) = page.and_then(|(_, kib)| number(kib)) else {
+    for mapping in mappings {
+        let Some(page_bytes) = mapping.page_bytes else {
             continue;
         };
-        for (key, pages) in &words {
-            let is_node = key.strip_prefix('N').is_some_and(|n| number(n).is_some());
-            if let Some(pages) = number(pages).filter(|_| is_node) {
-                *nodes.entry((*key).to_owned()).or_default() += pages * page * 1024;
-            }
+        for (node, pages) in &mapping.nodes {
+            *nodes.entry(format!("N{node}")).or_default() += pages * page_bytes;
         }
     }
     nodes
@@ -98,7 +86,7 @@ mod tests {
     fn pages_of_each_size_are_bytes_of_their_node() {
         let maps = "7f00 default file=/memfd:x huge anon=3 dirty=3 N0=2 N1=1 kernelpagesize_kB=2048\n\
             7f10 default anon=5 dirty=5 N0=5 kernelpagesize_kB=4\n7f20 default\n";
-        let nodes = by_node(maps);
+        let nodes = by_node(&numa_maps::parse(maps));
         assert_eq!(nodes["N0"], (2 * 2048 + 5 * 4) << 10);
         assert_eq!(nodes["N1"], 2048 << 10);
         assert_eq!(nodes.len(), 2);

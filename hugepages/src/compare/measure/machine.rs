@@ -7,9 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::kernel::Root;
-use crate::kernel::files;
-use crate::kernel::{mounts, nodes};
+use crate::kernel::machine::{self, Cpu};
+use crate::kernel::{Root, meminfo, mounts, nodes, running, thp};
 use crate::size::ByteSize;
 
 /// The machine at the start of the comparison. Unknown properties are empty.
@@ -43,34 +42,21 @@ impl Machine {
     /// Reads all properties.
     pub fn read(model: &Path) -> Self {
         let root = Root::system();
-        let text = |path| {
-            let text = files::text(&root, path).unwrap_or_default();
-            text.trim().to_owned()
-        };
-        let cpuinfo = text("/proc/cpuinfo");
-        let of_cpu = |key: &str| {
-            let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        };
-        let memory = files::kib_field(&text("/proc/meminfo"), "MemTotal");
+        let cpu = Cpu::read(&root);
+        let meminfo = meminfo::read(&root).unwrap_or_default();
         let (file_system, read_ahead_kb) = mount_of(model).unwrap_or_default();
         Self {
-            kernel: text("/proc/sys/kernel/osrelease"),
-            cpu: of_cpu("model name").unwrap_or_default(),
+            kernel: running::release(&root).unwrap_or_default(),
+            virtual_machine: cpu.is_virtual(),
+            cpu: cpu.model.unwrap_or_default(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
-            virtual_machine: of_cpu("flags")
-                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
-            governor: text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-            memory: memory.unwrap_or(0),
+            governor: machine::governor(&root).unwrap_or_default(),
+            memory: meminfo.bytes("MemTotal").unwrap_or(0),
             nodes: nodes::all(&root).len(),
-            thp: text("/sys/kernel/mm/transparent_hugepage/enabled"),
+            thp: thp::modes(&root).unwrap_or_default(),
             file_system,
             read_ahead_kb,
-            load_average: text("/proc/loadavg")
-                .split(' ')
-                .take(3)
-                .collect::<Vec<_>>()
-                .join(" "),
+            load_average: machine::load_average(&root),
         }
     }
 }
@@ -110,11 +96,11 @@ fn mount_of(path: &Path) -> Option<(String, String)> {
         rustix::fs::major(device),
         rustix::fs::minor(device)
     );
-    let mounts = mounts::all(&Root::system()).into_iter();
-    let file_system = mounts.map(|mount| (mount.device, mount.kind));
-    let (_, file_system) = file_system.into_iter().find(|(device, _)| *device == id)?;
-    let bdi = fs::read_to_string(format!("/sys/class/bdi/{id}/read_ahead_kb")).unwrap_or_default();
-    Some((file_system, bdi.trim().to_owned()))
+    let root = Root::system();
+    let mut mounts = mounts::all(&root).into_iter();
+    let mount = mounts.find(|mount| mount.device == id)?;
+    let read_ahead_kb = mount.read_ahead_kb(&root).unwrap_or_default();
+    Some((mount.kind, read_ahead_kb))
 }
 
 #[cfg(test)]

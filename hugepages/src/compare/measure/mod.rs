@@ -2,14 +2,13 @@
 //!
 //! ```text
 //! sample.rs    all numbers of one run           measures.rs  the table of measures, with their sources
-//! counters.rs  CPU time and faults              footprint.rs memory after the load
-//! watch.rs     memory while the server loads    speed.rs     tokens a second
-//! answers.rs   answers that must be equal       ratio.rs     B / A with its interval
-//! disk.rs      the speed of the disk            machine.rs   the machine
+//! watch.rs     memory while the server loads    footprint.rs memory after the load
+//! answers.rs   answers that must be equal       speed.rs     tokens a second
+//! disk.rs      the speed of the disk            ratio.rs     B / A with its interval
+//! machine.rs   the machine
 //! ```
 
 pub mod answers;
-pub mod counters;
 mod disk;
 pub mod footprint;
 mod machine;

@@ -1,6 +1,5 @@
 //! The memory of a process during a load: its peak and its course.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::kernel::files;
+use crate::kernel::{Fields, Root, processes};
 
 /// Interval of the samples.
 const TICK: Duration = Duration::from_millis(20);
@@ -52,10 +51,10 @@ impl Watch {
         let (stopped, seeing) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+                let Ok(status) = processes::status(&Root::system(), pid) else {
                     return;
                 };
-                let now = Moment::parse(began.elapsed().as_secs_f64(), &status);
+                let now = Moment::new(began.elapsed().as_secs_f64(), &status);
                 seeing
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -92,8 +91,8 @@ impl Seen {
 }
 
 impl Moment {
-    fn parse(seconds: f64, status: &str) -> Self {
-        let of = |name| files::kib_field(status, name).unwrap_or(0);
+    fn new(seconds: f64, status: &Fields) -> Self {
+        let of = |name| status.bytes(name).unwrap_or(0);
         Self {
             seconds,
             own_bytes: of("RssAnon") + of("HugetlbPages"),
@@ -109,10 +108,8 @@ mod tests {
 
     #[test]
     fn own_memory_is_what_nobody_can_take_away() {
-        let now = Moment::parse(
-            0.5,
-            "RssAnon:\t 100 kB\nRssFile:\t7 kB\nRssShmem: 3 kB\nHugetlbPages:\t 2048 kB\n",
-        );
+        let status = "RssAnon:\t 100 kB\nRssFile:\t7 kB\nRssShmem: 3 kB\nHugetlbPages:\t 2048 kB\n";
+        let now = Moment::new(0.5, &Fields::new(status.to_owned()));
         assert_eq!((now.own_bytes, now.file_bytes), (2148 * 1024, 7 * 1024));
     }
 

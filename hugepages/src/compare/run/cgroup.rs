@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::CompareError;
 use super::guardian::Guardian;
 use crate::kernel::Root;
-use crate::kernel::cgroups::{self, memory_hierarchy};
+use crate::kernel::cgroup_limits::{self, memory_hierarchy};
 
 /// A temporary cgroup. It is removed when the value is dropped, or by the guardian if this process is killed.
 #[derive(Debug)]
@@ -80,5 +80,5 @@ fn enable(top: &Path, guardian: &mut Guardian) -> Result<(), CompareError> {
 
 /// Whether `memory.max` counts huge pages. Source: the mount option `memory_hugetlb_accounting` of cgroup v2.
 pub fn accounts_huge_pages() -> bool {
-    cgroups::memory_counts_huge_pages(&Root::system())
+    cgroup_limits::memory_counts_huge_pages(&Root::system())
 }

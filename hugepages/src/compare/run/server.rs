@@ -16,12 +16,13 @@ use ureq::Agent;
 
 use super::cgroup::Cgroup;
 use super::{Cancelled, CompareError, Side};
-use crate::compare::measure::counters::Counts;
+use crate::child_process::end_with_parent;
 use crate::compare::measure::watch::Watch;
 use crate::compare::measure::{Footprint, Load, Moment, Sample, Speed, answers, speed};
+use crate::kernel::Root;
+use crate::kernel::processes::stat::Stat;
 use crate::plan::cause_and_hint;
 use crate::port::Port;
-use crate::process::end_with_parent;
 
 /// Interval of requests to `/health`.
 const TICK: Duration = Duration::from_millis(5);
@@ -208,8 +209,8 @@ impl<'a> Server<'a> {
         self.memory.take().map(Watch::stop).unwrap_or_default().peak
     }
 
-    pub fn counts(&mut self) -> Result<Counts, CompareError> {
-        Counts::read(self.pid()).ok_or_else(|| self.no_answer("the process ended"))
+    pub fn counts(&mut self) -> Result<Stat, CompareError> {
+        Stat::read(&Root::system(), self.pid()).ok_or_else(|| self.no_answer("the process ended"))
     }
 
     /// Waits for ready and for the first token. Returns the seconds of both since the start.

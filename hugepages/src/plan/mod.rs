@@ -1,0 +1,20 @@
+//! The huge pages that a model needs with given arguments, before a load.
+//!
+//! The server computes the plan with the code that loads models: it reads the headers, places each tensor, and ends before it
+//! takes the first page. So the plan matches a load.
+//!
+//! ```text
+//! ask.rs     asks llama-server      demand.rs  the need against the pools: missing pages, and commands that add them
+//! need.rs    the need, and its sums error.rs   why a plan fails
+//! ```
+
+mod ask;
+mod demand;
+mod error;
+mod need;
+
+pub use ask::SHORT;
+pub(crate) use ask::cause_and_hint;
+pub use demand::{Demand, NodeDemand, PoolDemand};
+pub use error::PlanError;
+pub use need::{Need, Plan};

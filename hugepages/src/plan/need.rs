@@ -1,0 +1,139 @@
+//! The need of a model, and its sums.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::HugePageSize;
+
+/// The huge pages that a load would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// First file of the model.
+    pub model: PathBuf,
+    /// `--hugepage-size`: `auto`, `thp`, `2M`, …
+    pub size: String,
+    /// Whether enough pages are usable now: pool, nodes and cgroups.
+    pub fits: bool,
+    /// The server's message about missing pages; empty if none is missing.
+    pub message: String,
+    /// The server's hint.
+    pub hint: String,
+    /// One need for each kind, file and page size.
+    pub needs: Vec<Need>,
+}
+
+/// The need of one kind of memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Need {
+    /// `weights`, `repacked`, `kv`, `compute`.
+    pub kind: String,
+    /// Index of the mapped file, from 0; `None` for a buffer.
+    pub file: Option<usize>,
+    /// Page size in bytes; 0 for buffers that are smaller than one page and stay on ordinary memory.
+    pub page_size: u64,
+    /// Number of pages.
+    pub pages: u64,
+    /// Bytes of tensors.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// Pages of each size.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use hugepages::plan::Plan;
+    ///
+    /// let plan = Plan::ask(Path::new("target/release/llama-server"), ["-m", "model.gguf", "-c", "8192"])?;
+    /// for (size, pages) in plan.pages() {
+    ///     println!("{pages} pages of {size}");
+    /// }
+    /// # Ok::<(), hugepages::plan::PlanError>(())
+    /// ```
+    pub fn pages(&self) -> BTreeMap<HugePageSize, u64> {
+        let mut pages = BTreeMap::new();
+        for need in &self.needs {
+            if let Some(size) = HugePageSize::new(need.page_size).filter(|_| self.size != "thp") {
+                *pages.entry(size).or_default() += need.pages;
+            }
+        }
+        pages
+    }
+
+    /// Pages of weights only, because a store keeps neither KV cache nor compute buffers.
+    pub fn pages_of_weights(mut self) -> BTreeMap<HugePageSize, u64> {
+        let is_weight = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
+        self.needs.retain(is_weight);
+        self.pages()
+    }
+
+    /// The pages that the pools may lack. The plan uses larger pages only if they are usable, so only the smallest size can be short.
+    pub fn pages_that_may_be_missing(&self) -> Option<(HugePageSize, u64)> {
+        self.pages().into_iter().next()
+    }
+
+    /// Bytes of all these pages.
+    pub fn page_bytes(&self) -> u64 {
+        let bytes = |(size, pages): (HugePageSize, u64)| size.bytes() * pages;
+        self.pages().into_iter().map(bytes).sum()
+    }
+
+    /// Bytes of all tensors that the CPU reads.
+    pub fn bytes(&self) -> u64 {
+        self.needs.iter().map(|need| need.bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(needs: &[(&str, u64, u64)]) -> Plan {
+        Plan {
+            model: "m.gguf".into(),
+            size: "auto".into(),
+            fits: true,
+            message: String::new(),
+            hint: String::new(),
+            needs: needs
+                .iter()
+                .map(|(kind, page_size, pages)| Need {
+                    kind: (*kind).to_owned(),
+                    file: None,
+                    page_size: *page_size,
+                    pages: *pages,
+                    bytes: 1,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn pages_are_summed_by_size_and_what_takes_none_is_left_out() {
+        let plan = plan(&[
+            ("weights", 2 << 20, 3),
+            ("kv", 2 << 20, 4),
+            ("kv", 1 << 30, 1),
+            ("weights", 0, 0),
+        ]);
+        let sizes: Vec<_> = plan
+            .pages()
+            .into_iter()
+            .map(|(size, pages)| (size.to_string(), pages))
+            .collect();
+        assert_eq!(sizes, [("2 MiB".to_owned(), 7), ("1 GiB".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn thp_takes_no_page_of_a_pool() {
+        let plan = Plan {
+            size: "thp".into(),
+            ..plan(&[("weights", 2 << 20, 3)])
+        };
+        assert!(plan.pages().is_empty());
+    }
+}

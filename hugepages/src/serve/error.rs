@@ -1,0 +1,52 @@
+//! Why a model cannot be served.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::plan::PlanError;
+use crate::pool::lease::LeaseError;
+
+/// Why a model cannot be served. [`ServeError::hint`] names the remedy if the user has one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum ServeError {
+    #[error("`{}` is missing", .0.display())]
+    NoProgram(PathBuf),
+    #[error("the arguments name no model")]
+    NoModel,
+    #[error("{address} is in use")]
+    AddressInUse { address: String, port: u16 },
+    #[error("cannot run `getent passwd`")]
+    NoUsers(#[source] io::Error),
+    #[error("cannot install a signal handler")]
+    NoSignals(#[source] io::Error),
+    #[error("cannot run `{program}`")]
+    Start {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot wait for the server")]
+    Wait(#[source] io::Error),
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl ServeError {
+    /// The hint for the user.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoProgram(_) => Some("pass the path of llama-server with --server".to_owned()),
+            Self::NoModel => Some("hugepages serve -m model.gguf".to_owned()),
+            Self::AddressInUse { port, .. } => Some(format!(
+                "choose another port: --port {}",
+                port.wrapping_add(1)
+            )),
+            Self::Plan(error) => error.hint().map(str::to_owned),
+            _ => None,
+        }
+    }
+}

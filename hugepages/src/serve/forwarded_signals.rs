@@ -1,0 +1,59 @@
+//! Signals that end this process, and the server with it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
+
+use super::ServeError;
+use crate::ending_signals::ending_signals;
+
+/// Signals that ask this process to end. It forwards each signal to the server, which ends at once after the second one.
+#[derive(Debug)]
+pub struct ForwardedSignals {
+    stopped: Arc<AtomicBool>,
+    /// The server's process, 0 while none runs.
+    pub(super) server: Arc<AtomicI32>,
+}
+
+impl ForwardedSignals {
+    /// Takes the signals over.
+    ///
+    /// # Errors
+    /// [`ServeError::NoSignals`]
+    pub fn new() -> Result<Self, ServeError> {
+        let mut signals = Signals::new(ending_signals()).map_err(ServeError::NoSignals)?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let server = Arc::new(AtomicI32::new(0));
+        let (is_stopped, pid) = (Arc::clone(&stopped), Arc::clone(&server));
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                is_stopped.store(true, Ordering::SeqCst);
+                let server = Pid::from_raw(pid.load(Ordering::SeqCst));
+                // A terminal that hangs up ends the server as `kill` does.
+                let signal = if signal == SIGINT {
+                    Signal::INT
+                } else {
+                    Signal::TERM
+                };
+                if let Some(server) = server {
+                    let _ = kill_process(server, signal);
+                }
+            }
+        });
+        Ok(Self { stopped, server })
+    }
+
+    /// Whether a signal arrived.
+    pub fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// The flag that the first signal sets.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.stopped
+    }
+}
