@@ -1,9 +1,6 @@
 #include "llama-hugepages.h"
 
-#include "llama-context.h"
 #include "llama-impl.h"
-#include "llama-kv-cache.h"
-#include "llama-kv-cache-iswa.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
@@ -262,10 +259,9 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);
         *this = llama_hugepages();
     }
-}
-
-llama_hugepages_image llama_hugepages::image(size_t idx) const {
-    return use_mmap && idx < images.size() ? images[idx] : nullptr;
+    for (size_t i = 0; use_mmap && i < images.size(); i++) {
+        ml.files[i]->hugepages = images[i];
+    }
 }
 
 void llama_hugepages::overlay() {
@@ -492,8 +488,9 @@ std::vector<ggml_hugepages_image_t> llama_hugepages::handles() const {
     return result;
 }
 
-size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size) {
-    if (!params.enabled || !ggml_backend_buft_is_host(buft)) {
+size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size) {
+    const auto & params = model.hugepages();
+    if (!params.enabled || !model.hparams.no_alloc || !ggml_backend_buft_is_host(buft)) {
         return size;
     }
     const size_t page_size = smallest_page(params);
@@ -509,12 +506,14 @@ void * llama_hugepages_map(const llama_hugepages_image & image) {
     return addr;
 }
 
-std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepages_image & image) {
+std::vector<std::pair<size_t, size_t>> llama_hugepages_no_prefetch(
+        const llama_hugepages_image & image, const std::vector<std::pair<size_t, size_t>> & lazy_ranges) {
     std::vector<std::pair<size_t, size_t>> result;
     size_t first, last; // NOLINT
     while (image && ggml_hugepages_image_read(image.get(), result.size(), &first, &last)) {
         result.emplace_back(first, last);
     }
+    result.insert(result.end(), lazy_ranges.begin(), lazy_ranges.end());
     return result;
 }
 
@@ -553,12 +552,4 @@ void llama_hugepages_hint(const llama_model_params & params, const std::string &
     GGML_UNUSED(fname);
     GGML_UNUSED(err);
 #endif
-}
-
-// Upstream learns this with a run over all weights, because recurrent states cannot drop a part of a sequence. A KV cache always can.
-bool llama_hugepages_can_seq_rm(const llama_context * ctx) {
-    const auto & model  = ctx->get_model();
-    const auto * memory = ctx->get_memory();
-    return model.hugepages().enabled && !llama_model_has_encoder(&model) &&
-        (dynamic_cast<const llama_kv_cache *>(memory) || dynamic_cast<const llama_kv_cache_iswa *>(memory));
 }
