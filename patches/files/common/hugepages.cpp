@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <atomic>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
@@ -161,32 +162,39 @@ static void load_and_exit(const common_params & params, llama_model_params mpara
     std::exit(model ? 0 : common_hugepages_exit_code());
 }
 
-void common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
-    if (!mparams->hugepages.enabled || params.no_alloc) {
-        return;
-    }
-    measure(params, model_only, mparams, cparams);
-    if (mparams->hugepages.plan_only) {
-        plan_and_exit(params, *mparams);
-    }
-    if (mparams->hugepages.load_only) {
-        load_and_exit(params, *mparams);
-    }
-}
-
 static void set_default(const common_params & params, bool late) {
     const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false, /*.resident =*/ nullptr };
     ggml_hugepages_scope_set_default(&scope);
 }
 
+static std::atomic<bool> is_on{false};
+
+bool common_hugepages_is_on() {
+    return is_on;
+}
+
 void common_hugepages_begin(const common_params & params) {
     if (params.hugepages.enabled) {
+        is_on = true;
         ggml_hugepages_hold_end(); // for a failed load
         set_default(params, false);
         // the log would be lost if main() returns soon
         static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
         GGML_UNUSED(registered);
     }
+}
+
+void common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
+    if (mparams->hugepages.enabled && !params.no_alloc) {
+        measure(params, model_only, mparams, cparams);
+        if (mparams->hugepages.plan_only) {
+            plan_and_exit(params, *mparams);
+        }
+        if (mparams->hugepages.load_only) {
+            load_and_exit(params, *mparams);
+        }
+    }
+    common_hugepages_begin(params);
 }
 
 static bool has_file_backing(const ggml_hugepages_report & report) {
@@ -230,5 +238,11 @@ void common_hugepages_ready(common_params & params) {
         if (params.hugepages.store[0]) {
             LOG_INF("hugepages: %.2f MiB were already resident in the store\n", load.bytes_attached/1024.0/1024.0);
         }
+    }
+}
+
+void common_hugepages_after_load(common_params & params, bool is_loaded) {
+    if (is_loaded) {
+        common_hugepages_ready(params);
     }
 }

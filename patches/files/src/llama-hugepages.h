@@ -40,11 +40,9 @@ struct llama_hugepages {
 
     void begin(const llama_model_params & model_params);
 
-    // before the files are mapped: opens resident images and chooses the blocks of each file; throws if the policy cannot be met
+    // Before the files are mapped: opens resident images, chooses the blocks of each file, and gives each mapped file its image. Throws if
+    // the policy cannot be met.
     void plan(const llama_model_loader & ml);
-
-    // the image of a mapped file, nullptr without huge pages
-    llama_hugepages_image image(size_t idx) const;
 
     // after the files are mapped: reserves the pages and maps the blocks
     void overlay();
@@ -97,15 +95,16 @@ private:
     bool is_attached(const ggml_context * ctx) const;
 };
 
-// The size of a CPU buffer in the need: whole pages, or 0 if it is smaller than a page. The unchanged size if the option is off, or for
-// other devices.
-size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size);
+// The size of a CPU buffer in the need: whole pages, or 0 if it is smaller than a page. The unchanged size if the option is off, for other
+// devices, or if the buffers of the model are allocated.
+size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size);
 
 // maps the file of an image, throws on failure
 void * llama_hugepages_map(const llama_hugepages_image & image);
 
-// the [first, last) byte ranges that fill() reads from a file, and that upstream's prefetch skips
-std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepages_image & image);
+// The [first, last) byte ranges of a file that upstream's prefetch skips: the lazy ranges, and those that fill() reads.
+std::vector<std::pair<size_t, size_t>> llama_hugepages_no_prefetch(
+    const llama_hugepages_image & image, const std::vector<std::pair<size_t, size_t>> & lazy_ranges);
 
 // after a failed load: logs a hint if the file is missing, damaged or not a model
 void llama_hugepages_hint(const llama_model_params & params, const std::string & fname, const std::exception & err);

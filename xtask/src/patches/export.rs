@@ -37,7 +37,7 @@ const FORMAT_PATCH: &[&str] = &[
     // File name of a patch.
     "--start-number=1",
     "--suffix=.patch",
-    "--filename-max-length=64",
+    "--filename-max-length=240",
     // Format of the diff.
     "--full-index",
     "--no-renames",

@@ -124,6 +124,21 @@ fn what_the_work_tree_no_longer_has_is_removed_from_patches() {
 }
 
 #[test]
+fn an_export_keeps_a_long_subject_in_the_file_name() {
+    let fixture = Fixture::with_series();
+    fixture.edit(MMAP, "call();", "call(now);");
+    let summary = ["word"; 30].join(" ");
+    fixture.commit(&format!("llama : {summary}"));
+    fixture.xtask(&["patches", "export"]).succeeds();
+    let name = format!("0003-llama-{}.patch", summary.replace(' ', "-"));
+    assert!(
+        fixture.patches().contains_key(&name),
+        "{:?}",
+        fixture.patches().keys()
+    );
+}
+
+#[test]
 fn a_fixup_is_folded_into_its_commit() {
     let fixture = Fixture::with_series();
     fixture.edit(MMAP, "call();", "call(now);");

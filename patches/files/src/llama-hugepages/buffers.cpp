@@ -1,9 +1,6 @@
 // The buffers of a model and of its contexts: their kind, and whether they take huge pages.
 
 #include "llama-hugepages.h"
-#include "llama-context.h"
-#include "llama-kv-cache.h"
-#include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 #include "weights.h"
 
@@ -39,18 +36,11 @@ size_t llama_hugepages_smallest_page(const ggml_hugepages_params & params) {
     return is_any ? ggml_hugepages_page_size("") : params.page_size;
 }
 
-size_t llama_hugepages_size(const ggml_hugepages_params & params, ggml_backend_buffer_type_t buft, size_t size) {
-    if (!params.enabled || !ggml_backend_buft_is_host(buft)) {
+size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size) {
+    const auto & params = model.hugepages();
+    if (!params.enabled || !model.hparams.no_alloc || !ggml_backend_buft_is_host(buft)) {
         return size;
     }
     const size_t page_size = llama_hugepages_smallest_page(params);
     return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;
-}
-
-// Upstream learns this with a run over all weights, because recurrent states cannot drop a part of a sequence. A KV cache always can.
-bool llama_hugepages_can_seq_rm(const llama_context * ctx) {
-    const auto & model  = ctx->get_model();
-    const auto * memory = ctx->get_memory();
-    return model.hugepages().enabled && !llama_model_has_encoder(&model) &&
-        (dynamic_cast<const llama_kv_cache *>(memory) || dynamic_cast<const llama_kv_cache_iswa *>(memory));
 }

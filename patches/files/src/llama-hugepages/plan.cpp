@@ -102,10 +102,9 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);
         *this = llama_hugepages();
     }
-}
-
-llama_hugepages_image llama_hugepages::image(size_t idx) const {
-    return use_mmap && idx < images.size() ? images[idx] : nullptr;
+    for (size_t i = 0; use_mmap && i < images.size(); i++) {
+        ml.files[i]->hugepages = images[i];
+    }
 }
 
 void llama_hugepages::overlay() {
@@ -150,11 +149,13 @@ void * llama_hugepages_map(const llama_hugepages_image & image) {
     return addr;
 }
 
-std::vector<std::pair<size_t, size_t>> llama_hugepages_reads(const llama_hugepages_image & image) {
+std::vector<std::pair<size_t, size_t>> llama_hugepages_no_prefetch(
+        const llama_hugepages_image & image, const std::vector<std::pair<size_t, size_t>> & lazy_ranges) {
     std::vector<std::pair<size_t, size_t>> result;
     size_t first, last; // NOLINT
     while (image && ggml_hugepages_image_read(image.get(), result.size(), &first, &last)) {
         result.emplace_back(first, last);
     }
+    result.insert(result.end(), lazy_ranges.begin(), lazy_ranges.end());
     return result;
 }

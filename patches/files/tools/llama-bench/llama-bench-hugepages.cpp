@@ -1,7 +1,6 @@
 #include "llama-bench-hugepages.h"
 
 #include "common.h"
-#include "hugepages.h"
 
 #include <cstdio>
 #include <stdexcept>
@@ -13,11 +12,19 @@ const char * bench_hugepages::usage() {
         "  --hugepage-size <auto|2M|1G|...|thp>              (default: auto)\n";
 }
 
-bool bench_hugepages::is_option(const std::string & arg) {
-    return arg == "--hugepages" || arg == "--hugepage-policy" || arg == "--hugepage-size";
+bool bench_hugepages::parse(const std::string & arg, int argc, char ** argv, int & i, bool & invalid_param) {
+    if (arg != "--hugepages" && arg != "--hugepage-policy" && arg != "--hugepage-size") {
+        return false;
+    }
+    if (++i < argc) {
+        add_values(arg, argv[i]);
+    } else {
+        invalid_param = true;
+    }
+    return true;
 }
 
-void bench_hugepages::parse(const std::string & arg, const std::string & values) {
+void bench_hugepages::add_values(const std::string & arg, const std::string & values) {
     for (const auto & value : string_split<std::string>(values, ',')) {
         ggml_hugepages_params p = ggml_hugepages_default_params();
         if (arg == "--hugepages" && (value == "0" || value == "1")) {
@@ -60,7 +67,7 @@ std::vector<ggml_hugepages_params> bench_hugepages::combinations(ggml_numa_strat
     return result;
 }
 
-std::vector<std::string> bench_hugepages::columns() const {
+void bench_hugepages::add_columns(std::vector<std::string> & fields) const {
     bool differs[3] = {};
     const auto defaults = ggml_hugepages_default_params();
     for (const auto & p : combinations(GGML_NUMA_STRATEGY_DISABLED)) {
@@ -68,24 +75,22 @@ std::vector<std::string> bench_hugepages::columns() const {
         differs[1] |= p.policy    != defaults.policy;
         differs[2] |= p.page_size != defaults.page_size;
     }
-    std::vector<std::string> result;
     if (differs[0]) {
-        result.emplace_back("hugepages");
+        fields.emplace_back("hugepages");
     }
     if (differs[1]) {
-        result.emplace_back("hugepage_policy");
+        fields.emplace_back("hugepage_policy");
     }
     if (differs[2]) {
-        result.emplace_back("hugepage_size");
+        fields.emplace_back("hugepage_size");
     }
-    return result;
 }
 
 bool bench_hugepages::equal(const ggml_hugepages_params & a, const ggml_hugepages_params & b) {
     return a.enabled == b.enabled && a.policy == b.policy && a.page_size == b.page_size;
 }
 
-void bench_hugepages::log(ggml_log_level level, const char * text, void * /*user_data*/) {
+void bench_hugepages::log_errors(ggml_log_level level, const char * text, void * /*user_data*/) {
     static bool is_error = false;
     if (level != GGML_LOG_LEVEL_CONT) {
         is_error = level == GGML_LOG_LEVEL_ERROR;

@@ -1,8 +1,11 @@
 #include "rpc-hugepages.h"
 
+#include "ggml-hugepages.h"
+
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 static bool set_enabled(const std::string & value, ggml_hugepages_params & params) {
@@ -42,29 +45,45 @@ static const option options[] = {
     { "--hugepage-size",   "LLAMA_ARG_HUGEPAGE_SIZE",   set_size    },
 };
 
-bool rpc_hugepages_from_env(ggml_hugepages_params & params) {
+// what the command line sets, in order; begin() checks the values
+struct setting {
+    const option * opt;
+    std::string    value;
+};
+
+static std::vector<setting> from_args;
+static bool is_value_missing = false;
+
+// The environment, then the command line. Without on_error, skips invalid values.
+static bool read_settings(ggml_hugepages_params & params, void (* on_error)(const char * name, const std::string & value)) {
     for (const auto & opt : options) {
         const char * value = std::getenv(opt.env);
-        if (value && !opt.set(value, params)) {
-            fprintf(stderr, "error: invalid value of %s: %s\n", opt.env, value);
+        if (value && !opt.set(value, params) && on_error) {
+            on_error(opt.env, value);
             return false;
         }
     }
-    return true;
+    for (const auto & [opt, value] : from_args) {
+        if (!opt->set(value, params) && on_error) {
+            on_error(opt->arg, value);
+            return false;
+        }
+    }
+    return !is_value_missing;
 }
 
-bool rpc_hugepages_from_arg(int argc, char ** argv, int & i, ggml_hugepages_params & params, bool & is_valid) {
+bool rpc_hugepages_take_arg(int argc, char ** argv, int & i) {
     const std::string arg = argv[i];
-    is_valid = true;
     if (arg == "--hugepages" || arg == "--no-hugepages") {
-        params.enabled = arg == "--hugepages";
+        from_args.push_back({ &options[0], arg == "--hugepages" ? "on" : "off" });
         return true;
     }
     for (const auto & opt : options) {
         if (arg == opt.arg) {
-            is_valid = ++i < argc && opt.set(argv[i], params);
-            if (!is_valid && i < argc) {
-                fprintf(stderr, "error: invalid value of %s: %s\n", opt.arg, argv[i]);
+            if (++i < argc) {
+                from_args.push_back({ &opt, argv[i] });
+            } else {
+                is_value_missing = true;
             }
             return true;
         }
@@ -78,14 +97,24 @@ static std::string size_name(ggml_hugepages_backing backing, size_t page_size) {
     return buf;
 }
 
-void rpc_hugepages_print_usage(const ggml_hugepages_params & params) {
+void rpc_hugepages_print_usage() {
+    ggml_hugepages_params params = ggml_hugepages_default_params();
+    read_settings(params, nullptr);
     fprintf(stderr, "  --hugepages, --no-hugepages      whether to allocate the CPU device's memory on huge pages (default: %s)\n", params.enabled ? "enabled" : "disabled");
     fprintf(stderr, "  --hugepage-policy POLICY         require: refuse a client that needs more huge pages than are usable\n");
     fprintf(stderr, "                                   prefer: use the usable huge pages, then ordinary memory (default: %s)\n", ggml_hugepages_policy_name(params.policy));
     fprintf(stderr, "  --hugepage-size SIZE             page size: auto, thp, or the size of a pool of this kernel, such as 2M or 1G (default: auto)\n");
 }
 
-bool rpc_hugepages_begin(const ggml_hugepages_params & params) {
+bool rpc_hugepages_begin() {
+    ggml_hugepages_params params = ggml_hugepages_default_params();
+    const auto print = [](const char * name, const std::string & value) {
+        fprintf(stderr, "error: invalid value of %s: %s\n", name, value.c_str());
+    };
+    if (!read_settings(params, print)) {
+        fprintf(stderr, "Invalid parameters\n");
+        return false;
+    }
     if (!params.enabled) {
         return true;
     }

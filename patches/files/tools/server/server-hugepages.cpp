@@ -1,7 +1,5 @@
 #include "server-hugepages.h"
 
-#include "hugepages.h"
-
 #include <sstream>
 
 static std::string backing_of(const ggml_hugepages_usage & usage) {

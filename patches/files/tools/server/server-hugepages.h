@@ -2,6 +2,7 @@
 
 // Huge pages in /props and /metrics. Only requests of these two endpoints read the kernel's report.
 
+#include "hugepages.h"
 #include "server-common.h"
 
 // for /props; null if the option is off
