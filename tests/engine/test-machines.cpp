@@ -3,7 +3,7 @@
 #include "test.h"
 
 #include "ggml-hugepages/kernel.h"
-#include "ggml-hugepages/limits.h"
+#include "ggml-hugepages/cgroup-limits.h"
 #include "ggml-hugepages/plan.h"
 #include "ggml-hugepages/store-file.h"
 

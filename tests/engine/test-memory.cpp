@@ -6,8 +6,8 @@
 
 #include "test.h"
 
-#include "ggml-hugepages/calls.h"
-#include "ggml-hugepages/hold.h"
+#include "ggml-hugepages/syscalls.h"
+#include "ggml-hugepages/held-pages.h"
 #include "ggml-hugepages/kernel.h"
 #include "ggml-hugepages/registry.h"
 

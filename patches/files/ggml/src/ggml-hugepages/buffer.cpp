@@ -3,8 +3,7 @@
 #ifdef __linux__
 
 #include "error.h"
-#include "hold.h"
-#include "calls.h"
+#include "held-pages.h"
 #include "kernel.h"
 #include "map.h"
 #include "overlay.h"
@@ -14,6 +13,7 @@
 #include "registry.h"
 #include "stopwatch.h"
 #include "store-file.h"
+#include "syscalls.h"
 #include "thp.h"
 #include "threads.h"
 #include "ggml-impl.h"

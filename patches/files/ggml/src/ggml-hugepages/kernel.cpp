@@ -3,8 +3,8 @@
 #ifdef __linux__
 
 #include "kernel.h"
-#include "calls.h"
 #include "names.h"
+#include "syscalls.h"
 
 #include <algorithm>
 #include <cinttypes>

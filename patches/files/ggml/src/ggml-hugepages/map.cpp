@@ -6,12 +6,12 @@
 #ifdef __linux__
 
 #include "map.h"
-#include "calls.h"
 #include "error.h"
-#include "hold.h"
+#include "held-pages.h"
 #include "kernel.h"
 #include "shortage.h"
 #include "store-file.h"
+#include "syscalls.h"
 #include "ggml-impl.h"
 
 #include <algorithm>

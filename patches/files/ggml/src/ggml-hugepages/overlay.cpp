@@ -8,15 +8,15 @@
 #ifdef __linux__
 
 #include "overlay.h"
-#include "calls.h"
 #include "error.h"
-#include "hold.h"
+#include "held-pages.h"
 #include "map.h"
 #include "names.h"
 #include "plan.h"
 #include "read.h"
 #include "registry.h"
 #include "store-file.h"
+#include "syscalls.h"
 #include "thp.h"
 #include "ggml-impl.h"
 

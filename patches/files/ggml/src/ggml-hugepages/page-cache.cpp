@@ -12,8 +12,8 @@
 #ifdef __linux__
 
 #include "page-cache.h"
-#include "calls.h"
 #include "manifest.h"
+#include "syscalls.h"
 
 #include <algorithm>
 #include <cerrno>

@@ -86,13 +86,4 @@ void ggml_hugepages_join_runs(ggml_hugepages_image_t * images, size_t n_images) 
     }
 }
 
-void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
-    auto & need = consumer.needs[page_size];
-    need.kind      = consumer.kind;
-    need.image     = consumer.image;
-    need.page_size = page_size;
-    need.pages    += page_size == 0 ? 0 : (b.last - b.first)/page_size;
-    need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
-}
-
 #endif // __linux__

@@ -40,8 +40,5 @@ void ggml_hugepages_cut_out(std::vector<ggml_hugepages_blocks> & blocks, size_t 
 // the blocks that contain wanted bytes of an image, each with its best rank
 std::vector<ggml_hugepages_blocks> ggml_hugepages_blocks_of(ggml_hugepages_image & image, size_t page_size);
 
-// Adds the blocks to the need of their consumer. page_size: 0 for ordinary memory
-void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size);
-
 // Sorts the runs by offset, and joins neighbours of one size and owner, to save mappings.
 void ggml_hugepages_join_runs(ggml_hugepages_image_t * images, size_t n_images);

@@ -11,6 +11,15 @@ static std::mutex                       g_needs_mutex;
 static std::vector<ggml_hugepages_need> g_needs;
 static ggml_hugepages_error             g_plan_end = {};
 
+void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
+    auto & need = consumer.needs[page_size];
+    need.kind      = consumer.kind;
+    need.image     = consumer.image;
+    need.page_size = page_size;
+    need.pages    += page_size == 0 ? 0 : (b.last - b.first)/page_size;
+    need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
+}
+
 bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consumers, bool ok, ggml_hugepages_error * error) {
     if (ok) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is complete");

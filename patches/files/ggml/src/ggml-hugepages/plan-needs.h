@@ -1,8 +1,13 @@
 #pragma once
 
+// the need of each consumer, summed over its blocks
+
 #include "plan-blocks.h"
 
 #include <vector>
+
+// Adds the blocks to the need of their consumer. page_size: 0 for ordinary memory
+void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size);
 
 // Ends a plan with plan_only: keeps the needs for ggml_hugepages_get_needs, and returns false. ok: whether they fit
 bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consumers, bool ok, ggml_hugepages_error * error);

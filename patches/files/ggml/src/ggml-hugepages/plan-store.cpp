@@ -2,6 +2,7 @@
 
 #include "plan-store.h"
 #include "error.h"
+#include "plan-needs.h"
 
 #include <algorithm>
 

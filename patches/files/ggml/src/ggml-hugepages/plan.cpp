@@ -6,17 +6,17 @@
 #ifdef __linux__
 
 #include "plan.h"
+#include "cgroup-limits.h"
 #include "error.h"
-#include "hold.h"
+#include "held-pages.h"
 #include "kernel.h"
-#include "limits.h"
 #include "names.h"
 #include "plan-needs.h"
 #include "plan-store.h"
 #include "pool.h"
+#include "probe.h"
 #include "registry.h"
 #include "shortage.h"
-#include "trial.h"
 #include "ggml-impl.h"
 
 #include <algorithm>

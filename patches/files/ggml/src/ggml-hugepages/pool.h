@@ -2,8 +2,8 @@
 
 // pools of huge pages, and how many pages of them are usable
 
+#include "cgroup-limits.h"
 #include "ggml-hugepages.h"
-#include "limits.h"
 
 #include <cstdint>
 #include <string>

@@ -16,7 +16,7 @@
 
 #include "read.h"
 #include "error.h"
-#include "reader.h"
+#include "read-threads.h"
 #include "registry.h"
 #include "threads.h"
 #include "ggml-impl.h"

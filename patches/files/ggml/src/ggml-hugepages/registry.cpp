@@ -1,7 +1,7 @@
 #ifdef __linux__
 
 #include "registry.h"
-#include "hold.h"
+#include "held-pages.h"
 
 #include <algorithm>
 #include <mutex>

@@ -3,8 +3,8 @@
 #ifdef __linux__
 
 #include "store-file.h"
-#include "calls.h"
 #include "error.h"
+#include "syscalls.h"
 #include "ggml-impl.h"
 
 #include <algorithm>

@@ -1,10 +1,10 @@
 #ifdef __linux__
 
 #include "store-locks.h"
-#include "calls.h"
 #include "error.h"
 #include "file.h"
 #include "manifest.h"
+#include "syscalls.h"
 
 #include <cerrno>
 #include <cstring>

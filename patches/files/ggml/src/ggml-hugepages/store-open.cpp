@@ -2,7 +2,7 @@
 
 #ifdef __linux__
 
-#include "calls.h"
+#include "syscalls.h"
 #include "error.h"
 #include "file.h"
 #include "image.h"

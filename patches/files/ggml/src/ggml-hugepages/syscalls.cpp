@@ -5,7 +5,7 @@
 
 #ifdef __linux__
 
-#include "calls.h"
+#include "syscalls.h"
 
 #include <cerrno>
 #include <cstdio>

@@ -1,10 +1,10 @@
 #ifdef __linux__
 
-#include "reader.h"
-#include "calls.h"
+#include "read-threads.h"
 #include "error.h"
 #include "policy.h"
 #include "queue-depth.h"
+#include "syscalls.h"
 
 #include <algorithm>
 #include <cerrno>

@@ -2,7 +2,7 @@
 
 #ifdef __linux__
 
-#include "limits.h"
+#include "cgroup-limits.h"
 #include "kernel.h"
 #include "names.h"
 

@@ -10,8 +10,8 @@
 
 #ifdef __linux__
 
-#include "hold.h"
-#include "calls.h"
+#include "held-pages.h"
+#include "syscalls.h"
 #include "ggml-impl.h"
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 
 // threads that populate pages and read files into them
 
+#include "direct-io.h"
 #include "shortage.h"
-#include "source.h"
 #include "staging.h"
 #include "stopwatch.h"
 #include "store-file.h"

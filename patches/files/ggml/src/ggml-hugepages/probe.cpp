@@ -2,13 +2,13 @@
 
 #ifdef __linux__
 
-#include "trial.h"
-#include "calls.h"
+#include "probe.h"
 #include "error.h"
 #include "image.h"
 #include "names.h"
 #include "pool.h"
 #include "shortage.h"
+#include "syscalls.h"
 
 #include <cerrno>
 

@@ -1,8 +1,8 @@
 #ifdef __linux__
 
-#include "source.h"
-#include "calls.h"
+#include "direct-io.h"
 #include "manifest.h"
+#include "syscalls.h"
 
 #include <algorithm>
 #include <string>
