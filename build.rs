@@ -41,7 +41,19 @@ fn run() -> Result<()> {
     bindings::check()?;
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
-    Series::read(&patches)?.apply(&source.dir, &tree)?;
+    let applied = Series::read(&patches)?.apply(&source.dir, &tree, source.accepts)?;
+    if !applied.by_context.is_empty() {
+        let files: Vec<_> = applied
+            .by_context
+            .iter()
+            .map(|it| it.display().to_string())
+            .collect();
+        cargo::warning(&format!(
+            "{} is not the pinned llama.cpp, and our tests did not run on it: the patches were applied by their context to {}",
+            source.dir.display(),
+            files.join(", ")
+        ));
+    }
     bindings::generate(&root, &tree, &out)?;
     shim::compile(&root, &tree, features::is_on("SERVER"))?;
     let commit = commit_label(&source, Some(&version));

@@ -12,6 +12,7 @@ use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
 use super::lock::Lock;
+use super::patch::Accepts;
 use super::tree::{self, Overlay};
 use super::{cargo, hex};
 
@@ -33,6 +34,8 @@ pub struct Source {
     pub dir: PathBuf,
     /// The full upstream commit; `None` if unknown.
     pub commit: Option<String>,
+    /// A tree that the user names may be another version than the pin.
+    pub accepts: Accepts,
 }
 
 /// The tree to build: an existing tree, or the carrier package, downloaded into `cache`.
@@ -101,6 +104,7 @@ impl Source {
         Self {
             dir,
             commit: Some(lock.commit.clone()),
+            accepts: Accepts::Pin,
         }
     }
 
@@ -111,7 +115,11 @@ impl Source {
         } else {
             None
         };
-        Ok(Self { dir, commit })
+        Ok(Self {
+            dir,
+            commit,
+            accepts: Accepts::Context,
+        })
     }
 }
 

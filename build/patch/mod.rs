@@ -2,10 +2,13 @@
 //!
 //! For each file that a patch touches, the patch contains git's ids of the content before and after (`--full-index`).
 //! The build checks both ids, so the origin of the source does not matter, and no hunk can land in a wrong place.
+//!
+//! A tree that the user names may be another version. There a hunk also applies where exactly its context is, and the caller warns.
 
 mod blob_id;
 mod mail;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +20,7 @@ use blob_id::{NONE, short};
 use mail::{EXPORT, changes};
 
 const REFRESH: &str = "hint: the pin moved; run \"cargo xtask patches refresh\"";
+const TRY: &str = "hint: \"cargo xtask patches try --source DIR\" lists the patches that conflict with this source";
 
 /// `patches/`: patches in the order of `patches/series`, and the files of `patches/files/`.
 /// The default, an empty series, is stock.
@@ -25,6 +29,24 @@ pub struct Series {
     pub patches: Vec<Patch>,
     /// New files, by their place in the tree.
     pub files: Overlay,
+}
+
+/// The sources that the series accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepts {
+    /// Files with the ids in the patches.
+    Pin,
+    /// Also other files that contain the context of each hunk.
+    Context,
+}
+
+/// What `Series::apply` did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Files of the tree that changed.
+    pub changed: Vec<PathBuf>,
+    /// Files that are not those of the pin, patched where the context of the hunks is.
+    pub by_context: BTreeSet<PathBuf>,
 }
 
 /// One mail as `git format-patch` writes it.
@@ -55,9 +77,14 @@ impl Series {
         Ok(series)
     }
 
-    /// The files that the series changes in `pristine`.
-    pub fn overlay(&self, pristine: &Path) -> Result<Overlay> {
+    /// The files that the series changes in `pristine`, and the paths of those that are not the files of the pin.
+    pub fn overlay(
+        &self,
+        pristine: &Path,
+        accepts: Accepts,
+    ) -> Result<(Overlay, BTreeSet<PathBuf>)> {
         let mut overlay = Overlay::new();
+        let mut by_context = BTreeSet::new();
         for (path, content) in &self.files {
             ensure!(
                 !pristine.join(path).exists(),
@@ -68,20 +95,31 @@ impl Series {
         }
         for patch in &self.patches {
             patch
-                .apply(pristine, &mut overlay)
+                .apply(pristine, &mut overlay, accepts, &mut by_context)
                 .with_context(|| format!("patch {}", patch.name))?;
         }
-        Ok(overlay)
+        Ok((overlay, by_context))
     }
 
-    /// Makes `tree` equal to `pristine` with the series; returns the changed paths.
-    pub fn apply(&self, pristine: &Path, tree: &Path) -> Result<Vec<PathBuf>> {
-        tree::sync(pristine, &self.overlay(pristine)?, tree)
+    /// Makes `tree` equal to `pristine` with the series.
+    pub fn apply(&self, pristine: &Path, tree: &Path, accepts: Accepts) -> Result<Applied> {
+        let (overlay, by_context) = self.overlay(pristine, accepts)?;
+        let changed = tree::sync(pristine, &overlay, tree)?;
+        Ok(Applied {
+            changed,
+            by_context,
+        })
     }
 }
 
 impl Patch {
-    fn apply(&self, pristine: &Path, overlay: &mut Overlay) -> Result<()> {
+    fn apply(
+        &self,
+        pristine: &Path,
+        overlay: &mut Overlay,
+        accepts: Accepts,
+        by_context: &mut BTreeSet<PathBuf>,
+    ) -> Result<()> {
         for change in changes(&self.mail)? {
             let path = change.path.display();
             let before = match overlay.remove(&change.path) {
@@ -92,8 +130,10 @@ impl Patch {
                 None => None,
             };
             let found = before.as_deref().map_or(NONE.to_owned(), blob_id);
+            let is_pin = found == change.before;
+            let exists = found != NONE && change.before != NONE;
             ensure!(
-                found == change.before,
+                is_pin || (exists && accepts == Accepts::Context),
                 "{path} {}, expected {}\n{REFRESH}",
                 if found == NONE {
                     "is missing".to_owned()
@@ -114,10 +154,13 @@ impl Patch {
                         &diff,
                     )?)
                 })
-                .map_err(|e| anyhow!("{path}: {e}\n{EXPORT}"))?;
+                .map_err(|e| anyhow!("{path}: {e}\n{}", if is_pin { EXPORT } else { TRY }))?;
+            if !is_pin {
+                by_context.insert(change.path.clone());
+            }
             let id = blob_id(&after);
             ensure!(
-                id == change.after,
+                id == change.after || !is_pin,
                 "{path} becomes {}, expected {}\n{EXPORT}",
                 short(&id),
                 short(change.after)
@@ -169,10 +212,19 @@ mod tests {
         }
 
         fn apply(&self) -> Result<Vec<PathBuf>> {
+            self.apply_to(Accepts::Pin).map(|applied| applied.changed)
+        }
+
+        fn apply_to(&self, accepts: Accepts) -> Result<Applied> {
             self.series.apply(
                 &self.dir.path().join("pristine"),
                 &self.dir.path().join("tree"),
+                accepts,
             )
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.dir.path().join("pristine/src/a.txt"), text).unwrap();
         }
 
         fn read(&self, path: &str) -> String {
@@ -269,6 +321,38 @@ mod tests {
             !fixture.dir.path().join("tree").exists(),
             "nothing is written before all is known to fit"
         );
+    }
+
+    #[test]
+    fn another_version_is_patched_where_its_context_is() {
+        let fixture = Fixture::new();
+        fixture.write("zero\none\ntwo\nthree\nfour\n");
+        let applied = fixture.apply_to(Accepts::Context).unwrap();
+        assert_eq!(
+            fixture.read("tree/src/a.txt"),
+            "zero\none\ntwo\ntwo and a half\nthree\nfour\n"
+        );
+        assert_eq!(applied.by_context, ["src/a.txt".into()].into());
+    }
+
+    #[test]
+    fn another_version_without_the_context_is_refused() {
+        let fixture = Fixture::new();
+        fixture.write("one\n2\nthree\n");
+        let error = format!("{:#}", fixture.apply_to(Accepts::Context).unwrap_err());
+        assert!(
+            error.starts_with("patch 0001-a.patch: src/a.txt: "),
+            "{error}"
+        );
+        assert!(error.ends_with(TRY), "{error}");
+        assert!(!fixture.dir.path().join("tree").exists());
+    }
+
+    #[test]
+    fn the_pin_is_never_patched_by_context() {
+        let fixture = Fixture::new();
+        let applied = fixture.apply_to(Accepts::Context).unwrap();
+        assert_eq!(applied.by_context, BTreeSet::new());
     }
 
     #[test]

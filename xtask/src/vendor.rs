@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use flate2::read::GzDecoder;
 
 use crate::build::lock::{self, Lock};
-use crate::build::patch::Series;
+use crate::build::patch::{Accepts, Series};
 use crate::build::{source, tree};
 use crate::git::Git;
 use crate::hint::Hint as _;
@@ -135,7 +135,10 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
     write_lock(&repo.lock_file(), &after)?;
     let folder = repo.patches();
     let outcomes = attempt(&folder, &pristine, &older)?;
-    let is_stale = !outcomes.is_empty() && Series::read(folder.root())?.overlay(&pristine).is_err();
+    let is_stale = !outcomes.is_empty()
+        && Series::read(folder.root())?
+            .overlay(&pristine, Accepts::Pin)
+            .is_err();
     Ok(Bumped {
         before,
         after,

@@ -10,7 +10,7 @@ use super::Folder;
 use super::export::export_to;
 use super::import::import;
 use super::mail::Mail;
-use crate::build::patch::Series;
+use crate::build::patch::{Accepts, Series};
 use crate::hint;
 
 /// A hunk with more changed lines needs a reason (`Hunk: path: why`).
@@ -101,7 +101,7 @@ impl Findings {
         } else {
             Ok(Series::default())
         };
-        if let Err(why) = series.and_then(|series| series.overlay(source)) {
+        if let Err(why) = series.and_then(|series| series.overlay(source, Accepts::Pin)) {
             self.add_error(&why);
         }
     }
