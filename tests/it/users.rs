@@ -30,6 +30,9 @@ const SLACK: u64 = 4 * MIB;
 /// More pages than any model here needs.
 const PAGES: u64 = 260;
 
+/// The kernel's smallest page.
+const PAGE: u64 = 4096;
+
 const NOBODY: u32 = 65534;
 /// The group that owns the volume, as with Kubernetes' `fsGroup`.
 const FS_GROUP: u32 = 65500;
@@ -82,6 +85,8 @@ enum Cache {
     Warm,
     /// Three quarters of each MiB: most reads begin in the page cache and end behind it.
     Patchy,
+    /// All but one page of each 8 MiB, as after the kernel reclaimed a few pages.
+    Holes,
 }
 
 impl Cache {
@@ -95,6 +100,12 @@ impl Cache {
                     page_cache::warm(model, begin..size.min(begin + MIB / 4 * 3));
                 }
             }
+            Self::Holes => {
+                page_cache::warm_all(model, model);
+                for begin in (4 * MIB..size - PAGE).step_by(8 * MIB as usize) {
+                    page_cache::drop_range(model, begin..begin + PAGE);
+                }
+            }
         }
     }
 
@@ -103,6 +114,7 @@ impl Cache {
             Self::Cold => cached < MIB,
             Self::Warm => cached >= size,
             Self::Patchy => (size / 2..size / 10 * 9).contains(&cached),
+            Self::Holes => (size - size / 50..size).contains(&cached),
         }
     }
 }
@@ -180,6 +192,19 @@ fn a_warm_load_does_not_read_the_disk_again_for_any_user() {
             assert!(
                 seen.cached_after + seen.size / 50 >= seen.cached_before,
                 "{user:?}: the page cache was dropped: {seen:?}\n{log}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_few_missing_pages_are_read_and_not_all_around_them() {
+    for user in USERS {
+        for weights in BOTH {
+            let (seen, log) = or_skip!(load(user, weights, Cache::Holes));
+            assert!(
+                seen.from_device <= seen.size / 10,
+                "{user:?}: read from the device: {seen:?}\n{log}"
             );
         }
     }

@@ -29,6 +29,13 @@ pub fn drop_file(path: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).expect("the path is a file");
 }
 
+/// Drops whole pages of an unmapped file without changes.
+pub fn drop_range(path: &Path, bytes: std::ops::Range<u64>) {
+    let file = File::open(path).expect("the file exists");
+    let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
+    fadvise(&file, bytes.start, len, Advice::DontNeed).expect("the path is a file");
+}
+
 /// Brings a part of a file into the page cache, without readahead.
 pub fn warm(path: &Path, bytes: std::ops::Range<u64>) {
     let file = File::open(path).expect("the file exists");

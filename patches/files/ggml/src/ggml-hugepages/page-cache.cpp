@@ -32,6 +32,7 @@
 
 static const long   SYS_CACHESTAT = 451;      // missing in many headers
 static const size_t STEP          = 64*1024;  // of trying, which reads what is missing
+static const size_t MOST          = 64;       // at most one of so many bytes is missing
 static const int    N_DROPS       = 6;        // attempts to drop a file
 static const size_t WINDOW        = 64*1024*1024; // of one mincore call
 
@@ -175,12 +176,13 @@ bool ggml_hugepages_page_cache::count(size_t first, size_t last, size_t * bytes)
             return true;
         }
         case BY_TRYING: {
-            // stop at the first missing page, because each check of a missing page reads it
-            for (size_t at = first; at < last; at += STEP) {
-                if (!is_there(fd, at)) {
-                    break;
+            // stop at the second missing page, because each check of a missing page reads it; the kernel may have reclaimed a single page
+            for (size_t at = first, n_missing = 0; at < last && n_missing < 2; at += STEP) {
+                if (is_there(fd, at)) {
+                    *bytes += std::min(STEP, last - at);
+                } else {
+                    n_missing++;
                 }
-                *bytes += std::min(STEP, last - at);
             }
             return true;
         }
@@ -200,7 +202,12 @@ ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last
     } else {
         *bytes = ggml_hugepages_overlap(there, first, last);
     }
-    return *bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : *bytes >= last - first ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_SOME;
+    const size_t missing = last - first - std::min(last - first, *bytes);
+    if (*bytes == 0 || missing > (last - first)/MOST) {
+        return *bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : GGML_HUGEPAGES_CACHED_SOME;
+    }
+    // By trying, the engine cannot drop the pages that a copy adds, because it does not know which pages were there.
+    return missing == 0 || way == BY_TRYING ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_MOST;
 }
 
 void ggml_hugepages_page_cache::drop_new(size_t first, size_t last) const {

@@ -4,7 +4,13 @@
 
 #include "ranges.h"
 
-enum ggml_hugepages_cached { GGML_HUGEPAGES_CACHED_NONE, GGML_HUGEPAGES_CACHED_SOME, GGML_HUGEPAGES_CACHED_ALL, GGML_HUGEPAGES_CACHED_UNKNOWN };
+enum ggml_hugepages_cached {
+    GGML_HUGEPAGES_CACHED_NONE,
+    GGML_HUGEPAGES_CACHED_SOME,
+    GGML_HUGEPAGES_CACHED_MOST, // so few pages are missing that reading them costs less than reading everything again
+    GGML_HUGEPAGES_CACHED_ALL,
+    GGML_HUGEPAGES_CACHED_UNKNOWN,
+};
 
 // The parts of a file that the page cache holds. The engine asks before the first read, because reads change the answer.
 struct ggml_hugepages_page_cache {

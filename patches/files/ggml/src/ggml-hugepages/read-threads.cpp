@@ -50,7 +50,8 @@ bool ggml_hugepages_reader::read(ggml_hugepages_source & from, size_t first, siz
 
     size_t n_before = 0;
     const auto state = from.cache.state(first, last, &n_before);
-    bool direct = from.can_direct() && state != GGML_HUGEPAGES_CACHED_ALL && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
+    const bool is_copied = state == GGML_HUGEPAGES_CACHED_ALL || state == GGML_HUGEPAGES_CACHED_MOST;
+    bool direct = from.can_direct() && !is_copied && first % from.alignment == 0 && (size_t) dst % from.alignment == 0;
 
     size_t n_direct = 0, n_other = 0;
     size_t at = first;
