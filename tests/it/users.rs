@@ -91,11 +91,11 @@ enum Cache {
 
 impl Cache {
     fn prepare(self, model: &Path) {
+        let size = fs::metadata(model).expect("the model exists").len();
         match self {
             Self::Cold => {}
             Self::Warm => page_cache::warm_all(model, model),
             Self::Patchy => {
-                let size = fs::metadata(model).expect("the model exists").len();
                 for begin in (0..size).step_by(MIB as usize) {
                     page_cache::warm(model, begin..size.min(begin + MIB / 4 * 3));
                 }
