@@ -15,8 +15,8 @@ const SCHEMA: u32 = 1;
 
 /// Find problems with huge pages on this machine, and the commands that fix them
 ///
-/// Changes nothing. With a model it reads up to 64 MiB of the file. The exit code is 0 if no finding is a problem, and 3 if huge
-/// pages cannot work now.
+/// Changes nothing. With a model it reads up to 64 MiB of the file. The exit code is 0 if no finding is a problem, and 3
+/// otherwise.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Directory with the `sys` and `proc` of another kernel

@@ -19,7 +19,7 @@ pub fn cgroup(host: &Host) -> Vec<Finding> {
     let findings: Vec<Finding> = tightest
         .map(|limit| {
             let left = ByteSize::new(limit.left_bytes());
-            let found = format!("{} of cgroup {} allows {left} more on pages of {}", limit.file, limit.cgroup, limit.page_size);
+            let found = format!("{} of cgroup {} allows another {left} of huge pages of {}", limit.file, limit.cgroup, limit.page_size);
             let binds = limit.left_bytes() < host.need.unwrap_or(limit.page_size.bytes());
             let short = binds && together < host.need.unwrap_or(1);
             if short {

@@ -13,7 +13,7 @@ pub fn thp(host: &Host) -> Vec<Finding> {
     vec![match enabled {
         "always" => Finding::note(
             found,
-            "khugepaged uses CPU time, and ordinary memory in a comparison is on THP",
+            "the kernel thread khugepaged uses CPU time, and a comparison measures the memory of stock on THP",
         )
         .command("echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"),
         "never" => Finding::note(

@@ -95,7 +95,7 @@ pub fn mapping(host: &Host) -> Vec<Finding> {
         return Vec::new();
     };
     let found = format!(
-        "stock: {} of {} in the middle of the model mapped with entries of 2 MiB",
+        "stock: the kernel maps {} of a sample of {} from the middle of the model in pieces of 2 MiB",
         ByteSize::new(whole),
         ByteSize::new(bytes)
     );

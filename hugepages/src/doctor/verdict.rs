@@ -49,7 +49,7 @@ pub fn verdict(host: &Host, findings: &[Finding]) -> Vec<Expectation> {
         if has("model-direct-io") {
             "about the same as stock, because the file system refuses O_DIRECT".to_owned()
         } else {
-            "a cold load runs at the speed of the disk; a warm load copies from the page cache, in about the time of stock's mapping and warm-up".to_owned()
+            "a cold load runs at the speed of the disk; a warm load copies from the page cache, in about the time of stock's start without warm-up".to_owned()
         },
     ));
     lines.push(line(

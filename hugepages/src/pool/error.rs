@@ -98,7 +98,7 @@ impl PoolError {
                 "run this command on the host: a container cannot change the pool".to_owned(),
             ),
             Self::UnsafeState(_) => Some(
-                "use a directory, not a link, with mode 0755, that belongs to the user who runs this command: its journal decides which changes are undone"
+                "use a directory with mode 0755 (not a link) that belongs to the user of this command, because the journal in it decides which changes are undone"
                     .to_owned(),
             ),
             Self::Edited(_) => Some("--force replaces or removes the file".to_owned()),

@@ -120,7 +120,7 @@ fn cases_help() -> String {
     let lines = rows.chain(OTHERS).chain([(ALL, "all cases above")]);
     let lines = lines.map(|(name, about)| format!("  {name:<11} {about}\n"));
     format!(
-        "Cases, the baseline first. If the name of a case ends in -cold, the page cache holds nothing of the model at the start:\n{}",
+        "Cases, the baseline first. In cold, pressure and every case whose name ends in -cold, the page cache holds nothing of the model at the start:\n{}",
         lines.collect::<String>()
     )
 }

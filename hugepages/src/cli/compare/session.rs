@@ -337,7 +337,7 @@ fn more_than(wanted: &Wanted) -> Option<String> {
     wanted.iter().find_map(|(size, pages)| {
         let usable = usable(*size);
         (usable > *pages).then(|| {
-            format!("{usable} pages of {size} are usable, but this case needs at most {pages}, half of the pages of the model")
+            format!("{usable} pages of {size} are usable, but this case must have no more than {pages}, half of the pages of the model")
         })
     })
 }

@@ -13,11 +13,11 @@ const LEASE: &str = "\
 For scripts: print one line, keep the pages until the end of standard input, then return the added pages.
 
   ok ADDED               all pages are usable, ADDED of them are new
-  short ADDED USABLE     too few pages: ADDED of them are new, or none
+  short ADDED USABLE     too few pages: ADDED pages are new, USABLE are usable
   memory HAVE WANT KEEP  nothing changed: too little memory, in MiB
   none                   nothing changed: no such pool, or no right to change it
 
-`short`: if --at-least accepts ADDED pages, the lease keeps them. Otherwise it keeps none, and the exit code is 3. \
+`short`: the lease keeps the new pages if ADDED reaches --at-least. Otherwise it returns them, and the exit code is 3. \
 `memory`: adding the pages takes WANT MiB, HAVE MiB are available, and KEEP MiB must stay free.
 
 The lease ends when no process holds the other end of standard input, even if these processes are killed. SIGINT, SIGTERM \

@@ -105,7 +105,7 @@ fn give_back(root: &Root, counter: &Counter, id: u64, added: u64) -> Result<()> 
     let now = counter.read()?;
     let surplus = match now.surplus {
         0 => String::new(),
-        surplus => format!(", {surplus} of them in use until other processes release them"),
+        surplus => format!(", of which {surplus} are surplus pages that other processes still use"),
     };
     say(&format!(
         "returned {} pages: nr_hugepages is {}{surplus}",

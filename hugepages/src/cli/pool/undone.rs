@@ -14,7 +14,9 @@ pub fn one_undone(one: &Undone, dry_run: bool) -> String {
     };
     let theirs = match one.theirs {
         0 => String::new(),
-        theirs => format!("; kept {theirs}, because another program made the pool smaller"),
+        theirs => format!(
+            "; kept {theirs} pages for other programs, because another program has already removed pages"
+        ),
     };
     format!("{verb} {pages} pages of {pool}{theirs}")
 }

@@ -8,7 +8,7 @@ pub struct WhichPool {
     /// Page size, for example 2M or 1G [default: the smallest size of at least 2 MiB]
     #[arg(long)]
     pub size: Option<HugePageSize>,
-    /// Change only the pool of this NUMA node
+    /// Only the pool of this NUMA node
     #[arg(long, value_name = "N")]
     pub node: Option<u32>,
 }

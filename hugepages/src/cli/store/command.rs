@@ -8,7 +8,7 @@ use crate::cli::{Exit, output};
 
 const ABOUT: &str = "\
 A store is a hugetlbfs directory. `llama-server --hugepages --hugepage-store DIR` keeps its weights there, and every later \
-server attaches to the same memory. A server finds a loaded model only if it runs with the same arguments.
+server attaches to the same memory. A server finds a loaded model only if the options that place weights are the same.
 
 To switch models: load the next model, restart the server with it, then drop the old model. `drop` refuses a model while a \
 server is attached to it.";

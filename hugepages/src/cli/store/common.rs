@@ -9,7 +9,7 @@ pub const SCHEMA: u32 = 1;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Which {
-    /// Directory of the store; `auto`: the mount of `hugepages store mount`, or another hugetlbfs that this user can write to
+    /// Directory of the store; `auto`: the first store that this user can write to, otherwise the first that this user can read
     #[arg(
         long,
         value_name = "DIR",

@@ -250,7 +250,7 @@ impl Pressure {
         };
         format!(
             "Each server runs in a cgroup (version {}) with a limit of {:.0} MiB. The limit is two thirds of the {:.0} MiB that \
-             stock maps of the model, plus stock's own memory. {counted}.",
+             stock maps of the model, plus stock's own memory and 16 MiB for the kernel. {counted}.",
             self.cgroup_version,
             self.limit_bytes as f64 / MIB,
             self.mapped_bytes as f64 / MIB

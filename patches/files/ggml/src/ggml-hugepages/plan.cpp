@@ -172,7 +172,7 @@ void planner::leave_full_store() {
         }
     }
     if (left_in_file > 0) {
-        GGML_LOG_WARN("%s: %.2f MiB of the rest use ordinary memory, because the pages of the store are smaller than %s\n", __func__,
+        GGML_LOG_WARN("%s: %.2f MiB of the rest use ordinary memory, because private pages of %s cannot replace the smaller pages of the store\n", __func__,
             left_in_file/1024.0/1024.0, ggml_hugepages_size_name(smallest).c_str());
     }
 }

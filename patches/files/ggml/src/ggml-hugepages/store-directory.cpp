@@ -26,10 +26,10 @@ static int open_store(const char * path, size_t page_size, size_t * found, ggml_
     struct stat st = {};
     if (fd == -1 || fstat(fd, &st) != 0) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open the store '%s': %s", path, strerror(errno));
-        ggml_hugepages_hint(error, "run hugepages store mount, then use --hugepage-store auto");
+        ggml_hugepages_hint(error, "run sudo hugepages store mount --uid \"$USER\", then use --hugepage-store auto");
     } else if (page_there == 0) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' is not a directory on hugetlbfs", path);
-        ggml_hugepages_hint(error, "run hugepages store mount, then use --hugepage-store auto");
+        ggml_hugepages_hint(error, "run sudo hugepages store mount --uid \"$USER\", then use --hugepage-store auto");
     } else if (page_size != GGML_HUGEPAGES_SIZE_AUTO && page_size != page_there) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, not of %s", path,
             ggml_hugepages_size_name(page_there).c_str(), ggml_hugepages_size_name(page_size).c_str());
@@ -103,7 +103,7 @@ int ggml_hugepages_find_store(const char * store, size_t page_size, std::string 
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "no hugetlbfs%s%s is mounted that this user may use",
         page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : " with pages of ",
         page_size == GGML_HUGEPAGES_SIZE_AUTO ? "" : ggml_hugepages_size_name(page_size).c_str());
-    ggml_hugepages_hint(error, "run hugepages store mount, or use --hugepage-store DIR");
+    ggml_hugepages_hint(error, "run sudo hugepages store mount --uid \"$USER\", or use --hugepage-store DIR");
     return -1;
 }
 
