@@ -127,6 +127,16 @@ pub fn write_json<T: Serialize>(mut out: impl Write, schema: u32, what: &T) -> i
     writeln!(out)
 }
 
+/// `1 image`, `2 images`, `2 processes`
+pub fn count(n: usize, what: &str) -> String {
+    let ending = match n {
+        1 => "",
+        _ if what.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{n} {what}{ending}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use hugepages::size::ByteSize;
 use hugepages::status::{Asking, Status};
 use hugepages::store::Store;
 
-use super::output::printable;
+use super::output::{count, printable};
 
 /// The finding of `hugepages doctor` about a pool with too few pages.
 const EMPTY_POOL: &str = "pool";
@@ -97,9 +97,9 @@ fn store() -> String {
     };
     let bytes: u64 = entries.images.iter().map(|image| image.bytes).sum();
     format!(
-        "{} with {} images, {}",
+        "{} with {}, {}",
         store.path().display(),
-        entries.images.len(),
+        count(entries.images.len(), "image"),
         ByteSize::new(bytes)
     )
 }

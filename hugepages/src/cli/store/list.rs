@@ -9,8 +9,8 @@ use serde::Serialize;
 use hugepages::size::ByteSize;
 use hugepages::store::{Entries, Image, Model, PlainFile, Process, Store, span};
 
-use super::common::{SCHEMA, Which, count, now};
-use crate::cli::output::{self, Format, Screen, printable};
+use super::common::{SCHEMA, Which, now};
+use crate::cli::output::{self, Format, Screen, count, printable};
 
 #[derive(Debug, clap::Args)]
 pub struct List {
