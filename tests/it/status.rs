@@ -155,7 +155,7 @@ fn doctor_names_the_model_that_the_pool_is_too_small_for() {
         of("model-mapping")["found"]
             .as_str()
             .unwrap()
-            .contains("of 64 MiB in the middle")
+            .contains("of a sample of 64 MiB")
     );
 }
 
