@@ -9,10 +9,6 @@
 #include <cstring>
 #include <map>
 
-static const size_t KIB = GGML_HUGEPAGES_KIB;
-static const size_t MIB = GGML_HUGEPAGES_MIB;
-static const size_t GIB = GGML_HUGEPAGES_GIB;
-
 const char * ggml_hugepages_policy_name(ggml_hugepages_policy policy) noexcept {
     switch (policy) {
         case GGML_HUGEPAGES_POLICY_REQUIRE: return "require";
@@ -45,12 +41,12 @@ const char * ggml_hugepages_kind_name(ggml_hugepages_kind kind) noexcept {
 
 std::string ggml_hugepages_size_name(size_t page_size) {
     char buf[32];
-    if (page_size >= GIB) {
-        snprintf(buf, sizeof(buf), "%zu GiB", page_size/GIB);
-    } else if (page_size >= MIB) {
-        snprintf(buf, sizeof(buf), "%zu MiB", page_size/MIB);
+    if (page_size >= GGML_HUGEPAGES_GIB) {
+        snprintf(buf, sizeof(buf), "%zu GiB", page_size/GGML_HUGEPAGES_GIB);
+    } else if (page_size >= GGML_HUGEPAGES_MIB) {
+        snprintf(buf, sizeof(buf), "%zu MiB", page_size/GGML_HUGEPAGES_MIB);
     } else {
-        snprintf(buf, sizeof(buf), "%zu KiB", page_size/KIB);
+        snprintf(buf, sizeof(buf), "%zu KiB", page_size/GGML_HUGEPAGES_KIB);
     }
     return buf;
 }
@@ -72,7 +68,7 @@ bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) noexcept
     // page sizes are powers of two, so M and MB can only mean MiB
     uint64_t unit = 0;
     for (const auto & [name, bytes] : std::map<std::string, uint64_t>{
-            { "", 1 }, { "k", KIB }, { "kb", KIB }, { "kib", KIB }, { "m", MIB }, { "mb", MIB }, { "mib", MIB }, { "g", GIB }, { "gb", GIB }, { "gib", GIB } }) {
+            { "", 1 }, { "k", GGML_HUGEPAGES_KIB }, { "kb", GGML_HUGEPAGES_KIB }, { "kib", GGML_HUGEPAGES_KIB }, { "m", GGML_HUGEPAGES_MIB }, { "mb", GGML_HUGEPAGES_MIB }, { "mib", GGML_HUGEPAGES_MIB }, { "g", GGML_HUGEPAGES_GIB }, { "gb", GGML_HUGEPAGES_GIB }, { "gib", GGML_HUGEPAGES_GIB } }) {
         std::string suffix = end;
         std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return (char) tolower(c); });
         if (suffix == name) {
@@ -83,7 +79,7 @@ bool ggml_hugepages_size_from_str(const char * str, size_t * page_size) noexcept
         return false;
     }
     const uint64_t bytes = value*unit;
-    if (bytes < 64*KIB || (bytes & (bytes - 1)) != 0) {
+    if (bytes < 64*GGML_HUGEPAGES_KIB || (bytes & (bytes - 1)) != 0) {
         return false;
     }
     *page_size = bytes;

@@ -202,9 +202,12 @@ ggml_hugepages_cached ggml_hugepages_page_cache::state(size_t first, size_t last
     } else {
         *bytes = ggml_hugepages_overlap(there, first, last);
     }
+    if (*bytes == 0) {
+        return GGML_HUGEPAGES_CACHED_NONE;
+    }
     const size_t missing = last - first - std::min(last - first, *bytes);
-    if (*bytes == 0 || missing > (last - first)/MOST) {
-        return *bytes == 0 ? GGML_HUGEPAGES_CACHED_NONE : GGML_HUGEPAGES_CACHED_SOME;
+    if (missing > (last - first)/MOST) {
+        return GGML_HUGEPAGES_CACHED_SOME;
     }
     // By trying, the engine cannot drop the pages that a copy adds, because it does not know which pages were there.
     return missing == 0 || way == BY_TRYING ? GGML_HUGEPAGES_CACHED_ALL : GGML_HUGEPAGES_CACHED_MOST;

@@ -254,10 +254,8 @@ void planner::count_rest() {
 bool planner::check_shortage() const {
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
     for (const auto & s : supplies) {
-        // a plan never needs more large pages than are usable, so only a store with large pages can be short of them
-        const size_t   page_size = s.pool.page_size;
-        const auto     it        = need.find(smallest);
-        const uint64_t pages     = store.need_of_pool(page_size) + (page_size == smallest && it != need.end() ? it->second : 0);
+        // take_large_pages() leaves the pages of the store, so only the smallest size and the store can be short of pages
+        const uint64_t pages = wanted(s.pool.page_size);
         if (pages > s.usable()) {
             shortages.emplace_back(pages, s);
         }

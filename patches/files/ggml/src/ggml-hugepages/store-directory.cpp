@@ -67,7 +67,7 @@ static std::vector<std::string> candidates() {
     return result;
 }
 
-int ggml_hugepages_find_store(const char * store, size_t page_size, std::string & path, size_t * found, ggml_hugepages_error * error) {
+int ggml_hugepages_store_open(const char * store, size_t page_size, std::string & path, size_t * found, ggml_hugepages_error * error) {
     if (page_size == GGML_HUGEPAGES_SIZE_THP) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "a store cannot use transparent huge pages");
         ggml_hugepages_hint(error, "use --hugepage-size auto, or remove --hugepage-store");
@@ -110,7 +110,7 @@ int ggml_hugepages_find_store(const char * store, size_t page_size, std::string 
 bool ggml_hugepages_store_find(const char * store, size_t page_size, char * path, size_t path_size, size_t * found, ggml_hugepages_error * error) noexcept {
     return ggml_hugepages_guard(error, [&] {
         std::string text;
-        const int fd = ggml_hugepages_find_store(store, page_size, text, found, error);
+        const int fd = ggml_hugepages_store_open(store, page_size, text, found, error);
         if (fd == -1) {
             return false;
         }

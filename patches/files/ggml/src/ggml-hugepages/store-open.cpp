@@ -253,7 +253,7 @@ bool ggml_hugepages_residents_open(
     store.callback  = callback;
     store.user_data = user_data;
     store.dir = std::shared_ptr<int>(new int(-1), [](int * fd) { if (*fd != -1) { close(*fd); } delete fd; });
-    *store.dir = ggml_hugepages_find_store(params->store, params->page_size, store.path, &store.page_size, error);
+    *store.dir = ggml_hugepages_store_open(params->store, params->page_size, store.path, &store.page_size, error);
     if (*store.dir == -1) {
         return false;
     }

@@ -32,8 +32,7 @@ bool ggml_hugepages_populate_thp(ggml_hugepages_image_t * images, size_t n, ggml
     if (wanted == 0) {
         return true;
     }
-    uint32_t n_nodes = 0;
-    const auto vmas = ggml_hugepages_vmas(&n_nodes);
+    const auto vmas = ggml_hugepages_vmas(nullptr);
     if (vmas.empty()) {
         return ggml_hugepages_fail_errno(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "cannot count transparent huge pages", "/proc/self/smaps");
     }

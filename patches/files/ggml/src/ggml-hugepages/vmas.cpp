@@ -27,8 +27,6 @@ std::vector<ggml_hugepages_vma> ggml_hugepages_vmas(uint32_t * n_nodes) {
             continue;
         } else if (sscanf(line, "KernelPageSize: %zu kB", &kib) == 1) {
             result.back().page_size = kib*1024;
-        } else if (sscanf(line, "Rss: %zu kB", &kib) == 1) {
-            result.back().rss = kib*1024;
         } else if (sscanf(line, "AnonHugePages: %zu kB", &kib) == 1) {
             result.back().anon_huge = kib*1024;
         } else if (sscanf(line, "Shared_Hugetlb: %zu kB", &kib) == 1 || sscanf(line, "Private_Hugetlb: %zu kB", &kib) == 1) {
@@ -37,6 +35,9 @@ std::vector<ggml_hugepages_vma> ggml_hugepages_vmas(uint32_t * n_nodes) {
     }
     fclose(file);
 
+    if (!n_nodes) {
+        return result;
+    }
     *n_nodes = 0;
     file = fopen("/proc/self/numa_maps", "r"); // absent without CONFIG_NUMA
     if (!file) {
