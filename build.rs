@@ -41,15 +41,15 @@ fn run() -> Result<()> {
     bindings::check()?;
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
-    let applied = Series::read(&patches)?.apply(&source.dir, &tree, source.accepts)?;
-    if !applied.by_context.is_empty() {
+    let applied = Series::read(&patches)?.apply(&source.dir, &tree, &source.accepts)?;
+    if !applied.others.is_empty() {
         let files: Vec<_> = applied
-            .by_context
+            .others
             .iter()
             .map(|it| it.display().to_string())
             .collect();
         cargo::warning(&format!(
-            "{} is not the pinned llama.cpp, and our tests did not run on it: the patches were applied by their context to {}",
+            "{} is not the pinned llama.cpp, and our tests did not run on it: these files differ, and the patches were merged into them: {}",
             source.dir.display(),
             files.join(", ")
         ));

@@ -60,9 +60,11 @@ fn first_of(given: Option<PathBuf>, root: &Path, lock: &Lock) -> Result<Option<S
     let clone = root.join("vendor/llama.cpp");
     let cached = cache_dir(root).join(&lock.sha256);
     if let Some(dir) = given {
-        Source::given(dir).context("LLAMA_CPP_DIR").map(Some)
+        Source::given(dir, cached)
+            .context("LLAMA_CPP_DIR")
+            .map(Some)
     } else if clone.exists() {
-        Source::given(clone).map(Some)
+        Source::given(clone, cached).map(Some)
     } else if cached.is_dir() {
         Ok(Some(Source::pinned(cached, lock)))
     } else {
@@ -108,7 +110,8 @@ impl Source {
         }
     }
 
-    fn given(dir: PathBuf) -> Result<Self> {
+    /// `pinned` is the source of the pin, if it is unpacked.
+    fn given(dir: PathBuf, pinned: PathBuf) -> Result<Self> {
         check(&dir)?;
         let commit = if dir.join(".git").exists() {
             head(&dir)
@@ -118,7 +121,7 @@ impl Source {
         Ok(Self {
             dir,
             commit,
-            accepts: Accepts::Context,
+            accepts: Accepts::Others(vec![pinned]),
         })
     }
 }
@@ -234,8 +237,22 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hex(&Sha256::digest(content)))
 }
 
+/// Where llama.cpp is below the archive's single top directory.
+pub fn subdir(archive: &Path) -> Result<PathBuf> {
+    const HEADER: &str = "ggml/include/ggml.h";
+    let mut archive_file = tar::Archive::new(GzDecoder::new(File::open(archive)?));
+    for entry in archive_file.entries()? {
+        let path = entry?.path()?.into_owned();
+        if path.ends_with(HEADER) {
+            let parts = path.components().count() - Path::new(HEADER).components().count();
+            return Ok(path.components().take(parts).skip(1).collect());
+        }
+    }
+    bail!("{} contains no llama.cpp", archive.display())
+}
+
 /// Unpacks `subdir` below the archive's single top directory.
-fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
+pub fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
     for entry in tar::Archive::new(GzDecoder::new(File::open(archive)?)).entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();

@@ -3,24 +3,26 @@
 //! For each file that a patch touches, the patch contains git's ids of the content before and after (`--full-index`).
 //! The build checks both ids, so the origin of the source does not matter, and no hunk can land in a wrong place.
 //!
-//! A tree that the user names may be another version. There a hunk also applies where exactly its context is, and the caller warns.
+//! A tree that the user names may be another version. Files that differ there are patched hunk by hunk (`place`), and the caller
+//! warns.
 
-mod blob_id;
+pub mod blob_id;
 mod mail;
+mod pass;
+pub mod place;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::tree::{self, Overlay};
-pub use blob_id::blob_id;
-use blob_id::{NONE, short};
-use mail::{EXPORT, changes};
+pub use pass::Hunk;
+use pass::Pass;
 
-const REFRESH: &str = "hint: the pin moved; run \"cargo xtask patches refresh\"";
-const TRY: &str = "hint: \"cargo xtask patches try --source DIR\" lists the patches that conflict with this source";
+const TRY: &str =
+    "hint: \"cargo xtask patches try TREE\" lists all hunks that conflict with this source";
 
 /// `patches/`: patches in the order of `patches/series`, and the files of `patches/files/`.
 /// The default, an empty series, is stock.
@@ -32,12 +34,12 @@ pub struct Series {
 }
 
 /// The sources that the series accepts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accepts {
     /// Files with the ids in the patches.
     Pin,
-    /// Also other files that contain the context of each hunk.
-    Context,
+    /// Also other files. Git merges a hunk if one of these trees contains the file of the pin.
+    Others(Vec<PathBuf>),
 }
 
 /// What `Series::apply` did.
@@ -45,8 +47,8 @@ pub enum Accepts {
 pub struct Applied {
     /// Files of the tree that changed.
     pub changed: Vec<PathBuf>,
-    /// Files that are not those of the pin, patched where the context of the hunks is.
-    pub by_context: BTreeSet<PathBuf>,
+    /// Files that are not those of the pin, patched hunk by hunk.
+    pub others: BTreeSet<PathBuf>,
 }
 
 /// One mail as `git format-patch` writes it.
@@ -81,93 +83,43 @@ impl Series {
     pub fn overlay(
         &self,
         pristine: &Path,
-        accepts: Accepts,
+        accepts: &Accepts,
     ) -> Result<(Overlay, BTreeSet<PathBuf>)> {
-        let mut overlay = Overlay::new();
-        let mut by_context = BTreeSet::new();
-        for (path, content) in &self.files {
-            ensure!(
-                !pristine.join(path).exists(),
-                "patches/files/{0} would replace upstream's {0}\nhint: change an upstream file with a patch",
-                path.display()
-            );
-            overlay.insert(path.clone(), content.clone());
-        }
+        let mut pass = Pass::new(self, pristine)?;
         for patch in &self.patches {
-            patch
-                .apply(pristine, &mut overlay, accepts, &mut by_context)
+            let hunks = pass
+                .patch(patch, accepts)
                 .with_context(|| format!("patch {}", patch.name))?;
+            if let Some(hunk) = hunks.iter().find(|hunk| hunk.placed.fails()) {
+                bail!(
+                    "patch {}: {}: the hunk at line {} {}\n{TRY}",
+                    patch.name,
+                    hunk.path.display(),
+                    hunk.line,
+                    hunk.placed
+                );
+            }
         }
-        Ok((overlay, by_context))
+        Ok((pass.overlay, pass.others))
+    }
+
+    /// Tries each hunk on `source`. Hunks that conflict are skipped.
+    pub fn attempt(&self, source: &Path, pins: Vec<PathBuf>) -> Result<Vec<Hunk>> {
+        let mut pass = Pass::new(self, source)?;
+        let accepts = Accepts::Others(pins);
+        let mut hunks = Vec::new();
+        for patch in &self.patches {
+            let tried = pass.patch(patch, &accepts);
+            hunks.extend(tried.with_context(|| format!("patch {}", patch.name))?);
+        }
+        Ok(hunks)
     }
 
     /// Makes `tree` equal to `pristine` with the series.
-    pub fn apply(&self, pristine: &Path, tree: &Path, accepts: Accepts) -> Result<Applied> {
-        let (overlay, by_context) = self.overlay(pristine, accepts)?;
+    pub fn apply(&self, pristine: &Path, tree: &Path, accepts: &Accepts) -> Result<Applied> {
+        let (overlay, others) = self.overlay(pristine, accepts)?;
         let changed = tree::sync(pristine, &overlay, tree)?;
-        Ok(Applied {
-            changed,
-            by_context,
-        })
-    }
-}
-
-impl Patch {
-    fn apply(
-        &self,
-        pristine: &Path,
-        overlay: &mut Overlay,
-        accepts: Accepts,
-        by_context: &mut BTreeSet<PathBuf>,
-    ) -> Result<()> {
-        for change in changes(&self.mail)? {
-            let path = change.path.display();
-            let before = match overlay.remove(&change.path) {
-                Some(content) => Some(content),
-                None if pristine.join(&change.path).exists() => {
-                    Some(fs::read(pristine.join(&change.path))?)
-                }
-                None => None,
-            };
-            let found = before.as_deref().map_or(NONE.to_owned(), blob_id);
-            let is_pin = found == change.before;
-            let exists = found != NONE && change.before != NONE;
-            ensure!(
-                is_pin || (exists && accepts == Accepts::Context),
-                "{path} {}, expected {}\n{REFRESH}",
-                if found == NONE {
-                    "is missing".to_owned()
-                } else {
-                    format!("is {}", short(&found))
-                },
-                if change.before == NONE {
-                    "no such file".to_owned()
-                } else {
-                    short(change.before)
-                },
-            );
-            let after = diffy::Patch::from_bytes(change.diff)
-                .map_err(|e| anyhow!(e))
-                .and_then(|diff| {
-                    Ok(diffy::apply_bytes(
-                        before.as_deref().unwrap_or_default(),
-                        &diff,
-                    )?)
-                })
-                .map_err(|e| anyhow!("{path}: {e}\n{}", if is_pin { EXPORT } else { TRY }))?;
-            if !is_pin {
-                by_context.insert(change.path.clone());
-            }
-            let id = blob_id(&after);
-            ensure!(
-                id == change.after || !is_pin,
-                "{path} becomes {}, expected {}\n{EXPORT}",
-                short(&id),
-                short(change.after)
-            );
-            overlay.insert(change.path, after);
-        }
-        Ok(())
+        Ok(Applied { changed, others })
     }
 }
 
@@ -186,6 +138,9 @@ fn names(path: &Path) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::blob_id::{NONE, blob_id, short};
+    use super::pass::REFRESH;
+    use super::place::Placed;
     use super::*;
 
     const UPSTREAM: &str = "one\ntwo\nthree\n";
@@ -212,15 +167,28 @@ mod tests {
         }
 
         fn apply(&self) -> Result<Vec<PathBuf>> {
-            self.apply_to(Accepts::Pin).map(|applied| applied.changed)
+            self.apply_to(&Accepts::Pin).map(|applied| applied.changed)
         }
 
-        fn apply_to(&self, accepts: Accepts) -> Result<Applied> {
+        fn apply_to(&self, accepts: &Accepts) -> Result<Applied> {
             self.series.apply(
                 &self.dir.path().join("pristine"),
                 &self.dir.path().join("tree"),
                 accepts,
             )
+        }
+
+        /// Keeps the present source as the pin.
+        fn pin(&self) -> Vec<PathBuf> {
+            let pin = self.dir.path().join("pin");
+            tree::sync(&self.dir.path().join("pristine"), &Overlay::new(), &pin).unwrap();
+            vec![pin]
+        }
+
+        fn attempt(&self, pins: &[PathBuf]) -> Vec<Placed> {
+            let source = self.dir.path().join("pristine");
+            let hunks = self.series.attempt(&source, pins.to_vec()).unwrap();
+            hunks.into_iter().map(|hunk| hunk.placed).collect()
         }
 
         fn write(&self, text: &str) {
@@ -327,32 +295,69 @@ mod tests {
     fn another_version_is_patched_where_its_context_is() {
         let fixture = Fixture::new();
         fixture.write("zero\none\ntwo\nthree\nfour\n");
-        let applied = fixture.apply_to(Accepts::Context).unwrap();
+        let applied = fixture.apply_to(&Accepts::Others(vec![])).unwrap();
         assert_eq!(
             fixture.read("tree/src/a.txt"),
             "zero\none\ntwo\ntwo and a half\nthree\nfour\n"
         );
-        assert_eq!(applied.by_context, ["src/a.txt".into()].into());
+        assert_eq!(applied.others, ["src/a.txt".into()].into());
+        assert_eq!(fixture.attempt(&[]), [Placed::Applies(1)]);
     }
 
     #[test]
-    fn another_version_without_the_context_is_refused() {
+    fn another_version_without_the_context_is_merged_only_with_the_pin() {
         let fixture = Fixture::new();
-        fixture.write("one\n2\nthree\n");
-        let error = format!("{:#}", fixture.apply_to(Accepts::Context).unwrap_err());
-        assert!(
-            error.starts_with("patch 0001-a.patch: src/a.txt: "),
-            "{error}"
+        let pins = fixture.pin();
+        fixture.write("1\ntwo\nthree\n");
+        let error = fixture.apply_to(&Accepts::Others(vec![])).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            format!("patch 0001-a.patch: src/a.txt: the hunk at line 1 conflicts\n{TRY}")
         );
-        assert!(error.ends_with(TRY), "{error}");
         assert!(!fixture.dir.path().join("tree").exists());
+        assert_eq!(fixture.attempt(&pins), [Placed::Merges]);
+        let applied = fixture.apply_to(&Accepts::Others(pins)).unwrap();
+        assert_eq!(
+            fixture.read("tree/src/a.txt"),
+            "1\ntwo\ntwo and a half\nthree\n"
+        );
+        assert_eq!(applied.others, ["src/a.txt".into()].into());
+    }
+
+    #[test]
+    fn a_later_patch_is_merged_with_the_pin_after_the_earlier_ones() {
+        let mut fixture = Fixture::new();
+        let after = "one\ntwo\ntwo and a half\nthree\nlast\n";
+        let diff = format!(
+            "diff --git a/src/a.txt b/src/a.txt\nindex {}..{} 100644\n--- a/src/a.txt\n+++ b/src/a.txt\n\
+             @@ -2,3 +2,4 @@\n two\n two and a half\n three\n+last\n",
+            blob_id(PATCHED.as_bytes()),
+            blob_id(after.as_bytes())
+        );
+        fixture.series.patches.push(Patch {
+            name: "0002-b.patch".into(),
+            mail: mail(&diff),
+        });
+        let pins = fixture.pin();
+        fixture.write("one\n2\n2.1\nthree\n");
+        assert_eq!(fixture.attempt(&pins), [Placed::Conflicts, Placed::Merges]);
+        fixture.write("1\ntwo\nthree\n");
+        assert_eq!(fixture.attempt(&pins), [Placed::Merges, Placed::Applies(0)]);
+    }
+
+    #[test]
+    fn a_hunk_in_a_missing_file_fails() {
+        let fixture = Fixture::new();
+        let pins = fixture.pin();
+        fs::remove_file(fixture.dir.path().join("pristine/src/a.txt")).unwrap();
+        assert_eq!(fixture.attempt(&pins), [Placed::FileMissing]);
     }
 
     #[test]
     fn the_pin_is_never_patched_by_context() {
         let fixture = Fixture::new();
-        let applied = fixture.apply_to(Accepts::Context).unwrap();
-        assert_eq!(applied.by_context, BTreeSet::new());
+        let applied = fixture.apply_to(&Accepts::Others(vec![])).unwrap();
+        assert_eq!(applied.others, BTreeSet::new());
     }
 
     #[test]

@@ -95,11 +95,10 @@ pub enum Patches {
     Check,
     /// Apply the series to the pinned source, with merges, and export it
     Refresh(Place),
-    /// Try the series on another upstream checkout, and change nothing
+    /// Try each hunk of the series on another llama.cpp, and change nothing
     Try {
-        /// Checkout of llama.cpp
-        #[arg(long, value_name = "DIR")]
-        source: PathBuf,
+        /// Tree of llama.cpp, or an archive (.tar.gz, .crate) that contains it [default: the source of a build]
+        source: Option<PathBuf>,
     },
 }
 

@@ -25,7 +25,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 
 use command_line::{Cli, Command, Patches, Vendor};
-use patches::attempt::{Outcome, attempt};
+use patches::attempt::{Attempt, attempt};
 use patches::check::check;
 use patches::export::{Written, export};
 use patches::import::import;
@@ -141,10 +141,9 @@ fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
         "upstream {} → {} of {}",
         before.commit, after.commit, after.date
     );
-    let fails = report(&bumped.outcomes);
-    if fails > 0 {
+    if report(&bumped.attempt) == Exit::No {
         eprintln!(
-            "hint: run \"cargo xtask patches refresh\"; it stops at the first of these patches, so that you can resolve it"
+            "hint: run \"cargo xtask patches refresh\"; it stops at the first patch that conflicts, so that you can resolve it"
         );
         return Ok(Exit::No);
     }
@@ -228,12 +227,11 @@ fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
             );
         }
         Patches::Try { source } => {
-            let outcomes = attempt(&folder, source, &repo.sources()?)?;
-            return Ok(if report(&outcomes) == 0 {
-                Exit::Done
-            } else {
-                Exit::No
-            });
+            let source = match source {
+                Some(source) => source.clone(),
+                None => repo.source()?.dir,
+            };
+            return Ok(report(&attempt(repo, &source)?));
         }
     }
     Ok(Exit::Done)
@@ -275,17 +273,13 @@ fn print_written(written: &Written) {
     eprintln!("{} patches, {} files{news}", written.patches, written.files);
 }
 
-/// Prints one line for each patch; returns the number of patches that do not apply.
-fn report(outcomes: &[(String, Outcome)]) -> usize {
-    for (name, outcome) in outcomes {
-        match outcome {
-            Outcome::Applies => println!("{name}: applies"),
-            Outcome::Merges => println!("{name}: applies with a merge"),
-            Outcome::Fails(files) => println!("{name}: does not apply: {}", files.join(", ")),
-        }
+/// Prints one line for each hunk, and the counts.
+fn report(attempt: &Attempt) -> Exit {
+    attempt.lines().for_each(|line| println!("{line}"));
+    eprintln!("{}", attempt.summary());
+    if attempt.fails() {
+        Exit::No
+    } else {
+        Exit::Done
     }
-    outcomes
-        .iter()
-        .filter(|(_, outcome)| matches!(outcome, Outcome::Fails(_)))
-        .count()
 }

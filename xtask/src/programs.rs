@@ -120,7 +120,7 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
             None
         }
         Kind::Tools | Kind::Qemu | Kind::PortableTools | Kind::Address | Kind::Thread => {
-            Series::read(repo.patches().root())?.apply(&source.dir, &tree, source.accepts)?;
+            Series::read(repo.patches().root())?.apply(&source.dir, &tree, &source.accepts)?;
             Some(env!("CARGO_PKG_VERSION"))
         }
     };

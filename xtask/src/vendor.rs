@@ -11,7 +11,7 @@ use crate::build::patch::{Accepts, Series};
 use crate::build::{source, tree};
 use crate::git::Git;
 use crate::hint::Hint as _;
-use crate::patches::attempt::{Outcome, attempt};
+use crate::patches::attempt::{Attempt, attempt_with};
 use crate::repo::Repo;
 
 /// The unpacked source in `vendor/cache/`, and whether this call downloaded it.
@@ -87,7 +87,7 @@ pub struct Bumped {
     pub before: Lock,
     pub after: Lock,
     pub warnings: Vec<String>,
-    pub outcomes: Vec<(String, Outcome)>,
+    pub attempt: Attempt,
     /// The blob ids changed, so the build refuses the series.
     pub is_stale: bool,
 }
@@ -133,17 +133,16 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
     }
 
     write_lock(&repo.lock_file(), &after)?;
-    let folder = repo.patches();
-    let outcomes = attempt(&folder, &pristine, &older)?;
-    let is_stale = !outcomes.is_empty()
-        && Series::read(folder.root())?
-            .overlay(&pristine, Accepts::Pin)
+    let attempt = attempt_with(repo, &pristine, older)?;
+    let is_stale = !attempt.is_empty()
+        && Series::read(repo.patches().root())?
+            .overlay(&pristine, &Accepts::Pin)
             .is_err();
     Ok(Bumped {
         before,
         after,
         warnings,
-        outcomes,
+        attempt,
         is_stale,
     })
 }

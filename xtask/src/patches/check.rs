@@ -101,7 +101,7 @@ impl Findings {
         } else {
             Ok(Series::default())
         };
-        if let Err(why) = series.and_then(|series| series.overlay(source, Accepts::Pin)) {
+        if let Err(why) = series.and_then(|series| series.overlay(source, &Accepts::Pin)) {
             self.add_error(&why);
         }
     }

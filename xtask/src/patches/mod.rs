@@ -9,6 +9,7 @@
 
 pub mod attempt;
 pub mod check;
+pub mod contracts;
 pub mod export;
 pub mod import;
 pub mod mail;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::build::patch::blob_id;
+use crate::build::patch::blob_id::blob_id;
 use mail::Mail;
 
 /// The folder `patches/`.

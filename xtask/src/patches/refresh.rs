@@ -8,7 +8,7 @@ use super::Folder;
 use super::export::{Written, export};
 use super::import::{Placement, apply, import, start};
 use super::work_tree::WorkTree;
-use crate::build::patch::blob_id;
+use crate::build::patch::blob_id::blob_id;
 use crate::git::Git;
 
 /// Result of a refresh.

@@ -1,6 +1,7 @@
 //! Tests of `cargo xtask patches` on a made-up upstream.
 
 use std::fs;
+use std::process::Command;
 
 use crate::support::{Fixture, MMAP, message, upstream};
 
@@ -447,28 +448,73 @@ fn refresh_leaves_a_conflict_to_the_developer() {
 }
 
 #[test]
-fn try_reports_each_patch_and_changes_nothing() {
+fn try_reports_each_hunk_and_changes_nothing() {
     let fixture = Fixture::with_series();
+    fixture.write(
+        "docs/patching.md",
+        "## Upstream internals that the series relies on\n\n- **The tenth line** (`src/llama-mmap.cpp: line 10`): it is there.\n",
+    );
     let before = fixture.patches();
     let newer = fixture.path("newer");
     upstream(&newer);
-    let source = newer.to_str().unwrap();
-    fixture
-        .xtask(&["patches", "try", "--source", source])
+    let run = fixture
+        .xtask(&["patches", "try", newer.to_str().unwrap()])
         .succeeds()
-        .finds(&["0001", ": applies"]);
-    fixture.replace("newer/src/llama-mmap.cpp", "line 11\n", "line eleven\n");
-    fixture.replace(
-        "newer/src/llama-mmap.cpp",
-        "line 33\n",
-        "line 33, changed\n",
+        .says("2 hunks: 2 apply at their place\n");
+    assert_eq!(
+        run.stdout,
+        "0001 src/llama-mmap.cpp:8: applies [The tenth line]\n0002 src/llama-mmap.cpp:29: applies\n"
     );
+    let mmap = "newer/src/llama-mmap.cpp";
+    fixture.replace(mmap, "line 1\n", "line 0\nline 1\n");
+    fixture.replace(mmap, "line 33\n", "line 33, changed\n");
+    let run = fixture
+        .xtask(&["patches", "try", newer.to_str().unwrap()])
+        .succeeds()
+        .says("2 hunks: 1 apply at an offset, 1 merge\n");
+    assert_eq!(
+        run.stdout,
+        "0001 src/llama-mmap.cpp:8: applies at offset +1 [The tenth line]\n0002 src/llama-mmap.cpp:29: merges\n"
+    );
+    fixture.replace(mmap, "line 11\n", "line eleven\n");
     fixture
-        .xtask(&["patches", "try", "--source", source])
+        .xtask(&["patches", "try", newer.to_str().unwrap()])
         .exits(1)
-        .finds(&["0001", "does not apply: src/llama-mmap.cpp"])
-        .finds(&["0002", "applies with a merge"]);
+        .finds(&["0001 src/llama-mmap.cpp:8: conflicts [The tenth line]"])
+        .finds(&["0002 src/llama-mmap.cpp:29: merges"]);
     assert_eq!(fixture.patches(), before);
+}
+
+#[test]
+fn try_reads_the_archive_of_a_package() {
+    let fixture = Fixture::with_series();
+    upstream(&fixture.path("made/carrier-1/sys/llama.cpp"));
+    fixture.replace(
+        "made/carrier-1/sys/llama.cpp/src/llama-mmap.cpp",
+        "line 30\n",
+        "line thirty\n",
+    );
+    let archive = fixture.path("carrier-1.crate");
+    let (archive, made) = (archive.to_str().unwrap(), fixture.path("made"));
+    let status = Command::new("tar")
+        .args(["-czf", archive, "-C", made.to_str().unwrap(), "carrier-1"])
+        .status();
+    assert!(status.unwrap().success());
+    fixture
+        .xtask(&["patches", "try", archive])
+        .exits(1)
+        .finds(&["0001 src/llama-mmap.cpp:8: applies"])
+        .finds(&["0002 src/llama-mmap.cpp:29: conflicts"]);
+}
+
+#[test]
+fn try_refuses_what_contains_no_llama_cpp() {
+    let fixture = Fixture::with_series();
+    let patches = fixture.path("patches");
+    fixture
+        .xtask(&["patches", "try", patches.to_str().unwrap()])
+        .exits(3)
+        .says("is not a llama.cpp tree");
 }
 
 /// Keeps the source of the series unpacked, like `vendor bump`.

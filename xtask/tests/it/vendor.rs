@@ -141,7 +141,7 @@ fn bump_pins_what_the_carrier_tells_and_keeps_the_comments() {
     xtask(&fixture, &["vendor", "bump", "2.0.0"])
         .succeeds()
         .finds(&["llama-cpp-python 1.0.0 → 2.0.0"])
-        .finds(&["0001", ": applies"])
+        .finds(&["0001", ": applies at offset +1"])
         .says("cargo xtask patches refresh");
     assert_eq!(value(&fixture, "version"), "2.0.0");
     assert_eq!(value(&fixture, "commit"), commit);
@@ -156,7 +156,7 @@ fn bump_pins_what_the_carrier_tells_and_keeps_the_comments() {
 }
 
 #[test]
-fn bump_names_the_patch_that_needs_a_person() {
+fn bump_names_the_hunk_that_needs_a_person() {
     let fixture = pinned();
     carrier(
         &fixture,
@@ -167,7 +167,7 @@ fn bump_names_the_patch_that_needs_a_person() {
     xtask(&fixture, &["vendor", "bump", "2.0.0"])
         .exits(1)
         .finds(&["0001", ": applies"])
-        .finds(&["0002", "does not apply: src/llama-mmap.cpp"])
+        .finds(&["0002 src/llama-mmap.cpp:29: conflicts"])
         .says("cargo xtask patches refresh");
 }
 
