@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::carrier::Carrier;
+
 /// The pinned llama.cpp, and its carrier package.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
+    pub registry: Registry,
     /// Name of the carrier package.
     pub package: String,
     /// Version of the carrier package.
@@ -22,6 +25,34 @@ pub struct Lock {
     pub commit: String,
     /// Date of that commit.
     pub date: String,
+}
+
+/// The program that downloads the carrier package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registry {
+    Pip,
+    Cargo,
+}
+
+impl Registry {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pip => "pip",
+            Self::Cargo => "cargo",
+        }
+    }
+}
+
+impl Lock {
+    pub fn carrier(&self) -> Carrier<'_> {
+        Carrier {
+            registry: self.registry,
+            package: &self.package,
+            version: &self.version,
+            sha256: Some(&self.sha256),
+        }
+    }
 }
 
 /// Reads and checks the lock file.
@@ -65,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_short_hash_is_refused() {
-        let text = "package='p'\nversion='1'\nsha256='abc'\nsubdir='s'\ncommit='c'\ndate='d'";
+        let text = "registry='pip'\npackage='p'\nversion='1'\nsha256='abc'\nsubdir='s'\ncommit='c'\ndate='d'";
         assert!(format!("{:#}", parse(text).unwrap_err()).contains("64 hex digits"));
     }
 }

@@ -4,6 +4,7 @@
 //! `cargo` reads the environment of a build script. Only `build.rs` uses `bindings` and `shim`.
 
 pub mod cargo;
+pub mod carrier;
 pub mod cmake;
 pub mod link;
 pub mod lock;

@@ -3,9 +3,8 @@
 //! The blob ids of the series verify the source, whatever its origin (see `patch`).
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
@@ -24,7 +23,7 @@ const NEEDED: &[&str] = &[
     "ggml/include/ggml.h",
     "ggml/src/ggml-backend.cpp",
     "common/arg.cpp",
-    "tools/server/server.cpp",
+    "tools/server/server-context.cpp",
     "vendor/nlohmann/json.hpp",
 ];
 
@@ -85,12 +84,7 @@ pub fn fetch(lock: &Lock, cache: &Path) -> Result<PathBuf> {
         let scratch = tempfile::Builder::new()
             .prefix(".fetch-")
             .tempdir_in(cache)?;
-        let archive = download(
-            &lock.package,
-            &lock.version,
-            Some(&lock.sha256),
-            scratch.path(),
-        )?;
+        let archive = lock.carrier().download(scratch.path())?;
         install(lock, &archive, scratch.path(), &dir)?;
     }
     Ok(dir)
@@ -128,14 +122,20 @@ impl Source {
 
 /// Checks that a directory is a llama.cpp tree.
 fn check(dir: &Path) -> Result<()> {
-    for file in NEEDED {
-        ensure!(
-            dir.join(file).is_file(),
+    match missing(dir) {
+        Some(file) => bail!(
             "{} is not a llama.cpp tree: `{file}` is missing\nhint: use a complete checkout of llama.cpp, or unset LLAMA_CPP_DIR to download the source",
             dir.display()
-        );
+        ),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn missing(dir: &Path) -> Option<&'static str> {
+    NEEDED
+        .iter()
+        .find(|file| !dir.join(file).is_file())
+        .copied()
 }
 
 fn head(dir: &Path) -> Option<String> {
@@ -151,67 +151,6 @@ fn head(dir: &Path) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Downloads the carrier's source archive into `dir` by name, version and hash; without the hash only for a new pin.
-pub fn download(package: &str, version: &str, sha256: Option<&str>, dir: &Path) -> Result<PathBuf> {
-    let what = format!("{package} {version}");
-    let requirements = dir.join("requirements.txt");
-    let hash = sha256
-        .map(|hash| format!(" --hash=sha256:{hash}"))
-        .unwrap_or_default();
-    fs::write(&requirements, format!("{package}=={version}{hash}\n"))?;
-    // `--no-binary` only for this package, because with `:all:` pip would compile its build tools, such as CMake.
-    let output = Command::new("python3")
-        .args([
-            "-m",
-            "pip",
-            "download",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ])
-        .args(sha256.map(|_| "--require-hashes"))
-        .args(["--no-binary", package])
-        .arg("-r")
-        .arg(&requirements)
-        .arg("-d")
-        .arg(dir)
-        .output();
-    let output = match output {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            bail!("cannot download {what}: program `python3` not found\n{PIP}")
-        }
-        other => other.context("cannot run `python3`")?,
-    };
-    ensure!(
-        output.status.success(),
-        "cannot download {what}: {}",
-        complaint(&output)
-    );
-    let archive = fs::read_dir(dir)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|e| e == "gz"));
-    archive.with_context(|| format!("cannot download {what}: pip downloaded no .tar.gz"))
-}
-
-const PIP: &str =
-    "hint: apt-get install python3-pip, or set LLAMA_CPP_DIR to a checkout of llama.cpp";
-
-/// The error of pip in one line, with a hint.
-fn complaint(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    if text.contains("No module named pip") {
-        return format!("python3 has no pip\n{PIP}");
-    }
-    if text.contains("DO NOT MATCH THE HASHES") {
-        return "its hash differs from vendor/llama.cpp.lock\nhint: do not trust this download; \"cargo xtask vendor bump VERSION\" changes the pin".to_owned();
-    }
-    let mut lines = text.lines().rev();
-    let error = lines.find_map(|line| line.strip_prefix("ERROR: "));
-    let last = error.or(text.lines().next_back()).unwrap_or("pip failed");
-    format!(
-        "{last}\nhint: without a network, set LLAMA_CPP_DIR, or run \"cargo xtask vendor fetch\" on another machine and copy vendor/cache/"
-    )
-}
-
 /// Checks `archive` and unpacks llama.cpp from it to `dir`. `dir` appears only when it is complete.
 pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Result<()> {
     let found = sha256(archive)?;
@@ -224,7 +163,13 @@ pub fn install(lock: &Lock, archive: &Path, scratch: &Path, dir: &Path) -> Resul
     let tree = scratch.join("tree");
     unpack(archive, &lock.subdir, &tree)
         .with_context(|| format!("cannot unpack {}", archive.display()))?;
-    check(&tree)?;
+    if let Some(file) = missing(&tree) {
+        bail!(
+            "{} {} contains only a part of llama.cpp: `{file}` is missing",
+            lock.package,
+            lock.version
+        );
+    }
     match fs::rename(&tree, dir) {
         // Another process unpacked the same content first.
         Err(_) if dir.is_dir() => Ok(()),
@@ -281,6 +226,7 @@ pub fn unpack(archive: &Path, subdir: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::lock::Registry;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -307,6 +253,7 @@ mod tests {
         }
         builder.into_inner().unwrap().finish().unwrap();
         let lock = Lock {
+            registry: Registry::Pip,
             package: "carrier".into(),
             version: "1".into(),
             sha256: sha256(&path).unwrap(),

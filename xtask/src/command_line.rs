@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::PossibleValue;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::build::lock::Registry;
 use crate::repo::Repo;
 use crate::upstream_tests;
 
@@ -75,10 +77,16 @@ pub enum Vendor {
     Fetch,
     /// Download the pinned archive again, and compare its hash, the unpacked cache and the upstream commit
     Verify,
-    /// Pin another version of the carrier package, and try the series on it
+    /// Pin another version of the carrier package, or another carrier, and try the series on it
     Bump {
         /// Version of the carrier package
         version: String,
+        /// Name of the carrier package [default: the pinned one]
+        #[arg(long, value_name = "NAME")]
+        package: Option<String>,
+        /// Program that downloads the carrier package [default: the pinned one]
+        #[arg(long)]
+        registry: Option<Registry>,
         /// Upstream commit, if the package does not contain it
         #[arg(long, value_name = "SHA", value_parser = commit_id)]
         commit: Option<String>,
@@ -110,6 +118,16 @@ pub struct Place {
     /// patches/ after the import
     #[arg(long)]
     pub force: bool,
+}
+
+impl ValueEnum for Registry {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Pip, Self::Cargo]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(self.name().into())
+    }
 }
 
 fn commit_id(text: &str) -> Result<String, String> {

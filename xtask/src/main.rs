@@ -125,18 +125,34 @@ fn run_vendor(repo: &Repo, command: &Vendor) -> Result<Exit> {
                 return Ok(Exit::No);
             }
         }
-        Vendor::Bump { version, commit } => return run_bump(repo, version, commit.as_deref()),
+        Vendor::Bump {
+            version,
+            package,
+            registry,
+            commit,
+        } => {
+            let bumped = vendor::bump(
+                repo,
+                *registry,
+                package.as_deref(),
+                version,
+                commit.as_deref(),
+            )?;
+            return Ok(report_bump(&bumped));
+        }
     }
     Ok(Exit::Done)
 }
 
-fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
-    let bumped = vendor::bump(repo, version, commit)?;
+fn report_bump(bumped: &vendor::Bumped) -> Exit {
     for warning in &bumped.warnings {
         eprintln!("warning: {warning}");
     }
     let (before, after) = (&bumped.before, &bumped.after);
-    println!("{} {} → {}", after.package, before.version, after.version);
+    println!(
+        "{} {} → {} {}",
+        before.package, before.version, after.package, after.version
+    );
     println!(
         "upstream {} → {} of {}",
         before.commit, after.commit, after.date
@@ -145,7 +161,7 @@ fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
         eprintln!(
             "hint: run \"cargo xtask patches refresh\"; it stops at the first patch that conflicts, so that you can resolve it"
         );
-        return Ok(Exit::No);
+        return Exit::No;
     }
     if bumped.is_stale {
         eprintln!("hint: write the series for the new source with \"cargo xtask patches refresh\"");
@@ -153,7 +169,7 @@ fn run_bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Exit> {
     eprintln!(
         "hint: read \"Upstream internals that the series relies on\" in docs/patching.md before you commit the new pin"
     );
-    Ok(Exit::Done)
+    Exit::Done
 }
 
 fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {

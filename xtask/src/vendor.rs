@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use flate2::read::GzDecoder;
 
-use crate::build::lock::{self, Lock};
+use crate::build::carrier::Carrier;
+use crate::build::lock::{self, Lock, Registry};
 use crate::build::patch::{Accepts, Series};
 use crate::build::{source, tree};
 use crate::git::Git;
@@ -32,12 +33,7 @@ pub struct Verified {
 pub fn verify(repo: &Repo) -> Result<Verified> {
     let lock = repo.lock()?;
     let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-    let archive = source::download(
-        &lock.package,
-        &lock.version,
-        Some(&lock.sha256),
-        scratch.path(),
-    )?;
+    let archive = lock.carrier().download(scratch.path())?;
     let pristine = scratch.path().join("pristine");
     source::install(&lock, &archive, scratch.path(), &pristine)?;
     let mut verified = Verified::default();
@@ -92,8 +88,14 @@ pub struct Bumped {
     pub is_stale: bool,
 }
 
-/// Pins `version` of the carrier, then tries the series on it.
-pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> {
+/// Pins `version` of a carrier, then tries the series on it. By default the carrier stays the same.
+pub fn bump(
+    repo: &Repo,
+    registry: Option<Registry>,
+    package: Option<&str>,
+    version: &str,
+    commit: Option<&str>,
+) -> Result<Bumped> {
     let before = repo.lock()?;
     let mut warnings = Vec::new();
     let mut older = Vec::new();
@@ -109,14 +111,25 @@ pub fn bump(repo: &Repo, version: &str, commit: Option<&str>) -> Result<Bumped> 
     let scratch = tempfile::Builder::new()
         .prefix(".bump-")
         .tempdir_in(repo.cache())?;
-    let archive = source::download(&before.package, version, None, scratch.path())?;
-    let told = Told::read(&archive, &before.subdir)?;
-    let mut after = Lock {
+    let carrier = Carrier {
+        registry: registry.unwrap_or(before.registry),
+        package: package.unwrap_or(&before.package),
+        version,
+        sha256: None,
+    };
+    let archive = carrier.download(scratch.path())?;
+    let subdir = source::subdir(&archive)?;
+    let told = Told::read(&archive, &subdir)?;
+    let (commit, date) = commit_and_date(told.as_ref(), commit, carrier.package, version)?;
+    let after = Lock {
+        registry: carrier.registry,
+        package: carrier.package.to_owned(),
         version: version.to_owned(),
         sha256: source::sha256(&archive)?,
-        ..before.clone()
+        subdir,
+        commit,
+        date,
     };
-    (after.commit, after.date) = commit_and_date(told.as_ref(), commit, &before.package, version)?;
     let pristine = repo.cache().join(&after.sha256);
     if !pristine.is_dir() {
         source::install(&after, &archive, scratch.path(), &pristine)?;
@@ -172,9 +185,13 @@ fn commit_and_date(
 fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let subdir = lock.subdir.to_str().context("a path is not UTF-8")?;
     let values = [
+        ("registry", lock.registry.name()),
+        ("package", &lock.package),
         ("version", &lock.version),
         ("sha256", &lock.sha256),
+        ("subdir", subdir),
         ("commit", &lock.commit),
         ("date", &lock.date),
     ];
@@ -191,8 +208,7 @@ fn write_lock(path: &Path, lock: &Lock) -> Result<()> {
     fs::write(draft.path(), &new)?;
     let read_back = lock::read(draft.path())?;
     ensure!(
-        (&read_back.version, &read_back.sha256, &read_back.commit)
-            == (&lock.version, &lock.sha256, &lock.commit),
+        read_back == *lock,
         "`{}` needs exactly one line for each value",
         path.display()
     );

@@ -13,7 +13,7 @@ const UPSTREAM: &[&str] = &[
     "ggml/include/ggml.h",
     "ggml/src/ggml-backend.cpp",
     "common/arg.cpp",
-    "tools/server/server.cpp",
+    "tools/server/server-context.cpp",
     "vendor/nlohmann/json.hpp",
 ];
 
@@ -37,7 +37,7 @@ impl Fixture {
             root: TempDir::new().unwrap(),
         };
         let lock = format!(
-            "# a comment that stays\npackage = \"llama-cpp-python\"\nversion = \"1.0.0\"\nsha256 = \"{}\"\n\n# another one\nsubdir = \"vendor/llama.cpp\"\ncommit = \"{}\"\ndate = \"2026-01-01\"\n",
+            "# a comment that stays\nregistry = \"pip\"\npackage = \"llama-cpp-python\"\nversion = \"1.0.0\"\nsha256 = \"{}\"\n\n# another one\nsubdir = \"vendor/llama.cpp\"\ncommit = \"{}\"\ndate = \"2026-01-01\"\n",
             "a".repeat(64),
             "b".repeat(40),
         );

@@ -1,8 +1,10 @@
-//! Tests of `cargo xtask vendor` with a made-up carrier package, which pip finds in a folder.
+//! Tests of `cargo xtask vendor` with made-up carrier packages, which pip and cargo find in folders.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{Fixture, MMAP, Run, git, upstream, write};
 
@@ -72,28 +74,80 @@ fn carrier(fixture: &Fixture, version: &str, (from, to): (&str, &str), told: Com
         "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n";
     write(&top.join("pyproject.toml"), project);
 
-    let index = index(fixture);
-    fs::create_dir_all(&index).unwrap();
+    pack(
+        fixture,
+        &name,
+        &index(fixture).join(format!("{name}.tar.gz")),
+    );
+    commit
+}
+
+/// Packs the folder `name` of the made-up packages.
+fn pack(fixture: &Fixture, name: &str, archive: &Path) {
+    fs::create_dir_all(archive.parent().unwrap()).unwrap();
     let status = Command::new("tar")
         .arg("-C")
         .arg(fixture.path("made"))
         .arg("-czf")
-        .arg(index.join(format!("{name}.tar.gz")))
-        .arg(&name)
+        .arg(archive)
+        .arg(name)
         .status()
         .unwrap();
     assert!(status.success());
-    commit
+}
+
+/// Publishes a crate that carries llama.cpp without the files in `left_out`, in a registry of files.
+fn publish(fixture: &Fixture, version: &str, (from, to): (&str, &str), left_out: &[&str]) {
+    let name = format!("carrier-sys-{version}");
+    let top = fixture.path("made").join(&name);
+    upstream(&top.join("llama.cpp"));
+    fixture.replace(&format!("made/{name}/llama.cpp/{MMAP}"), from, to);
+    for file in left_out {
+        fs::remove_file(top.join("llama.cpp").join(file)).unwrap();
+    }
+    let manifest =
+        format!("[package]\nname = \"carrier-sys\"\nversion = \"{version}\"\nedition = \"2024\"\n");
+    write(&top.join("Cargo.toml"), &manifest);
+    write(&top.join("src/lib.rs"), "");
+    let archive = fixture.path(&format!("crates/{name}.crate"));
+    pack(fixture, &name, &archive);
+
+    let index = fixture.path("crates/index");
+    let hash = Sha256::digest(fs::read(archive).unwrap())
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let entry = format!(
+        "{{\"name\":\"carrier-sys\",\"vers\":\"{version}\",\"deps\":[],\"features\":{{}},\"cksum\":\"{hash}\",\"yanked\":false}}\n"
+    );
+    write(&index.join("ca/rr/carrier-sys"), &entry);
+    let crates = fixture.path("crates");
+    let place = format!(
+        "{{\"dl\":\"file://{}/{{crate}}-{{version}}.crate\"}}",
+        crates.display()
+    );
+    write(&index.join("config.json"), &place);
+    git(&index, &["init", "--quiet"]);
+    git(&index, &["add", "--all"]);
+    git(&index, &["commit", "--quiet", "-m", "publish"]);
+    let config = format!(
+        "[registry]\ndefault = \"made\"\n[registries.made]\nindex = \"file://{}\"\n",
+        index.display()
+    );
+    // A new home, so that cargo downloads again.
+    let home = fixture.path("cargo-home");
+    let _ = fs::remove_dir_all(&home);
+    write(&home.join("config.toml"), &config);
 }
 
 fn index(fixture: &Fixture) -> PathBuf {
     fixture.path("index")
 }
 
-/// Runs `xtask` with a pip that finds only the made-up packages.
+/// Runs `xtask` with a pip and a cargo that find only the made-up packages.
 fn xtask(fixture: &Fixture, args: &[&str]) -> Run {
-    let index = index(fixture);
+    let (index, home) = (index(fixture), fixture.path("cargo-home"));
     let env = [
+        ("CARGO_HOME", home.to_str().unwrap()),
         ("PIP_NO_INDEX", "1"),
         ("PIP_FIND_LINKS", index.to_str().unwrap()),
         ("PIP_CONFIG_FILE", "/dev/null"),
@@ -140,7 +194,7 @@ fn bump_pins_what_the_carrier_tells_and_keeps_the_comments() {
     );
     xtask(&fixture, &["vendor", "bump", "2.0.0"])
         .succeeds()
-        .finds(&["llama-cpp-python 1.0.0 → 2.0.0"])
+        .finds(&["llama-cpp-python 1.0.0 → llama-cpp-python 2.0.0"])
         .finds(&["0001", ": applies at offset +1"])
         .says("cargo xtask patches refresh");
     assert_eq!(value(&fixture, "version"), "2.0.0");
@@ -216,6 +270,60 @@ fn bump_to_a_version_that_does_not_exist_changes_nothing() {
     xtask(&fixture, &["vendor", "bump", "3.0.0"])
         .exits(3)
         .says("llama-cpp-python 3.0.0");
+    assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
+}
+
+/// Arguments that pin the made-up crate.
+fn bump_to_crate(version: &str) -> Vec<&str> {
+    const COMMIT: &str = "cccccccccccccccccccccccccccccccccccccccc";
+    let carrier = ["--registry", "cargo", "--package", "carrier-sys"];
+    let mut args = vec!["vendor", "bump", version, "--commit", COMMIT];
+    args.extend(carrier);
+    args
+}
+
+#[test]
+fn bump_pins_a_carrier_of_cargo_and_later_commands_use_it() {
+    let fixture = pinned();
+    publish(&fixture, "0.4.0", ("line 33\n", "line 33, changed\n"), &[]);
+    xtask(&fixture, &bump_to_crate("0.4.0"))
+        .succeeds()
+        .finds(&["llama-cpp-python 1.0.0 → carrier-sys 0.4.0"])
+        .finds(&["0001 src/llama-mmap.cpp:8: applies"])
+        .finds(&["0002 src/llama-mmap.cpp:29: merges"]);
+    assert_eq!(value(&fixture, "registry"), "cargo");
+    assert_eq!(value(&fixture, "subdir"), "llama.cpp");
+    xtask(&fixture, &["patches", "refresh"]).succeeds();
+    xtask(&fixture, &["patches", "check"]).succeeds();
+
+    fs::remove_dir_all(cached(&fixture)).unwrap();
+    xtask(&fixture, &["vendor", "fetch"]).succeeds();
+    assert!(cached(&fixture).join(MMAP).is_file());
+    xtask(&fixture, &["vendor", "verify"])
+        .succeeds()
+        .finds(&["carrier-sys 0.4.0: sha256 of the archive matches"]);
+    publish(&fixture, "0.4.0", ("line 33\n", "line 33, again\n"), &[]);
+    xtask(&fixture, &["vendor", "verify"])
+        .exits(3)
+        .says("cannot download carrier-sys 0.4.0: its hash differs");
+}
+
+#[test]
+fn bump_refuses_a_carrier_of_a_part_of_llama_cpp() {
+    let fixture = pinned();
+    let before = fixture.read("vendor/llama.cpp.lock");
+    publish(
+        &fixture,
+        "0.4.0",
+        AS_IT_WAS,
+        &["tools/server/server-context.cpp"],
+    );
+    xtask(&fixture, &bump_to_crate("0.4.0")).exits(3).says(
+        "carrier-sys 0.4.0 contains only a part of llama.cpp: `tools/server/server-context.cpp`",
+    );
+    xtask(&fixture, &bump_to_crate("0.5.0"))
+        .exits(3)
+        .says("cannot download carrier-sys 0.5.0: could not find");
     assert_eq!(fixture.read("vendor/llama.cpp.lock"), before);
 }
 
