@@ -155,6 +155,10 @@ pub fn rows(result: &CaseResult) -> impl Iterator<Item = [String; 4]> {
 }
 
 fn spread(measure: &Measure, spread: Summary) -> String {
+    // A speed of zero is no speed: stock does not report how fast it loads.
+    if spread.max == 0.0 && measure.unit.ends_with("/s") {
+        return "-".to_owned();
+    }
     let digits = measure.digits;
     format!(
         "{:.digits$} ({:.digits$} to {:.digits$})",
