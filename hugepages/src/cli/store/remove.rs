@@ -37,7 +37,7 @@ pub struct Gc {
     /// Remove images that no process used for this time: 90s, 30m, 12h, 7d, 2w
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Option<Duration>,
-    /// Remove only images whose model file changed or no longer exists
+    /// Remove only images whose model file changed or was removed
     #[arg(long)]
     stale: bool,
     /// Remove images until this many pages or bytes are free: first the unusable images, then the longest unused
@@ -73,19 +73,8 @@ struct Answer {
 
 /// Parses a time such as `7d`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let units = [
-        ("s", 1),
-        ("m", 60),
-        ("h", 3_600),
-        ("d", 86_400),
-        ("w", 604_800),
-    ];
-    let parsed = units.iter().find_map(|(unit, seconds)| {
-        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-        number.checked_mul(*seconds)
-    });
-    parsed.map(Duration::from_secs).ok_or_else(|| {
-        format!("`{text}` is not a time: expected a number and s, m, h, d or w, such as 7d")
+    humantime::parse_duration(text).map_err(|error| {
+        format!("`{text}` is not a time: {error}; expected numbers with s, m, h, d or w, such as 7d or `1d 12h`")
     })
 }
 
@@ -221,7 +210,13 @@ mod tests {
 
     #[test]
     fn a_time_has_a_unit() {
-        for (text, seconds) in [("90s", 90), ("30m", 1800), ("12h", 43_200), ("7d", 604_800)] {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("30m", 1800),
+            ("12h", 43_200),
+            ("7d", 604_800),
+            ("1d 12h", 129_600),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
         }
         for text in [
@@ -229,8 +224,6 @@ mod tests {
             "7",
             "d",
             "-1d",
-            "1.5d",
-            "7 d",
             "99999999999999999999w",
             "9999999999999999w",
         ] {
