@@ -3,13 +3,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
+use rustix::fs::Mode;
 use serde_json::Value;
 
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::Launch;
-use crate::support::{is_root, models, or_skip, plan, programs, skip, snapshot};
+use crate::support::{
+    is_root, is_running, models, or_skip, plan, programs, skip, snapshot, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn launch(model: &Path) -> Launch {
     Launch::ours().model(model)
@@ -82,6 +88,15 @@ fn a_plan_that_fits_is_0_and_one_that_does_not_is_3_with_the_way_there() {
         "{short}"
     );
     pool.assert_all_back();
+
+    // A hint that is not followed yet, and one that is.
+    let prefer = plan::of(&launch.clone().args(["--hugepage-policy", "prefer"]));
+    for (plan, is_hinted) in [(&short, true), (&prefer, false)] {
+        let hint = plan["hint"].as_str().expect("a text");
+        let hints = hint.contains("--hugepage-policy prefer");
+        assert!(hint.contains(&total.to_string()), "{plan}");
+        assert_eq!(hints, is_hinted, "{plan}");
+    }
 }
 
 #[test]
@@ -153,6 +168,16 @@ fn what_the_server_refuses_is_1_with_its_words() {
             "--hugepage-size",
             "",
         ),
+        (
+            vec!["-c", "512"],
+            "need a model",
+            "hint: add -m FILE or another option that names one model",
+        ),
+        (
+            vec!["--models-dir", "/tmp"],
+            "need a model",
+            "hint: add -m FILE or another option that names one model",
+        ),
     ] {
         let mut command = std::process::Command::new(programs::hugepages());
         let output = command
@@ -169,6 +194,35 @@ fn what_the_server_refuses_is_1_with_its_words() {
         );
         assert!(output.stdout.is_empty(), "{output:?}");
     }
+}
+
+#[test]
+fn a_killed_plan_leaves_no_server() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    // The server waits for a writer of this FIFO.
+    let model = dir.path().join("model.gguf");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &model, Mode::RWXU).expect("the folder is ours");
+    let mut plan = plan::command(&launch(&model))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the tool can be started");
+    let server = || {
+        let children = format!("/proc/{0}/task/{0}/children", plan.id());
+        let children = fs::read_to_string(children).unwrap_or_default();
+        children.trim().parse::<u32>().ok()
+    };
+    assert!(
+        wait_for(PATIENCE, || server().is_some()),
+        "the tool starts a server"
+    );
+    let server = server().expect("just seen");
+    plan.kill().expect("it runs");
+    plan.wait().expect("it was killed");
+    assert!(
+        wait_for(PATIENCE, || !is_running(&server.to_string())),
+        "the server ends with the tool"
+    );
 }
 
 /// The snapshot contains only figures of the model, because those of the machine differ.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Plan, PlanError};
+use crate::child_process::end_with_parent;
 
 /// Exit code of a `llama-server` that has too few huge pages or too little memory.
 pub const SHORT: i32 = 3;
@@ -52,15 +53,17 @@ impl Plan {
         server: &Path,
         args: impl IntoIterator<Item = A>,
     ) -> Result<Self, PlanError> {
-        let output = Command::new(server)
+        let mut command = Command::new(server);
+        command
             .args(args)
             .arg("--hugepage-plan")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|source| PlanError::Start {
-                program: server.to_owned(),
-                source,
-            })?;
+            .stdin(Stdio::null());
+        // No limit for the time, because the server may download the model first.
+        end_with_parent(&mut command);
+        let output = command.output().map_err(|source| PlanError::Start {
+            program: server.to_owned(),
+            source,
+        })?;
         let stdout = String::from_utf8_lossy(&output.stdout);
         let plan = stdout
             .lines()

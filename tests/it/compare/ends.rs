@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::{Tool, case, script, script_before_ours, told};
 use crate::support::pool::Pool;
-use crate::support::{models, or_skip, programs, wait_for};
+use crate::support::{is_running, models, or_skip, programs, wait_for};
 
 #[test]
 fn a_baseline_that_ends_is_told_with_its_words_and_the_other_cases_go_on() {
@@ -218,11 +218,7 @@ impl Started {
 
     fn running(&self) -> Vec<String> {
         let mut pids = self.pids();
-        // A zombie does not run. Its parent, which must wait for it, may not be this process.
-        pids.retain(|pid| {
-            let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
-            stat.is_ok_and(|stat| !stat.contains(") Z "))
-        });
+        pids.retain(|pid| is_running(pid));
         pids
     }
 

@@ -31,9 +31,9 @@ pub mod weights;
 
 use std::env;
 use std::fmt::Display;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,12 @@ pub fn target_dir() -> PathBuf {
         .parent()
         .expect("target/tmp is in target/")
         .to_owned()
+}
+
+/// Whether a process runs. A zombie does not. Its parent, which must wait for it, may not be this process.
+pub fn is_running(pid: &str) -> bool {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 /// Polls until the condition holds; `false` if it does not hold within the limit.
