@@ -18,7 +18,7 @@ use clap::{Parser, ValueEnum};
 use indicatif::ProgressBar;
 use llama_hugepages::{
     Batch, Context, ContextParams, Error, HugePages, LogTarget, Model, ModelParams, Sampler,
-    Specials, log_to, report,
+    Specials, log_to,
 };
 
 /// Continue a text with a model on huge pages
@@ -87,14 +87,14 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             Policy::Prefer => HugePages::Prefer,
         });
     }
-    let model = load(&args.model, &params)?;
-    eprintln!("{}: {}", model.description(), report()?);
-
-    let mut params = ContextParams::from_env()?;
+    let mut context_params = ContextParams::from_env()?;
     if let Some(tokens) = args.ctx_size {
-        params = params.with_n_ctx(tokens);
+        context_params = context_params.with_n_ctx(tokens);
     }
-    let mut context = Context::new(&model, &params)?;
+    let model = load(&args.model, &params.with_context(&context_params))?;
+    let mut context = Context::new(&model, &context_params)?;
+    eprintln!("{}: {}", model.description(), model.report()?);
+
     let mut sampler = match args.seed {
         Some(seed) => Sampler::chain(&model)
             .top_k(40)

@@ -9,7 +9,6 @@ use std::ptr::{self, NonNull};
 use std::slice;
 
 use crate::error::Said;
-use crate::model::text;
 use crate::{Batch, ContextParams, Error, Model, ffi, logging};
 
 /// The state of one or more sequences of tokens: key and value memory, and the output of the last batch.
@@ -152,7 +151,7 @@ impl Context {
             1 => Err(Error::ContextFull {
                 tokens: batch.len(),
             }),
-            _ => Err(Error::Decode(Said::new(lines, &text(&thrown)))),
+            _ => Err(Error::Decode(Said::new(lines, &thrown))),
         }
     }
 

@@ -1,8 +1,11 @@
 //! Errors of this library, with their data.
 
+use std::ffi::{CStr, c_char};
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::ffi;
+use crate::page_size::HugePageSize;
 use crate::token::Token;
 
 /// Why a call failed.
@@ -118,7 +121,7 @@ pub enum Error {
     NoReport,
 }
 
-/// The error lines that llama.cpp logged during a failed call.
+/// What llama.cpp said about a failed call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Said {
@@ -126,13 +129,101 @@ pub struct Said {
     pub message: String,
     /// The hint for the user.
     pub hint: Option<String>,
+    /// The cause as data, if huge pages are the cause.
+    pub refusal: Option<Box<Refusal>>,
     /// All error lines of the log, in order.
     pub lines: Vec<String>,
 }
 
+/// Why there are no huge pages for a model or a context.
+///
+/// ```no_run
+/// use llama_hugepages::{Error, HugePages, Model, ModelParams};
+///
+/// let params = ModelParams::default().with_hugepages(HugePages::Require);
+/// if let Err(Error::Load { said, .. }) = Model::load("model.gguf", &params) {
+///     if let Some(shortage) = said.refusal.and_then(|refusal| refusal.shortage) {
+///         println!("{} more pages of {} are needed", shortage.needed - shortage.usable, shortage.page_size);
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The kind of the cause.
+    pub cause: Cause,
+    /// The numbers, if pages are short.
+    pub shortage: Option<Shortage>,
+}
+
+/// The kind of a cause, from the status of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The kernel has no such pool, or is older than Linux 5.14.
+    Unsupported,
+    /// Too few pages: in the pool, below a limit, or in the mount of the store.
+    Short,
+    /// Too little ordinary memory or address space.
+    NoMemory,
+    /// A file cannot be read.
+    Io,
+    /// A file is damaged.
+    Invalid,
+    /// This process may not use a system call.
+    Forbidden,
+}
+
+/// The pages that are missing. Of several page sizes, the numbers are those of the first that is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shortage {
+    /// Size of the pages.
+    pub page_size: HugePageSize,
+    /// Pages that the call needs.
+    pub needed: u64,
+    /// Pages that it could use. Source: the pool, limits and the mount at the time of the failure.
+    pub usable: u64,
+}
+
+impl Refusal {
+    /// `None` if the engine refused nothing.
+    fn new(raw: &ffi::ggml_hugepages_error) -> Option<Self> {
+        let cause = match raw.status {
+            ffi::GGML_HUGEPAGES_STATUS_UNSUPPORTED => Cause::Unsupported,
+            ffi::GGML_HUGEPAGES_STATUS_SHORT => Cause::Short,
+            ffi::GGML_HUGEPAGES_STATUS_NO_MEMORY => Cause::NoMemory,
+            ffi::GGML_HUGEPAGES_STATUS_IO => Cause::Io,
+            ffi::GGML_HUGEPAGES_STATUS_INVALID => Cause::Invalid,
+            ffi::GGML_HUGEPAGES_STATUS_FORBIDDEN => Cause::Forbidden,
+            _ => return None,
+        };
+        let shortage = HugePageSize::new(raw.page_size as u64).map(|page_size| Shortage {
+            page_size,
+            needed: raw.needed,
+            usable: raw.usable,
+        });
+        Some(Self { cause, shortage })
+    }
+}
+
 impl Said {
+    /// Takes the cause and the hint from the error of the shim, or finds them in the error lines of the call.
+    pub(crate) fn new(lines: Vec<String>, error: &ffi::lh_error) -> Self {
+        let Some(refusal) = Refusal::new(&error.hugepages) else {
+            return Self::from_log(lines, &text(&error.message));
+        };
+        let hint = text(&error.hugepages.hint);
+        Self {
+            message: text(&error.hugepages.message),
+            hint: (!hint.is_empty()).then_some(hint),
+            refusal: Some(Box::new(refusal)),
+            lines,
+        }
+    }
+
     /// Finds the cause and the hint in the error lines of one call. `thrown` is the text of a C++ exception.
-    pub(crate) fn new(lines: Vec<String>, thrown: &str) -> Self {
+    fn from_log(lines: Vec<String>, thrown: &str) -> Self {
         let hint = lines
             .iter()
             .rev()
@@ -157,9 +248,18 @@ impl Said {
         Self {
             message,
             hint,
+            refusal: None,
             lines,
         }
     }
+}
+
+/// A C string in a buffer that always contains a zero byte.
+pub(crate) fn text(buffer: &[c_char]) -> String {
+    let bytes: Vec<u8> = buffer.iter().map(|c| c.to_ne_bytes()[0]).collect();
+    CStr::from_bytes_until_nul(&bytes)
+        .map(|text| text.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 impl fmt::Display for Said {
@@ -209,7 +309,7 @@ mod tests {
     use super::*;
 
     fn said(lines: &[&str]) -> Said {
-        Said::new(lines.iter().map(ToString::to_string).collect(), "")
+        Said::from_log(lines.iter().map(ToString::to_string).collect(), "")
     }
 
     #[test]
@@ -240,9 +340,26 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_of_the_engine_is_told_by_the_engine() {
+        let mut error = ffi::lh_error::default();
+        error.hugepages.status = ffi::GGML_HUGEPAGES_STATUS_SHORT;
+        error.hugepages.page_size = 2 << 20;
+        error.hugepages.needed = 7;
+        error.hugepages.usable = 5;
+        for (to, from) in error.hugepages.message.iter_mut().zip(b"short") {
+            *to = c_char::from_ne_bytes([*from]);
+        }
+        let said = Said::new(vec!["f: another text".into()], &error);
+        let refusal = said.refusal.as_ref().unwrap();
+        let shortage = refusal.shortage.unwrap();
+        assert_eq!((shortage.needed, shortage.usable), (7, 5));
+        assert_eq!(said.to_string(), "short");
+    }
+
+    #[test]
     fn an_exception_is_the_cause() {
         assert_eq!(
-            Said::new(vec!["f: x".into()], "bad alloc").message,
+            Said::from_log(vec!["f: x".into()], "bad alloc").message,
             "bad alloc"
         );
     }

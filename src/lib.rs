@@ -6,10 +6,12 @@
 //! ```no_run
 //! use llama_hugepages::{Batch, Context, ContextParams, HugePages, Model, ModelParams, Sampler, Specials};
 //!
-//! let model = Model::load("model.gguf", &ModelParams::from_env()?.with_hugepages(HugePages::Prefer))?;
-//! println!("{}", llama_hugepages::report()?);
+//! let context = ContextParams::default().with_n_ctx(2048);
+//! let params = ModelParams::from_env()?.with_hugepages(HugePages::Prefer).with_context(&context);
+//! let model = Model::load("model.gguf", &params)?;
+//! let mut context = Context::new(&model, &context)?;
+//! println!("{}", model.report()?);
 //!
-//! let mut context = Context::new(&model, &ContextParams::default().with_n_ctx(2048))?;
 //! let tokens = model.tokenize("Once upon a time", Specials::Add)?;
 //! context.decode(&Batch::prompt(&tokens))?;
 //! let next = Sampler::greedy(&model).sample(&mut context, tokens.len() - 1)?;
@@ -39,7 +41,7 @@ mod vocab;
 pub use backend::{init, log_to};
 pub use batch::Batch;
 pub use context::Context;
-pub use error::{Error, Said};
+pub use error::{Cause, Error, Refusal, Said, Shortage};
 pub use logging::LogTarget;
 pub use model::Model;
 pub use page_size::{HugePageSize, ParseHugePageSizeError};

@@ -54,6 +54,14 @@ pub(crate) fn capture<T>(call: impl FnOnce() -> T) -> (T, Vec<String>) {
     (result, lines.unwrap_or_default())
 }
 
+/// Runs `call`, and drops what llama.cpp logs on this thread except the error lines, which it returns.
+pub(crate) fn capture_quietly<T>(call: impl FnOnce() -> T) -> (T, Vec<String>) {
+    let outer = LINES.with_borrow_mut(|lines| mem::replace(&mut lines.is_quiet, true));
+    let result = capture(call);
+    LINES.with_borrow_mut(|lines| lines.is_quiet = outer);
+    result
+}
+
 /// Sends captured error lines to the target.
 pub(crate) fn release(lines: &[String]) {
     for line in lines {
@@ -68,6 +76,8 @@ struct Lines {
     /// The level of its first piece.
     level: ffi::ggml_log_level,
     captured: Option<Vec<String>>,
+    /// Whether to drop the lines that are not captured.
+    is_quiet: bool,
 }
 
 thread_local! {
@@ -101,6 +111,7 @@ impl Lines {
         let line = mem::take(&mut self.partial);
         match &mut self.captured {
             Some(captured) if self.level == ffi::GGML_LOG_LEVEL_ERROR => captured.push(line),
+            _ if self.is_quiet => {}
             _ => done.push((self.level, line)),
         }
     }
@@ -204,6 +215,18 @@ mod tests {
         );
         assert_eq!(done, [(INFO, "a".into()), (INFO, "b".into())]);
         assert_eq!(rest.captured.unwrap(), ["cause", "hint: do"]);
+    }
+
+    #[test]
+    fn a_quiet_capture_keeps_only_errors() {
+        let ((), lines) = capture_quietly(|| {
+            let done = LINES.with_borrow_mut(|lines| lines.push(INFO, "a\n"));
+            assert!(done.is_empty());
+            LINES.with_borrow_mut(|lines| lines.push(ERROR, "cause\n"));
+        });
+        assert_eq!(lines, ["cause"]);
+        let done = LINES.with_borrow_mut(|lines| lines.push(INFO, "b\n"));
+        assert_eq!(done, [(INFO, "b".into())]);
     }
 
     #[test]

@@ -10,9 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Said;
+use crate::report::{self, Report};
 use crate::{Error, ModelParams, ffi, logging};
 
 /// A model in memory. A clone is another handle to the same model. The memory is freed with the last handle and the last
@@ -28,6 +30,8 @@ pub(crate) struct Inner {
     n_ctx_train: usize,
     /// Locked while a context is created, because `YaRN` then writes to the model.
     making_context: Mutex<()>,
+    /// The engine's name for this model. 0 without huge pages.
+    id: u32,
 }
 
 // SAFETY: llama.cpp ties no model to a thread: its server loads a model in one thread and uses it in others.
@@ -38,6 +42,7 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.return_unused_pages();
         // SAFETY: loaded by `lh_model_load`, freed nowhere else, and every context holds a handle of its own.
         unsafe { ffi::llama_model_free(self.raw.as_ptr()) };
     }
@@ -47,15 +52,16 @@ impl Model {
     /// Loads a GGUF file. For a model in several files, pass the first file.
     ///
     /// # Errors
-    /// [`Error::Load`] with the cause: with [`HugePages::Require`](crate::HugePages) and too few pages it contains the
-    /// numbers of needed, free, reserved and total pages, and a hint. [`Error::ZeroByte`].
+    /// [`Error::Load`] with the cause: with [`HugePages::Require`](crate::HugePages) and too few pages its
+    /// [`Refusal`](crate::Refusal) contains the numbers of needed and usable pages. [`Error::ZeroByte`], and [`Error::Context`] if the
+    /// context of [`ModelParams::with_context`] cannot be created.
     ///
     /// ```no_run
     /// use llama_hugepages::{HugePages, Model, ModelParams};
     ///
     /// let model = Model::load("model.gguf", &ModelParams::default().with_hugepages(HugePages::Require))?;
     /// println!("{}: {} bytes of weights", model.description(), model.size());
-    /// println!("{}", llama_hugepages::report()?);
+    /// println!("{}", model.report()?);
     /// # Ok::<(), llama_hugepages::Error>(())
     /// ```
     pub fn load(path: impl AsRef<Path>, params: &ModelParams) -> Result<Self, Error> {
@@ -99,6 +105,12 @@ impl Model {
             end: None,
         };
         let mut raw = params.raw;
+        if raw.hugepages.enabled {
+            raw.hugepages.model_id = next_id();
+            if let Some(context) = params.context {
+                measure(&c_path, &mut raw, context)?;
+            }
+        }
         raw.progress_callback = Some(on_progress::<F>);
         raw.progress_callback_user_data = ptr::from_mut(&mut progress).cast();
 
@@ -108,7 +120,7 @@ impl Model {
             ffi::lh_model_load(c_path.as_ptr(), raw, &raw mut thrown)
         });
         // If the load finished despite a cancel, dropping `model` frees the memory.
-        let model = NonNull::new(model).map(|raw| Inner::new(raw, params));
+        let model = NonNull::new(model).map(|model| Inner::new(model, &raw));
         match (progress.end, model) {
             (Some(End::Panic(payload)), model) => {
                 drop(model);
@@ -121,7 +133,7 @@ impl Model {
             }
             (None, None) => Err(Error::Load {
                 path: path.to_owned(),
-                said: Said::new(lines, &text(&thrown)),
+                said: Said::new(lines, &thrown),
             }),
         }
     }
@@ -178,6 +190,26 @@ impl Model {
         unsafe { CStr::from_ptr(template) }.to_str().ok()
     }
 
+    /// The backing of this model and its contexts. [`report()`](crate::report()) covers all models of the process.
+    ///
+    /// # Errors
+    /// [`Error::NoReport`] if the kernel does not report the backing.
+    ///
+    /// ```no_run
+    /// use llama_hugepages::{HugePages, Model, ModelParams};
+    ///
+    /// let model = Model::load("model.gguf", &ModelParams::default().with_hugepages(HugePages::Prefer))?;
+    /// let report = model.report()?;
+    /// println!("{} of {} bytes are on huge pages", report.on_huge(), report.wanted());
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn report(&self) -> Result<Report, Error> {
+        match self.0.id {
+            0 => Ok(Report::default()),
+            id => report::of(id),
+        }
+    }
+
     pub(crate) fn as_ptr(&self) -> *mut ffi::llama_model {
         self.0.raw.as_ptr()
     }
@@ -203,22 +235,59 @@ impl Model {
             })
         };
         let context = NonNull::new(context)
-            .ok_or_else(|| Error::Context(Said::new(lines.clone(), &text(&thrown))))?;
+            .ok_or_else(|| Error::Context(Said::new(lines.clone(), &thrown)))?;
         logging::release(&lines);
+        self.0.return_unused_pages();
         Ok(context)
     }
 }
 
 impl Inner {
-    fn new(raw: NonNull<ffi::llama_model>, params: &ModelParams) -> Self {
+    fn new(raw: NonNull<ffi::llama_model>, params: &ffi::llama_model_params) -> Self {
         // SAFETY: the model is alive.
         let n_ctx_train = unsafe { ffi::llama_model_n_ctx_train(raw.as_ptr()) };
         Self {
             raw,
-            vocab_only: params.raw.vocab_only,
+            vocab_only: params.vocab_only,
             n_ctx_train: usize::try_from(n_ctx_train).unwrap_or(0),
             making_context: Mutex::new(()),
+            id: params.hugepages.model_id,
         }
+    }
+
+    /// Returns the pages that the load keeps for the first context and that no buffer uses.
+    fn return_unused_pages(&self) {
+        if self.id != 0 {
+            // SAFETY: takes a number. Pages of other models stay.
+            unsafe { ffi::ggml_hugepages_hold_end(self.id) };
+        }
+    }
+}
+
+/// A number that no other model of this process has, but 0.
+fn next_id() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// Adds the buffers of a context to the need of the load.
+///
+/// # Errors
+/// [`Error::Context`], before anything is read, if the context cannot be created.
+fn measure(
+    path: &CStr,
+    params: &mut ffi::llama_model_params,
+    context: ffi::llama_context_params,
+) -> Result<(), Error> {
+    let mut thrown = ffi::lh_error::default();
+    // SAFETY: the path, the targets of `params` and `thrown` outlive the call. The shim throws nothing.
+    let (is_possible, lines) = logging::capture_quietly(|| unsafe {
+        ffi::lh_measure(path.as_ptr(), params, context, &raw mut thrown)
+    });
+    if is_possible {
+        Ok(())
+    } else {
+        Err(Error::Context(Said::new(lines, &thrown)))
     }
 }
 
@@ -228,14 +297,6 @@ impl fmt::Debug for Model {
             .field("description", &self.description())
             .finish_non_exhaustive()
     }
-}
-
-/// An exception that the shim caught.
-pub(crate) fn text(error: &ffi::lh_error) -> String {
-    let bytes: Vec<u8> = error.message.iter().map(|c| c.to_ne_bytes()[0]).collect();
-    CStr::from_bytes_until_nul(&bytes)
-        .map(|text| text.to_string_lossy().into_owned())
-        .unwrap_or_default()
 }
 
 struct Progress<F> {

@@ -54,7 +54,7 @@ pub struct Usage {
     pub node_bytes: Vec<u64>,
 }
 
-/// Bytes and times of the last load.
+/// Bytes and times of the last load: of this model, or of any model of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Load {
@@ -78,11 +78,11 @@ pub struct Load {
     pub threads: u32,
 }
 
-/// The backing of all live models and contexts of this process that were loaded with
-/// [`HugePages::Require`](crate::HugePages) or `Prefer`.
+/// The backing of one model and its contexts, or of all of this process, loaded with [`HugePages::Require`](crate::HugePages) or
+/// `Prefer`. Models without huge pages are not in it.
 ///
 /// Source: `/proc/self/smaps` and `/proc/self/numa_maps`, not the plan.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct Report {
     /// One usage for each kind and backing.
@@ -201,9 +201,14 @@ impl Usage {
 /// # Ok::<(), llama_hugepages::Error>(())
 /// ```
 pub fn report() -> Result<Report, Error> {
+    of(0)
+}
+
+/// The report of one model; 0: of all.
+pub(crate) fn of(model_id: u32) -> Result<Report, Error> {
     let mut raw = MaybeUninit::<ffi::ggml_hugepages_report>::zeroed();
     // SAFETY: room for one report, which outlives the call.
-    let told = unsafe { ffi::ggml_hugepages_get_report(raw.as_mut_ptr()) };
+    let told = unsafe { ffi::ggml_hugepages_get_report(model_id, raw.as_mut_ptr()) };
     // SAFETY: numbers only, zeroed above, and written by the call.
     let raw = unsafe { raw.assume_init() };
     if told {

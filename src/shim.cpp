@@ -2,6 +2,7 @@
 
 #include "arg.h"
 #include "common.h"
+#include "../src/llama-ext.h"
 
 #include <climits>
 #include <cstdio>
@@ -14,15 +15,44 @@
 // Runs call(). If it throws, sets the text of error and returns on_throw.
 template <typename T, typename F>
 static T lh_try(lh_error * error, T on_throw, F && call) noexcept {
-    error->message[0] = '\0';
+    *error = {};
+    ggml_hugepages_set_failure(nullptr);
     try {
-        return call();
+        const T result = call();
+        ggml_hugepages_get_failure(&error->hugepages);
+        return result;
     } catch (const std::exception & e) {
         snprintf(error->message, sizeof(error->message), "%s", e.what());
     } catch (...) {
         snprintf(error->message, sizeof(error->message), "unknown error");
     }
     return on_throw;
+}
+
+bool lh_measure(const char * path, llama_model_params * params, llama_context_params context, lh_error * error) noexcept {
+    return lh_try(error, false, [&] {
+        auto without_weights = *params;
+        without_weights.no_alloc          = true;
+        without_weights.load_mode         = LLAMA_LOAD_MODE_NONE;
+        without_weights.progress_callback = nullptr;
+        const llama_model_ptr model(llama_model_load_from_file(path, without_weights));
+        if (!model) {
+            return true;
+        }
+        const llama_context_ptr ctx(llama_init_from_model(model.get(), context));
+        if (!ctx) {
+            return false;
+        }
+        params->hugepages.kv_bytes      = 0;
+        params->hugepages.compute_bytes = 0;
+        for (const auto & [buft, bytes] : llama_get_memory_breakdown(ctx.get())) {
+            if (ggml_backend_buft_is_host(buft)) {
+                params->hugepages.kv_bytes      += bytes.context;
+                params->hugepages.compute_bytes += bytes.compute;
+            }
+        }
+        return true;
+    });
 }
 
 llama_model * lh_model_load(const char * path, llama_model_params params, lh_error * error) noexcept {

@@ -18,10 +18,14 @@ extern "C" {
 // `argv` ends with a null pointer and must outlive the call.
 int lh_server_main(int argc, char ** argv) LH_NOEXCEPT;
 
-// The text of a caught exception, cut if it is too long, with a zero byte at the end. Empty if the call threw nothing.
 struct lh_error {
-    char message[512];
+    char                        message[512]; // of a caught exception, cut if it is too long; empty if the call threw nothing
+    struct ggml_hugepages_error hugepages;    // the refusal of the engine; GGML_HUGEPAGES_STATUS_OK if the engine refused nothing
 };
+
+// Measures the buffers that a context needs, with a load of the model without its weights, and sets their sizes in params: the load then
+// counts them and keeps pages for them. If the model cannot be loaded, it changes nothing. Returns false if the context cannot be created.
+bool lh_measure(const char * path, struct llama_model_params * params, struct llama_context_params context, struct lh_error * error) LH_NOEXCEPT;
 
 // llama_model_load_from_file, NULL on failure
 struct llama_model * lh_model_load(const char * path, struct llama_model_params params, struct lh_error * error) LH_NOEXCEPT;

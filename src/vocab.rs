@@ -3,7 +3,6 @@
 use std::{ptr, slice};
 
 use crate::error::Said;
-use crate::model::text;
 use crate::token::Token;
 use crate::{Error, Model, ffi, logging};
 
@@ -127,10 +126,7 @@ impl Model {
             }
         });
         if n == i32::MIN {
-            return Err(Error::Tokenize(Said::new(
-                lines,
-                &crate::model::text(&thrown),
-            )));
+            return Err(Error::Tokenize(Said::new(lines, &thrown)));
         }
         logging::release(&lines);
         Ok(n)
@@ -168,7 +164,7 @@ impl Model {
             )
         };
         if n == i32::MIN {
-            Err(Error::Tokenize(Said::new(Vec::new(), &text(&thrown))))
+            Err(Error::Tokenize(Said::new(Vec::new(), &thrown)))
         } else {
             Ok(n)
         }

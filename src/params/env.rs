@@ -1,9 +1,9 @@
 //! The `LLAMA_ARG_*` environment variables, read by llama.cpp's own parser.
 
-use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+use crate::error::text;
 use crate::{Error, ffi};
 
 /// The shim's parameters from the environment. The parameters of a model point into this object.
@@ -49,12 +49,4 @@ impl Drop for Env {
         // SAFETY: made by `lh_env_init`, and freed nowhere else.
         unsafe { ffi::lh_env_free(self.0.as_ptr()) };
     }
-}
-
-/// A C string in a buffer that the shim always ends with a zero byte.
-fn text(buffer: &[c_char]) -> String {
-    let bytes: Vec<u8> = buffer.iter().map(|c| c.to_ne_bytes()[0]).collect();
-    CStr::from_bytes_until_nul(&bytes)
-        .map(|text| text.to_string_lossy().into_owned())
-        .unwrap_or_default()
 }

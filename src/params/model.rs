@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::context::ContextParams;
 use super::env::Env;
 use crate::page_size::HugePageSize;
 use crate::{Error, ffi};
@@ -67,6 +68,8 @@ pub enum LoadMode {
 #[must_use]
 pub struct ModelParams {
     pub(crate) raw: ffi::llama_model_params,
+    /// The first context of the model.
+    pub(crate) context: Option<ffi::llama_context_params>,
     /// Keeps alive the memory that `raw` may point into.
     _env: Option<Arc<Env>>,
 }
@@ -81,7 +84,11 @@ impl Default for ModelParams {
     fn default() -> Self {
         // SAFETY: takes no arguments and returns numbers and null pointers.
         let raw = unsafe { ffi::llama_model_default_params() };
-        Self { raw, _env: None }
+        Self {
+            raw,
+            context: None,
+            _env: None,
+        }
     }
 }
 
@@ -107,6 +114,7 @@ impl ModelParams {
         let env = Arc::new(Env::read()?);
         Ok(Self {
             raw: env.model_params(),
+            context: None,
             _env: Some(env),
         })
     }
@@ -171,6 +179,26 @@ impl ModelParams {
             *to = c_char::from_ne_bytes([*from]);
         }
         Ok(self)
+    }
+
+    /// The first context that the program will create. With huge pages, the load then counts its KV cache and compute buffers, too: it
+    /// fails before it reads if their pages are missing, and keeps these pages for the context. Without this call, the load counts only
+    /// the weights.
+    ///
+    /// ```no_run
+    /// use llama_hugepages::{Context, ContextParams, HugePages, Model, ModelParams};
+    ///
+    /// let context = ContextParams::default().with_n_ctx(4096);
+    /// let model = Model::load(
+    ///     "model.gguf",
+    ///     &ModelParams::default().with_hugepages(HugePages::Require).with_context(&context),
+    /// )?;
+    /// let context = Context::new(&model, &context)?; // its pages are there
+    /// # Ok::<(), llama_hugepages::Error>(())
+    /// ```
+    pub fn with_context(mut self, context: &ContextParams) -> Self {
+        self.context = Some(context.raw);
+        self
     }
 
     /// As set by [`with_hugepages`](Self::with_hugepages) or the environment.

@@ -357,7 +357,7 @@ TEST(anywhere, without_a_scope_a_buffer_is_ordinary_memory) {
         REQUIRE(ptr != nullptr);
         memset(ptr, 1, size);
         ggml_hugepages_report report;
-        CHECK(ggml_hugepages_get_report(&report));
+        CHECK(ggml_hugepages_get_report(0, &report));
         CHECK_EQ(report.n_usages, 0u);
         ggml_hugepages_buffer_free(ptr, size);
     }
@@ -370,7 +370,7 @@ TEST(anywhere, a_scope_that_is_off_is_none) {
     scoped off(params);
     void * ptr = ggml_hugepages_buffer_alloc(PAGE);
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.n_usages, 0u);
     ggml_hugepages_buffer_free(ptr, PAGE);
 }
@@ -392,11 +392,11 @@ TEST(anywhere, a_buffer_below_a_page_is_ordinary_memory_and_counted) {
     memset(ptr, 1, size);
     CHECK_EQ(smaps_of(ptr, "KernelPageSize"), base_page());
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_BASE) +
              bytes_of(report, GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_THP), (uint64_t) size);
     ggml_hugepages_buffer_free(ptr, size);
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.n_usages, 0u);
 }
 
@@ -426,11 +426,11 @@ TEST(anywhere, a_size_without_a_pool_is_an_error_or_ordinary_memory_that_is_coun
     REQUIRE(ptr != nullptr);
     CHECK(is_zero(ptr, size));
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_BASE) +
              bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_THP), (uint64_t) size);
     ggml_hugepages_buffer_free(ptr, size);
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.n_usages, 0u);
 }
 
@@ -598,7 +598,7 @@ TEST(anywhere, thp_holds_the_file) {
     l.check_bytes();
     CHECK(!is_writable(l.entries[0].addr + 3*size));
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     // the report counts only the wanted bytes of the first block
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_THP) +
              bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_BASE), (uint64_t) (100 + a.size - 2*size + b.size));
@@ -623,7 +623,7 @@ TEST(anywhere, thp_that_cannot_be_had_leaves_the_file) {
         CHECK_EQ(l.pages(size), (uint64_t) 3);
         l.check_bytes();
         ggml_hugepages_report report;
-        CHECK(ggml_hugepages_get_report(&report));
+        CHECK(ggml_hugepages_get_report(0, &report));
         CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_FILE), (uint64_t) (file.size - 3*size));
     }
     load l(require(GGML_HUGEPAGES_SIZE_THP));
@@ -645,7 +645,7 @@ TEST(anywhere, a_buffer_on_thp_is_zero_and_writable) {
     CHECK(is_zero(ptr, size));
     memset(ptr, 7, size);
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_THP) +
              bytes_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_BASE), (uint64_t) size);
     ggml_hugepages_buffer_free(ptr, size);
@@ -716,7 +716,7 @@ TEST(pool, a_buffer_that_is_too_large_takes_what_there_is_under_prefer) {
     CHECK(is_zero(ptr, size));
     memset(ptr, 0xff, size);
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     const auto * huge = usage_of(report, GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_BACKING_HUGE);
     REQUIRE(huge != nullptr);
     CHECK_EQ(huge->page_size, PAGE);
@@ -840,7 +840,7 @@ TEST(pool, the_default_scope_is_for_threads_that_are_in_none) {
         CHECK(ptr != nullptr);
         CHECK_EQ(pool.taken(), (uint64_t) 2);
         ggml_hugepages_report report;
-        CHECK(ggml_hugepages_get_report(&report));
+        CHECK(ggml_hugepages_get_report(0, &report));
         CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_BACKING_HUGE), (uint64_t) 2*PAGE);
         // the scope of the thread overrides the default
         auto params = require();
@@ -861,13 +861,13 @@ TEST(pool, the_default_scope_is_for_threads_that_are_in_none) {
 TEST(pool, later_growth_never_fails_and_is_counted) {
     NEEDS_POOL();
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     const uint64_t before = report.late;
     // a late buffer may use ordinary memory although the scope requires huge pages
     scoped on(require(), GGML_HUGEPAGES_KIND_COMPUTE, true);
     void * fits = ggml_hugepages_buffer_alloc(3*PAGE);
     CHECK(fits != nullptr);
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.late, before);
 
     const size_t size = pool.usable*PAGE + 123;
@@ -875,7 +875,7 @@ TEST(pool, later_growth_never_fails_and_is_counted) {
     REQUIRE(ptr != nullptr);
     CHECK(is_zero(ptr, size));
     CHECK_EQ(pool.taken(), pool.usable);
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.late - before, (uint64_t) (3*PAGE + 123));
     ggml_hugepages_buffer_free(ptr, size);
     ggml_hugepages_buffer_free(fits, 3*PAGE);
@@ -894,7 +894,7 @@ TEST(pool, threads_that_allocate_at_once_get_what_is_theirs) {
                 CHECK(size < PAGE || is_zero(ptr, size));
                 memset(ptr, (int) seed, size);
                 ggml_hugepages_report report;
-                CHECK(ggml_hugepages_get_report(&report));
+                CHECK(ggml_hugepages_get_report(0, &report));
                 CHECK(std::all_of(ptr, ptr + size, [&](uint8_t b) { return b == (uint8_t) seed; }));
                 ggml_hugepages_buffer_free(ptr, size);
             }
@@ -947,7 +947,7 @@ TEST(pool, a_file_on_pages_is_the_file) {
             CHECK(smaps_of(addr, "VmFlags").find("dc") != std::string::npos);
 
             ggml_hugepages_report report;
-            CHECK(ggml_hugepages_get_report(&report));
+            CHECK(ggml_hugepages_get_report(0, &report));
             CHECK_EQ(report.load.bytes_direct + report.load.bytes_cached + report.load.bytes_buffered, (uint64_t) size);
         }
         CHECK_EQ(pool.promised(), (uint64_t) 0);
@@ -971,7 +971,7 @@ TEST(pool, what_is_not_wanted_stays_the_file_mapping) {
     CHECK(smaps_of(addr, "header").find(file.path.substr(file.path.rfind('/'))) != std::string::npos);
 
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     const auto * huge = usage_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE);
     REQUIRE(huge != nullptr);
     CHECK_EQ(huge->bytes, (uint64_t) (2*MIB + 1 + 1 + 9));
@@ -1074,7 +1074,7 @@ TEST(pool, half_the_pages_hold_what_is_read_most) {
     CHECK_EQ(smaps_of(addr + half, "KernelPageSize"), "2048 kB");
     CHECK_EQ(smaps_of(addr, "KernelPageSize"), base_page());
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     // the last block of the layers got no page
     CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE) + bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_FILE),
         (uint64_t) (file.size - PAGE));
@@ -1153,7 +1153,7 @@ TEST(pool, pages_refused_when_touched_become_the_file_under_prefer) {
                 CHECK_EQ(pool.promised(), (uint64_t) (bytes/PAGE)); // the refused pages are usable for others
             }
             ggml_hugepages_report report;
-            CHECK(ggml_hugepages_get_report(&report));
+            CHECK(ggml_hugepages_get_report(0, &report));
             CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE) +
                      bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_FILE), (uint64_t) (10*MIB - 1 + b.size));
             for (const auto & e : l.entries) {
@@ -1199,7 +1199,7 @@ TEST(pool, two_loads_at_once_do_not_see_each_other) {
     std::thread asking([&] {
         while (!stop) {
             ggml_hugepages_report report;
-            CHECK(ggml_hugepages_get_report(&report));
+            CHECK(ggml_hugepages_get_report(0, &report));
             CHECK(bytes_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE) <= 2*half*PAGE);
         }
     });
@@ -1213,7 +1213,7 @@ TEST(pool, two_loads_at_once_do_not_see_each_other) {
 TEST(pool, a_report_says_what_was_asked_for) {
     NEEDS_POOL();
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.n_usages, 0u);
 
     const temp_file file(6*MIB, 95);
@@ -1231,7 +1231,7 @@ TEST(pool, a_report_says_what_was_asked_for) {
         compute = ggml_hugepages_buffer_alloc(100*KIB);
         memset(compute, 1, 100*KIB);
     }
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.n_usages, 3u);
     const struct { ggml_hugepages_kind kind; ggml_hugepages_backing backing; size_t page_size; uint64_t bytes; uint64_t pages; } expected[] = {
         { GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE, PAGE, 5*MIB + 1, 3 },
@@ -1330,7 +1330,7 @@ TEST(large, a_buffer_may_have_both_sizes) {
     CHECK_EQ(smaps_of(ptr + GIB, "KernelPageSize"), "2048 kB");
     ptr[0] = ptr[size - 1] = 1;
     ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(&report));
+    CHECK(ggml_hugepages_get_report(0, &report));
     REQUIRE_EQ(report.n_usages, 2u);
     CHECK_EQ(report.usages[0].page_size, GIB);
     CHECK_EQ(report.usages[0].bytes, (uint64_t) GIB);

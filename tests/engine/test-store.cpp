@@ -213,7 +213,7 @@ struct resident_load {
     }
     // bytes that were read
     static uint64_t bytes_read() {
-        const auto load = ggml_hugepages_last_load();
+        const auto load = ggml_hugepages_last_load(0);
         return load.bytes_direct + load.bytes_cached + load.bytes_buffered;
     }
 };

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
@@ -156,4 +158,53 @@ fn gauges_tell_that_a_server_that_sleeps_holds_nothing_and_do_not_wake_it() {
 
     server.complete("Hello", &json!({ "temperature": 0 }));
     assert_eq!(gauges(&server), awake);
+}
+
+#[test]
+fn a_server_that_finds_no_pages_when_it_wakes_says_so_and_stays_asleep() {
+    let model = models::demo("20M", "Q8_0");
+    let launch = Launch::ours()
+        .model(&model)
+        .args(["--sleep-idle-seconds", "1"])
+        .hugepages("require");
+    let need = need::of(&launch);
+    let mut pool = or_skip!(Pool::with(need));
+    let server = launch.start();
+    let body = json!({ "prompt": "Hello", "temperature": 0, "n_predict": 4 });
+    let ask = || http::post(&server.url("/completion"), &body);
+    let (status, expected) = ask();
+    assert_eq!(status, 200, "{expected}");
+    let sleeps = || wait_for(Duration::from_secs(60), || is_asleep(&server));
+    assert!(sleeps(), "does not sleep:\n{}", server.log());
+
+    pool.set(need - 1);
+    thread::scope(|scope| {
+        let requests: Vec<_> = (0..3).map(|_| scope.spawn(ask)).collect();
+        for request in requests {
+            let (status, answer) = request.join().expect("it answers");
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            assert_eq!(status, 503, "{answer}");
+            assert!(
+                message.contains(&format!("needs {need} huge pages"))
+                    && message.contains(&format!("only {} are usable", need - 1))
+                    && message.contains("hint: "),
+                "{message}"
+            );
+        }
+    });
+    assert!(is_asleep(&server), "{}", server.log());
+    pool.assert_all_back();
+
+    pool.set(need);
+    let (status, answer) = ask();
+    assert_eq!(
+        (status, &answer["content"]),
+        (200, &expected["content"]),
+        "{}",
+        server.log()
+    );
+    assert!(sleeps(), "does not sleep again:\n{}", server.log());
+    let ended = server.stop(Signal::TERM);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    pool.assert_all_back();
 }

@@ -106,6 +106,38 @@ fn an_address_space_that_is_too_small_is_an_error_that_names_ulimit() {
     }
 }
 
+/// The kernel would end the process with SIGXFSZ.
+#[test]
+fn a_limit_for_the_size_of_files_is_named_and_ends_no_server() {
+    const LIMIT: &str = "--fsize=3000000";
+    for weights in BOTH {
+        let launch = weights.launch();
+        let need = pages_of(&launch);
+        let store = or_skip!(Store::with(need + PAGES));
+        let stored = launch.clone().args(["--hugepage-store", store.arg()]);
+        for launch in [&launch, &stored] {
+            let limited = || launch.clone().wrapped(["prlimit", LIMIT]);
+            let ended = limited().hugepages("require").run();
+            ended.assert_clean_failure();
+            let hint = ended.line_with("hint: ");
+            assert!(hint.contains("ulimit -f"), "{hint}");
+            assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+            store.assert_only_files_hold_pages();
+            store.empty();
+            let server = limited().hugepages("prefer").start();
+            server.assert_answers();
+            drop(server);
+            store.empty();
+            store.pool.assert_all_back();
+        }
+        let mut tool = Command::new("prlimit");
+        tool.arg(LIMIT).arg(programs::hugepages()).arg("plan");
+        let plan = tool.arg("--").args(launch.arguments()).output();
+        let plan = text(&plan.expect("prlimit is part of util-linux"));
+        assert!(plan.contains("ulimit -f"), "{plan}");
+    }
+}
+
 /// With this setting glibc takes huge pages for the heap, from the same pool.
 #[test]
 fn pages_that_malloc_has_taken_are_explained_by_its_setting() {

@@ -115,6 +115,15 @@ const FALLOCATE: Call = Call {
     name: "fallocate",
     matches: &[Match::any(libc::SYS_fallocate)],
 };
+/// The locks of resident images. A filter that kills for every fcntl kills most services.
+const FCNTL: Call = Call {
+    name: "fcntl",
+    matches: &[Match::with(
+        libc::SYS_fcntl,
+        1,
+        Is::Equal(libc::F_OFD_SETLK),
+    )],
+};
 
 /// Calls that every useful service needs: files, memory, locks, and Rust's startup.
 const BASIC: &[&str] = &[
@@ -548,7 +557,11 @@ fn under_require_with_a_store_a_server_without_a_needed_call_serves_or_names_it(
     let others = [FTRUNCATE, FALLOCATE]
         .into_iter()
         .flat_map(|call| Refusal::ALL.map(|refusal| (call, refusal)));
-    for (i, (call, refusal)) in needed().chain(others).enumerate() {
+    let locks = Refusal::ALL.map(|refusal| (FCNTL, refusal));
+    let locks = locks
+        .into_iter()
+        .filter(|(_, refusal)| *refusal != Refusal::Kill);
+    for (i, (call, refusal)) in needed().chain(others).chain(locks).enumerate() {
         for (j, setting) in SETTINGS.into_iter().enumerate() {
             let has_a_test = setting.1 == Nowhere && i < needed().count();
             if has_a_test || (!full() && i % 2 != j % 2) {

@@ -1,6 +1,7 @@
 //! Weights that stay in a store when the server ends. The next server attaches to them.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::equality::answers;
+use crate::support::gguf::Gguf;
 use crate::support::pool::{Counts, PAGE};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{self, Store};
@@ -261,6 +263,39 @@ fn a_changed_model_gets_an_image_of_its_own() {
         assert_eq!(store.images().len(), 2 * before.len(), "{kind}");
         drop(second);
         store.empty();
+    }
+    store.pool.assert_all_back();
+}
+
+/// An archive gives all its files one time, and the file system may give the next file the inode of a removed one.
+#[test]
+fn another_model_with_the_same_inode_size_and_time_gets_an_image_of_its_own() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = or_skip!(Store::with(PAGES));
+    for kind in TYPES {
+        let named = models::copy_to(dir.path(), &model(kind));
+        let time = fs::metadata(&named).and_then(|data| data.modified());
+        let time = time.expect("the file is ours");
+        drop(launch(&named, &store).start());
+        // Other weights: each block has another scale.
+        let mut bytes = fs::read(&named).expect("the file is ours");
+        let data = usize::try_from(Gguf::read(&named).data).expect("it fits in memory");
+        let size = if kind == "Q8_0" { 34 } else { 18 };
+        for block in bytes[data..].chunks_mut(size) {
+            block[0] ^= 1;
+        }
+        let file = OpenOptions::new().write(true).open(&named);
+        let mut file = file.expect("the file is ours");
+        file.write_all(&bytes).expect("the disk has room");
+        file.set_modified(time).expect("the file is ours");
+        drop(file);
+        let expected = or_skip!(stock(&named));
+        let second = launch(&named, &store).start();
+        assert!(is_read(&second), "{kind}");
+        assert_eq!(answers(&second), expected, "{kind}");
+        drop(second);
+        store.empty();
+        fs::remove_file(&named).expect("the file is ours");
     }
     store.pool.assert_all_back();
 }

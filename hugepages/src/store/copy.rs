@@ -18,6 +18,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::process::{Resource, getrlimit};
 
 use super::image::{is_plain_name, unfinished_name};
 use super::names::shards;
@@ -57,6 +58,9 @@ impl Store {
             .iter()
             .map(|path| Source::open(self, path))
             .collect::<Result<_, _>>()?;
+        for source in &sources {
+            self.may_be_as_large(source)?;
+        }
         let total = sources.iter().map(|source| source.size).sum();
         let pages = sources.iter().map(|source| self.pages_for(source)).sum();
         self.enough(&sources[0].name, pages)?;
@@ -103,6 +107,18 @@ impl Store {
 
     fn pages_for(&self, source: &Source) -> u64 {
         self.page_size().pages_for(source.size)
+    }
+
+    /// Checks the limit for the size of files, because the kernel would send SIGXFSZ, which ends the process.
+    fn may_be_as_large(&self, source: &Source) -> Result<(), StoreError> {
+        let bytes = source.size.next_multiple_of(self.page_size().bytes());
+        match getrlimit(Resource::Fsize).current {
+            Some(limit) if limit < bytes => {
+                let path = self.path().join(&source.name);
+                Err(StoreError::io("create", &path, Errno::FBIG))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks the free pages before the copy. The reservation later detects pages that others took meanwhile.

@@ -46,7 +46,10 @@ impl Store {
     pub(super) fn sorted(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
         let names = self.names()?.into_iter();
         let (ours, others): (Vec<_>, Vec<_>) = names.partition(|name| {
-            engine::is_name(name) || image::is_plain_name(name) || image::is_unfinished_name(name)
+            engine::is_name(name)
+                || image::is_plain_name(name)
+                || image::is_unfinished_name(name)
+                || image::is_lock_name(name)
         });
         let shown = |names: Vec<OsString>| {
             let names = names.into_iter();

@@ -38,6 +38,10 @@ pub(super) struct Failure {
 /// The manifest of an image. All fields are zero or empty if the manifest is unreadable.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts, each with a name in the JSON"
+)]
 pub struct Info {
     /// `weights` or `repacked`; empty if unknown.
     pub kind: String,
@@ -61,8 +65,11 @@ pub struct Info {
     pub is_filling: bool,
     /// Whether a process is attached.
     pub is_attached: bool,
-    /// Whether its model file changed or no longer exists.
+    /// Whether its model file changed or was removed.
     pub is_stale: bool,
+    /// Whether this process cannot see its model file, so that the file may exist: it has no right to the folder, or another mount
+    /// namespace.
+    pub is_hidden: bool,
     /// Path of its model file.
     pub source: String,
     /// Properties that must be the same for two processes to share it, one `name value` a line.
@@ -241,6 +248,7 @@ impl Info {
             is_filling: raw.is_filling,
             is_attached: raw.is_attached,
             is_stale: raw.is_stale,
+            is_hidden: raw.is_hidden,
             source: text(&raw.source),
             identity: text(&raw.identity),
         }

@@ -124,6 +124,9 @@ impl StoreError {
             {
                 Some(format!("sudo {command}"))
             }
+            Self::Io { source, .. } if source.raw_os_error() == Some(libc::EFBIG) => {
+                Some("ulimit -f unlimited".to_owned())
+            }
             Self::NoSuchImage { .. } => {
                 Some("`hugepages store list` lists all names".to_owned())
             }

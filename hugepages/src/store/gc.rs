@@ -9,7 +9,7 @@ use super::{Image, Store, StoreError};
 /// Rules for removable images. Without a rule: images that no process can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Only images whose model file changed or no longer exists.
+    /// Only images whose model file changed or was removed.
     pub stale: bool,
     /// Images that no process used for this time.
     pub older_than: Option<Duration>,
@@ -110,9 +110,7 @@ fn useless(image: &Image, own: u32, page: u64) -> Option<String> {
         // Its owner may trust the image, so this user does not remove it.
         Some(_) if image.uid != own => None,
         Some(reason) => Some(format!("untrusted: {reason}")),
-        None if image.info.is_stale => {
-            Some("its model file changed or no longer exists".to_owned())
-        }
+        None if image.info.is_stale => Some("its model file changed or was removed".to_owned()),
         None if image.info.complete == 0 => Some("no segment is complete".to_owned()),
         None if has_lost_pages(image, page) => {
             Some("the process that filled it was killed".to_owned())

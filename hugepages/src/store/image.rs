@@ -85,6 +85,12 @@ pub(super) fn is_unfinished_name(name: &OsStr) -> bool {
     name.starts_with(b".") && name.ends_with(b".gguf.filling")
 }
 
+/// Name of the lock of a process that fills an image, or that was killed while it did.
+pub(super) fn is_lock_name(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".") && name.ends_with(b".resident.lock")
+}
+
 /// Ending of a file that any llama.cpp can map.
 pub(super) fn is_plain_name(name: &OsStr) -> bool {
     let name = name.as_bytes();
@@ -152,7 +158,7 @@ impl Store {
                 });
             } else if is_file && is_unfinished_name(&name) {
                 entries.unfinished += 1;
-            } else {
+            } else if !is_lock_name(&name) {
                 entries.others += 1;
             }
         }

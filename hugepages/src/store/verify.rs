@@ -2,10 +2,11 @@
 
 use llama_hugepages::ffi;
 
-use super::{Store, StoreError, engine};
+use super::{Info, Store, StoreError, engine};
 
 impl Store {
-    /// Compares an image with its checksums. `progress` gets the bytes done and the total; it returns `false` to stop.
+    /// Compares the complete segments of an image with their checksums, and returns what the engine knows about the image. `progress` gets
+    /// the bytes done and the total; it returns `false` to stop.
     ///
     /// # Errors
     /// [`StoreError::Differs`], [`StoreError::Cancelled`], and [`StoreError::Verify`] if servers refuse the image for another reason.
@@ -13,24 +14,25 @@ impl Store {
         &self,
         name: &str,
         mut progress: impl FnMut(u64, u64) -> bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Info, StoreError> {
         let failed = |said| StoreError::Verify {
             name: name.to_owned(),
             said,
         };
-        let (_, problem) = engine::read(self.fd(), name.as_ref());
+        let (info, problem) = engine::read(self.fd(), name.as_ref());
         if let Some(reason) = problem {
             return Err(failed(reason));
         }
-        engine::verify(self.fd(), name.as_ref(), &mut progress).map_err(|failure| {
-            match failure.status {
+        let verified = engine::verify(self.fd(), name.as_ref(), &mut progress);
+        verified
+            .map(|()| info)
+            .map_err(|failure| match failure.status {
                 ffi::GGML_HUGEPAGES_STATUS_ABORTED => StoreError::Cancelled,
                 ffi::GGML_HUGEPAGES_STATUS_INVALID => StoreError::Differs {
                     name: name.to_owned(),
                     said: failure.reason,
                 },
                 _ => failed(failure.reason),
-            }
-        })
+            })
     }
 }

@@ -68,7 +68,7 @@ static void measure(const common_params & params, bool model_only, llama_model_p
 }
 
 int common_hugepages_exit_code() {
-    const auto status = ggml_hugepages_get_failure();
+    const auto status = ggml_hugepages_get_failure(nullptr);
     return status == GGML_HUGEPAGES_STATUS_SHORT || status == GGML_HUGEPAGES_STATUS_NO_MEMORY ? 3 : 1;
 }
 
@@ -176,7 +176,7 @@ bool common_hugepages_is_on() {
 void common_hugepages_begin(const common_params & params) {
     if (params.hugepages.enabled) {
         is_on = true;
-        ggml_hugepages_hold_end(); // for a failed load
+        ggml_hugepages_hold_end(params.hugepages.model_id); // for a failed load
         set_default(params, false);
         // the log would be lost if main() returns soon
         static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
@@ -186,6 +186,7 @@ void common_hugepages_begin(const common_params & params) {
 
 void common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
     if (mparams->hugepages.enabled && !params.no_alloc) {
+        ggml_hugepages_set_failure(nullptr);
         measure(params, model_only, mparams, cparams);
         if (mparams->hugepages.plan_only) {
             plan_and_exit(params, *mparams);
@@ -211,9 +212,9 @@ void common_hugepages_ready(common_params & params) {
     if (!params.hugepages.enabled) {
         return;
     }
-    ggml_hugepages_hold_end();
+    ggml_hugepages_hold_end(params.hugepages.model_id);
     set_default(params, true);
-    if (!ggml_hugepages_get_report(&report)) {
+    if (!ggml_hugepages_get_report(0, &report)) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;
     }

@@ -132,6 +132,7 @@ fn argument(words: &[String], option: &str) -> Option<String> {
     Some(pair[1].clone())
 }
 
+/// Written here, because the crate `sd-notify` (0.5) cannot send to abstract sockets.
 fn send(socket: &OsString, message: &[u8]) -> io::Result<()> {
     let address = match socket.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,

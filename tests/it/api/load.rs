@@ -7,7 +7,7 @@ use std::thread;
 
 use llama_hugepages::HugePageSize;
 use llama_hugepages::{
-    Backing, Context, ContextParams, Error, HugePages, Kind, Model, Sampler, report,
+    Backing, Cause, Context, ContextParams, Error, HugePages, Kind, Model, Said, Sampler, report,
 };
 
 use super::compute::generate;
@@ -89,10 +89,12 @@ fn a_context_without_pages_is_an_error_under_require_and_goes_on_under_prefer() 
     let Error::Context(said) = &error else {
         panic!("{error}")
     };
-    assert!(
-        said.lines.iter().any(|line| line.contains("huge pages")),
-        "{said:?}"
+    assert_eq!(
+        said.refusal.as_ref().map(|refusal| refusal.cause),
+        Some(Cause::Short)
     );
+    let (size, needed, usable) = shortage(said).expect("pages are short");
+    assert!((size, usable) == (PAGE, 0) && needed > 0, "{error}");
     assert_eq!(pool.taken(), need, "the failed context returned its pages");
     drop(model);
 
@@ -113,6 +115,7 @@ fn a_pool_that_is_short_is_an_error_with_the_need_and_the_way() {
         panic!("{error}")
     };
     assert_eq!(named, &path);
+    assert_eq!(shortage(said), Some((PAGE, need, need - 1)), "{error}");
     assert!(
         said.message.contains(&format!("needs {need} huge pages")),
         "{error}"
@@ -125,6 +128,119 @@ fn a_pool_that_is_short_is_an_error_with_the_need_and_the_way() {
         "{error}"
     );
     pool.assert_all_back();
+}
+
+/// Bytes of a page, needed pages and usable pages.
+fn shortage(said: &Said) -> Option<(u64, u64, u64)> {
+    let shortage = said.refusal.as_ref()?.shortage?;
+    Some((shortage.page_size.bytes(), shortage.needed, shortage.usable))
+}
+
+/// A context that needs pages for its KV cache and its compute buffers.
+fn wide() -> ContextParams {
+    ContextParams::default().with_n_ctx(4096).with_threads(2)
+}
+
+#[test]
+fn a_load_counts_and_keeps_the_pages_of_its_context() {
+    let path = model_file();
+    let mut pool = or_skip!(Pool::with(gguf::pages(&path) + FOR_CONTEXTS));
+    let params = params(HugePages::Require).with_context(&wide());
+    let (need, report) = {
+        let model = Model::load(&path, &params).expect("the pool is large enough");
+        let kept = pool.taken();
+        let context = Context::new(&model, &wide()).expect("the load kept its pages");
+        assert_eq!(pool.taken(), kept, "the context took what the load kept");
+        let report = model.report().expect("this is Linux");
+        assert_eq!(report.huge_pages(), kept, "{report}");
+        drop(context);
+        (kept, report)
+    };
+    assert!(
+        report.bytes(Kind::Kv) > 0 && report.bytes(Kind::Compute) > 0,
+        "{report}"
+    );
+    pool.assert_all_back();
+
+    pool.set(need - 1);
+    let mut is_read = false;
+    let result = Model::load_with_progress(&path, &params, |_| {
+        is_read = true;
+        ControlFlow::Continue(())
+    });
+    let error = result.expect_err("a page is missing");
+    let Error::Load { said, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(shortage(said), Some((PAGE, need, need - 1)), "{error}");
+    assert!(!is_read, "the load refuses before it reads");
+    pool.assert_all_back();
+
+    pool.set(need);
+    let model = Model::load(&path, &params).expect("the pool has the pages");
+    assert_eq!(pool.taken(), need);
+    drop(model); // without a context
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_context_that_cannot_exist_is_an_error_before_the_load() {
+    let path = model_file();
+    let pool = or_skip!(Pool::with(gguf::pages(&path) + FOR_CONTEXTS));
+    let impossible = wide().with_n_seq_max(100_000);
+    let params = params(HugePages::Require).with_context(&impossible);
+    let mut is_read = false;
+    let result = Model::load_with_progress(&path, &params, |_| {
+        is_read = true;
+        ControlFlow::Continue(())
+    });
+    assert!(matches!(result, Err(Error::Context(_))), "{result:?}");
+    assert!(!is_read);
+    pool.assert_all_back();
+}
+
+#[test]
+fn each_model_has_a_report_and_keeps_pages_of_its_own() {
+    let path = model_file();
+    let pool = or_skip!(Pool::with(2 * (gguf::pages(&path) + FOR_CONTEXTS)));
+    let params = params(HugePages::Require).with_context(&wide());
+    let load = || Model::load(&path, &params).expect("the pool is large enough");
+    let context = |model: &Model| Context::new(model, &wide()).expect("the load kept its pages");
+    let pages = |model: &Model| model.report().expect("this is Linux").huge_pages();
+
+    let first = load();
+    let need = pool.taken();
+    let second = load();
+    let in_second = context(&second);
+    assert_eq!(
+        pool.taken(),
+        2 * need,
+        "the first model still keeps the pages of its context"
+    );
+    assert!(pages(&first) < need);
+    assert_eq!(pages(&second), need);
+    let in_first = context(&first);
+    assert_eq!((pages(&first), pool.taken()), (need, 2 * need));
+    assert_eq!(report().expect("this is Linux").huge_pages(), 2 * need);
+    let load_of = |model: &Model| model.report().expect("this is Linux").load;
+    assert!(load_of(&first).threads > 0 && load_of(&first) != load_of(&second));
+
+    drop((second, in_second));
+    assert_eq!((pages(&first), pool.taken()), (need, need));
+    drop((first, in_first));
+    assert_eq!(
+        load_plain()
+            .report()
+            .expect("no kernel file is read")
+            .wanted(),
+        0
+    );
+    pool.assert_all_back();
+}
+
+/// A model without huge pages.
+fn load_plain() -> Model {
+    load(&model_file(), HugePages::Off)
 }
 
 #[test]

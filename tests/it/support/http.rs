@@ -35,6 +35,12 @@ pub fn post_and_forget(url: &str, body: &Value) {
 }
 
 pub fn post_json(url: &str, body: &Value) -> Value {
+    let (status, answer) = post(url, body);
+    assert_eq!(status, 200, "{url}: {answer}");
+    answer
+}
+
+pub fn post(url: &str, body: &Value) -> (u16, Value) {
     let mut response = agent()
         .post(url)
         .send_json(body)
@@ -45,6 +51,7 @@ pub fn post_json(url: &str, body: &Value) -> Value {
         .limit(1 << 30)
         .read_to_string()
         .expect("an answer");
-    assert_eq!(response.status().as_u16(), 200, "{url}: {text}");
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{url}: {error}: {text}"))
+    let answer = serde_json::from_str(&text);
+    let answer = answer.unwrap_or_else(|error| panic!("{url}: {error}: {text}"));
+    (response.status().as_u16(), answer)
 }

@@ -155,6 +155,7 @@ fn state(image: &Image) -> String {
         Some(reason) => format!("refused: {reason}"),
         None if image.info.is_filling => format!("filled by pid {}", image.info.filler),
         None if image.info.is_stale => "stale".to_owned(),
+        None if image.info.is_hidden => "file not visible".to_owned(),
         None => "live".to_owned(),
     };
     if let Some(owner) = of_user(image.uid).filter(|_| image.problem.is_none()) {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use hugepages::kernel::{HugePageSize, Root, sizes};
@@ -85,6 +85,11 @@ pub fn mount(args: &Mount, format: Format) -> Result<()> {
         already: bool,
     }
     let size = page_size(args.size)?;
+    if args.limit.is_some_and(|limit| limit.bytes() == 0) {
+        bail!(
+            "`--limit` must be at least one page of {size}: a store without pages keeps no model"
+        );
+    }
     let path = args
         .path
         .clone()

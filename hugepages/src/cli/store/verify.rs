@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use hugepages::store::{Entries, Store, StoreError};
+use hugepages::store::{Entries, Info, Store, StoreError};
 
 use super::common::{SCHEMA, Which};
 use crate::cli::output::{self, Format, printable};
@@ -28,7 +28,7 @@ pub struct Verify {
 #[derive(Serialize)]
 struct Verified {
     name: String,
-    /// `equal`, `differs` or `refused`
+    /// `equal`, `empty`, `differs` or `refused`
     result: &'static str,
     reason: Option<String>,
 }
@@ -51,7 +51,7 @@ pub fn run(args: &Verify, format: Format) -> Result<Exit> {
             !stop.load(Ordering::Relaxed)
         });
         let (result, reason) = match verified {
-            Ok(()) => ("equal", None),
+            Ok(info) => compared(&info),
             Err(StoreError::Differs { said, .. }) => ("differs", Some(said.message)),
             Err(StoreError::Verify { said, .. }) => ("refused", Some(said.message)),
             Err(error) => return Err(error.into()),
@@ -92,6 +92,26 @@ pub fn run(args: &Verify, format: Format) -> Result<Exit> {
     } else {
         Exit::Success
     })
+}
+
+/// The result of an image whose complete segments have the right checksums.
+fn compared(info: &Info) -> (&'static str, Option<String>) {
+    let Info {
+        complete, segments, ..
+    } = *info;
+    match complete {
+        0 => (
+            "empty",
+            Some(format!("none of {segments} segments is complete")),
+        ),
+        _ if complete < segments => (
+            "equal",
+            Some(format!(
+                "{complete} of {segments} segments, the others are not complete"
+            )),
+        ),
+        _ => ("equal", None),
+    }
 }
 
 fn names(store: &Store, entries: &Entries, wanted: &[String]) -> Result<Vec<String>> {

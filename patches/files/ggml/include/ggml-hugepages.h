@@ -89,6 +89,7 @@ struct ggml_hugepages_params {
     bool                          plan_only;     // ggml_hugepages_plan fails with GGML_HUGEPAGES_STATUS_PLANNED instead of succeeding
     bool                          load_only;     // no buffer follows the weights: for programs that fill resident images and exit
     bool                          verify;        // compare resident images with their checksums before use
+    uint32_t                      model_id;      // a number that the caller chose for this model, for ggml_hugepages_get_report; 0: none
     char                          store[512];    // hugetlbfs directory for resident images, "auto" for a mounted one, "" for none
 };
 
@@ -109,6 +110,11 @@ struct ggml_hugepages_error {
     enum ggml_hugepages_status status;
     char message[2048];
     char hint[2048]; // may be empty
+
+    // for a shortage of pages of one size, otherwise 0
+    size_t   page_size; // bytes
+    uint64_t needed;    // pages
+    uint64_t usable;    // pages
 };
 
 // one pool, in pages; all zero if the kernel has no pool of that size
@@ -131,7 +137,7 @@ struct ggml_hugepages_usage {
     uint64_t                    node_bytes[8]; // resident memory on each node, all zero if the kernel does not report it
 };
 
-// bytes and times of the last load
+// bytes and times of the last load of a model
 struct ggml_hugepages_load {
     uint64_t bytes_direct;   // read with O_DIRECT
     uint64_t bytes_cached;   // copied from the page cache
@@ -148,7 +154,7 @@ struct ggml_hugepages_report {
     uint32_t                    n_usages;
     uint32_t                    n_nodes;   // number of valid entries in node_bytes
     struct ggml_hugepages_usage usages[32];
-    uint64_t                    late;      // bytes allocated after the start on ordinary memory
+    uint64_t                    late;      // bytes of buffers that were allocated after the start on ordinary memory
     struct ggml_hugepages_load  load;
 };
 
@@ -288,14 +294,14 @@ GGML_API bool ggml_hugepages_fill(
         void *                               user_data,
         struct ggml_hugepages_error *        error);
 
-// The cause of the last failed load of this process, for exit codes; GGML_HUGEPAGES_STATUS_OK if none failed. Set where the failure becomes
-// an exception or a NULL buffer.
-GGML_API void                       ggml_hugepages_set_failure(enum ggml_hugepages_status status) GGML_HUGEPAGES_NOEXCEPT;
-GGML_API enum ggml_hugepages_status ggml_hugepages_get_failure(void) GGML_HUGEPAGES_NOEXCEPT;
+// The last failure of this thread, kept where it becomes an exception or a NULL buffer. set: NULL forgets it. get: returns its status, and
+// fills in error if that is not NULL. GGML_HUGEPAGES_STATUS_OK: none failed.
+GGML_API void                       ggml_hugepages_set_failure(const struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+GGML_API enum ggml_hugepages_status ggml_hugepages_get_failure(struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
-// Returns the reserved pages that the plan counted for buffers (KV cache, compute) and that no buffer uses. Call it when the buffers exist.
-// A failed load calls it itself.
-GGML_API void ggml_hugepages_hold_end(void);
+// Returns the reserved pages that the plans of this model counted for buffers (KV cache, compute) and that no buffer uses. Call it when the
+// buffers exist. A failed load calls it itself.
+GGML_API void ggml_hugepages_hold_end(uint32_t model_id) GGML_HUGEPAGES_NOEXCEPT;
 
 //
 // buffers: memory that a CPU buffer type allocates while the calling thread is in a scope
@@ -338,8 +344,8 @@ GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_err
 // are open file description locks, so the kernel releases them when their process ends.
 //
 
-// The identity of a file as a line of text: device, inode, size, modification time, and a hash of its first header_size bytes. Returns
-// false if the file cannot be read.
+// The identity of a file as a line of text: device, inode, size, modification time, a hash of its first header_size bytes, and a hash of
+// samples of the other bytes. Returns false if the file cannot be read.
 GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Opens nothing yet.
@@ -386,7 +392,8 @@ struct ggml_hugepages_resident_info {
     uint32_t                 filler;      // the current or last filling process, 0 if unknown
     bool                     is_filling;  // by a living process
     bool                     is_attached; // by at least one process
-    bool                     is_stale;    // the source is gone or has changed
+    bool                     is_stale;    // the source was removed or has changed
+    bool                     is_hidden;   // this process cannot see the source, so it may exist
     char                     source[1024];
     char                     identity[2048];
 };
@@ -424,8 +431,8 @@ GGML_API bool ggml_hugepages_store_find(
 // report
 //
 
-// Sums over all images and buffers of this process. Returns false if the kernel does not report them.
-GGML_API bool ggml_hugepages_get_report(struct ggml_hugepages_report * report) GGML_HUGEPAGES_NOEXCEPT;
+// Sums over all images and buffers of one model, or of this process if model_id is 0. Returns false if the kernel does not report them.
+GGML_API bool ggml_hugepages_get_report(uint32_t model_id, struct ggml_hugepages_report * report) GGML_HUGEPAGES_NOEXCEPT;
 
 // A table for people, with several lines. Returns the result of snprintf.
 GGML_API int ggml_hugepages_report_to_str(const struct ggml_hugepages_report * report, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;

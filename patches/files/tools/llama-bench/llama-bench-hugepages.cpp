@@ -102,7 +102,7 @@ void bench_hugepages::log_errors(ggml_log_level level, const char * text, void *
 
 void bench_hugepages::report(const ggml_hugepages_params & params) {
     ggml_hugepages_report report;
-    if (!params.enabled || params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || !ggml_hugepages_get_report(&report)) {
+    if (!params.enabled || params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || !ggml_hugepages_get_report(0, &report)) {
         return;
     }
     char text[4096];

@@ -1,6 +1,31 @@
 #include "server-hugepages.h"
 
+#include "log.h"
+#include "server-context.h"
+
 #include <sstream>
+
+int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router) {
+    if (is_router) {
+        SRV_ERR("%s", "--hugepage-plan and --hugepage-load need a model\nhint: add -m FILE or another option that names one model\n");
+        common_log_flush(common_log_main());
+        return 1;
+    }
+    return ctx_server.load_model(params) ? 0 : common_hugepages_exit_code();
+}
+
+void server_hugepages_stay_asleep(const common_params & params) {
+    if (!params.hugepages.enabled) {
+        return;
+    }
+    ggml_hugepages_error error = {};
+    std::string message = "the model cannot be loaded again";
+    if (ggml_hugepages_get_failure(&error) != GGML_HUGEPAGES_STATUS_OK) {
+        message += ": " + std::string(error.message) + (error.hint[0] ? "\nhint: " + std::string(error.hint) : "");
+    }
+    SRV_ERR("%s\n", message.c_str());
+    throw server_hugepages_asleep(message);
+}
 
 static std::string backing_of(const ggml_hugepages_usage & usage) {
     char buf[32];
@@ -14,7 +39,7 @@ json server_hugepages_props(const common_params & params) {
     }
     ggml_hugepages_report report;
     json usages = nullptr; // unknown; an empty list would mean that no memory is in use
-    if (ggml_hugepages_get_report(&report)) {
+    if (ggml_hugepages_get_report(0, &report)) {
         usages = json::array();
         for (uint32_t i = 0; i < report.n_usages; i++) {
             const auto & usage = report.usages[i];
@@ -57,7 +82,7 @@ std::string server_hugepages_metrics(const common_params & params) {
         return "";
     }
     ggml_hugepages_report report;
-    if (!ggml_hugepages_get_report(&report)) {
+    if (!ggml_hugepages_get_report(0, &report)) {
         report.n_usages = 0;
     }
     std::ostringstream prometheus;

@@ -250,7 +250,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     } else {
         ggml_hugepages_error error = {};
         if (!map_buffer(*buffer, params, &error)) {
-            ggml_hugepages_set_failure(error.status);
+            ggml_hugepages_set_failure(&error);
             GGML_LOG_ERROR("%s: %.2f MiB for %s: %s\n", __func__, size/1024.0/1024.0, ggml_hugepages_kind_name(scope.kind), error.message);
             if (error.hint[0]) {
                 GGML_LOG_ERROR("hint: %s\n", error.hint);
@@ -262,7 +262,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
             for (const auto & r : buffer->runs) {
                 on_huge += r.last - r.first;
             }
-            ggml_hugepages_n_late += size - std::min<uint64_t>(size, on_huge);
+            buffer->late = size - std::min<uint64_t>(size, on_huge);
         }
     }
     if (!buffer->addr) {

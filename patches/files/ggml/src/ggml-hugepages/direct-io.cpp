@@ -16,6 +16,9 @@ ggml_hugepages_source::ggml_hugepages_source(const ggml_hugepages_image * image)
     const std::string path = "/proc/self/fd/" + std::to_string(image->fd);
     direct_fd   = ggml_hugepages_is_killing(SYS_openat, O_RDONLY | O_CLOEXEC | O_DIRECT) ? -1 : open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
     buffered_fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (buffered_fd == -1) {
+        buffered_fd = fcntl(image->fd, F_DUPFD_CLOEXEC, 0); // without /proc
+    }
     if (direct_fd != -1 && !ggml_hugepages_is_killing(SYS_fadvise64)) {
         // a file system that still uses the cache must not read ahead
         posix_fadvise(direct_fd, 0, 0, POSIX_FADV_RANDOM);

@@ -1,16 +1,12 @@
-// Facts about an open file: its path, its pages and its identity.
+// Facts about an open file: its path and its pages.
 
 #ifdef __linux__
 
 #include "file.h"
-#include "ggml-hugepages.h"
-#include "manifest.h"
 
 #include <algorithm>
 #include <cerrno>
-#include <cinttypes>
 #include <cstdio>
-#include <vector>
 
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -44,26 +40,6 @@ bool ggml_hugepages_read_all(int fd, void * data, size_t size, off_t at) {
         }
     }
     return true;
-}
-
-bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) noexcept try {
-    struct stat st = {};
-    if (fstat(fd, &st) != 0) {
-        return false;
-    }
-    std::vector<char> data(std::min<size_t>(1024*1024, header_size));
-    uint64_t hash = 1;
-    for (size_t at = 0; at < header_size; at += data.size()) {
-        const size_t n = std::min(data.size(), header_size - at);
-        if (!ggml_hugepages_read_all(fd, data.data(), n, at)) {
-            return false;
-        }
-        hash = hash*31 + ggml_hugepages_checksum(data.data(), n);
-    }
-    return snprintf(buf, size, "file %ju:%ju %jd bytes, modified %jd.%09ld, header %016" PRIx64, (uintmax_t) st.st_dev, (uintmax_t) st.st_ino,
-        (intmax_t) st.st_size, (intmax_t) st.st_mtim.tv_sec, (long) st.st_mtim.tv_nsec, hash) < (int) size;
-} catch (...) {
-    return false;
 }
 
 #endif // __linux__

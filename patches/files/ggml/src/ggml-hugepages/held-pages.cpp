@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 struct ggml_hugepages_held {
+    uint32_t              model_id;
     ggml_hugepages_kind   kind;
     size_t                page_size;
     int                   fd   = -1;
@@ -35,6 +36,10 @@ struct ggml_hugepages_held {
         if (fd != -1) {
             close(fd);
         }
+    }
+
+    bool is_for(uint32_t other_id, ggml_hugepages_kind other_kind) const {
+        return model_id == other_id && kind == other_kind;
     }
 
     uint64_t pages() const {
@@ -56,9 +61,10 @@ struct ggml_hugepages_held {
 static std::mutex g_mutex; // for g_held and its elements
 static std::vector<std::shared_ptr<ggml_hugepages_held>> g_held;
 
-bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size) {
+bool ggml_hugepages_hold(uint32_t model_id, const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size) {
     for (const auto & grant : grants) {
         auto held = std::make_shared<ggml_hugepages_held>();
+        held->model_id  = model_id;
         held->kind      = grant.kind;
         held->page_size = grant.page_size;
         held->end       = grant.pages*grant.page_size;
@@ -88,9 +94,12 @@ bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool 
     return true;
 }
 
-void ggml_hugepages_hold_end(void) {
+void ggml_hugepages_hold_end(uint32_t model_id) noexcept {
     std::lock_guard<std::mutex> lock(g_mutex);
-    for (auto & held : g_held) {
+    const auto is_of_other = [&](const auto & held) { return held->model_id != model_id; };
+    const auto ended = std::stable_partition(g_held.begin(), g_held.end(), is_of_other);
+    for (auto it = ended; it != g_held.end(); ++it) {
+        auto & held = *it;
         held->is_open = false;
         for (const auto & r : held->free) {
             held->punch(r.first, r.second);
@@ -99,25 +108,33 @@ void ggml_hugepages_hold_end(void) {
             GGML_LOG_WARN("%s: cannot return reserved huge pages: ftruncate: errno %d\n", __func__, errno);
         }
     }
-    g_held.clear();
+    g_held.erase(ended, g_held.end());
 }
 
-uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size) {
+// pages of the reservations for which is_counted returns true
+template <typename F> static uint64_t held_pages(size_t page_size, F is_counted) {
     std::lock_guard<std::mutex> lock(g_mutex);
     uint64_t pages = 0;
     for (const auto & held : g_held) {
-        const bool is_of_kind = kind == GGML_HUGEPAGES_KIND_COUNT || held->kind == kind;
-        pages += is_of_kind && held->page_size == page_size ? held->pages() : 0;
+        pages += held->page_size == page_size && is_counted(*held) ? held->pages() : 0;
     }
     return pages;
 }
 
-void ggml_hugepages_held_take(ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs) {
+uint64_t ggml_hugepages_held_pages(uint32_t model_id, ggml_hugepages_kind kind, size_t page_size) {
+    return held_pages(page_size, [&](const auto & held) { return held.is_for(model_id, kind); });
+}
+
+uint64_t ggml_hugepages_all_held_pages(size_t page_size) {
+    return held_pages(page_size, [](const auto &) { return true; });
+}
+
+void ggml_hugepages_held_take(uint32_t model_id, ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs) {
     std::lock_guard<std::mutex> lock(g_mutex);
     std::vector<ggml_hugepages_run> result;
     for (auto run : runs) {
         for (const auto & held : g_held) {
-            while (held->kind == kind && held->page_size == run.page_size && run.first < run.last && held->pages() > 0) {
+            while (held->is_for(model_id, kind) && held->page_size == run.page_size && run.first < run.last && held->pages() > 0) {
                 auto part = run;
                 part.owner = GGML_HUGEPAGES_OWNER_HELD;
                 part.held  = held;

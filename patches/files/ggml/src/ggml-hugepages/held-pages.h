@@ -8,13 +8,16 @@
 
 // Reserves the pages. False with errno if the kernel refuses; at_page_size: the page size that it refused.
 // populate: also populates them, so that an invisible limit refuses them now
-bool ggml_hugepages_hold(const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size);
+bool ggml_hugepages_hold(uint32_t model_id, const std::vector<ggml_hugepages_grant> & grants, bool accept_less, bool populate, size_t * at_page_size);
 
-// number of pages held for buffers of this kind, or of all kinds with GGML_HUGEPAGES_KIND_COUNT
-uint64_t ggml_hugepages_held_pages(ggml_hugepages_kind kind, size_t page_size);
+// number of pages held for buffers of this kind and model
+uint64_t ggml_hugepages_held_pages(uint32_t model_id, ggml_hugepages_kind kind, size_t page_size);
+
+// number of pages held for all buffers of all models
+uint64_t ggml_hugepages_all_held_pages(size_t page_size);
 
 // Gives held pages to runs, and splits a run where the held pages end.
-void ggml_hugepages_held_take(ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs);
+void ggml_hugepages_held_take(uint32_t model_id, ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs);
 
 // the file with the held pages
 int ggml_hugepages_held_fd(const ggml_hugepages_held & held);

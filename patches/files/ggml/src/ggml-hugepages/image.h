@@ -70,6 +70,7 @@ struct ggml_hugepages_image {
     size_t                length = 0;       // of the address range
     bool                  is_malloc = false; // a buffer smaller than one page, in ordinary memory
     bool                  limits_may_hide = false; // a limit above the cgroup namespace may be invisible
+    uint64_t              late      = 0; // bytes on ordinary memory, if it was allocated after the start
     bool                  is_lazy   = false; // a buffer whose writers populate its pages
     ggml_hugepages_ranges populated;         // of a lazy buffer; includes ranges that became ordinary memory
     bool                  is_told = false;   // the log contains the refusal of its pages

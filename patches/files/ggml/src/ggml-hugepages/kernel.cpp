@@ -7,6 +7,7 @@
 #include "syscalls.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
@@ -42,6 +43,7 @@ bool ggml_hugepages_read_u64(const std::string & path, uint64_t * value) {
 
 std::vector<size_t> ggml_hugepages_numbered_entries(const std::string & path, const char * fmt) {
     std::vector<size_t> result;
+    errno = 0;
     if (DIR * dir = opendir(path.c_str())) {
         while (const dirent * entry = readdir(dir)) {
             size_t number = 0;
@@ -49,7 +51,9 @@ std::vector<size_t> ggml_hugepages_numbered_entries(const std::string & path, co
                 result.push_back(number);
             }
         }
+        const int err = errno;
         closedir(dir);
+        errno = err;
     }
     std::sort(result.begin(), result.end());
     return result;

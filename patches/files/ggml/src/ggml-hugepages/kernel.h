@@ -14,7 +14,7 @@ std::string ggml_hugepages_read_text(const std::string & path);
 // false if the file is missing or does not start with a number
 bool ggml_hugepages_read_u64(const std::string & path, uint64_t * value);
 
-// the numbers in the names of a folder's entries, ascending, e.g. 0 and 1 for node0 and node1
+// The numbers in the names of a folder's entries, ascending, e.g. 0 and 1 for node0 and node1. Sets errno, to 0 if the folder was read.
 std::vector<size_t> ggml_hugepages_numbered_entries(const std::string & path, const char * fmt);
 
 // the nodes that a placement binds to, empty for all

@@ -102,7 +102,7 @@ bool ggml_hugepages_fill(ggml_hugepages_image_t *, size_t, const ggml_hugepages_
     return unsupported(error);
 }
 
-void ggml_hugepages_hold_end(void) {
+void ggml_hugepages_hold_end(uint32_t) noexcept {
 }
 
 //
@@ -171,7 +171,7 @@ bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, g
 // report
 //
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept {
+bool ggml_hugepages_get_report(uint32_t, ggml_hugepages_report * report) noexcept {
     *report = {};
     return false;
 }

@@ -82,8 +82,8 @@ static void release(ggml_hugepages_image_t * images, size_t n_images) {
                 GGML_LOG_WARN("%s: cannot return huge pages: ftruncate: %s\n", __func__, strerror(errno));
             }
         }
+        ggml_hugepages_hold_end(images[i]->params.model_id);
     }
-    ggml_hugepages_hold_end();
 }
 
 bool ggml_hugepages_fail_load(
@@ -101,7 +101,7 @@ bool ggml_hugepages_reserve_runs(ggml_hugepages_image_t * images, size_t n, ggml
     struct entry { ggml_hugepages_image * image; ggml_hugepages_run * run; };
     std::vector<entry> entries;
     for (size_t i = 0; i < n; i++) {
-        ggml_hugepages_held_take(images[i]->kind, images[i]->runs);
+        ggml_hugepages_held_take(images[i]->params.model_id, images[i]->kind, images[i]->runs);
         for (auto & r : images[i]->runs) {
             if (!images[i]->is_thp() && r.owner == GGML_HUGEPAGES_OWNER_PROCESS) {
                 entries.push_back({ images[i], &r });
@@ -170,7 +170,7 @@ static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error
         grants.insert(grants.end(), images[i]->grants.begin(), images[i]->grants.end());
     }
     size_t page_size = 0;
-    if (grants.empty() || ggml_hugepages_hold(grants, ggml_hugepages_accepts_less(&images[0]->params), images[0]->limits_may_hide, &page_size)) {
+    if (grants.empty() || ggml_hugepages_hold(images[0]->params.model_id, grants, ggml_hugepages_accepts_less(&images[0]->params), images[0]->limits_may_hide, &page_size)) {
         return true;
     }
     // EFAULT: the kernel refused the page on touch
@@ -235,13 +235,13 @@ bool ggml_hugepages_fill(
         return ggml_hugepages_fail_load(images, n_images, *refused, refusal, error);
     }
     if (!ok) {
-        ggml_hugepages_hold_end();
+        ggml_hugepages_hold_end(params->model_id);
         return false;
     }
     for (size_t i = 0; i < n_images; i++) {
         auto & image = *images[i];
         if (!ggml_hugepages_protect(image, error)) {
-            ggml_hugepages_hold_end();
+            ggml_hugepages_hold_end(params->model_id);
             return false;
         }
         if (image.resident) {

@@ -2,8 +2,9 @@
 
 #include "params.h"
 
-#include <atomic>
+#include <memory>
 #include <mutex>
+#include <new>
 
 ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
     ggml_hugepages_params result = {
@@ -18,6 +19,7 @@ ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
         /*.plan_only     =*/ false,
         /*.load_only     =*/ false,
         /*.verify        =*/ false,
+        /*.model_id      =*/ 0,
         /*.store         =*/ "",
     };
     return result;
@@ -27,14 +29,20 @@ bool ggml_hugepages_accepts_less(const ggml_hugepages_params * params) noexcept 
     return params->policy == GGML_HUGEPAGES_POLICY_PREFER && !params->plan_only && !params->load_only;
 }
 
-static std::atomic<ggml_hugepages_status> g_failure{GGML_HUGEPAGES_STATUS_OK};
+static thread_local std::unique_ptr<ggml_hugepages_error> t_failure;
 
-void ggml_hugepages_set_failure(ggml_hugepages_status status) noexcept {
-    g_failure = status;
+void ggml_hugepages_set_failure(const ggml_hugepages_error * error) noexcept {
+    t_failure.reset(error ? new (std::nothrow) ggml_hugepages_error(*error) : nullptr);
 }
 
-ggml_hugepages_status ggml_hugepages_get_failure(void) noexcept {
-    return g_failure;
+ggml_hugepages_status ggml_hugepages_get_failure(ggml_hugepages_error * error) noexcept {
+    if (!t_failure) {
+        return GGML_HUGEPAGES_STATUS_OK;
+    }
+    if (error) {
+        *error = *t_failure;
+    }
+    return t_failure->status;
 }
 
 static thread_local const ggml_hugepages_scope * t_scope = nullptr;

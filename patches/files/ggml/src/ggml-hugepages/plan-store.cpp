@@ -3,6 +3,7 @@
 #include "plan-store.h"
 #include "error.h"
 #include "plan-needs.h"
+#include "shortage.h"
 
 #include <algorithm>
 
@@ -81,10 +82,13 @@ void ggml_hugepages_plan_store::note(std::vector<ggml_hugepages_consumer> & cons
     }
 }
 
-bool ggml_hugepages_plan_store::fail_full(ggml_hugepages_error * error) const {
+bool ggml_hugepages_plan_store::fail_full(const ggml_hugepages_params & params, ggml_hugepages_error * error) const {
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the resident images need %.2f MiB, but the mount has only %.2f MiB left",
         bytes()/1024.0/1024.0, free/1024.0/1024.0);
-    ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or use --hugepage-policy prefer");
+    ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit)");
+    ggml_hugepages_hint_prefer(params, error);
+    const size_t page_size = entries.front().file->page_size;
+    ggml_hugepages_set_shortage(error, page_size, (bytes() + page_size - 1)/page_size, free/page_size);
     return false;
 }
 

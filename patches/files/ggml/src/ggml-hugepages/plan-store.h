@@ -37,5 +37,5 @@ struct ggml_hugepages_plan_store {
     // adds the missing pages to the needs of their consumers
     void note(std::vector<ggml_hugepages_consumer> & consumers) const;
 
-    bool fail_full(ggml_hugepages_error * error) const;
+    bool fail_full(const ggml_hugepages_params & params, ggml_hugepages_error * error) const;
 };

@@ -17,6 +17,7 @@
 #include "probe.h"
 #include "registry.h"
 #include "shortage.h"
+#include "syscalls.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -47,6 +48,7 @@ struct planner {
     ggml_hugepages_plan_store                       store;
     std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
     std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
+    uint64_t                                        largest = 0; // bytes of the largest image or demand
 
     planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
         root(root), images(images), n_images(n_images), params(params), error(error) {}
@@ -78,6 +80,12 @@ bool planner::find_pools() {
     const bool is_auto = params.page_size == GGML_HUGEPAGES_SIZE_AUTO;
     size_t sizes[16];
     const size_t n = std::min<size_t>(16, ggml_hugepages_page_sizes(root, sizes, 16));
+    const int    err = errno;
+    if (n == 0 && err != 0 && err != ENOENT) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "cannot list the pools of huge pages in /sys/kernel/mm/hugepages: %s", strerror(err));
+        ggml_hugepages_hint_errno(error, err, "getdents64", "mount /sys for this process");
+        return false;
+    }
     smallest = is_auto ? ggml_hugepages_page_size(root) : params.page_size;
     std::string names;
     for (size_t i = 0; i < n; i++) {
@@ -109,6 +117,7 @@ void planner::add_image(size_t i) {
     if (wanted.empty() || image.fd_page != 0) {
         return;
     }
+    largest = std::max<uint64_t>(largest, image.size);
     consumers.push_back({ image.kind, (int32_t) i, image.wanted, {} });
     blocks.emplace_back();
     if (resident) {
@@ -123,6 +132,7 @@ void planner::add_demand(const ggml_hugepages_demand & demand) {
     // a demand smaller than a page of the store does not use the store
     const auto * resident = file && demand.bytes >= file->page_size ? file : nullptr;
     const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, 0, ggml_hugepages_align_up(demand.bytes, resident ? resident->page_size : smallest) };
+    largest = std::max(largest, demand.bytes);
     consumers.push_back({ demand.kind, -1, { { 0, demand.bytes } }, {} });
     blocks.emplace_back();
     if (resident) {
@@ -189,7 +199,7 @@ void planner::add_pools_of_store() {
     // a buffer that the plan of the weights already counted
     if (n_images == 1 && !is_load) {
         for (auto & s : supplies) {
-            s.held     = ggml_hugepages_held_pages(images[0]->kind, s.pool.page_size);
+            s.held     = ggml_hugepages_held_pages(params.model_id, images[0]->kind, s.pool.page_size);
             s.promised = ggml_hugepages_promised(s.pool.page_size, images[0]) - s.held;
         }
     }
@@ -261,7 +271,7 @@ bool planner::check_shortage() const {
         }
     }
     if (!accepts_less) {
-        return !shortages.empty() ? ggml_hugepages_fail_short(root, shortages, error) : !store.is_full() || store.fail_full(error);
+        return !shortages.empty() ? ggml_hugepages_fail_short(root, shortages, params, error) : !store.is_full() || store.fail_full(params, error);
     }
     // once for a model, and not for each of its buffers
     if (n_images != 1 || is_load) {
@@ -286,14 +296,20 @@ bool planner::check_by_trying() {
     for (size_t i = 0; i < n_images; i++) {
         images[i]->limits_may_hide = may_hide && !accepts_less;
     }
+    uint64_t missing = 0;
     for (const auto & s : supplies) {
         const size_t   page_size  = s.pool.page_size;
         const uint64_t pages      = wanted(page_size);
+        missing += pages;
         const uint64_t n_reserve  = may_hide ? pages : 1;
         const uint64_t n_populate = may_hide && params.plan_only ? pages : 1;
         if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, pages, error)) {
             return false;
         }
+    }
+    // a memfd has the size of its image
+    if (is_load && missing > 0 && !accepts_less && root[0] == '\0' && largest > ggml_hugepages_file_size_limit()) {
+        return ggml_hugepages_fail_file_size(params, largest, error);
     }
     return true;
 }

@@ -118,7 +118,7 @@ static bool run_jobs(
         }
     }
     if (!r.sources.empty()) {
-        ggml_hugepages_set_load({ r.bytes_direct, r.bytes_cached, r.bytes_buffered, ggml_hugepages_now_us() - begin, r.us_populate, r.us_read, r.us_place,
+        ggml_hugepages_set_load(params.model_id, { r.bytes_direct, r.bytes_cached, r.bytes_buffered, ggml_hugepages_now_us() - begin, r.us_populate, r.us_read, r.us_place,
             r.bytes_attached, (uint32_t) r.n_started });
     }
     return true;

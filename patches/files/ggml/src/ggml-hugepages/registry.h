@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-// copies of all complete images and buffers, for the report
-std::vector<ggml_hugepages_image> ggml_hugepages_alive();
+// copies of all complete images and buffers of one model, or of all if model_id is 0, for the report
+std::vector<ggml_hugepages_image> ggml_hugepages_alive(uint32_t model_id);
 
 // adds filled images
 void ggml_hugepages_register_images(ggml_hugepages_image_t * images, size_t n_images);
@@ -35,9 +35,9 @@ void ggml_hugepages_promise(const ggml_hugepages_image & image, const std::map<s
 // The image has touched or returned its reserved pages.
 void ggml_hugepages_forget_promise(const ggml_hugepages_image & image);
 
-void ggml_hugepages_set_load(const ggml_hugepages_load & load);
+void ggml_hugepages_set_load(uint32_t model_id, const ggml_hugepages_load & load);
 
-ggml_hugepages_load ggml_hugepages_last_load();
+// the last load of this model, or of this process if model_id is 0
+ggml_hugepages_load ggml_hugepages_last_load(uint32_t model_id);
 
 extern std::atomic<uint64_t> ggml_hugepages_n_attached; // bytes of attached buffers since the last load
-extern std::atomic<uint64_t> ggml_hugepages_n_late;     // bytes on ordinary memory, allocated after the start

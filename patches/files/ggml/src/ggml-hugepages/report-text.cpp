@@ -49,7 +49,7 @@ int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * bu
 
 void ggml_hugepages_log_report(void) {
     ggml_hugepages_report report;
-    if (!ggml_hugepages_default_scope().params.enabled || !ggml_hugepages_get_report(&report)) {
+    if (!ggml_hugepages_default_scope().params.enabled || !ggml_hugepages_get_report(0, &report)) {
         return;
     }
     char text[4096];

@@ -33,10 +33,9 @@ static ggml_hugepages_usage * usage_of(ggml_hugepages_report * report, ggml_huge
     return &u;
 }
 
-bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept try {
+bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report) noexcept try {
     *report = {};
-    report->late = ggml_hugepages_n_late;
-    report->load = ggml_hugepages_last_load();
+    report->load = ggml_hugepages_last_load(model_id);
 
     const auto vmas = ggml_hugepages_vmas(&report->n_nodes);
     if (vmas.empty()) {
@@ -46,7 +45,8 @@ bool ggml_hugepages_get_report(ggml_hugepages_report * report) noexcept try {
     bool thp_enabled = false;
     const size_t thp_size = ggml_hugepages_thp_size("", &thp_enabled);
 
-    for (const auto & image : ggml_hugepages_alive()) {
+    for (const auto & image : ggml_hugepages_alive(model_id)) {
+        report->late += image.late;
         const size_t addr = (size_t) image.addr;
         auto it = std::lower_bound(vmas.begin(), vmas.end(), addr, [](const ggml_hugepages_vma & v, size_t x) { return v.last <= x; });
         for (; it != vmas.end() && it->first < addr + image.length; ++it) {

@@ -7,6 +7,7 @@
 #include "kernel.h"
 #include "names.h"
 #include "store-file.h"
+#include "syscalls.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -18,7 +19,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-static const char PREFER[] = "use --hugepage-policy prefer to load with fewer huge pages";
+void ggml_hugepages_hint_prefer(const ggml_hugepages_params & params, ggml_hugepages_error * error) {
+    if (params.policy != GGML_HUGEPAGES_POLICY_PREFER && !params.load_only) {
+        const std::string hint = error->hint;
+        ggml_hugepages_hint(error, "%s%suse --hugepage-policy prefer to load with fewer huge pages", hint.c_str(), hint.empty() ? "" : ", or ");
+    }
+}
 
 // malloc takes pages from the same pool, also after the engine counted them
 static bool is_malloc_on_huge_pages() {
@@ -69,7 +75,11 @@ static std::string to_hint(const char * root, uint64_t need, const ggml_hugepage
     return text;
 }
 
-bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error) {
+bool ggml_hugepages_fail_short(
+        const char                                                     * root,
+        const std::vector<std::pair<uint64_t, ggml_hugepages_supply>>  & shortages,
+        const ggml_hugepages_params                                    & params,
+        ggml_hugepages_error                                           * error) {
     std::string message, hint;
     bool limit_only = true;
     for (const auto & [need, supply] : shortages) {
@@ -84,7 +94,10 @@ bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<ui
         hint    += (hint.empty() ? "" : ", and ") + std::string("remove glibc.malloc.hugetlb=2 from GLIBC_TUNABLES");
     }
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %s", message.c_str());
-    ggml_hugepages_hint(error, "%s%s%s", hint.c_str(), hint.empty() ? "" : ", or ", PREFER);
+    ggml_hugepages_hint(error, "%s", hint.c_str());
+    ggml_hugepages_hint_prefer(params, error);
+    const auto & [need, supply] = shortages.front();
+    ggml_hugepages_set_shortage(error, supply.pool.page_size, need, supply.usable());
     return false;
 }
 
@@ -115,6 +128,14 @@ void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t si
     }
 }
 
+bool ggml_hugepages_fail_file_size(const ggml_hugepages_params & params, uint64_t size, ggml_hugepages_error * error) {
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need a file of %" PRIu64 " KiB, but this process may only make files of %" PRIu64 " KiB",
+        size/1024, ggml_hugepages_file_size_limit()/1024);
+    ggml_hugepages_hint(error, "run ulimit -f unlimited (systemd: LimitFSIZE=infinity)");
+    ggml_hugepages_hint_prefer(params, error);
+    return false;
+}
+
 bool ggml_hugepages_fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size) {
     const int err = errno;
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot allocate %.2f MiB of ordinary memory for %s: %s", size/1024.0/1024.0,
@@ -138,9 +159,12 @@ bool ggml_hugepages_fail_refused(
     if (is_forbidden(refusal.err)) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_FORBIDDEN, "huge pages need the system call %s, but this process may not use it (%s)",
             refusal.call, refusal.err == ENOSYS ? "ENOSYS" : refusal.err == EACCES ? "EACCES" : "EPERM");
-        ggml_hugepages_hint(error, "allow %s in the system call filter of the service or container (systemd: SystemCallFilter=, containers: seccomp profile), or %s",
-            refusal.call, PREFER);
+        ggml_hugepages_hint(error, "allow %s in the system call filter of the service or container (systemd: SystemCallFilter=, containers: seccomp profile)", refusal.call);
+        ggml_hugepages_hint_prefer(image.params, error);
         return false;
+    }
+    if (refusal.err == EFBIG) {
+        return ggml_hugepages_fail_file_size(image.params, std::max<uint64_t>(pages, 1)*refusal.page_size, error);
     }
     const uint64_t room = address_space_left();
     if (strcmp(refusal.call, "mmap") == 0 && refusal.err == ENOMEM && room < pages*refusal.page_size) {
@@ -156,12 +180,14 @@ bool ggml_hugepages_fail_refused(
         if (room < refusal.page_size) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the mount of the store is full: no huge page for '%s' at offset %zu",
                 image.resident->path.c_str(), refusal.at);
-            ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit), or %s", PREFER);
+            ggml_hugepages_hint(error, "run hugepages store gc, raise the limit of the mount (hugepages store unmount, then mount --limit)");
+            ggml_hugepages_hint_prefer(image.params, error);
+            ggml_hugepages_set_shortage(error, refusal.page_size, pages, room/refusal.page_size);
             return false;
         }
     }
     if (supply.pool.page_size != 0 && pages > supply.usable()) {
-        return ggml_hugepages_fail_short("", { { pages, supply } }, error);
+        return ggml_hugepages_fail_short("", { { pages, supply } }, image.params, error);
     }
     // madvise(2): MADV_POPULATE_WRITE reports EFAULT if a touch would end in SIGBUS. A reserved page is only refused because of a limit or
     // a node without free pages.
@@ -172,9 +198,11 @@ bool ggml_hugepages_fail_refused(
         pages, page.c_str(), supply.usable(), refusal.at, image.path.c_str(), refusal.call, cause,
         is_hidden ? "a cgroup outside this container or namespace limits huge pages, and this process cannot read the limit" :
                     "another process took pages in the meantime, or a memory policy or a limit that this process cannot read applies");
-    ggml_hugepages_hint(error, "%s, or %s", is_hidden ?
+    ggml_hugepages_hint(error, "%s", is_hidden ?
             ("raise the hugetlb limit of the container or the pod to at least " + std::to_string(std::max<uint64_t>(pages, 1)*refusal.page_size) + " bytes").c_str() :
-            "try again, check the hugetlb limits of all parent cgroups and the memory policy (numactl --show)", PREFER);
+            "try again, check the hugetlb limits of all parent cgroups and the memory policy (numactl --show)");
+    ggml_hugepages_hint_prefer(image.params, error);
+    ggml_hugepages_set_shortage(error, refusal.page_size, pages, supply.usable());
     return false;
 }
 

@@ -26,10 +26,20 @@ bool ggml_hugepages_fail_refused(
         ggml_hugepages_error             * error);
 
 // Sets the error for a shortage: the need of the load from each pool that is too small.
-bool ggml_hugepages_fail_short(const char * root, const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages, ggml_hugepages_error * error);
+bool ggml_hugepages_fail_short(
+        const char                                                     * root,
+        const std::vector<std::pair<uint64_t, ggml_hugepages_supply>>  & shortages,
+        const ggml_hugepages_params                                    & params,
+        ggml_hugepages_error                                           * error);
+
+// Adds --hugepage-policy prefer to the hint, if that would help: not if it is set, and not for programs that only fill a store.
+void ggml_hugepages_hint_prefer(const ggml_hugepages_params & params, ggml_hugepages_error * error);
 
 // too little ordinary memory, or a limit on it: errno
 bool ggml_hugepages_fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size);
+
+// Huge pages need a file of this size, and RLIMIT_FSIZE forbids it.
+bool ggml_hugepages_fail_file_size(const ggml_hugepages_params & params, uint64_t size, ggml_hugepages_error * error);
 
 // sets "ulimit -v ..." if the process has such a limit
 void ggml_hugepages_hint_address_space(ggml_hugepages_error * error, uint64_t size);

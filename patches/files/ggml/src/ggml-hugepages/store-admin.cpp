@@ -20,14 +20,36 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// Does not compare the hash of the header, because a list of many images would read many files.
-static bool is_stale(const char * source, const char * identity) {
+// Whether a file that is not there was on a file system that is there: the one of the nearest folder that exists.
+static bool was_removed(std::string path, uintmax_t dev) {
+    while (path.find('/') != std::string::npos) {
+        path.resize(path.rfind('/'));
+        struct stat st = {};
+        if (stat(path.empty() ? "/" : path.c_str(), &st) == 0) {
+            return st.st_dev == dev;
+        }
+        if (errno != ENOENT && errno != ENOTDIR) {
+            return false;
+        }
+    }
+    return false;
+}
+
+// Sets is_stale or is_hidden: another container, or a user without rights to a folder, cannot see the source although it exists. Does not
+// compare the hashes of the identity, because a list of many images would read many files.
+static void look_at_source(ggml_hugepages_resident_info * info) {
     struct stat st = {};
     uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
-    if (sscanf(identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
-        return true;
+    if (sscanf(info->identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
+        info->is_stale = true;
+    } else if (stat(info->source, &st) != 0) {
+        info->is_stale  = (errno == ENOENT || errno == ENOTDIR) && was_removed(info->source, dev);
+        info->is_hidden = !info->is_stale;
+    } else if (st.st_dev != dev) {
+        info->is_hidden = true; // a file of another file system has its path here
+    } else {
+        info->is_stale = st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
     }
-    return stat(source, &st) != 0 || st.st_dev != dev || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
 }
 
 static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_info * info, ggml_hugepages_error * error) {
@@ -69,7 +91,7 @@ static bool read_image(int dir_fd, const char * name, ggml_hugepages_resident_in
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "it cannot be read: %s", strerror(errno));
     }
     info->n_complete = n_complete;
-    info->is_stale   = is_stale(info->source, info->identity);
+    look_at_source(info);
     return true;
 }
 
@@ -109,6 +131,9 @@ bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggm
         std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
         // a filler is attached too; the exclusive lock prevents an attach before the removal
         const bool is_free = fd == -1 || ggml_hugepages_lock(fd, F_WRLCK, GGML_HUGEPAGES_LOCK_ATTACHED);
+        if (!is_free && !ggml_hugepages_is_taken(errno)) {
+            return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock it: %s", strerror(errno));
+        }
         if (!is_free && !force) {
             const off_t filler = filler_of(fd);
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, filler > 0 ? "process %jd fills it" : "a process is attached to it", (intmax_t) filler);

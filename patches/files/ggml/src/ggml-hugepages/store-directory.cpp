@@ -20,16 +20,24 @@ static std::string private_dir(const char * path) {
     return std::string(path) + "/llama-" + std::to_string(geteuid());
 }
 
+static const char MOUNT[] = "run sudo hugepages store mount --uid \"$USER\", then use --hugepage-store auto";
+
 static int open_store(const char * path, size_t page_size, size_t * found, ggml_hugepages_error * error) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    errno = fd == -1 ? errno : 0;
     const size_t page_there = fd == -1 ? 0 : ggml_hugepages_page_of(fd);
+    const int    err_there  = errno;
     struct stat st = {};
     if (fd == -1 || fstat(fd, &st) != 0) {
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open the store '%s': %s", path, strerror(errno));
-        ggml_hugepages_hint(error, "run sudo hugepages store mount --uid \"$USER\", then use --hugepage-store auto");
+        const int err = errno;
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open the store '%s': %s", path, strerror(err));
+        ggml_hugepages_hint_errno(error, err, "open", MOUNT);
+    } else if (page_there == 0 && err_there != 0) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot see on which file system the store '%s' is: fstatfs: %s", path, strerror(err_there));
+        ggml_hugepages_hint_errno(error, err_there, "fstatfs", MOUNT);
     } else if (page_there == 0) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' is not a directory on hugetlbfs", path);
-        ggml_hugepages_hint(error, "run sudo hugepages store mount --uid \"$USER\", then use --hugepage-store auto");
+        ggml_hugepages_hint(error, "%s", MOUNT);
     } else if (page_size != GGML_HUGEPAGES_SIZE_AUTO && page_size != page_there) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, not of %s", path,
             ggml_hugepages_size_name(page_there).c_str(), ggml_hugepages_size_name(page_size).c_str());

@@ -113,8 +113,11 @@ bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
         const bool is_short = err == EFAULT || err == ENOMEM || err == ENOSPC;
         ggml_hugepages_fail(error, is_short ? GGML_HUGEPAGES_STATUS_SHORT : GGML_HUGEPAGES_STATUS_INVALID,
             "cannot create resident image '%s': %s: %s", path.c_str(), call, is_short ? "no free huge page for the manifest" : strerror(err));
-        ggml_hugepages_hint(error, "%s", is_short ? "run hugepages store gc, grow the pool, or raise the limit of the mount" :
-            "use a store that this user may write to (hugepages store mount --uid)");
+        if (is_short) {
+            ggml_hugepages_hint(error, "run hugepages store gc, grow the pool, or raise the limit of the mount");
+        } else {
+            ggml_hugepages_hint_errno(error, err, call, "use a store that this user may write to (hugepages store mount --uid)");
+        }
         if (manifest) {
             munmap(manifest, manifest_size);
             manifest = nullptr;

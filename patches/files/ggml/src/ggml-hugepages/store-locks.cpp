@@ -24,13 +24,21 @@ static struct flock lock_of(short type, off_t first, off_t n) {
 }
 
 bool ggml_hugepages_lock(int fd, short type, off_t first, off_t n) {
+    if (ggml_hugepages_is_killing(SYS_fcntl)) {
+        errno = EPERM;
+        return false;
+    }
     auto l = lock_of(type, first, n);
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
 }
 
+bool ggml_hugepages_is_taken(int err) {
+    return err == EAGAIN || err == EACCES;
+}
+
 bool ggml_hugepages_is_locked(int fd, short type, off_t first, off_t * n) {
     auto l = lock_of(type, first, 1);
-    if (fcntl(fd, F_OFD_GETLK, &l) != 0 || l.l_type == F_UNLCK) {
+    if (ggml_hugepages_is_killing(SYS_fcntl) || fcntl(fd, F_OFD_GETLK, &l) != 0 || l.l_type == F_UNLCK) {
         return false;
     }
     if (n) {
@@ -88,16 +96,22 @@ ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
         return errno == EEXIST || errno == ENOENT ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
     }
     struct stat mine = {}, there = {};
-    if (fstat(fd, &mine) != 0 || !S_ISREG(mine.st_mode) || (mine.st_uid != geteuid() && geteuid() != 0)) {
+    const bool is_file  = fstat(fd, &mine) == 0 && S_ISREG(mine.st_mode);
+    const bool is_mine  = is_file && mine.st_uid == geteuid();
+    const bool is_free  = is_file && (is_mine || geteuid() == 0) && ggml_hugepages_lock(fd, F_WRLCK, 0, ggml_hugepages_lock_size());
+    const int  err      = errno;
+    if (!is_mine) {
+        const bool is_gone = is_free && unlinkat(dir_fd, name.c_str(), 0) == 0;
         close(fd);
         errno = EPERM;
-        return GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
+        return is_gone ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
     }
-    if (!ggml_hugepages_lock(fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
+    if (!is_free) {
         ggml_hugepages_is_locked(fd, F_WRLCK, 0, holder);
         *holder -= *holder > 0;
         close(fd);
-        return GGML_HUGEPAGES_LOCK_OTHERS;
+        errno = err;
+        return ggml_hugepages_is_taken(err) ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
     }
     // the previous holder may have removed the file before this process got the lock
     if (fstatat(dir_fd, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0 || there.st_ino != mine.st_ino || there.st_dev != mine.st_dev) {

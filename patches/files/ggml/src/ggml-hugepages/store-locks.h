@@ -14,7 +14,10 @@ struct stat;
 // offsets in an image that serve only as locks
 enum { GGML_HUGEPAGES_LOCK_ATTACHED = 1, GGML_HUGEPAGES_LOCK_FILLING = 2 };
 
+// Sets errno. ggml_hugepages_is_taken(errno): another process has the lock; otherwise this process may not lock.
 bool ggml_hugepages_lock(int fd, short type, off_t first, off_t n = 1);
+
+bool ggml_hugepages_is_taken(int err);
 
 // Whether another process holds the lock. n: number of bytes that it locks
 bool ggml_hugepages_is_locked(int fd, short type, off_t first, off_t * n = nullptr);
@@ -43,7 +46,9 @@ struct ggml_hugepages_fill_lock {
 
 enum ggml_hugepages_lock_answer { GGML_HUGEPAGES_LOCK_MINE, GGML_HUGEPAGES_LOCK_OTHERS, GGML_HUGEPAGES_LOCK_IMPOSSIBLE };
 
-// image_name: the lock file is beside the image. holder: PID of the process that holds the lock, if it is another one. LOCK_IMPOSSIBLE sets errno.
+// image_name: the lock file is beside the image. holder: PID of the process that holds the lock, if it is another one. LOCK_IMPOSSIBLE sets
+// errno: this user may not lock, or in a store for all users the lock file belongs to another user. Root removes such a file if nobody
+// holds its lock.
 ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
         int                                         dir_fd,
         const std::string                         & image_name,

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "file.h"
 #include "image.h"
+#include "names.h"
 #include "store-directory.h"
 #include "store-file.h"
 #include "store-locks.h"
@@ -26,6 +27,9 @@
 // time without a message while a process waits for a lock, and interval of the messages after it
 static const auto SILENCE  = std::chrono::seconds(2);
 static const auto INTERVAL = std::chrono::seconds(10);
+
+static const char OWN_STORE[] =
+    "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one";
 
 struct ggml_hugepages_store {
     std::shared_ptr<int>             dir;
@@ -65,8 +69,8 @@ struct ggml_hugepages_store {
             const int err = errno;
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open resident image '%s': %s", file.path.c_str(),
                 err == ELOOP ? "it is a symbolic link" : strerror(err));
-            if (err == EACCES) {
-                ggml_hugepages_hint(error, "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one");
+            if (err != ELOOP) {
+                ggml_hugepages_hint_errno(error, err, "openat", OWN_STORE);
             }
             return false;
         }
@@ -166,6 +170,20 @@ struct ggml_hugepages_store {
         return false;
     }
 
+    bool fail_lock(const ggml_hugepages_store_file & file, int err, ggml_hugepages_error * error) const {
+        const std::string name = ggml_hugepages_lock_name(file.name);
+        struct stat st = {};
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s': %s", file.path.c_str(), strerror(err));
+        if (fstatat(*dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_uid != geteuid()) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s': user %u owns its lock file", file.path.c_str(),
+                (unsigned) st.st_uid);
+            ggml_hugepages_hint(error, "use another store, or remove '%s/%s' as user %u or root", path.c_str(), name.c_str(), (unsigned) st.st_uid);
+        } else {
+            ggml_hugepages_hint_errno(error, err, "fcntl", OWN_STORE);
+        }
+        return false;
+    }
+
     // Returns when the image is attached, or this process holds its fill lock, or the image does not exist and plan_only is set.
     bool open(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         const auto begin = std::chrono::steady_clock::now();
@@ -178,7 +196,14 @@ struct ggml_hugepages_store {
                 return file.fd == -1 || look(file, error);
             }
             // another process is removing the image, or has removed it
-            if (file.fd != -1 && (!ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED) || is_unlinked(file))) {
+            if (file.fd != -1 && !ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
+                if (!ggml_hugepages_is_taken(errno)) {
+                    return fail_lock(file, errno, error);
+                }
+                forget(file);
+                continue;
+            }
+            if (file.fd != -1 && is_unlinked(file)) {
                 forget(file);
                 continue;
             }
@@ -206,9 +231,7 @@ struct ggml_hugepages_store {
                     continue;
                 }
                 if (answer == GGML_HUGEPAGES_LOCK_IMPOSSIBLE && (file.fd != -1 || std::chrono::steady_clock::now() - begin > SILENCE)) {
-                    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s' to fill it: %s", file.path.c_str(), strerror(err));
-                    ggml_hugepages_hint(error, "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one");
-                    return false;
+                    return fail_lock(file, err, error);
                 }
             } else if (!ggml_hugepages_is_locked(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &holder)) {
                 return fail_read_only(file, error);
@@ -272,6 +295,11 @@ bool ggml_hugepages_residents_open(
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
             files.push_back(&file);
+        } else if (params->load_only) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, and the %.2f MiB of %s weights need less than one of them",
+                store.path.c_str(), ggml_hugepages_size_name(store.page_size).c_str(), file.size/1024.0/1024.0, ggml_hugepages_kind_name(file.kind));
+            ggml_hugepages_hint(error, "use a store with smaller pages");
+            return false;
         }
     }
     // all processes open them in the same order, which prevents a deadlock

@@ -17,6 +17,7 @@
 #include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -110,9 +111,19 @@ int ggml_hugepages_memfd(const char * name, size_t page_size) {
     return fd;
 }
 
+uint64_t ggml_hugepages_file_size_limit() {
+    struct rlimit limit = {};
+    return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+}
+
 bool ggml_hugepages_resize(int fd, size_t size) {
     if (ggml_hugepages_is_killing(SYS_ftruncate)) {
         errno = EPERM;
+        return false;
+    }
+    // setrlimit(2): the kernel would send SIGXFSZ, which ends the process
+    if (size > ggml_hugepages_file_size_limit()) {
+        errno = EFBIG;
         return false;
     }
     return ftruncate(fd, (off_t) size) == 0;

@@ -21,7 +21,10 @@ int ggml_hugepages_advise(void * addr, size_t size, int advice);
 // a memfd of huge pages; -1 with errno
 int ggml_hugepages_memfd(const char * name, size_t page_size);
 
-// ftruncate(2)
+// RLIMIT_FSIZE: the largest file that this process may make, in bytes
+uint64_t ggml_hugepages_file_size_limit();
+
+// ftruncate(2); EFBIG beyond ggml_hugepages_file_size_limit
 bool ggml_hugepages_resize(int fd, size_t size);
 
 // Returns the pages of [first, last) of a file of huge pages.

@@ -49,7 +49,8 @@ bool ggml_hugepages_populate_thp(ggml_hugepages_image_t * images, size_t n, ggml
     if (!ggml_hugepages_accepts_less(&images[0]->params)) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "only %.2f of %.2f MiB got transparent huge pages",
             huge/1024.0/1024.0, wanted/1024.0/1024.0);
-        ggml_hugepages_hint(error, "as root: echo 1 > /proc/sys/vm/compact_memory, then try again, or use --hugepage-policy prefer to load with fewer huge pages");
+        ggml_hugepages_hint(error, "as root: echo 1 > /proc/sys/vm/compact_memory, then try again");
+        ggml_hugepages_hint_prefer(images[0]->params, error);
         return false;
     }
     GGML_LOG_WARN("%s: only %.2f of %.2f MiB got transparent huge pages\n", __func__, huge/1024.0/1024.0, wanted/1024.0/1024.0);
