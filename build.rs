@@ -55,7 +55,7 @@ fn run() -> Result<()> {
         ));
     }
     bindings::generate(&root, &tree, &out)?;
-    shim::compile(&root, &tree, features::is_on("SERVER"))?;
+    shim::compile(&root, &tree, &out, features::is_on("SERVER"))?;
     let commit = commit_label(&source, Some(&version));
     let options = features::options();
     let part = |targets| Build {
