@@ -47,8 +47,11 @@ pub fn check() -> Result<()> {
         ("CXX", "c++", "build-essential"),
     ] {
         let tool = cargo::env(variable).unwrap_or(tool.into());
+        // CXX may start with a wrapper, such as `ccache g++`. Flags in CXX do not reach CMake; CXXFLAGS does.
+        let words = tool.to_string_lossy();
+        let first = words.split_whitespace().next().unwrap_or_default();
         ensure!(
-            find(&tool).is_some(),
+            find(&tool).is_some() || find(first.as_ref()).is_some(),
             "program `{}` not found, which builds llama.cpp\nhint: apt-get install {package}",
             tool.display()
         );
