@@ -1,9 +1,9 @@
 //! The pin: `vendor/llama.cpp.lock`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::carrier::Carrier;
@@ -57,8 +57,13 @@ impl Lock {
 
 /// Reads and checks the lock file.
 pub fn read(path: &Path) -> Result<Lock> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = match fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => bail!(
+            "{} does not exist\nhint: `cargo vendor` without a directory removes this file; after `git checkout vendor`, use `cargo vendor crates`",
+            path.display()
+        ),
+        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    };
     parse(&text).with_context(|| format!("{} is not a valid lock file", path.display()))
 }
 

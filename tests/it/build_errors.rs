@@ -106,6 +106,18 @@ fn without_cmake_the_package_to_install_is_named() {
 }
 
 #[test]
+fn a_missing_pin_is_reported_with_the_command_that_removes_it() {
+    let package = Package::copy();
+    fs::remove_file(package.dir.join("vendor/llama.cpp.lock")).expect("the copy is ours");
+    let (cause, hint) = package.fails("PIP_QUIET", "0");
+    assert!(
+        cause.ends_with("vendor/llama.cpp.lock does not exist"),
+        "{cause}"
+    );
+    assert!(hint.contains("cargo vendor"), "{hint}");
+}
+
+#[test]
 fn link_time_optimization_of_cmake_is_refused() {
     let option = "-DGGML_LTO=ON";
     let (cause, hint) = Package::copy().fails("LLAMA_HUGEPAGES_CMAKE_ARGS", option);
