@@ -73,8 +73,8 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
 test-full: instrumented test ## run all checks of CI and the long tests
-	$(call step,tests with instrumentation or a booted system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: systemd::
+	$(call step,tests with instrumentation, other compilers or a booted system)
+	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: packaging:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test

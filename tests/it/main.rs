@@ -24,6 +24,7 @@ mod kernel_settings;
 mod memory;
 mod messages;
 mod off;
+mod packaging;
 mod plan;
 mod pool;
 mod pool_made_up;
