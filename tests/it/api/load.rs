@@ -12,7 +12,7 @@ use llama_hugepages::{
 
 use super::compute::generate;
 use super::{FOR_CONTEXTS, context, load, model_file, params};
-use crate::support::pool::{PAGE, Pool};
+use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::{gguf, or_skip};
 
 #[test]
@@ -141,6 +141,11 @@ fn wide() -> ContextParams {
     ContextParams::default().with_n_ctx(4096).with_threads(2)
 }
 
+/// Pages that others cannot use any more: taken, or reserved for a context.
+fn held(pool: &Pool) -> u64 {
+    pool.counts.usable() - Counts::read().usable()
+}
+
 #[test]
 fn a_load_counts_and_keeps_the_pages_of_its_context() {
     let path = model_file();
@@ -148,9 +153,9 @@ fn a_load_counts_and_keeps_the_pages_of_its_context() {
     let params = params(HugePages::Require).with_context(&wide());
     let (need, report) = {
         let model = Model::load(&path, &params).expect("the pool is large enough");
-        let kept = pool.taken();
+        let kept = held(&pool);
         let context = Context::new(&model, &wide()).expect("the load kept its pages");
-        assert_eq!(pool.taken(), kept, "the context took what the load kept");
+        assert_eq!(held(&pool), kept, "the context took what the load kept");
         let report = model.report().expect("this is Linux");
         assert_eq!(report.huge_pages(), kept, "{report}");
         drop(context);
@@ -178,7 +183,7 @@ fn a_load_counts_and_keeps_the_pages_of_its_context() {
 
     pool.set(need);
     let model = Model::load(&path, &params).expect("the pool has the pages");
-    assert_eq!(pool.taken(), need);
+    assert_eq!(held(&pool), need);
     drop(model); // without a context
     pool.assert_all_back();
 }
@@ -209,24 +214,24 @@ fn each_model_has_a_report_and_keeps_pages_of_its_own() {
     let pages = |model: &Model| model.report().expect("this is Linux").huge_pages();
 
     let first = load();
-    let need = pool.taken();
+    let need = held(&pool);
     let second = load();
     let in_second = context(&second);
     assert_eq!(
-        pool.taken(),
+        held(&pool),
         2 * need,
         "the first model still keeps the pages of its context"
     );
     assert!(pages(&first) < need);
     assert_eq!(pages(&second), need);
     let in_first = context(&first);
-    assert_eq!((pages(&first), pool.taken()), (need, 2 * need));
+    assert_eq!((pages(&first), held(&pool)), (need, 2 * need));
     assert_eq!(report().expect("this is Linux").huge_pages(), 2 * need);
     let load_of = |model: &Model| model.report().expect("this is Linux").load;
     assert!(load_of(&first).threads > 0 && load_of(&first) != load_of(&second));
 
     drop((second, in_second));
-    assert_eq!((pages(&first), pool.taken()), (need, need));
+    assert_eq!((pages(&first), held(&pool)), (need, need));
     drop((first, in_first));
     assert_eq!(
         load_plain()

@@ -295,9 +295,9 @@ bool ggml_hugepages_residents_open(
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
             files.push_back(&file);
-        } else if (params->load_only) {
-            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, and the %.2f MiB of %s weights need less than one of them",
-                store.path.c_str(), ggml_hugepages_size_name(store.page_size).c_str(), file.size/1024.0/1024.0, ggml_hugepages_kind_name(file.kind));
+        } else if (params->load_only && file.size >= ggml_hugepages_page_size("")) {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, and a buffer of %.2f MiB needs less than one of them",
+                store.path.c_str(), ggml_hugepages_size_name(store.page_size).c_str(), file.size/1024.0/1024.0);
             ggml_hugepages_hint(error, "use a store with smaller pages");
             return false;
         }
