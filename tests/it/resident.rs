@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -14,7 +15,7 @@ use crate::support::gguf::Gguf;
 use crate::support::pool::{Counts, PAGE};
 use crate::support::server::{Launch, Server};
 use crate::support::store::{self, Store};
-use crate::support::{full, http, models, or_skip, page_cache, plan, smaps, wait_for};
+use crate::support::{full, http, models, or_skip, page_cache, plan, programs, smaps, wait_for};
 
 /// More pages than any model here needs, because these tests count only taken pages.
 const PAGES: u64 = 260;
@@ -294,6 +295,20 @@ fn another_model_with_the_same_inode_size_and_time_gets_an_image_of_its_own() {
         assert!(is_read(&second), "{kind}");
         assert_eq!(answers(&second), expected, "{kind}");
         drop(second);
+        let images = store.images().len();
+        let mut gc = Command::new(programs::hugepages());
+        gc.args(["store", "gc", "--store", store.arg()]);
+        assert!(
+            gc.output()
+                .expect("the tool can be started")
+                .status
+                .success()
+        );
+        assert_eq!(
+            store.images().len(),
+            images / 2,
+            "{kind}: the images of the first model are stale"
+        );
         store.empty();
         fs::remove_file(&named).expect("the file is ours");
     }
@@ -518,7 +533,7 @@ fn what_cannot_be_trusted_is_refused_with_the_reason() {
         }),
         ("it is not a regular file", &|| {
             fs::remove_file(&image).expect("the file is ours");
-            let made = std::process::Command::new("mkfifo").arg(&image).status();
+            let made = Command::new("mkfifo").arg(&image).status();
             assert!(made.expect("coreutils").success());
         }),
         ("others may write to it", &|| {

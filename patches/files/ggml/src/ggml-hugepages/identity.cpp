@@ -2,6 +2,7 @@
 
 #ifdef __linux__
 
+#include "identity.h"
 #include "direct-io.h"
 #include "file.h"
 #include "image.h"
@@ -18,19 +19,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// A hash of a few blocks of [first, last): files of other models differ in all of them. Archives and image builders may give two files the
-// same times, and a file system may give them the same inode.
-static bool sample(int fd, size_t first, size_t last, uint64_t * hash) {
+bool ggml_hugepages_sample(int fd, size_t file_size, uint64_t * hash) {
     static const size_t N    = 64;
     static const size_t SIZE = GGML_HUGEPAGES_GUARD_SIZE; // any logical block size divides it
     ggml_hugepages_image image;
     image.fd   = fd;
-    image.size = last;
+    image.size = file_size;
     const ggml_hugepages_source source(&image);
     const std::unique_ptr<void, void (*)(void *)> block(ggml_aligned_malloc(SIZE), [](void * ptr) { ggml_aligned_free(ptr, SIZE); });
+    *hash = 1;
     for (size_t i = 0; i < N; i++) {
-        const size_t at = ggml_hugepages_align_down(first + (last - first)/N*i, SIZE);
-        const size_t n  = std::min(SIZE, last - at);
+        const size_t at = ggml_hugepages_align_down(file_size/N*i, SIZE);
+        const size_t n  = std::min(SIZE, file_size - at);
         // past the page cache where possible, because a load leaves none of the file there
         const bool ok = (source.direct_fd != -1 && pread(source.direct_fd, block.get(), SIZE, (off_t) at) >= (ssize_t) n) ||
             ggml_hugepages_read_all(fd, block.get(), n, (off_t) at);
@@ -56,8 +56,8 @@ bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t
         }
         hash = hash*31 + ggml_hugepages_checksum(data.data(), n);
     }
-    uint64_t content = 1;
-    if (!sample(fd, std::min<size_t>(header_size, st.st_size), st.st_size, &content)) {
+    uint64_t content;
+    if (!ggml_hugepages_sample(fd, st.st_size, &content)) {
         return false;
     }
     return snprintf(buf, size, "file %ju:%ju %jd bytes, modified %jd.%09ld, header %016" PRIx64 ", content %016" PRIx64, (uintmax_t) st.st_dev,

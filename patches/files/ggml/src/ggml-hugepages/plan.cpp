@@ -303,7 +303,7 @@ bool planner::check_by_trying() {
         missing += pages;
         const uint64_t n_reserve  = may_hide ? pages : 1;
         const uint64_t n_populate = may_hide && params.plan_only ? pages : 1;
-        if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, page_size, n_reserve, n_populate, pages, error)) {
+        if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, params, page_size, n_reserve, n_populate, pages, error)) {
             return false;
         }
     }

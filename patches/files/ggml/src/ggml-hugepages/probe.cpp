@@ -19,7 +19,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve, uint64_t n_populate, uint64_t need, ggml_hugepages_error * error) {
+bool ggml_hugepages_try(const char * root, const ggml_hugepages_params & params, size_t page_size, uint64_t n_reserve, uint64_t n_populate, uint64_t need, ggml_hugepages_error * error) {
     if (root[0] != '\0') {
         return true; // a made-up machine has no pages to try
     }
@@ -60,7 +60,8 @@ bool ggml_hugepages_try(const char * root, size_t page_size, uint64_t n_reserve,
         close(fd); // before fail_refused counts pages
     }
     ggml_hugepages_image nothing;
-    nothing.path = "a trial page";
+    nothing.path   = "a trial page";
+    nothing.params = params;
     return ok || ggml_hugepages_fail_refused({ { page_size, need } }, nothing, { call, err, page_size, 0, false }, error);
 }
 
@@ -71,7 +72,7 @@ bool ggml_hugepages_probe(size_t page_size, ggml_hugepages_error * error) noexce
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no pool of huge pages of %s", ggml_hugepages_size_name(page_size).c_str());
         }
         const uint64_t n = supply.usable() > 0 ? 1 : 0;
-        return ggml_hugepages_try("", page_size, n, n, n, error);
+        return ggml_hugepages_try("", ggml_hugepages_default_params(), page_size, n, n, n, error);
     });
 }
 

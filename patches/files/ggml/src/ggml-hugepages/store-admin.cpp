@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "file.h"
+#include "identity.h"
 #include "manifest.h"
 #include "params.h"
 #include "store-locks.h"
@@ -35,8 +36,19 @@ static bool was_removed(std::string path, uintmax_t dev) {
     return false;
 }
 
-// Sets is_stale or is_hidden: another container, or a user without rights to a folder, cannot see the source although it exists. Does not
-// compare the hashes of the identity, because a list of many images would read many files.
+// whether the file has another content than the one with this identity; unknown counts as no
+static bool has_changed(const char * source, size_t size, const char * identity) {
+    const char * text = strstr(identity, ", content ");
+    const int    fd   = open(source, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    uint64_t before = 0, now = 0;
+    const bool ok = text && fd != -1 && sscanf(text, ", content %" SCNx64, &before) == 1 && ggml_hugepages_sample(fd, size, &now);
+    if (fd != -1) {
+        close(fd);
+    }
+    return ok && before != now;
+}
+
+// Sets is_stale or is_hidden: another container, or a user without rights to a folder, cannot see the source although it exists.
 static void look_at_source(ggml_hugepages_resident_info * info) {
     struct stat st = {};
     uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
@@ -48,7 +60,8 @@ static void look_at_source(ggml_hugepages_resident_info * info) {
     } else if (st.st_dev != dev) {
         info->is_hidden = true; // a file of another file system has its path here
     } else {
-        info->is_stale = st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec;
+        info->is_stale = !S_ISREG(st.st_mode) || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec ||
+            has_changed(info->source, st.st_size, info->identity);
     }
 }
 

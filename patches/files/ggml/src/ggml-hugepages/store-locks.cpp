@@ -89,7 +89,8 @@ ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
     *holder = 0;
     // proc(5), protected_regular: in a sticky directory O_CREAT refuses another user's file, so open without O_CREAT first
     int fd = ggml_hugepages_open_image(dir_fd, name.c_str(), O_RDWR);
-    if (fd == -1 && errno == ENOENT) {
+    const bool is_new = fd == -1 && errno == ENOENT;
+    if (is_new) {
         fd = ggml_hugepages_open_image(dir_fd, name.c_str(), O_RDWR | O_CREAT | O_EXCL);
     }
     if (fd == -1) {
@@ -109,6 +110,9 @@ ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
     if (!is_free) {
         ggml_hugepages_is_locked(fd, F_WRLCK, 0, holder);
         *holder -= *holder > 0;
+        if (is_new && !ggml_hugepages_is_taken(err)) {
+            unlinkat(dir_fd, name.c_str(), 0);
+        }
         close(fd);
         errno = err;
         return ggml_hugepages_is_taken(err) ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;
