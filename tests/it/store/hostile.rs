@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use super::{PAGES, images, json, load, on, run, small};
 use crate::support::pool::{Counts, PAGE};
+use crate::support::server::Launch;
 use crate::support::store::{Store, patch};
-use crate::support::{or_skip, wait_for};
+use crate::support::{is_root, or_skip, skip, wait_for};
 
 #[test]
 fn a_byte_that_flips_is_found_and_the_code_is_5() {
@@ -172,4 +173,69 @@ fn files_of_others_are_counted_and_stay() {
         assert!(said.contains("hint: "), "{name}: {said}");
     }
     assert_eq!(store.names(), before);
+}
+
+#[test]
+fn a_verify_that_compares_nothing_says_so() {
+    let store = or_skip!(Store::with(PAGES));
+    run(load(&store, &small()), 0);
+    let image = store.image();
+    let length = fs::metadata(&image).expect("it is there").len();
+    // The checksums of this image and its header take 4 KiB each.
+    patch(&image, length - 8192, |sums| sums.fill(0), 4096);
+    let (said, _) = run(on(&store, ["verify"]), 0);
+    assert!(
+        said.contains(": empty: none of ") && said.contains(" segments is complete"),
+        "{said}"
+    );
+    store.empty();
+}
+
+/// In a store for all users, everybody can make a file with the name of a lock.
+#[test]
+fn a_lock_of_another_user_is_named_and_stops_no_server_that_may_go_on_without_a_store() {
+    const OTHER: u32 = 65534;
+    if !is_root() {
+        return skip("only root can give a file to another user");
+    }
+    let store = or_skip!(Store::with_options(2 * PAGES, "mode=1777"));
+    run(load(&store, &small()), 0);
+    let name = store.names().pop().expect("an image");
+    store.empty();
+    let lock = store.path().join(format!(".{name}.lock"));
+    let launch = |policy: &str| {
+        let launch = Launch::ours().model(&small()).hugepages(policy);
+        launch.args(["--hugepage-store", store.arg()])
+    };
+    let take = || {
+        let file = File::create(&lock).expect("the store is ours");
+        chown(&lock, Some(OTHER), Some(OTHER)).expect("root");
+        file
+    };
+    let file = take();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .expect("nobody has it");
+    let ended = launch("require").run();
+    ended.assert_clean_failure();
+    let cause = ended.line_with("cannot lock resident image");
+    assert!(cause.contains("user 65534 owns its lock file"), "{cause}");
+    let hint = ended.line_with("hint: ");
+    assert!(
+        hint.contains(lock.to_str().expect("a plain path")),
+        "{hint}"
+    );
+    let server = launch("prefer").start();
+    server.assert_answers();
+    drop((server, file));
+    assert_eq!(store.images().len(), 0);
+
+    // Nobody holds this one.
+    drop(take());
+    let server = launch("require").start();
+    server.assert_answers();
+    assert_eq!(store.images().len(), 1);
+    drop(server);
+    assert!(!lock.exists());
+    store.empty();
+    store.pool.assert_all_back();
 }

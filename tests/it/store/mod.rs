@@ -341,6 +341,54 @@ fn a_model_that_has_changed_is_stale_and_collected() {
     store.pool.assert_all_back();
 }
 
+/// Another container has the store without the models, and another user has no right to their folder.
+#[test]
+fn a_model_file_that_cannot_be_seen_is_not_a_removed_one() {
+    if !is_root() {
+        return skip("only root can hide a folder");
+    }
+    let store = or_skip!(Store::with(PAGES));
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let model = models::copy_to(dir.path(), &small());
+    run(load(&store, &model), 0);
+    let programs = copies_of_the_programs();
+    let tool = programs.path().join("hugepages");
+    let elsewhere = |args: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec"]);
+        command.arg(format!(
+            r#"mount -t tmpfs none "$1"; "$2" store {args} --format json"#
+        ));
+        command.arg("sh").arg(dir.path()).arg(&tool);
+        command.env("LLAMA_ARG_HUGEPAGE_STORE", store.path());
+        let (text, _) = run(command, 0);
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    let as_nobody = |args: &str| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&tool)
+            .args(["store", args, "--format", "json"])
+            .env("LLAMA_ARG_HUGEPAGE_STORE", store.path());
+        let (text, _) = run(command, 0);
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    for list in [elsewhere("list"), as_nobody("list")] {
+        let image = &images(&list)[0];
+        let seen = (&image["is_stale"], &image["is_hidden"]);
+        assert_eq!(seen, (&false.into(), &true.into()), "{list}");
+    }
+    for gc in ["gc", "gc --stale"] {
+        let kept = elsewhere(gc);
+        assert_eq!(kept["dropped"], serde_json::json!([]), "{gc}");
+    }
+    assert_eq!(store.images().len(), 1);
+    let old = elsewhere("gc --older-than 0s");
+    assert_eq!(old["dropped"].as_array().map(Vec::len), Some(1), "{old}");
+    store.pool.assert_all_back();
+}
+
 #[test]
 fn a_need_is_met_with_what_was_not_used_for_longest_or_is_3() {
     let store = or_skip!(Store::with(PAGES));

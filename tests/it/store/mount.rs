@@ -68,6 +68,9 @@ fn a_mount_is_made_once_and_other_options_are_refused() {
     assert!(!place.path().exists());
     let (_, said) = run(place.unmount(&[]), 1);
     assert!(said.contains("no hugetlbfs is mounted"), "{said}");
+    let (_, said) = run(place.mount(&["--limit", "0"]), 1);
+    assert!(said.contains("at least one page of 2 MiB"), "{said}");
+    assert!(!place.path().exists());
 }
 
 #[test]
