@@ -29,6 +29,7 @@ static T lh_try(lh_error * error, T on_throw, F && call) noexcept {
     return on_throw;
 }
 
+// Unlike common_get_device_memory_data, it keeps the log callback, because other threads may log meanwhile.
 bool lh_measure(const char * path, llama_model_params * params, llama_context_params context, lh_error * error) noexcept {
     return lh_try(error, false, [&] {
         auto without_weights = *params;

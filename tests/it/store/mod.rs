@@ -226,6 +226,19 @@ fn a_load_that_is_interrupted_or_killed_takes_its_server_along() {
     }
 }
 
+/// `TOOL store ARGS` as a user without rights.
+fn as_nobody(tool: &Path, store: &Store, args: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(tool)
+        .arg("store")
+        .args(args)
+        .env("LLAMA_ARG_HUGEPAGE_STORE", store.path())
+        .stdin(Stdio::null());
+    command
+}
+
 /// A folder with copies of the tool and a server that every user can run.
 fn copies_of_the_programs() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -245,17 +258,7 @@ fn a_user_without_rights_has_a_store_of_its_own() {
     let store = or_skip!(Store::with_options(PAGES, "uid=65534,mode=0755"));
     let dir = copies_of_the_programs();
     let model = models::copy_to(dir.path(), &small());
-    let as_nobody = |args: &[&str]| {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(dir.path().join("hugepages"))
-            .arg("store")
-            .args(args)
-            .env("LLAMA_ARG_HUGEPAGE_STORE", store.path())
-            .stdin(Stdio::null());
-        command
-    };
+    let as_nobody = |args: &[&str]| as_nobody(&dir.path().join("hugepages"), &store, args);
     run(
         as_nobody(&["load", model.to_str().expect("a plain path")]),
         0,
@@ -365,17 +368,11 @@ fn a_model_file_that_cannot_be_seen_is_not_a_removed_one() {
         let (text, _) = run(command, 0);
         serde_json::from_str::<Value>(&text).expect("JSON")
     };
-    let as_nobody = |args: &str| {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(&tool)
-            .args(["store", args, "--format", "json"])
-            .env("LLAMA_ARG_HUGEPAGE_STORE", store.path());
-        let (text, _) = run(command, 0);
+    let as_nobody = |args: &[&str]| {
+        let (text, _) = run(as_nobody(&tool, &store, args), 0);
         serde_json::from_str::<Value>(&text).expect("JSON")
     };
-    for list in [elsewhere("list"), as_nobody("list")] {
+    for list in [elsewhere("list"), as_nobody(&["list", "--format", "json"])] {
         let image = &images(&list)[0];
         let seen = (&image["is_stale"], &image["is_hidden"]);
         assert_eq!(seen, (&false.into(), &true.into()), "{list}");

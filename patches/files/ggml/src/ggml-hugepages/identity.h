@@ -1,6 +1,6 @@
 #pragma once
 
-// what identifies a model file beside its inode, size and time
+// the content in the identity of a model file
 
 #include <cstddef>
 #include <cstdint>

@@ -267,9 +267,8 @@ void ggml_hugepages_reader::add_image(ggml_hugepages_image & image, ggml_hugepag
         size_t       page_at = SIZE_MAX; // the start of the last page in large_pages
         for (size_t at = run.first; at < run.last; at += step) {
             const size_t end = std::min(at + step, run.last);
-            size_t       left = ggml_hugepages_overlap(image.wanted, at, end);
+            size_t       n_read = 0; // wanted bytes
             for (const auto & [first, last] : missing(image, run, at, end)) {
-                left -= ggml_hugepages_overlap(image.wanted, first, last);
                 if (is_large && page_at != ggml_hugepages_align_down(first, run.page_size)) {
                     large_pages.push_back(std::make_unique<ggml_hugepages_large_page>());
                     page_at = ggml_hugepages_align_down(first, run.page_size);
@@ -278,9 +277,10 @@ void ggml_hugepages_reader::add_image(ggml_hugepages_image & image, ggml_hugepag
                         page_at - std::min(page_at, run.page_size), store });
                 }
                 jobs.push_back({ &image, from, nullptr, first, last, run.page_size, is_large ? large_pages.back().get() : nullptr, first, store });
-                total += ggml_hugepages_overlap(image.wanted, first, last);
+                n_read += ggml_hugepages_overlap(image.wanted, first, last);
             }
-            bytes_attached += store ? left : 0;
+            total          += n_read;
+            bytes_attached += store ? ggml_hugepages_overlap(image.wanted, at, end) - n_read : 0;
         }
     }
 }

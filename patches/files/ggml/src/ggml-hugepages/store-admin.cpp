@@ -36,7 +36,7 @@ static bool was_removed(std::string path, uintmax_t dev) {
     return false;
 }
 
-// whether the file has another content than the one with this identity; unknown counts as no
+// Whether the file has another content than the one with this identity. Unknown counts as no.
 static bool has_changed(const char * source, size_t size, const char * identity) {
     const char * text = strstr(identity, ", content ");
     const int    fd   = open(source, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -61,7 +61,8 @@ static void look_at_source(ggml_hugepages_resident_info * info) {
         info->is_hidden = true; // a file of another file system has its path here
     } else {
         info->is_stale = !S_ISREG(st.st_mode) || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec ||
-            has_changed(info->source, st.st_size, info->identity);
+            // an older file has the content that the image was made of, so a list of many images reads no file
+            (st.st_ctim.tv_sec >= info->created && has_changed(info->source, st.st_size, info->identity));
     }
 }
 

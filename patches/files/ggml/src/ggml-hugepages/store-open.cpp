@@ -173,12 +173,12 @@ struct ggml_hugepages_store {
     bool fail_lock(const ggml_hugepages_store_file & file, int err, ggml_hugepages_error * error) const {
         const std::string name = ggml_hugepages_lock_name(file.name);
         struct stat st = {};
-        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s': %s", file.path.c_str(), strerror(err));
         if (fstatat(*dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_uid != geteuid()) {
             ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s': user %u owns its lock file", file.path.c_str(),
                 (unsigned) st.st_uid);
             ggml_hugepages_hint(error, "use another store, or remove '%s/%s' as user %u or root", path.c_str(), name.c_str(), (unsigned) st.st_uid);
         } else {
+            ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot lock resident image '%s': %s", file.path.c_str(), strerror(err));
             ggml_hugepages_hint_errno(error, err, "fcntl", OWN_STORE);
         }
         return false;
