@@ -40,15 +40,8 @@ pub fn chooses_policy(arguments: &[OsString]) -> bool {
 }
 
 /// Whether the arguments or the environment contain `--numa distribute`, so that the server takes pages from all nodes in turn.
-pub fn is_interleaved(arguments: &[String]) -> bool {
-    let value = arguments
-        .iter()
-        .skip_while(|argument| *argument != "--numa")
-        .nth(1)
-        .cloned();
-    value
-        .or_else(|| env::var("LLAMA_ARG_NUMA").ok())
-        .is_some_and(|numa| numa == "distribute")
+pub fn is_interleaved(arguments: &[OsString]) -> bool {
+    value(arguments, "--numa", "LLAMA_ARG_NUMA").is_some_and(|numa| numa == "distribute")
 }
 
 /// `--port` and `--port=8081` are both the option `--port`.

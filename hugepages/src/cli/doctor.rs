@@ -1,5 +1,6 @@
 //! `hugepages doctor`: finds problems with huge pages on this machine.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ pub struct Args {
 
     /// Arguments of llama-server, for example -m model.gguf --ctx-size 8192
     #[arg(last = true, value_name = "LLAMA-SERVER ARGUMENTS")]
-    server: Vec<String>,
+    server: Vec<OsString>,
 }
 
 /// Runs all checks and prints their findings.

@@ -1,5 +1,6 @@
 //! The list of checks, and a run of all checks.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -67,11 +68,11 @@ const CHECKS: &[(&str, Check)] = &[
 /// ```
 pub fn examine(
     root: &Root,
-    arguments: &[String],
+    arguments: &[OsString],
     plan: Option<Result<Plan, PlanError>>,
 ) -> Diagnosis {
     let model = argument(arguments, &["-m", "--model"])
-        .or_else(|| std::env::var("LLAMA_ARG_MODEL").ok())
+        .or_else(|| std::env::var_os("LLAMA_ARG_MODEL"))
         .map(PathBuf::from);
     let host = Host {
         root: root.clone(),
@@ -85,7 +86,7 @@ pub fn examine(
             .and_then(|plan| plan.as_ref().ok())
             .filter(|plan| !plan.fits)
             .map(|plan| (plan.message.clone(), plan.hint.clone())),
-        arguments: shell_words::join(arguments),
+        arguments: shell_words::join(arguments.iter().map(|it| it.to_string_lossy())),
         refused: plan.and_then(Result::err).map(|error| error.to_string()),
         mapped: model.as_deref().and_then(model::mapped),
         model,

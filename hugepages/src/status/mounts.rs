@@ -81,7 +81,7 @@ fn name_models(dir: &Path, files: &mut [HeldFile]) {
         });
         file.model = image
             .filter(|it| it.problem.is_none())
-            .map(|it| it.info.source);
+            .map(|it| it.info.source.to_string_lossy().into_owned());
     }
 }
 

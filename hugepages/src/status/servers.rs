@@ -1,5 +1,7 @@
 //! `llama-server` processes: their models, addresses and reports.
 
+use std::ffi::OsStr;
+
 use serde::Serialize;
 
 use super::ask;
@@ -93,10 +95,8 @@ fn words_of_environment(root: &Root, pid: u32) -> Vec<String> {
 }
 
 /// The value of the last of these options, in llama.cpp's form `--option value`.
-pub fn argument(words: &[String], options: &[&str]) -> Option<String> {
-    let pairs = words.windows(2).rev();
-    pairs
-        .into_iter()
-        .find(|pair| options.contains(&pair[0].as_str()))
-        .map(|pair| pair[1].clone())
+pub fn argument<T: AsRef<OsStr> + Clone>(words: &[T], options: &[&str]) -> Option<T> {
+    let is_one = |word: &T| options.iter().any(|option| word.as_ref() == *option);
+    let pair = words.windows(2).rfind(|pair| is_one(&pair[0]))?;
+    Some(pair[1].clone())
 }

@@ -33,7 +33,7 @@ impl Store {
     ///
     /// let store = Store::open("auto")?;
     /// for image in store.entries()?.images {
-    ///     println!("{} of {}: {} bytes", image.name, image.info.source, image.bytes);
+    ///     println!("{} of {}: {} bytes", image.name, image.info.source.display(), image.bytes);
     /// }
     /// # Ok::<(), hugepages::store::StoreError>(())
     /// ```

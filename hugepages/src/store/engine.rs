@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::kernel::HugePageSize;
 use llama_hugepages::ffi;
@@ -71,9 +71,18 @@ pub struct Info {
     /// namespace.
     pub is_hidden: bool,
     /// Path of its model file.
-    pub source: String,
+    #[serde(serialize_with = "lossy")]
+    pub source: PathBuf,
     /// Properties that must be the same for two processes to share it, one `name value` a line.
     pub identity: String,
+}
+
+/// Serializes a name as text, because JSON has no bytes.
+pub(super) fn lossy<T: AsRef<OsStr>, S: Serializer>(
+    name: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&name.as_ref().to_string_lossy())
 }
 
 /// A buffer for an error of the engine.
@@ -249,7 +258,7 @@ impl Info {
             is_attached: raw.is_attached,
             is_stale: raw.is_stale,
             is_hidden: raw.is_hidden,
-            source: text(&raw.source),
+            source: OsString::from_vec(bytes(&raw.source)).into(),
             identity: text(&raw.identity),
         }
     }

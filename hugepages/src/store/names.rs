@@ -1,11 +1,14 @@
 //! Names of an image on the command line: its own name, the path of the model, or the name of the model.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::engine::lossy;
 use super::{Entries, Image, Store, StoreError};
 
 /// All images of one model.
@@ -13,9 +16,11 @@ use super::{Entries, Image, Store, StoreError};
 #[non_exhaustive]
 pub struct Model {
     /// Directory of its files; empty if unknown.
+    #[serde(serialize_with = "lossy")]
     pub folder: PathBuf,
     /// Name of its files, without the ending and the numbers of shards.
-    pub name: String,
+    #[serde(serialize_with = "lossy")]
+    pub name: OsString,
     /// In order of their names.
     pub images: Vec<Image>,
 }
@@ -30,51 +35,67 @@ pub struct Named {
     pub files: Vec<String>,
 }
 
-/// `x-00002-of-00003.gguf` and `x.gguf` are `x`.
-pub(super) fn stem(file: &str) -> &str {
-    let stem = file.strip_suffix(".gguf").unwrap_or(file);
-    let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    let shard = || {
-        let (rest, count) = stem.rsplit_once("-of-")?;
-        let (name, one) = rest.rsplit_once('-')?;
-        (number(count) && number(one)).then_some(name)
+/// Bytes of the part `-00002-of-00003`.
+const SHARD: usize = 15;
+
+/// Splits the name of a file of a model in shards: `x`, 2 and 3 for `x-00002-of-00003.gguf`.
+fn shard(file: &OsStr) -> Option<(&OsStr, u32, u32)> {
+    let stem = file.as_bytes().strip_suffix(b".gguf")?;
+    let (name, part) = stem.split_at_checked(stem.len().checked_sub(SHARD)?)?;
+    let (index, count) = str::from_utf8(part)
+        .ok()?
+        .strip_prefix('-')?
+        .split_once("-of-")?;
+    let number = |text: &str| {
+        let is_number = text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+        is_number.then(|| text.parse().ok())?
     };
-    shard().unwrap_or(stem)
+    Some((OsStr::from_bytes(name), number(index)?, number(count)?))
+}
+
+/// `x-00002-of-00003.gguf` and `x.gguf` are `x`.
+pub(super) fn stem(file: &OsStr) -> &OsStr {
+    let without_ending = || {
+        file.as_bytes()
+            .strip_suffix(b".gguf")
+            .map(OsStr::from_bytes)
+    };
+    let of_shard = shard(file).map(|(name, ..)| name);
+    of_shard.or_else(without_ending).unwrap_or(file)
 }
 
 /// All files of a model, from its first file.
 pub(super) fn shards(first: &Path) -> Vec<PathBuf> {
-    let of_name = || {
-        let name = first.file_name()?.to_str()?;
-        let (_, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-        let stem = stem(name);
-        // Only for the first shard, because another shard's name means only this shard.
-        (name == format!("{stem}-00001-of-{count}.gguf")).then_some(())?;
-        let n: u32 = count.parse().ok()?;
-        let shard = |i| first.with_file_name(format!("{stem}-{i:05}-of-{count}.gguf"));
-        Some((1..=n).map(shard).collect())
+    // Another shard's name means only this shard.
+    let Some((name, 1, count)) = first.file_name().and_then(shard) else {
+        return vec![first.to_owned()];
     };
-    of_name().unwrap_or_else(|| vec![first.to_owned()])
+    let file = |index: u32| {
+        let mut file = name.to_owned();
+        file.push(format!("-{index:05}-of-{count:05}.gguf"));
+        first.with_file_name(file)
+    };
+    (1..=count).map(file).collect()
 }
 
 /// Directory and name of an image's model. Without a manifest, from the image's own name `MODEL.KIND-HASH.resident`.
-fn model_of(image: &Image) -> (PathBuf, String) {
-    let source = Path::new(&image.info.source);
+fn model_of(image: &Image) -> (PathBuf, OsString) {
+    let source = &image.info.source;
     if let Some(name) = source.file_name() {
         let folder = source.parent().unwrap_or(Path::new(""));
-        return (folder.to_owned(), stem(&name.to_string_lossy()).to_owned());
+        return (folder.to_owned(), stem(name).to_owned());
     }
     let before =
         |text: &'static str| move |name: &str| name.rsplit_once(text).map(|it| it.0.to_owned());
     let name = before("-")(&image.name).unwrap_or_else(|| image.name.clone());
     let name = before(".")(&name).unwrap_or(name);
-    (PathBuf::new(), stem(&name).to_owned())
+    (PathBuf::new(), stem(name.as_ref()).to_owned())
 }
 
 impl Entries {
     /// Images by model, in the order of the models' names.
     pub fn models(&self) -> Vec<Model> {
-        let mut models: BTreeMap<(String, PathBuf), Vec<Image>> = BTreeMap::new();
+        let mut models: BTreeMap<(OsString, PathBuf), Vec<Image>> = BTreeMap::new();
         for image in &self.images {
             let (folder, name) = model_of(image);
             let of_model = models.entry((name, folder)).or_default();
@@ -94,42 +115,42 @@ impl Entries {
     ///
     /// # Errors
     /// [`StoreError::Ambiguous`] if several models have this name, [`StoreError::NoSuchImage`].
-    pub fn find(&self, store: &Store, wanted: &str) -> Result<Named, StoreError> {
+    pub fn find(&self, store: &Store, wanted: &OsStr) -> Result<Named, StoreError> {
         self.find_in(store.path(), wanted)
     }
 
-    fn find_in(&self, store: &Path, wanted: &str) -> Result<Named, StoreError> {
+    fn find_in(&self, store: &Path, wanted: &OsStr) -> Result<Named, StoreError> {
         let mut named = Named {
             images: Vec::new(),
             files: Vec::new(),
         };
-        if self.images.iter().any(|image| image.name == wanted) {
-            named.images.push(wanted.to_owned());
+        if let Some(image) = self.images.iter().find(|image| *image.name == *wanted) {
+            named.images.push(image.name.clone());
             return Ok(named);
         }
         let models = self.models();
-        let path = absolute(wanted);
+        let path = absolute(wanted.as_ref());
         let is_path = |model: &&Model| model.images.iter().any(|image| of_path(image, &path));
         let mut found: Vec<&Model> = models.iter().filter(is_path).collect();
         let files = self.files.iter().map(|file| &file.name);
-        let mut files: Vec<&String> = files.filter(|name| *name == wanted).collect();
-        if found.is_empty() && files.is_empty() && !wanted.contains('/') {
+        let mut files: Vec<&String> = files.filter(|name| ***name == *wanted).collect();
+        if found.is_empty() && files.is_empty() && !wanted.as_bytes().contains(&b'/') {
             let name = stem(wanted);
             found = models.iter().filter(|model| model.name == name).collect();
             let all = self.files.iter().map(|file| &file.name);
-            files = all.filter(|file| stem(file) == name).collect();
+            files = all.filter(|file| stem(file.as_ref()) == name).collect();
         }
         if found.len() > 1 {
             let paths = found.iter().map(|model| model.folder.join(&model.name));
             return Err(StoreError::Ambiguous {
-                wanted: wanted.to_owned(),
+                wanted: wanted.to_string_lossy().into_owned(),
                 models: paths.map(|path| path.display().to_string()).collect(),
             });
         }
         if found.is_empty() && files.is_empty() {
             return Err(StoreError::NoSuchImage {
                 store: store.to_owned(),
-                wanted: wanted.to_owned(),
+                wanted: wanted.to_string_lossy().into_owned(),
             });
         }
         let images = found.iter().flat_map(|model| &model.images);
@@ -140,15 +161,15 @@ impl Entries {
 }
 
 /// The path in the form of the manifest, even if the model no longer exists.
-fn absolute(path: &str) -> PathBuf {
+fn absolute(path: &Path) -> PathBuf {
     fs::canonicalize(path)
         .or_else(|_| std::path::absolute(path))
         .unwrap_or_else(|_| path.into())
 }
 
 fn of_path(image: &Image, path: &Path) -> bool {
-    let source = Path::new(&image.info.source);
-    !image.info.source.is_empty() && (source == path || absolute(&image.info.source) == path)
+    let source = &image.info.source;
+    !source.as_os_str().is_empty() && (source == path || absolute(source) == path)
 }
 
 #[cfg(test)]
@@ -163,7 +184,7 @@ mod tests {
             bytes: 0,
             uid: 0,
             info: Info {
-                source: source.to_owned(),
+                source: source.into(),
                 ..Info::default()
             },
             attached: Vec::new(),
@@ -194,7 +215,9 @@ mod tests {
     }
 
     fn found(wanted: &str) -> Vec<String> {
-        let named = entries().find_in(Path::new("/store"), wanted).unwrap();
+        let named = entries()
+            .find_in(Path::new("/store"), wanted.as_ref())
+            .unwrap();
         [named.images, named.files].concat()
     }
 
@@ -212,14 +235,18 @@ mod tests {
 
     #[test]
     fn a_name_of_several_models_is_an_error_that_lists_them() {
-        let error = entries().find_in(Path::new("/store"), "b").unwrap_err();
+        let error = entries()
+            .find_in(Path::new("/store"), "b".as_ref())
+            .unwrap_err();
         assert_eq!(error.to_string(), "ambiguous name `b`: `/m/b`, `/n/b`");
     }
 
     #[test]
     fn what_is_not_there_is_an_error() {
         for wanted in ["x", "/x/b.gguf", "m/a", ""] {
-            let error = entries().find_in(Path::new("/store"), wanted).unwrap_err();
+            let error = entries()
+                .find_in(Path::new("/store"), wanted.as_ref())
+                .unwrap_err();
             assert!(matches!(error, StoreError::NoSuchImage { .. }), "{wanted}");
         }
     }
@@ -229,6 +256,9 @@ mod tests {
         let all = shards(Path::new("/m/x-00001-of-00003.gguf"));
         assert_eq!(all.len(), 3);
         assert_eq!(all[2], Path::new("/m/x-00003-of-00003.gguf"));
+        let latin1 = OsStr::from_bytes(b"/m/\xe9-00001-of-00002.gguf");
+        let second = OsStr::from_bytes(b"/m/\xe9-00002-of-00002.gguf");
+        assert_eq!(shards(Path::new(latin1))[1], Path::new(second));
         for alone in ["/m/x.gguf", "/m/x-00002-of-00003.gguf", "/m/x-of-y.gguf"] {
             assert_eq!(shards(Path::new(alone)), [PathBuf::from(alone)]);
         }

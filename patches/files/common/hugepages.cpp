@@ -95,7 +95,8 @@ static void print_plan(const common_params & params, const ggml_hugepages_error 
         { "hint",    error.hint },
         { "needs",   rows },
     };
-    printf("%s\n", plan.dump().c_str());
+    // a path may be no UTF-8
+    printf("%s\n", plan.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     fflush(stdout);
 }
 

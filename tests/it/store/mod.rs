@@ -6,6 +6,7 @@ mod mount;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -341,6 +342,38 @@ fn a_model_that_has_changed_is_stale_and_collected() {
     assert_eq!((&would["dry_run"], store.images().len()), (&true.into(), 1));
     let (said, _) = run(on(&store, ["gc", "--stale"]), 0);
     assert!(said.contains("its model file changed"), "{said}");
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_model_whose_name_is_no_utf8_is_planned_loaded_listed_and_dropped() {
+    let store = or_skip!(Store::with(PAGES));
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let copy = models::copy_to(dir.path(), &small());
+    let model = dir.path().join(OsStr::from_bytes(b"mod\xe8le.gguf"));
+    fs::rename(copy, &model).expect("the same folder");
+    let mut plan = Command::new(programs::hugepages());
+    plan.args(["plan", "--", "--no-repack", "-c", "512", "-m"]);
+    let output = plan.arg(&model).output().expect("the tool can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("weights"), "{output:?}");
+    for name in [
+        model.as_os_str(),
+        OsStr::from_bytes(b"mod\xe8le"),
+        OsStr::from_bytes(b"mod\xe8le.gguf"),
+    ] {
+        run(load(&store, &model), 0);
+        let list = json(&store, &["list"], 0);
+        let source = images(&list)[0]["source"].as_str().map(str::to_owned);
+        assert!(
+            source.is_some_and(|source| source.ends_with("mod\u{fffd}le.gguf")),
+            "{list}"
+        );
+        let verify = [OsStr::new("verify"), name];
+        assert!(run(on(&store, verify), 0).0.contains(": equal"), "{name:?}");
+        run(on(&store, [OsStr::new("drop"), name]), 0);
+        assert_eq!(store.images().len(), 0);
+    }
     store.pool.assert_all_back();
 }
 

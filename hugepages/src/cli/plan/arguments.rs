@@ -1,5 +1,6 @@
 //! The arguments of `hugepages plan`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::cli::output;
@@ -22,5 +23,5 @@ pub struct Args {
 
     /// Arguments of llama-server, for example -m model.gguf --ctx-size 8192
     #[arg(last = true, required = true)]
-    pub server_arguments: Vec<String>,
+    pub server_arguments: Vec<OsString>,
 }

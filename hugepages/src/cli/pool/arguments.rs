@@ -1,5 +1,7 @@
 //! The arguments of `hugepages pool reserve`, `release` and `restore`, and the number of pages that they mean.
 
+use std::ffi::OsString;
+
 use anyhow::{Result, bail};
 
 use hugepages::kernel::HugePageSize;
@@ -38,7 +40,7 @@ pub struct Reserve {
     pub for_model: bool,
     /// Arguments of llama-server, for --for
     #[arg(last = true, requires = "for_model")]
-    pub server_arguments: Vec<String>,
+    pub server_arguments: Vec<OsString>,
     #[command(flatten)]
     pub which: WhichPool,
     /// Add only the missing pages, so that AMOUNT is usable

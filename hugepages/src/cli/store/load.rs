@@ -131,7 +131,7 @@ fn load(
         loader.load(model, stop, progress)?;
         let entries = store.entries()?;
         // A model smaller than one page leaves no image.
-        if let Ok(found) = entries.find(store, &model.to_string_lossy()) {
+        if let Ok(found) = entries.find(store, model.as_os_str()) {
             let of_model = entries.images.iter();
             let of_model = of_model.filter(|image| found.images.contains(&image.name));
             done.bytes = of_model.map(|image| image.bytes).sum();

@@ -1,5 +1,6 @@
 //! `hugepages store drop` and `gc`: remove images from a store.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::cli::output::{self, Format, printable};
 pub struct Drop {
     /// Image or model to remove: a name in the store, the path of a model, or the name of a model
     #[arg(value_name = "NAME|MODEL", required_unless_present = "all")]
-    names: Vec<String>,
+    names: Vec<OsString>,
     /// Remove all images and plain files that `list` shows
     #[arg(long, conflicts_with = "names")]
     all: bool,

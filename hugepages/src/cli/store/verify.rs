@@ -1,5 +1,6 @@
 //! `hugepages store verify`: compares images with their checksums.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,7 @@ const BAR: &str = "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {
 )]
 pub struct Verify {
     /// Images to verify: names in the store, paths of models, or names of models [default: all images]
-    names: Vec<String>,
+    names: Vec<OsString>,
     #[command(flatten)]
     which: Which,
 }
@@ -114,7 +115,7 @@ fn compared(info: &Info) -> (&'static str, Option<String>) {
     }
 }
 
-fn names(store: &Store, entries: &Entries, wanted: &[String]) -> Result<Vec<String>> {
+fn names(store: &Store, entries: &Entries, wanted: &[OsString]) -> Result<Vec<String>> {
     if wanted.is_empty() {
         let all = entries.images.iter().map(|image| image.name.clone());
         return Ok(all.collect());
@@ -123,7 +124,10 @@ fn names(store: &Store, entries: &Entries, wanted: &[String]) -> Result<Vec<Stri
     for wanted in wanted {
         let found = entries.find(store, wanted)?;
         if found.images.is_empty() {
-            bail!("cannot verify `{wanted}`: a plain file has no checksums");
+            bail!(
+                "cannot verify `{}`: a plain file has no checksums",
+                wanted.display()
+            );
         }
         names.extend(found.images);
     }
