@@ -138,6 +138,28 @@ fn a_limit_for_the_size_of_files_is_named_and_ends_no_server() {
     }
 }
 
+/// The kernel never swaps a huge page, and does not count it. Root without CAP_IPC_LOCK has the limit of other users.
+#[test]
+fn a_limit_for_locked_memory_does_not_count_huge_pages() {
+    const WARNING: &str = "failed to mlock";
+    for (weights, mode) in BOTH.into_iter().zip(["mmap+mlock", "mlock"]) {
+        let launch = weights
+            .launch()
+            .args(["--load-mode", mode])
+            .wrapped(["setpriv", "--bounding-set", "-ipc_lock"])
+            .wrapped(["prlimit", "--memlock=8388608:8388608"]);
+        let pool = or_skip!(Pool::with(PAGES));
+        let without = launch.clone().start();
+        assert!(without.log().contains(WARNING), "{}", without.log());
+        drop(without);
+        let server = launch.hugepages("require").start();
+        assert!(!server.log().contains(WARNING), "{}", server.log());
+        server.assert_answers();
+        drop(server);
+        pool.assert_all_back();
+    }
+}
+
 /// With this setting glibc takes huge pages for the heap, from the same pool.
 #[test]
 fn pages_that_malloc_has_taken_are_explained_by_its_setting() {

@@ -333,6 +333,9 @@ GGML_API bool ggml_hugepages_buffer_populate(void * ptr, size_t size);
 // written, or reports why the kernel refused pages. After a failure nobody may use the buffer.
 GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_error * error);
 
+// mlock(2) without the huge pages of images and buffers, which the kernel never swaps: RLIMIT_MEMLOCK counts only what needs it.
+GGML_API int ggml_hugepages_mlock(const void * addr, size_t size) GGML_HUGEPAGES_NOEXCEPT;
+
 //
 // resident images: an image or a buffer in a file on hugetlbfs, which remains when the process ends
 //

@@ -6,6 +6,10 @@
 
 #include "ggml-impl.h"
 
+#ifndef _WIN32
+#include <sys/mman.h>
+#endif
+
 static bool unsupported(ggml_hugepages_error * error) {
     return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "huge pages are available only on Linux");
 }
@@ -165,6 +169,16 @@ bool ggml_hugepages_resident_drop(int, const char *, bool, ggml_hugepages_error 
 
 bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) noexcept {
     return unsupported(error);
+}
+
+int ggml_hugepages_mlock(const void * addr, size_t size) noexcept {
+#ifdef _WIN32
+    GGML_UNUSED(addr);
+    GGML_UNUSED(size);
+    return -1;
+#else
+    return mlock(addr, size);
+#endif
 }
 
 //

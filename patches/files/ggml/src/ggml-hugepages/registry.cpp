@@ -96,6 +96,28 @@ std::unique_ptr<ggml_hugepages_image> ggml_hugepages_take_buffer(const void * pt
     return buffer;
 }
 
+ggml_hugepages_ranges ggml_hugepages_pool_ranges(const void * addr, size_t size) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    ggml_hugepages_ranges result;
+    const size_t first = (size_t) addr;
+    const auto add = [&](const ggml_hugepages_image & image) {
+        for (const auto & r : image.runs) {
+            const size_t begin = std::max(first, (size_t) image.addr + r.first);
+            const size_t end   = std::min(first + size, (size_t) image.addr + r.last);
+            if (begin < end && !image.is_thp()) {
+                result.emplace_back(begin - first, end - first);
+            }
+        }
+    };
+    for (const auto * image : g_images) {
+        add(*image);
+    }
+    for (const auto & buffer : g_buffers) {
+        add(*buffer);
+    }
+    return ggml_hugepages_normalized(result);
+}
+
 void ggml_hugepages_end_lazy(ggml_hugepages_image & buffer) {
     std::lock_guard<std::mutex> lock(g_mutex);
     buffer.is_lazy = false;

@@ -23,6 +23,9 @@ ggml_hugepages_image * ggml_hugepages_find_buffer(const void * ptr);
 // Removes the buffer that starts at an address; nullptr if there is none.
 std::unique_ptr<ggml_hugepages_image> ggml_hugepages_take_buffer(const void * ptr);
 
+// The parts of [addr, addr + size) that are on pages of a pool, as distances from addr.
+ggml_hugepages_ranges ggml_hugepages_pool_ranges(const void * addr, size_t size);
+
 // The last writer is done: the buffer is not lazy any more, and the report shows it.
 void ggml_hugepages_end_lazy(ggml_hugepages_image & buffer);
 
