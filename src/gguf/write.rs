@@ -65,6 +65,16 @@ impl Gguf {
         Ok(())
     }
 
+    /// Sets an array of `f32`, and replaces an earlier value.
+    pub fn set_f32_array(&mut self, key: &str, values: &[f32]) -> Result<(), GgufError> {
+        let key = setting(key)?;
+        let (raw, ty) = (self.0.as_ptr(), ffi::GGUF_TYPE_FLOAT32);
+        let data = values.as_ptr().cast();
+        // SAFETY: as in `set_u16`; `data` is `values.len()` numbers of the type named, copied by the call.
+        unsafe { ffi::gguf_set_arr_data(raw, key.as_ptr(), ty, data, values.len()) };
+        Ok(())
+    }
+
     /// Sets an array of strings, and replaces an earlier value.
     pub fn set_str_array<S: AsRef<str>>(
         &mut self,

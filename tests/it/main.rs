@@ -34,6 +34,7 @@ mod resident;
 mod router;
 mod serve;
 mod serve_command;
+mod several_models;
 mod shortage;
 mod signals;
 mod status;

@@ -25,6 +25,7 @@ use crate::support::guardian::Guardian;
 use crate::support::pool::{Counts, PAGE, Pool};
 use crate::support::server::{Ended, Launch, Server};
 use crate::support::table::Table;
+use crate::support::trace::bytes_read;
 use crate::support::{
     full, is_root, models, need, or_skip, page_cache, programs, skip, smaps, wait_for,
 };
@@ -635,18 +636,6 @@ fn a_user_without_rights_is_told_the_need_and_served_with_what_there_is() {
 //
 // a context that does not fit
 //
-
-/// Bytes that read calls got from a file, in a trace of `strace -y`.
-fn bytes_read(trace: &Path, file: &Path) -> u64 {
-    let trace = fs::read_to_string(trace).expect("strace has written it");
-    let name = format!("<{}>", file.display());
-    let got = |line: &str| line.rsplit_once(" = ")?.1.trim().parse::<u64>().ok();
-    trace
-        .lines()
-        .filter(|line| line.contains(&name))
-        .filter_map(got)
-        .sum()
-}
 
 #[test]
 fn a_context_that_does_not_fit_is_known_before_the_weights_are_read() {

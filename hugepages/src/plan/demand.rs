@@ -185,7 +185,7 @@ mod tests {
 
     fn plan(pages: u64, fits: bool) -> Plan {
         let need = format!(
-            r#"{{"kind":"weights","file":0,"page_size":2097152,"pages":{pages},"bytes":{}}}"#,
+            r#"{{"model":"m.gguf","kind":"weights","file":0,"page_size":2097152,"pages":{pages},"bytes":{}}}"#,
             pages << 21
         );
         let text = format!(

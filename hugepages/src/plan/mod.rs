@@ -17,4 +17,4 @@ pub use ask::SHORT;
 pub(crate) use ask::cause_and_hint;
 pub use demand::{Demand, NodeDemand, PoolDemand};
 pub use error::PlanError;
-pub use need::{Need, Plan};
+pub use need::{Context, Need, Plan};

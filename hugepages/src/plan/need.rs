@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::HugePageSize;
 
-/// The huge pages that a load would take.
+/// The huge pages that all loads of a server would take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Plan {
@@ -21,15 +21,33 @@ pub struct Plan {
     pub message: String,
     /// The server's hint.
     pub hint: String,
+    /// The context that the server chose to fit the pools; `None` if the arguments or the model decide it.
+    #[serde(default)]
+    pub context: Option<Context>,
     /// One need for each kind, file and page size.
     pub needs: Vec<Need>,
+}
+
+/// A context that the server chose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Context {
+    /// Its size.
+    pub tokens: u64,
+    /// Size of the context for which the model was trained, or of the largest that this machine's memory can hold.
+    pub full_tokens: u64,
+    /// Bytes of all huge pages with that context.
+    pub full_bytes: u64,
 }
 
 /// The need of one kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Need {
-    /// `weights`, `repacked`, `kv`, `compute`.
+    /// File of the part: the model, its draft, an adapter or a projector.
+    #[serde(default)]
+    pub model: PathBuf,
+    /// `weights`, `repacked`, `kv`, `compute`, or `other` for adapters and projectors.
     pub kind: String,
     /// Index of the mapped file, from 0; `None` for a buffer.
     pub file: Option<usize>,
@@ -99,9 +117,11 @@ mod tests {
             fits: true,
             message: String::new(),
             hint: String::new(),
+            context: None,
             needs: needs
                 .iter()
                 .map(|(kind, page_size, pages)| Need {
+                    model: "m.gguf".into(),
                     kind: (*kind).to_owned(),
                     file: None,
                     page_size: *page_size,

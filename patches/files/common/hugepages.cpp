@@ -1,17 +1,16 @@
 #include "hugepages.h"
 
 #include "common.h"
-#include "fit.h"
+#include "hugepages-plan.h"
 #include "log.h"
-
-#include <nlohmann/json.hpp>
+#include "speculative.h"
 
 #include <atomic>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
-#include <stdexcept>
+#include <utility>
 #include <vector>
 
 ggml_hugepages_params common_hugepages_params(const common_params & params) {
@@ -34,133 +33,82 @@ std::string common_hugepages_size_name(size_t page_size) {
     return buf;
 }
 
-static bool has_other_devices() {
-    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
-        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
-    auto & hugepages = mparams->hugepages;
-    if (model_only || hugepages.load_only) {
-        hugepages.kv_bytes      = 0;
-        hugepages.compute_bytes = 0;
-        return;
-    }
-    // the fit measures before it moves layers between devices
-    if (hugepages.compute_bytes > 0 && !has_other_devices()) {
-        return;
-    }
-    try {
-        std::vector<ggml_backend_dev_t> devs;
-        uint32_t n_gpu_layers, n_ctx_train, n_expert; // NOLINT
-        const auto data = common_get_device_memory_data(params.model.path.c_str(), mparams, cparams, devs, n_gpu_layers, n_ctx_train, n_expert,
-            params.verbosity >= LOG_LEVEL_DEBUG ? GGML_LOG_LEVEL_DEBUG : GGML_LOG_LEVEL_ERROR);
-        hugepages.kv_bytes      = data.back().context;
-        hugepages.compute_bytes = data.back().compute;
-    } catch (const std::runtime_error &) {
-        // the load will fail in the same way and log the cause
-    }
-}
-
-int common_hugepages_exit_code() {
-    const auto status = ggml_hugepages_get_failure(nullptr);
+static int exit_code(ggml_hugepages_status status) {
     return status == GGML_HUGEPAGES_STATUS_SHORT || status == GGML_HUGEPAGES_STATUS_NO_MEMORY ? 3 : 1;
 }
 
-// JSON on stdout, for programs
-static void print_plan(const common_params & params, const ggml_hugepages_error & error) {
-    std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
-    ggml_hugepages_get_needs(needs.data(), needs.size());
-    auto rows = nlohmann::ordered_json::array();
-    for (const auto & need : needs) {
-        rows.push_back({
-            { "kind",      ggml_hugepages_kind_name(need.kind) },
-            { "file",      need.image == -1 ? nlohmann::ordered_json() : nlohmann::ordered_json(need.image) },
-            { "page_size", need.page_size },
-            { "pages",     need.pages },
-            { "bytes",     need.bytes },
-        });
-    }
-    const nlohmann::ordered_json plan = {
-        { "schema",  1 },
-        { "model",   params.model.path },
-        { "size",    common_hugepages_size_name(params.hugepages.page_size) },
-        { "fits",    error.status == GGML_HUGEPAGES_STATUS_PLANNED },
-        { "message", error.status == GGML_HUGEPAGES_STATUS_PLANNED ? "" : error.message },
-        { "hint",    error.hint },
-        { "needs",   rows },
-    };
-    // a path may be no UTF-8
-    printf("%s\n", plan.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-    fflush(stdout);
+int common_hugepages_exit_code() {
+    return exit_code(ggml_hugepages_get_failure(nullptr));
 }
 
-static void plan_and_exit(const common_params & params, const llama_model_params & mparams) {
-    // With plan_only the load always ends with an error. Its log matters only if it fails before the plan.
-    std::string log;
-    ggml_log_callback before; void * before_data; // NOLINT
-    llama_log_get(&before, &before_data);
-    llama_log_set([](ggml_log_level level, const char * text, void * data) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            *(std::string *) data += text;
-        }
-    }, &log);
-    llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);
-    llama_log_set(before, before_data);
-    llama_model_free(model);
-
-    ggml_hugepages_error error;
-    if (!ggml_hugepages_get_plan_end(&error)) {
-        LOG_ERR("%s", log.c_str());
-        common_log_flush(common_log_main());
-        std::exit(1);
+static void log_error(const ggml_hugepages_error & error) {
+    LOG_ERR("%s\n", error.message);
+    if (error.hint[0]) {
+        LOG_ERR("hint: %s\n", error.hint);
     }
-    if (error.status != GGML_HUGEPAGES_STATUS_PLANNED && common_hugepages_exit_code() != 3) {
+}
+
+[[noreturn]] static void print_and_exit(const common_hugepages_plan & plan, const common_params & params) {
+    int code = 1;
+    if (!plan.is_planned()) {
+        LOG_ERR("%s", plan.log.c_str());
+    } else if (!plan.fits() && exit_code(plan.error.status) != 3) {
         // more pages would not help
-        LOG_ERR("%s\n", error.message);
-        if (error.hint[0]) {
-            LOG_ERR("hint: %s\n", error.hint);
-        }
-        common_log_flush(common_log_main());
-        std::exit(1);
+        log_error(plan.error);
+    } else {
+        common_hugepages_print(plan, params);
+        code = plan.fits() ? 0 : 3;
     }
-    print_plan(params, error);
     common_log_flush(common_log_main());
-    std::exit(error.status == GGML_HUGEPAGES_STATUS_PLANNED ? 0 : common_hugepages_exit_code());
+    std::exit(code);
 }
 
-// the progress, one JSON object a line
-static bool print_progress(float progress, void * user_data) {
-    auto & last = *(int *) user_data;
-    const int permille = (int) (1000*progress);
-    if (permille != last) {
-        last = permille;
-        printf("{\"done\": %d, \"total\": 1000}\n", permille);
-        fflush(stdout);
+// the progress of several models, one JSON object a line
+struct progress {
+    size_t n_models;
+    size_t done = 0;
+    int    last = -1;
+
+    static bool print(float part, void * user_data) {
+        auto & self = *(progress *) user_data;
+        const int permille = (int) (1000*(self.done + part)/self.n_models);
+        if (permille != self.last) {
+            self.last = permille;
+            printf("{\"done\": %d, \"total\": 1000}\n", permille);
+            fflush(stdout);
+        }
+        return true;
     }
-    return true;
-}
+};
 
-static void load_and_exit(const common_params & params, llama_model_params mparams) {
+[[noreturn]] static void load_and_exit(const common_params & params, const llama_model_params & mparams) {
     if (!params.hugepages.store[0]) {
         LOG_ERR("--hugepage-load needs --hugepage-store\n");
         common_log_flush(common_log_main());
         std::exit(1);
     }
-    int last = -1;
-    // all weights on huge pages, or a failure
-    mparams.hugepages.policy            = GGML_HUGEPAGES_POLICY_REQUIRE;
-    mparams.progress_callback           = print_progress;
-    mparams.progress_callback_user_data = &last;
-    llama_model * model = llama_model_load_from_file(params.model.path.c_str(), mparams);
-    llama_model_free(model);
+    std::vector<std::pair<std::string, llama_model_params>> models = { { params.model.path, mparams } };
+    common_params draft; // owns what its model parameters point to
+    if (params.speculative.has_dft()) {
+        draft = common_base_params_to_speculative(params);
+        models.emplace_back(draft.model.path, common_model_params_to_llama(draft));
+    }
+    progress progress = { models.size() };
+    for (auto & [path, model_params] : models) {
+        // all weights on huge pages, or a failure
+        model_params.hugepages.policy            = GGML_HUGEPAGES_POLICY_REQUIRE;
+        model_params.progress_callback           = progress::print;
+        model_params.progress_callback_user_data = &progress;
+        llama_model * model = llama_model_load_from_file(path.c_str(), model_params);
+        if (!model) {
+            common_log_flush(common_log_main());
+            std::exit(common_hugepages_exit_code());
+        }
+        llama_model_free(model);
+        progress.done++;
+    }
     common_log_flush(common_log_main());
-    std::exit(model ? 0 : common_hugepages_exit_code());
+    std::exit(0);
 }
 
 static void set_default(const common_params & params, bool late) {
@@ -185,18 +133,42 @@ void common_hugepages_begin(const common_params & params) {
     }
 }
 
-void common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams) {
+// False if a part of what will be loaded lacks pages: nothing is read then.
+static bool check(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
+    if (!common_hugepages_is_plan_needed(params, model_only, *mparams)) {
+        common_hugepages_measure(params, model_only, mparams, *cparams);
+        return true;
+    }
+    const auto plan = common_hugepages_plan_all(params, model_only, mparams, cparams);
+    if (mparams->hugepages.plan_only) {
+        print_and_exit(plan, params);
+    }
+    if (plan.is_planned() && !plan.fits()) {
+        ggml_hugepages_set_failure(&plan.error);
+        log_error(plan.error);
+        return false;
+    }
+    if (plan.n_ctx != 0) {
+        LOG_INF("hugepages: a context of %u of %u tokens, because the huge pages hold no more: the full context needs %.2f MiB of huge pages, this one %.2f MiB\n",
+            plan.n_ctx, plan.n_ctx_full, plan.bytes_full/1024.0/1024.0, plan.bytes()/1024.0/1024.0);
+    }
+    return true;
+}
+
+bool common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
     if (mparams->hugepages.enabled && !params.no_alloc) {
         ggml_hugepages_set_failure(nullptr);
-        measure(params, model_only, mparams, cparams);
-        if (mparams->hugepages.plan_only) {
-            plan_and_exit(params, *mparams);
+        const bool ok = check(params, model_only, mparams, cparams);
+        common_hugepages_plan_forget();
+        if (!ok) {
+            return false;
         }
         if (mparams->hugepages.load_only) {
             load_and_exit(params, *mparams);
         }
     }
     common_hugepages_begin(params);
+    return true;
 }
 
 static bool has_file_backing(const ggml_hugepages_report & report) {
@@ -219,7 +191,7 @@ void common_hugepages_ready(common_params & params) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;
     }
-    if (params.warmup && !has_file_backing(report) && !has_other_devices()) {
+    if (params.warmup && !has_file_backing(report) && !common_hugepages_has_other_devices()) {
         LOG_INF("hugepages: warm-up skipped, all weights are in memory\n");
         params.warmup = false;
     }

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 struct common_arg;
 struct common_params;
@@ -22,9 +23,16 @@ std::string common_hugepages_size_name(size_t page_size);
 // The exit code after a failed load: 3 if more huge pages or more memory would help, else 1.
 int common_hugepages_exit_code();
 
-// Measures KV cache and compute buffers with the memory fit, or with a load of the model without its weights. The plan adds their sizes to
-// the need. With plan_only and load_only the program prints its result and exits here. Then calls common_hugepages_begin().
-void common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params * cparams);
+// A file that the program loads after the model, and the sizes of its buffers. Only the next plan counts it.
+void common_hugepages_also_plan(const std::string & path, const std::vector<uint64_t> & buffers);
+
+// The sizes that the memory fit found for this context, so that the plan need not measure them again.
+void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv_bytes, uint64_t compute_bytes);
+
+// Plans all that will be loaded: the model, its draft, its adapters, and what common_hugepages_also_plan() announced. If the user gave no
+// -c, it chooses a context that the pools can hold. With plan_only and load_only the program prints its result and exits here. Returns
+// false, and reads nothing, if pages are short. Then calls common_hugepages_begin().
+bool common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams);
 
 // Calls common_hugepages_ready() if the model, and its context if the caller wants one, exist.
 void common_hugepages_after_load(common_params & params, bool is_loaded);

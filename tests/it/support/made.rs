@@ -68,6 +68,89 @@ pub fn lora(model: &Path, rank: u64, path: &Path) -> u64 {
     header.tensors().map(|tensor| tensor.size).sum()
 }
 
+/// A vision encoder for a model. Its weights and its computation take several huge pages.
+pub fn projector(model: &Path, path: &Path) {
+    const WIDTH: u64 = 256;
+    const INNER: u64 = 1024;
+    const LAYERS: u32 = 4;
+    const IMAGE: u32 = 256;
+    const PATCH: u32 = 8;
+    let width = Gguf::open(model)
+        .ok()
+        .and_then(|model| {
+            let arch = model.str("general.architecture")?;
+            model.u32(&format!("{arch}.embedding_length"))
+        })
+        .expect("a model with a width");
+
+    let mut header = Gguf::new().expect("the process has memory");
+    for (key, value) in [
+        ("general.type", "mmproj"),
+        ("general.architecture", "clip"),
+        ("clip.projector_type", "gemma3"),
+    ] {
+        header.set_str(key, value).expect("a key");
+    }
+    for key in ["clip.has_vision_encoder", "clip.use_gelu"] {
+        header.set_bool(key, true).expect("a key");
+    }
+    for (key, value) in [
+        ("image_size", IMAGE),
+        ("patch_size", PATCH),
+        ("embedding_length", WIDTH as u32),
+        ("feed_forward_length", INNER as u32),
+        ("block_count", LAYERS),
+        ("attention.head_count", 4),
+        ("projection_dim", width),
+        ("projector.scale_factor", 4),
+    ] {
+        header
+            .set_u32(&format!("clip.vision.{key}"), value)
+            .expect("a key");
+    }
+    header
+        .set_f32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+        .expect("a key");
+    for key in ["image_mean", "image_std"] {
+        header
+            .set_f32_array(&format!("clip.vision.{key}"), &[0.5; 3])
+            .expect("a key");
+    }
+    let mut add = |name: &str, shape: &[u64]| {
+        header
+            .add_tensor(name, TensorType::F32, shape)
+            .expect("a new name");
+    };
+    let side = u64::from(PATCH);
+    add("v.patch_embd.weight", &[side, side, 3, WIDTH]);
+    add("v.patch_embd.bias", &[WIDTH]);
+    add(
+        "v.position_embd.weight",
+        &[WIDTH, u64::from(IMAGE / PATCH).pow(2)],
+    );
+    for layer in 0..LAYERS {
+        let block = format!("v.blk.{layer}");
+        for norm in ["ln1", "ln2"] {
+            add(&format!("{block}.{norm}.weight"), &[WIDTH]);
+            add(&format!("{block}.{norm}.bias"), &[WIDTH]);
+        }
+        for part in ["attn_q", "attn_k", "attn_v", "attn_out"] {
+            add(&format!("{block}.{part}.weight"), &[WIDTH, WIDTH]);
+            add(&format!("{block}.{part}.bias"), &[WIDTH]);
+        }
+        add(&format!("{block}.ffn_up.weight"), &[WIDTH, INNER]);
+        add(&format!("{block}.ffn_up.bias"), &[INNER]);
+        add(&format!("{block}.ffn_down.weight"), &[INNER, WIDTH]);
+        add(&format!("{block}.ffn_down.bias"), &[WIDTH]);
+    }
+    for end in ["weight", "bias"] {
+        add(&format!("v.post_ln.{end}"), &[WIDTH]);
+    }
+    add("mm.input_projection.weight", &[u64::from(width), WIDTH]);
+    add("mm.soft_emb_norm.weight", &[WIDTH]);
+    write(&header, path);
+}
+
 /// The tensor of `gemma4` that llama.cpp can read row by row.
 pub const LAZY: &str = "per_layer_token_embd.weight";
 

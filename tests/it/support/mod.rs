@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod store;
 pub mod table;
 pub mod thief;
+pub mod trace;
 pub mod weights;
 
 use std::env;

@@ -99,6 +99,14 @@ impl Launch {
         self
     }
 
+    /// Without the short context: the server chooses it.
+    pub fn without_context(mut self) -> Self {
+        let at = self.args.iter().position(|arg| arg == "--ctx-size");
+        let at = at.expect("every launch has one");
+        self.args.drain(at..at + 2);
+        self
+    }
+
     pub fn hugepages(self, policy: &str) -> Self {
         self.args(["--hugepages", "--hugepage-policy", policy])
     }

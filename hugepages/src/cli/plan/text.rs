@@ -1,9 +1,10 @@
 //! The demand as tables and sentences.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::{Demand, Need};
+use hugepages::plan::{Demand, Need, Plan};
 use hugepages::size::ByteSize;
 
 use crate::cli::output::{self, Screen};
@@ -11,6 +12,15 @@ use crate::cli::output::{self, Screen};
 /// The value of `--hugepage-size`, such as `2M`.
 fn size_name(bytes: u64) -> String {
     HugePageSize::new(bytes).map_or_else(|| "base".to_owned(), HugePageSize::short_name)
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    output::printable(&name.to_string_lossy())
+}
+
+fn is_of_one_model(plan: &Plan) -> bool {
+    plan.needs.iter().all(|need| need.model == plan.model)
 }
 
 fn mib(bytes: u64) -> String {
@@ -38,20 +48,23 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
             size_name(size)
         }
     };
+    let is_one = is_of_one_model(plan);
     let rows = plan.needs.iter().map(|need| {
-        vec![
+        let mut row = vec![
             need.kind.clone(),
             place(need),
             on(need.page_size),
             need.pages.to_string(),
             mib(need.bytes),
-        ]
+        ];
+        if !is_one {
+            row.push(file_name(&need.model));
+        }
+        row
     });
-    let mut parts = vec![output::table(
-        screen,
-        &["kind", "source", "backing", "pages", "MiB"],
-        rows,
-    )];
+    let head = ["kind", "source", "backing", "pages", "MiB", "model"];
+    let columns = head.len() - usize::from(is_one);
+    let mut parts = vec![output::table(screen, &head[..columns], rows)];
 
     let pools = demand.pools.iter().map(|pool| {
         let numbers = [
@@ -104,10 +117,23 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
     let plan = demand.plan;
     let mut parts = tables(screen, demand);
     let mut lines = Vec::new();
+    if let Some(context) = &plan.context {
+        lines.push(format!(
+            "context: {} of {} tokens, because memory is short; all of them need {} of huge pages. -c sets the context",
+            context.tokens,
+            context.full_tokens,
+            ByteSize::new(context.full_bytes)
+        ));
+    }
     if plan.fits {
-        lines.push("the model fits".to_owned());
+        let what = if is_of_one_model(plan) {
+            "the model fits"
+        } else {
+            "all models fit together"
+        };
+        lines.push(what.to_owned());
     } else {
-        lines.push(format!("the model does not fit: {}", plan.message));
+        lines.push(format!("the plan does not fit: {}", plan.message));
         lines.push(format!("hint: {}", plan.hint));
     }
     for command in &demand.commands {
@@ -146,14 +172,14 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hugepages::plan::{NodeDemand, Plan, PoolDemand};
+    use hugepages::plan::{NodeDemand, PoolDemand};
 
     use super::*;
 
     #[test]
     fn each_line_fits_on_the_screen_and_each_node_has_one() {
         let plan = r#"{"model":"m.gguf","size":"2M","fits":false,"message":"","hint":"","needs":[
-            {"kind":"weights","file":0,"page_size":2097152,"pages":51,"bytes":106954752}]}"#;
+            {"model":"m.gguf","kind":"weights","file":0,"page_size":2097152,"pages":51,"bytes":106954752}]}"#;
         let plan: Plan = serde_json::from_str(plan).unwrap();
         let node = |node, total, free| NodeDemand {
             node,

@@ -189,6 +189,9 @@ GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, stru
 // Usable pages: free pages without reserved ones, plus the surplus pages that overcommit still allows.
 GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
+// MemAvailable: bytes of memory that the kernel can give to a process, or to a pool; 0 if unknown
+GGML_API uint64_t ggml_hugepages_memory_available(void) GGML_HUGEPAGES_NOEXCEPT;
+
 // Tries the system calls of a load with one page of this size and returns the page. A filter or a limit may refuse a load that
 // all counts allow. If no page is usable, the engine tries only the system calls.
 GGML_API bool ggml_hugepages_probe(size_t page_size, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
@@ -240,17 +243,19 @@ GGML_API bool ggml_hugepages_plan(
 struct ggml_hugepages_need {
     enum ggml_hugepages_kind kind;
     int32_t                  image;     // index of the image, -1 for a demand
+    uint32_t                 plan;      // number of the plan since ggml_hugepages_plan_together(), from 0
     size_t                   page_size; // 0: less than a page, so ordinary memory
     uint64_t                 pages;
     uint64_t                 bytes;     // of tensors
 };
 
-// The needs that the last ggml_hugepages_plan with plan_only found, whether they fit or not. Writes at most n needs and returns the number
-// of all needs.
-GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
+// Between a call with true and one with false, the plans of this thread with plan_only are one: each also counts the pages and the room in
+// the store that those before it need. For a process that loads several models.
+GGML_API void ggml_hugepages_plan_together(bool together);
 
-// The result of the last plan with plan_only: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage. Returns false if no such plan ran.
-GGML_API bool ggml_hugepages_get_plan_end(struct ggml_hugepages_error * error);
+// The needs of the last plan of this thread with plan_only, or of all that are one, whether they fit or not. Writes at most n needs and
+// returns the number of all needs. The result of a plan is ggml_hugepages_get_failure: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage.
+GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
 
 // Maps the file, aligned to its largest block. NULL on failure. The range has ggml_hugepages_image_length() bytes.
 GGML_API void * ggml_hugepages_image_map(ggml_hugepages_image_t image, struct ggml_hugepages_error * error);

@@ -1,7 +1,13 @@
 #include "server-hugepages.h"
 
+#include "ggml-cpp.h"
+#include "gguf.h"
 #include "log.h"
+#include "mtmd.h"
 #include "server-context.h"
+#include "server-models.h"
+
+#include <algorithm>
 
 #include <sstream>
 
@@ -14,17 +20,66 @@ int server_hugepages_run(server_context & ctx_server, common_params & params, bo
     return ctx_server.load_model(params) ? 0 : common_hugepages_exit_code();
 }
 
+void server_hugepages_plan_projector(const common_params & params, const mtmd_context_params & projector_params) {
+    const std::string & path = params.mmproj.path;
+    if (!params.hugepages.enabled || path.empty()) {
+        return;
+    }
+    ggml_context * tensors = nullptr;
+    const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &tensors }));
+    const ggml_context_ptr owned(tensors);
+    const auto usage = mtmd_get_memory_usage(path.c_str(), projector_params);
+    const auto on_cpu = usage.find(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    if (!tensors || on_cpu == usage.end()) {
+        return;
+    }
+    // one buffer for the weights, and one for the computation; upstream only knows their sum
+    size_t weights = 0;
+    for (auto * cur = ggml_get_first_tensor(tensors); cur; cur = ggml_get_next_tensor(tensors, cur)) {
+        weights += ggml_nbytes(cur);
+    }
+    weights = std::min(weights, on_cpu->second);
+    common_hugepages_also_plan(path, { weights, on_cpu->second - weights });
+}
+
+// the cause and the hint of the last failed load of this thread, empty if none is known
+static std::string failure() {
+    ggml_hugepages_error error = {};
+    if (ggml_hugepages_get_failure(&error) == GGML_HUGEPAGES_STATUS_OK) {
+        return "";
+    }
+    return std::string(error.message) + (error.hint[0] ? "\nhint: " + std::string(error.hint) : "");
+}
+
 void server_hugepages_stay_asleep(const common_params & params) {
     if (!params.hugepages.enabled) {
         return;
     }
-    ggml_hugepages_error error = {};
-    std::string message = "the model cannot be loaded again";
-    if (ggml_hugepages_get_failure(&error) != GGML_HUGEPAGES_STATUS_OK) {
-        message += ": " + std::string(error.message) + (error.hint[0] ? "\nhint: " + std::string(error.hint) : "");
-    }
+    const std::string cause = failure();
+    const std::string message = "the model cannot be loaded again" + (cause.empty() ? "" : ": " + cause);
     SRV_ERR("%s\n", message.c_str());
-    throw server_hugepages_asleep(message);
+    throw server_hugepages_unavailable(message);
+}
+
+// key of the cause in the progress of a child
+static const char * const FAILURE = "hugepages";
+
+void server_hugepages_tell_router(server_child & child) {
+    if (child.is_child() && common_hugepages_exit_code() != 1) {
+        child.notify_to_router(server_state_to_str(SERVER_STATE_LOADING), { { FAILURE, failure() } });
+    }
+}
+
+void server_hugepages_add_failure(json & status, const json & progress) {
+    if (progress.is_object() && progress.contains(FAILURE)) {
+        status["message"] = progress[FAILURE];
+    }
+}
+
+void server_hugepages_throw_failure(const json & progress) {
+    if (progress.is_object() && progress.contains(FAILURE)) {
+        throw server_hugepages_unavailable("the model cannot be loaded: " + progress[FAILURE].get<std::string>());
+    }
 }
 
 static std::string backing_of(const ggml_hugepages_usage & usage) {

@@ -1,24 +1,38 @@
 #pragma once
 
-// Huge pages in /props and /metrics, runs that only plan or load, and a server that cannot wake up. Only requests of these two endpoints read the kernel's report.
+// Huge pages in /props and /metrics, runs that only plan or load, and models that cannot be loaded now. Only requests of these two endpoints
+// read the kernel's report.
 
 #include "hugepages.h"
 #include "server-common.h"
 
 #include <stdexcept>
 
+struct mtmd_context_params;
+struct server_child;
 struct server_context;
 
 // For --hugepage-plan and --hugepage-load: prints the result. Returns the exit code; a router has no model to plan or to load.
 int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router);
 
-// A sleeping server could not load its model again. It stays asleep, and the next request tries again.
-struct server_hugepages_asleep : std::runtime_error {
+// Announces the projector of the parameters to the plan of the model that loads before it.
+void server_hugepages_plan_projector(const common_params & params, const mtmd_context_params & projector_params);
+
+// A model cannot be loaded for lack of pages or memory. The client gets 503, and the next request tries again.
+struct server_hugepages_unavailable : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Throws server_hugepages_asleep with the cause of the failed load. Returns if the option is off.
+// Throws server_hugepages_unavailable with the cause of the failed load. Returns if the option is off.
 void server_hugepages_stay_asleep(const common_params & params);
+
+// Tells the router of this process why the model cannot be loaded, if more pages or memory would help.
+void server_hugepages_tell_router(server_child & child);
+
+// The router: adds what the child told to an entry of /models, or throws it as server_hugepages_unavailable. Both do nothing for a child
+// that told nothing.
+void server_hugepages_add_failure(json & status, const json & progress);
+void server_hugepages_throw_failure(const json & progress);
 
 // for /props; null if the option is off
 json server_hugepages_props(const common_params & params);

@@ -31,6 +31,10 @@ bool ggml_hugepages_pool_read(const char *, size_t, ggml_hugepages_pool * pool) 
     return false;
 }
 
+uint64_t ggml_hugepages_memory_available() noexcept {
+    return 0;
+}
+
 uint64_t ggml_hugepages_pool_usable(const ggml_hugepages_pool *) noexcept {
     return 0;
 }
@@ -87,9 +91,7 @@ size_t ggml_hugepages_get_needs(ggml_hugepages_need *, size_t) {
     return 0;
 }
 
-bool ggml_hugepages_get_plan_end(ggml_hugepages_error * error) {
-    *error = {};
-    return false;
+void ggml_hugepages_plan_together(bool) {
 }
 
 void * ggml_hugepages_image_map(ggml_hugepages_image_t, ggml_hugepages_error * error) {

@@ -4,12 +4,19 @@
 #include "error.h"
 
 #include <algorithm>
-#include <mutex>
 
-// the needs of the last plan with plan_only
-static std::mutex                       g_needs_mutex;
-static std::vector<ggml_hugepages_need> g_needs;
-static ggml_hugepages_error             g_plan_end = {};
+// the plans of this thread with plan_only
+static thread_local struct {
+    bool                             together    = false;
+    uint32_t                         n_plans     = 0;
+    uint64_t                         store_bytes = 0;
+    std::vector<ggml_hugepages_need> needs;
+} t_planned;
+
+void ggml_hugepages_plan_together(bool together) {
+    t_planned = {};
+    t_planned.together = together;
+}
 
 void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
     auto & need = consumer.needs[page_size];
@@ -20,31 +27,39 @@ void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hug
     need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
 }
 
-bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consumers, bool ok, ggml_hugepages_error * error) {
+bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consumers, uint64_t store_bytes, bool ok, ggml_hugepages_error * error) {
     if (ok) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is complete");
     }
-    std::lock_guard<std::mutex> lock(g_needs_mutex);
-    g_plan_end = *error;
-    g_needs.clear();
+    if (!t_planned.together) {
+        t_planned = {};
+    }
     for (const auto & consumer : consumers) {
         for (const auto & [_, need] : consumer.needs) {
-            g_needs.push_back(need);
+            t_planned.needs.push_back(need);
+            t_planned.needs.back().plan = t_planned.n_plans;
         }
     }
+    t_planned.n_plans++;
+    t_planned.store_bytes += store_bytes;
     return false;
 }
 
 size_t ggml_hugepages_get_needs(ggml_hugepages_need * needs, size_t n) {
-    std::lock_guard<std::mutex> lock(g_needs_mutex);
-    std::copy_n(g_needs.begin(), std::min(n, g_needs.size()), needs);
-    return g_needs.size();
+    std::copy_n(t_planned.needs.begin(), std::min(n, t_planned.needs.size()), needs);
+    return t_planned.needs.size();
 }
 
-bool ggml_hugepages_get_plan_end(ggml_hugepages_error * error) {
-    std::lock_guard<std::mutex> lock(g_needs_mutex);
-    *error = g_plan_end;
-    return error->status != GGML_HUGEPAGES_STATUS_OK;
+uint64_t ggml_hugepages_planned_pages(size_t page_size) {
+    uint64_t pages = 0;
+    for (const auto & need : t_planned.needs) {
+        pages += t_planned.together && need.page_size == page_size ? need.pages : 0;
+    }
+    return pages;
+}
+
+uint64_t ggml_hugepages_planned_store_bytes() {
+    return t_planned.together ? t_planned.store_bytes : 0;
 }
 
 #endif // __linux__

@@ -66,6 +66,7 @@ struct planner {
     void hand_out();
 
     void grant(size_t consumer, size_t page_size, uint64_t pages);
+    uint64_t before(size_t page_size) const;
     uint64_t wanted(size_t page_size) const;
 };
 
@@ -160,6 +161,7 @@ bool planner::decide_thp() {
             }
         }
     }
+    bytes += before(smallest)*smallest;
     const uint64_t available = ggml_hugepages_mem_available(root);
     if (!accepts_less && bytes > available) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, but only %.2f MiB are available",
@@ -221,7 +223,7 @@ void planner::take_large_pages() {
         if (page_size <= smallest) {
             continue;
         }
-        const uint64_t kept = store.need_of_pool(page_size);
+        const uint64_t kept = store.need_of_pool(page_size) + before(page_size);
         uint64_t left = supplies[s].usable() - std::min(supplies[s].usable(), kept);
         if (left == 0 || (params.page_size != GGML_HUGEPAGES_SIZE_AUTO && params.page_size != page_size)) {
             continue;
@@ -283,10 +285,15 @@ bool planner::check_shortage() const {
     return true;
 }
 
-// pages of one size that the plan takes from the pool
+// pages that the models before this one need
+uint64_t planner::before(size_t page_size) const {
+    return params.plan_only ? ggml_hugepages_planned_pages(page_size) : 0;
+}
+
+// pages of one size that the plan takes from the pool, with those before it
 uint64_t planner::wanted(size_t page_size) const {
     const auto it = need.find(page_size);
-    return store.need_of_pool(page_size) + (it == need.end() ? 0 : it->second);
+    return before(page_size) + store.need_of_pool(page_size) + (it == need.end() ? 0 : it->second);
 }
 
 // Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages for a
@@ -374,7 +381,11 @@ bool ggml_hugepages_decide(
         p.count_rest();
         const bool ok = p.decide_thp();
         ggml_hugepages_join_runs(images, n_images);
-        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, ok, error) : ok;
+        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, 0, ok, error) : ok;
+    }
+    const uint64_t store_bytes = p.store.bytes();
+    if (params.plan_only && p.store.free != UINT64_MAX) {
+        p.store.free -= std::min(p.store.free, ggml_hugepages_planned_store_bytes());
     }
     if (p.store.is_full() && p.accepts_less) {
         p.leave_full_store();
@@ -384,10 +395,10 @@ bool ggml_hugepages_decide(
     p.take_large_pages();
     p.count_rest();
     if (!p.check_shortage() || !p.check_by_trying()) {
-        return ggml_hugepages_end_plan(p.consumers, false, error);
+        return ggml_hugepages_end_plan(p.consumers, store_bytes, false, error);
     }
     if (params.plan_only) {
-        return ggml_hugepages_end_plan(p.consumers, true, error);
+        return ggml_hugepages_end_plan(p.consumers, store_bytes, true, error);
     }
     p.hand_out();
     ggml_hugepages_join_runs(images, n_images);

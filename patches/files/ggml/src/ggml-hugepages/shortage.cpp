@@ -6,6 +6,7 @@
 #include "error.h"
 #include "kernel.h"
 #include "names.h"
+#include "plan-needs.h"
 #include "store-file.h"
 #include "syscalls.h"
 
@@ -93,10 +94,11 @@ bool ggml_hugepages_fail_short(
         message += "; malloc of this process also takes huge pages (glibc.malloc.hugetlb=2 in GLIBC_TUNABLES)";
         hint    += (hint.empty() ? "" : ", and ") + std::string("remove glibc.malloc.hugetlb=2 from GLIBC_TUNABLES");
     }
-    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %s", message.c_str());
+    const auto & [need, supply] = shortages.front();
+    const bool one = !params.plan_only || ggml_hugepages_planned_pages(supply.pool.page_size) == 0;
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model%s %s", one ? " needs" : "s together need", message.c_str());
     ggml_hugepages_hint(error, "%s", hint.c_str());
     ggml_hugepages_hint_prefer(params, error);
-    const auto & [need, supply] = shortages.front();
     ggml_hugepages_set_shortage(error, supply.pool.page_size, need, supply.usable());
     return false;
 }

@@ -1,0 +1,303 @@
+#include "hugepages-plan.h"
+
+#include "common.h"
+#include "fit.h"
+#include "hugepages.h"
+#include "log.h"
+#include "speculative.h"
+
+#include "ggml-cpp.h"
+#include "ggml-cpu.h"
+#include "gguf.h"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+#include <utility>
+
+//
+// sizes of KV cache and compute buffers
+//
+
+// what the memory fit measured
+static thread_local struct { uint32_t n_ctx; uint64_t kv_bytes; uint64_t compute_bytes; } t_measured = {};
+
+void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv_bytes, uint64_t compute_bytes) {
+    t_measured = { cparams.n_ctx, kv_bytes, compute_bytes };
+}
+
+bool common_hugepages_has_other_devices() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        const auto type = ggml_backend_dev_type(ggml_backend_dev_get(i));
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Returns the context of the model, 0 if it cannot be loaded: the load will fail in the same way and log the cause.
+static uint32_t measure(const common_params & params, llama_model_params * mparams, const llama_context_params & cparams) {
+    try {
+        std::vector<ggml_backend_dev_t> devs;
+        uint32_t n_gpu_layers, n_ctx_train, n_expert; // NOLINT
+        const auto data = common_get_device_memory_data(params.model.path.c_str(), mparams, &cparams, devs, n_gpu_layers, n_ctx_train, n_expert,
+            params.verbosity >= LOG_LEVEL_DEBUG ? GGML_LOG_LEVEL_DEBUG : GGML_LOG_LEVEL_ERROR);
+        mparams->hugepages.kv_bytes      = data.back().context;
+        mparams->hugepages.compute_bytes = data.back().compute;
+        return n_ctx_train;
+    } catch (const std::runtime_error &) {
+        return 0;
+    }
+}
+
+uint32_t common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams) {
+    auto & hugepages = mparams->hugepages;
+    if (model_only || hugepages.load_only) {
+        hugepages.kv_bytes      = 0;
+        hugepages.compute_bytes = 0;
+        return cparams.n_ctx;
+    }
+    // the fit measures before it moves layers between devices
+    if (cparams.n_ctx != 0 && t_measured.n_ctx == cparams.n_ctx && !common_hugepages_has_other_devices()) {
+        hugepages.kv_bytes      = t_measured.kv_bytes;
+        hugepages.compute_bytes = t_measured.compute_bytes;
+        return cparams.n_ctx;
+    }
+    const uint32_t n_ctx_train = measure(params, mparams, cparams);
+    return cparams.n_ctx == 0 ? n_ctx_train : cparams.n_ctx;
+}
+
+//
+// parts
+//
+
+static std::vector<std::pair<std::string, std::vector<uint64_t>>> g_also;
+
+void common_hugepages_plan_forget() {
+    g_also.clear();
+    t_measured = {};
+}
+
+void common_hugepages_also_plan(const std::string & path, const std::vector<uint64_t> & buffers) {
+    g_also.emplace_back(path, buffers);
+}
+
+static bool has_mtp(const common_params & params) {
+    const auto & types = params.speculative.types;
+    return std::find(types.begin(), types.end(), COMMON_SPECULATIVE_TYPE_DRAFT_MTP) != types.end();
+}
+
+static void note(common_hugepages_plan & plan, const ggml_hugepages_error & error) {
+    // more pages help against a shortage only, so any other error stays
+    const bool is_final = plan.is_planned() && !plan.fits() && plan.error.status != GGML_HUGEPAGES_STATUS_SHORT;
+    if (!is_final && (error.status != GGML_HUGEPAGES_STATUS_PLANNED || !plan.is_planned())) {
+        plan.error = error;
+    }
+}
+
+static void add_buffers(common_hugepages_plan & plan, const std::string & path, const std::vector<ggml_hugepages_demand> & demands, ggml_hugepages_params params) {
+    ggml_hugepages_error error = {};
+    params.plan_only = true;
+    ggml_hugepages_plan(nullptr, 0, demands.data(), demands.size(), &params, &error);
+    plan.files.push_back(path);
+    note(plan, error);
+}
+
+// False if the model cannot be loaded for another reason than pages.
+static bool add_model(common_hugepages_plan & plan, const std::string & path, llama_model_params mparams) {
+    // with plan_only the load always ends with an error, and its log matters only if no plan was made
+    std::string log;
+    ggml_log_callback before; void * before_data; // NOLINT
+    llama_log_get(&before, &before_data);
+    llama_log_set([](ggml_log_level level, const char * text, void * data) {
+        if (level == GGML_LOG_LEVEL_ERROR) {
+            *(std::string *) data += text;
+        }
+    }, &log);
+    mparams.hugepages.plan_only = true;
+    ggml_hugepages_set_failure(nullptr);
+    llama_model_free(llama_model_load_from_file(path.c_str(), mparams));
+    llama_log_set(before, before_data);
+
+    ggml_hugepages_error error = {};
+    if (ggml_hugepages_get_failure(&error) == GGML_HUGEPAGES_STATUS_OK) {
+        plan.error = {};
+        plan.log   = log;
+        return false;
+    }
+    ggml_hugepages_set_failure(nullptr);
+    plan.files.push_back(path);
+    note(plan, error);
+    return true;
+}
+
+// A LoRA adapter has one buffer for each device of its layers. With other devices this is more than the CPU needs.
+static void add_adapter(common_hugepages_plan & plan, const std::string & path, const ggml_hugepages_params & params) {
+    ggml_context * tensors = nullptr;
+    const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &tensors }));
+    const ggml_context_ptr owned(tensors);
+    if (file && tensors) {
+        const uint64_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(tensors, ggml_backend_cpu_buffer_type());
+        add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, params);
+    }
+}
+
+// The draft model, or the MTP context, which uses the weights of the model.
+static bool add_draft(common_hugepages_plan & plan, const common_params & params, uint32_t n_ctx) {
+    const bool has_draft = params.speculative.has_dft();
+    if (!has_draft && !has_mtp(params)) {
+        return true;
+    }
+    common_params draft = common_base_params_to_speculative(params);
+    auto mparams = common_model_params_to_llama(draft);
+    auto cparams = common_context_params_to_llama(draft);
+    if (has_mtp(params)) {
+        cparams.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
+    }
+    cparams.n_rs_seq = 0;
+    cparams.n_ctx    = n_ctx;
+    if (!mparams.hugepages.load_only) {
+        measure(draft, &mparams, cparams);
+    }
+    if (has_draft) {
+        return add_model(plan, draft.model.path, mparams);
+    }
+    add_buffers(plan, draft.model.path, {
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      mparams.hugepages.kv_bytes,      nullptr },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, mparams.hugepages.compute_bytes, nullptr },
+    }, mparams.hugepages);
+    return true;
+}
+
+uint64_t common_hugepages_plan::bytes() const {
+    uint64_t sum = 0;
+    for (const auto & need : needs) {
+        sum += need.pages*need.page_size;
+    }
+    return sum;
+}
+
+static common_hugepages_plan plan_parts(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams) {
+    const auto & hugepages = mparams->hugepages;
+    const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams);
+    common_hugepages_plan plan;
+    ggml_hugepages_plan_together(true);
+    if (add_model(plan, params.model.path, *mparams) && !model_only && add_draft(plan, params, n_ctx) && !hugepages.load_only) {
+        for (const auto & adapter : params.lora_adapters) {
+            add_adapter(plan, adapter.path, hugepages);
+        }
+        for (const auto & [path, buffers] : g_also) {
+            std::vector<ggml_hugepages_demand> demands;
+            for (const uint64_t size : buffers) {
+                demands.push_back({ GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr });
+            }
+            add_buffers(plan, path, demands, hugepages);
+        }
+    }
+    plan.needs.resize(ggml_hugepages_get_needs(nullptr, 0));
+    ggml_hugepages_get_needs(plan.needs.data(), plan.needs.size());
+    ggml_hugepages_plan_together(false);
+    return plan;
+}
+
+//
+// the context
+//
+
+static bool may_choose_context(const common_params & params, bool model_only, const llama_model_params & mparams) {
+    const auto & hugepages = mparams.hugepages;
+    return params.fit_params && params.n_ctx == 0 && !model_only && !hugepages.load_only && hugepages.policy == GGML_HUGEPAGES_POLICY_REQUIRE &&
+        hugepages.page_size != GGML_HUGEPAGES_SIZE_THP && !common_hugepages_has_other_devices();
+}
+
+bool common_hugepages_is_plan_needed(const common_params & params, bool model_only, const llama_model_params & mparams) {
+    const auto & hugepages = mparams.hugepages;
+    const bool has_others = !model_only && (!params.lora_adapters.empty() || !g_also.empty() || params.speculative.has_dft() || has_mtp(params));
+    const bool accepts_less = hugepages.policy == GGML_HUGEPAGES_POLICY_PREFER && !hugepages.load_only;
+    return hugepages.plan_only || may_choose_context(params, model_only, mparams) || (has_others && !accepts_less);
+}
+
+// The need grows with the context, so the context that fits lies on the line between two plans.
+static common_hugepages_plan plan_shorter_context(
+        const common_params & params, common_hugepages_plan full, llama_model_params * mparams, llama_context_params * cparams) {
+    const uint64_t n_streams = cparams->kv_unified ? 1 : std::max<uint32_t>(1, cparams->n_seq_max);
+    const uint64_t n_full    = cparams->n_ctx;
+    const uint64_t n_least   = (uint32_t) params.fit_params_min_ctx*n_streams;
+    if (n_least >= n_full) {
+        return full;
+    }
+    const auto plan_for = [&](uint64_t n_ctx) {
+        cparams->n_ctx = n_ctx;
+        auto plan = plan_parts(params, false, mparams, *cparams);
+        plan.n_ctx      = n_ctx;
+        plan.n_ctx_full = n_full;
+        plan.bytes_full = full.bytes();
+        return plan;
+    };
+    const auto missing = [](const common_hugepages_plan & plan) {
+        return plan.fits() ? 0 : (plan.error.needed - plan.error.usable)*plan.error.page_size;
+    };
+    const auto least = plan_for(n_least);
+    // a pool that is too small in any case grows by what the machine has left
+    const uint64_t available = ggml_hugepages_memory_available();
+    const uint64_t margin    = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+    const uint64_t usable    = full.bytes() - missing(full);
+    const uint64_t budget    = least.fits() ? usable : usable + available - std::min(available, margin);
+    if (budget >= full.bytes()) {
+        cparams->n_ctx = n_full;
+        return plan_for(n_full);
+    }
+    const uint64_t align = 256*n_streams;
+    uint64_t n_ctx = budget <= least.bytes() ? n_least : n_least + (uint64_t) ((double) (n_full - n_least)*(budget - least.bytes())/(full.bytes() - least.bytes()));
+    // whole pages bend the line
+    for (n_ctx -= n_ctx % align; n_ctx > n_least; n_ctx -= std::min(align, n_ctx - n_least)) {
+        auto plan = plan_for(n_ctx);
+        if (plan.bytes() <= budget) {
+            return plan;
+        }
+    }
+    return plan_for(n_least);
+}
+
+common_hugepages_plan common_hugepages_plan_all(
+        const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
+    auto plan = plan_parts(params, model_only, mparams, *cparams);
+    if (plan.error.status == GGML_HUGEPAGES_STATUS_SHORT && may_choose_context(params, model_only, *mparams)) {
+        plan = plan_shorter_context(params, std::move(plan), mparams, cparams);
+    }
+    return plan;
+}
+
+void common_hugepages_print(const common_hugepages_plan & plan, const common_params & params) {
+    auto rows = nlohmann::ordered_json::array();
+    for (const auto & need : plan.needs) {
+        rows.push_back({
+            { "model",     plan.files.at(need.plan) },
+            { "kind",      ggml_hugepages_kind_name(need.kind) },
+            { "file",      need.image == -1 ? nlohmann::ordered_json() : nlohmann::ordered_json(need.image) },
+            { "page_size", need.page_size },
+            { "pages",     need.pages },
+            { "bytes",     need.bytes },
+        });
+    }
+    nlohmann::ordered_json context;
+    if (plan.n_ctx != 0) {
+        context = { { "tokens", plan.n_ctx }, { "full_tokens", plan.n_ctx_full }, { "full_bytes", plan.bytes_full } };
+    }
+    const nlohmann::ordered_json result = {
+        { "schema",  1 },
+        { "model",   params.model.path },
+        { "size",    common_hugepages_size_name(params.hugepages.page_size) },
+        { "fits",    plan.fits() },
+        { "message", plan.fits() ? "" : plan.error.message },
+        { "hint",    plan.error.hint },
+        { "context", context },
+        { "needs",   rows },
+    };
+    // a path may be no UTF-8
+    printf("%s\n", result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    fflush(stdout);
+}

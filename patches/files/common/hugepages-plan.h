@@ -1,0 +1,46 @@
+#pragma once
+
+// One plan for all that a command line loads: the model, its adapters, its draft, and buffers that a program announces.
+
+#include "llama.h"
+
+#include <string>
+#include <vector>
+
+struct common_params;
+
+struct common_hugepages_plan {
+    std::vector<std::string>         files;     // the parts, in the order of their load
+    std::vector<ggml_hugepages_need> needs;     // need.plan: index of the part
+    ggml_hugepages_error             error = {}; // GGML_HUGEPAGES_STATUS_PLANNED if all fits; _OK if a part cannot be planned
+    std::string                      log;       // errors of a part that cannot be planned
+
+    // the context that the fit chose, 0 if the user did
+    uint32_t n_ctx      = 0;
+    uint32_t n_ctx_full = 0; // of the model
+    uint64_t bytes_full = 0; // of huge pages for that context
+
+    bool fits() const { return error.status == GGML_HUGEPAGES_STATUS_PLANNED; }
+    bool is_planned() const { return error.status != GGML_HUGEPAGES_STATUS_OK; }
+    uint64_t bytes() const; // of all huge pages
+};
+
+// Sets the sizes of KV cache and compute buffers in mparams. Returns the size of the context.
+uint32_t common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams);
+
+// Plans all parts. Sets the sizes of KV cache and compute buffers in mparams. If the user gave no -c, sets n_ctx of cparams to what the pools
+// can hold, but not below --fit-ctx.
+common_hugepages_plan common_hugepages_plan_all(
+        const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams);
+
+// whether more than the model is loaded, or the context depends on the pools
+bool common_hugepages_is_plan_needed(const common_params & params, bool model_only, const llama_model_params & mparams);
+
+// JSON on stdout, for programs
+void common_hugepages_print(const common_hugepages_plan & plan, const common_params & params);
+
+// forgets what common_hugepages_also_plan() and common_hugepages_measured() were told
+void common_hugepages_plan_forget();
+
+// whether a GPU exists, so that the fit may move layers
+bool common_hugepages_has_other_devices();

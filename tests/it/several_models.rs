@@ -1,0 +1,152 @@
+//! One plan for all that a server loads: the model, a draft, an adapter, a projector, and the context that the pool can hold.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::gguf::Gguf;
+use crate::support::pool::Pool;
+use crate::support::server::Launch;
+use crate::support::trace::bytes_read;
+use crate::support::{http, made, models, or_skip, plan, smaps};
+
+const MIB: u64 = 1 << 20;
+
+/// What a server loads beside its model.
+struct Company {
+    dir: tempfile::TempDir,
+    model: PathBuf,
+    draft: PathBuf,
+    adapter: PathBuf,
+    projector: PathBuf,
+}
+
+impl Company {
+    fn new() -> Self {
+        let dir =
+            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+        let path = fs::canonicalize(dir.path()).expect("just made");
+        let made = Self {
+            model: models::copy_to(&path, &models::demo("100M", "Q8_0")),
+            draft: models::demo("20M", "Q8_0"),
+            adapter: path.join("adapter.gguf"),
+            projector: path.join("projector.gguf"),
+            dir,
+        };
+        made::lora(&made.model, 64, &made.adapter);
+        made::projector(&made.model, &made.projector);
+        made
+    }
+
+    /// Each combination of one kind, and all of them together.
+    fn lines(&self) -> Vec<Vec<OsString>> {
+        let [mut draft, adapter, projector] = [
+            ("--model-draft", &self.draft),
+            ("--lora", &self.adapter),
+            ("--mmproj", &self.projector),
+        ]
+        .map(|(option, path)| vec![OsString::from(option), path.into()]);
+        // Otherwise upstream frees the draft after its load.
+        draft.extend(["--spec-type", "draft-simple"].map(OsString::from));
+        let all = [&draft[..], &adapter[..], &projector[..]].concat();
+        let mut sizes = draft.clone();
+        sizes.extend(["--spec-draft-type-k", "f32"].map(OsString::from));
+        vec![draft, adapter, projector, sizes, all]
+    }
+}
+
+fn pages_of(plan: &Value, model: Option<&Path>) -> u64 {
+    let needs = plan["needs"].as_array().expect("a list").iter();
+    let of_model = needs.filter(|need| {
+        model.is_none_or(|model| need["model"].as_str() == Some(&model.to_string_lossy()))
+    });
+    of_model
+        .map(|need| need["pages"].as_u64().expect("a number"))
+        .sum()
+}
+
+#[test]
+fn the_plan_of_several_models_is_what_they_take_and_one_page_less_is_refused_before_the_first_byte()
+{
+    let company = Company::new();
+    let header = Gguf::read(&company.model).data;
+    for line in company.lines() {
+        let launch = Launch::ours().repacked_model(&company.model).args(&line);
+        let plan = plan::of(&launch);
+        let pages = pages_of(&plan, None);
+        for file in line.iter().map(Path::new).filter(|file| file.is_file()) {
+            assert_ne!(pages_of(&plan, Some(file)), 0, "{}: {plan}", file.display());
+        }
+        let mut pool = or_skip!(Pool::with(pages));
+        let server = launch.clone().hugepages("require").start();
+        let taken = smaps::hugetlb_bytes(server.pid()) / (2 * MIB);
+        assert_eq!(taken, pages, "{line:?}: {plan}\n{}", server.log());
+        server.assert_answers();
+        drop(server);
+        pool.assert_all_back();
+
+        pool.set(pages - 1);
+        let trace = company.dir.path().join("trace");
+        let ended = launch
+            .hugepages("require")
+            .traced("read,pread64,readv,preadv,preadv2", &trace)
+            .run();
+        assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+        let need = format!("{pages} huge pages of 2 MiB");
+        assert!(ended.log.contains(&need), "{line:?}: {}", ended.log);
+        let read = bytes_read(&trace, &company.model);
+        // Upstream reads the header more than once.
+        assert!(read <= 8 * (header + MIB), "{line:?}: {read} bytes");
+        pool.assert_all_back();
+    }
+}
+
+/// With a million tokens, the context needs far more than the weights.
+#[test]
+fn without_a_size_the_context_is_what_the_pool_holds() {
+    let model = models::demo_with("100M", "Q8_0", &["--context", "1048576"]);
+    let launch = Launch::ours().repacked_model(&model).without_context();
+    let least = plan::of(&launch.clone().args(["--ctx-size", "4096"]));
+    let least = pages_of(&least, None);
+
+    // No page: the plan tells what this machine could give.
+    let mut pool = or_skip!(Pool::with(0));
+    let none = plan::of(&launch);
+    assert_eq!(none["fits"], false, "{none}");
+
+    let mut before = 0;
+    for more in [0, 1, 100, 333] {
+        pool.set(least + more);
+        let plan = plan::of(&launch);
+        assert_eq!(plan["fits"], true, "{plan}");
+        let context = &plan["context"];
+        let tokens = context["tokens"].as_u64().expect("a number");
+        assert!(context["full_tokens"].as_u64() > Some(tokens), "{plan}");
+        assert!(tokens >= 4096 && tokens >= before, "{plan}");
+        before = tokens;
+        let pages = pages_of(&plan, None);
+        // One step of 256 tokens more would not fit.
+        let next = (tokens + 256).to_string();
+        let next = plan::of(&launch.clone().args(["--ctx-size", &next]));
+        assert!(pages_of(&next, None) >= least + more, "{plan}: {next}");
+
+        let server = launch.clone().hugepages("require").start();
+        let taken = smaps::hugetlb_bytes(server.pid()) / (2 * MIB);
+        assert_eq!(taken, pages, "{plan}\n{}", server.log());
+        let props = http::get_json(&server.url("/props"));
+        assert_eq!(
+            props["default_generation_settings"]["n_ctx"].as_u64(),
+            Some(tokens),
+            "{props}"
+        );
+        server.assert_answers();
+        drop(server);
+        pool.assert_all_back();
+    }
+    pool.set(least - 1);
+    let ended = launch.hugepages("require").run();
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+    pool.assert_all_back();
+}
