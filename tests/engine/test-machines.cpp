@@ -471,6 +471,63 @@ TEST(machines, a_limit_of_any_ancestor_counts_for_pages_and_for_reservations) {
     CHECK_EQ(decide(m, { all_of(162*MIB) }, prefer()).runs(), "0-140:2M");
 }
 
+// Since Linux 6.7, a mount option of cgroup2 makes huge pages count as memory.
+TEST(machines, a_limit_on_memory_counts_where_huge_pages_are_memory) {
+    const std::string dir = V2 + "/box";
+    for (const bool is_memory : { false, true }) {
+        machine m;
+        m.pool(2*MIB, 1000, 1000).file("/proc/self/cgroup", "0::/box\n");
+        m.mounts(std::string("29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate") + (is_memory ? ",memory_hugetlb_accounting\n" : "\n"));
+        m.file(dir + "/memory.max", "209715200\n").file(dir + "/memory.current", "104857600\n");
+        // the kernel takes back page cache first
+        m.file(dir + "/memory.stat", "anon 20971520\nfile 83886080\nshmem 20971520\ninactive_file 41943040\nactive_file 20971520\n");
+        m.file("/proc/meminfo", "MemAvailable: 10485760 kB\n");
+        CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) 160*MIB);
+        const auto fits = decide(m, { all_of(160*MIB) }, require());
+        CHECK(fits.ok);
+        const auto d = decide(m, { all_of(162*MIB) }, require());
+        CHECK_EQ(d.ok, !is_memory);
+        if (is_memory) {
+            CHECK_SAYS(d.error.message, "needs 81 huge pages of 2 MiB", "only 80 are usable", "memory.max of cgroup /box 209715200 (used 41943040)");
+            CHECK_EQ(commands_of(d.error), "set memory.max of cgroup /box to 211812352");
+        }
+    }
+}
+
+TEST(machines, what_is_left_of_memory_is_within_the_limits_of_cgroup_v1_too) {
+    machine m;
+    m.pool(2*MIB, 10, 10).file("/proc/self/cgroup", "5:memory:/a/b\n0::/\n").file("/proc/meminfo", "MemAvailable: 1048576 kB\n");
+    m.mounts("34 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+    CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) GIB);
+    const std::string dir = "/sys/fs/cgroup/memory/a";
+    m.file(dir + "/b/memory.limit_in_bytes", "9223372036854771712\n").file(dir + "/b/memory.usage_in_bytes", "1\n");
+    m.file(dir + "/memory.limit_in_bytes", "104857600\n").file(dir + "/memory.usage_in_bytes", "94371840\n");
+    m.file(dir + "/memory.stat", "inactive_file 1\nactive_file 1\ntotal_inactive_file 10485760\ntotal_active_file 0\n");
+    CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) 20*MIB);
+}
+
+TEST(machines, plans_that_are_one_count_each_other) {
+    machine m;
+    m.pool(2*MIB, 100, 100);
+    auto params = require();
+    params.plan_only = true;
+    ggml_hugepages_plan_together(true);
+    CHECK_EQ(decide(m, { all_of(120*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+    CHECK_EQ(decide(m, { all_of(80*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+    const auto d = decide(m, { all_of(2*MIB) }, params);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_SAYS(d.error.message, "the models together need 101 huge pages of 2 MiB", "only 100 are usable");
+    std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
+    ggml_hugepages_get_needs(needs.data(), needs.size());
+    std::vector<std::pair<uint32_t, uint64_t>> pages;
+    for (const auto & need : needs) {
+        pages.emplace_back(need.plan, need.pages);
+    }
+    CHECK(pages == (std::vector<std::pair<uint32_t, uint64_t>> { { 0, 60 }, { 1, 40 }, { 2, 1 } }));
+    ggml_hugepages_plan_together(false);
+    CHECK_EQ(decide(m, { all_of(200*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+}
+
 TEST(machines, a_limit_below_what_is_used_leaves_nothing) {
     machine m;
     m.pool(2*MIB, 10, 10).cgroup2("/box");

@@ -64,3 +64,55 @@ fn a_child_of_the_router_takes_pages_and_gives_them_back() {
     assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
     pool.assert_all_back();
 }
+
+#[test]
+fn a_model_without_pages_is_503_with_the_need_and_answers_when_they_are_back() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    for name in ["a.gguf", "b.gguf"] {
+        fs::copy(&model, dir.path().join(name)).expect("the disk has space");
+    }
+    let need = need::of(&Launch::ours().model(&dir.path().join("a.gguf")));
+    let pool = or_skip!(Pool::with(need + need / 2));
+    let router = Launch::ours()
+        .args(["--models-dir".as_ref(), dir.path().as_os_str()])
+        .args(["--no-repack", "--hugepages"])
+        .start();
+    let ask = |model: &str| {
+        let body = json!({ "model": model, "prompt": "Hello", "n_predict": 4, "ignore_eos": true });
+        http::post(&router.url("/completion"), &body)
+    };
+    let (code, answer) = ask("a");
+    assert_eq!(code, 200, "{answer}\n{}", router.log());
+
+    // Twice: a refusal is not remembered.
+    for _ in 0..2 {
+        let (code, answer) = ask("b");
+        assert_eq!(code, 503, "{answer}\n{}", router.log());
+        let message = answer["error"]["message"].as_str().expect("a text");
+        for fact in [
+            format!("needs {need} huge pages of 2 MiB"),
+            format!("only {} are usable", need / 2),
+            "hint: sysctl vm.nr_hugepages=".to_owned(),
+        ] {
+            assert!(message.contains(&fact), "{message}");
+        }
+        let list = http::get_json(&router.url("/models"));
+        let models = list["data"].as_array().expect("a list").iter();
+        let status = &models.filter(|item| item["id"] == "b").collect::<Vec<_>>()[0]["status"];
+        assert_eq!(status["exit_code"], 3, "{status}");
+        let shown = status["message"].as_str().expect("a text");
+        assert!(message.ends_with(shown), "{shown}");
+    }
+
+    http::post_json(&router.url("/models/unload"), &json!({ "model": "a" }));
+    assert!(
+        wait_for(PATIENCE, || status(&router, "a") == "unloaded"),
+        "not unloaded\n{}",
+        router.log()
+    );
+    let (code, answer) = ask("b");
+    assert_eq!(code, 200, "{answer}\n{}", router.log());
+    drop(router);
+    pool.assert_all_back();
+}

@@ -5,6 +5,7 @@
 #include "log.h"
 #include "speculative.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cinttypes>
 #include <cstdio>
@@ -171,6 +172,18 @@ bool common_hugepages_before_load(const common_params & params, bool model_only,
     return true;
 }
 
+// Upstream's limit of the prompt cache is for a machine whose memory is not in a pool.
+static void limit_prompt_cache(common_params & params) {
+    const uint64_t margin    = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+    const uint64_t available = ggml_hugepages_memory_available();
+    const int32_t  left      = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
+    if (available > 0 && params.cache_ram_mib == common_params().cache_ram_mib && left < params.cache_ram_mib) {
+        LOG_INF("hugepages: the prompt cache may use %d instead of %d MiB, because this process can allocate only %.2f MiB of ordinary memory; --cache-ram sets the limit\n",
+            left, params.cache_ram_mib, available/1024.0/1024.0);
+        params.cache_ram_mib = left;
+    }
+}
+
 static bool has_file_backing(const ggml_hugepages_report & report) {
     for (uint32_t i = 0; i < report.n_usages; i++) {
         if (report.usages[i].backing == GGML_HUGEPAGES_BACKING_FILE && report.usages[i].bytes > 0) {
@@ -187,6 +200,7 @@ void common_hugepages_ready(common_params & params) {
     }
     ggml_hugepages_hold_end(params.hugepages.model_id);
     set_default(params, true);
+    limit_prompt_cache(params);
     if (!ggml_hugepages_get_report(0, &report)) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;

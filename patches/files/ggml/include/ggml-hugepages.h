@@ -189,7 +189,7 @@ GGML_API bool ggml_hugepages_pool_read(const char * root, size_t page_size, stru
 // Usable pages: free pages without reserved ones, plus the surplus pages that overcommit still allows.
 GGML_API uint64_t ggml_hugepages_pool_usable(const struct ggml_hugepages_pool * pool) GGML_HUGEPAGES_NOEXCEPT;
 
-// MemAvailable: bytes of memory that the kernel can give to a process, or to a pool; 0 if unknown
+// Bytes of ordinary memory that this process can still allocate: MemAvailable, or less within a cgroup; 0 if unknown
 GGML_API uint64_t ggml_hugepages_memory_available(void) GGML_HUGEPAGES_NOEXCEPT;
 
 // Tries the system calls of a load with one page of this size and returns the page. A filter or a limit may refuse a load that

@@ -1,6 +1,8 @@
 #pragma once
 
-// limits of cgroups on huge pages
+// limits of cgroups on huge pages and on memory
+
+#include "ggml-hugepages.h"
 
 #include <cstdint>
 #include <string>
@@ -14,8 +16,11 @@ struct ggml_hugepages_limit {
     uint64_t    used;
 };
 
-// the limits of the cgroup of this process and of all visible ancestors
+// The limits of the cgroup of this process and of all visible ancestors on huge pages. Includes limits on memory, if huge pages count as memory.
 std::vector<ggml_hugepages_limit> ggml_hugepages_limits(const char * root, size_t page_size);
+
+// Bytes that this process can still allocate: MemAvailable, or what the tightest limit on memory leaves. Page cache counts as free.
+uint64_t ggml_hugepages_memory_left(const char * root);
 
 // Whether an invisible hugetlb limit may apply, because the visible cgroup tree starts below the machine's root or is not mounted.
 bool ggml_hugepages_limits_may_hide(const char * root);

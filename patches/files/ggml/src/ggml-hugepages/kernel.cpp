@@ -149,10 +149,6 @@ uint64_t ggml_hugepages_mem_available(const char * root) {
     return read_meminfo(root, "MemAvailable");
 }
 
-uint64_t ggml_hugepages_memory_available() noexcept {
-    return ggml_hugepages_mem_available("");
-}
-
 uint64_t ggml_hugepages_default_size(const char * root) {
     return read_meminfo(root, "Hugepagesize");
 }

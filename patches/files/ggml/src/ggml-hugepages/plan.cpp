@@ -162,7 +162,7 @@ bool planner::decide_thp() {
         }
     }
     bytes += before(smallest)*smallest;
-    const uint64_t available = ggml_hugepages_mem_available(root);
+    const uint64_t available = ggml_hugepages_memory_left(root);
     if (!accepts_less && bytes > available) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, but only %.2f MiB are available",
             bytes/1024.0/1024.0, available/1024.0/1024.0);
