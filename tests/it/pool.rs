@@ -118,6 +118,39 @@ fn pages_of_others_stay_when_ours_go() {
 }
 
 #[test]
+fn pages_that_others_took_away_need_no_return_and_theirs_stay() {
+    let mut pool = or_skip!(Pool::with(3));
+    let tool = Tool::new();
+    tool.run(&["reserve", "4"]).success();
+    // Another process makes the pool smaller. Two of our pages are left.
+    pool.set(5);
+    tool.run(&["release", "3"])
+        .code(3)
+        .stderr(contains("this tool added only 2"));
+    tool.run(&["release", "1"])
+        .success()
+        .stdout(contains("returned 1 page"));
+    assert_eq!(Counts::read().usable(), 4);
+    tool.run(&["release"])
+        .success()
+        .stdout(contains("returned 1 page"));
+    assert_eq!(Counts::read().usable(), 3);
+    // Pages that are added later are not ours.
+    pool.set(9);
+    tool.run(&["restore"]).success().stdout("nothing to undo\n");
+    assert_eq!(Counts::read().usable(), 9);
+
+    // Fewer than there were before ours.
+    tool.run(&["reserve", "4"]).success();
+    pool.set(2);
+    tool.run(&["release", "1"])
+        .code(3)
+        .stderr(contains("this tool added only 0"));
+    tool.run(&["release"]).success();
+    assert_eq!(Counts::read().usable(), 2);
+}
+
+#[test]
 fn pages_in_use_are_refused_with_who_uses_them() {
     let pool = or_skip!(Pool::with(0));
     let tool = Tool::new();

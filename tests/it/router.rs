@@ -1,6 +1,8 @@
 //! Router mode: a server without a model starts one process per model. Each process must get the options too.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::pool::Pool;
 use crate::support::server::{Launch, Server};
+use crate::support::store::Store;
 use crate::support::{http, models, need, or_skip, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -115,4 +118,62 @@ fn a_model_without_pages_is_503_with_the_need_and_answers_when_they_are_back() {
     assert_eq!(code, 200, "{answer}\n{}", router.log());
     drop(router);
     pool.assert_all_back();
+}
+
+/// The longest unused go first. A server without a router names the way, and removes nothing.
+#[test]
+fn idle_images_make_room_for_the_next_model_of_a_router() {
+    let model = models::demo("20M", "Q8_0");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = |name: &str| dir.path().join(name);
+    for name in ["a.gguf", "b.gguf", "c.gguf"] {
+        fs::copy(&model, path(name)).expect("the disk has space");
+    }
+    let launch = || Launch::ours().args(["--no-repack", "--hugepages"]);
+    let direct = |name: &str| launch().args([OsStr::new("-m"), path(name).as_os_str()]);
+    let need = need::of(&Launch::ours().model(&path("a.gguf")));
+    // The weights of two models and the buffers of one.
+    let weights = 11;
+    let store = or_skip!(Store::with(need + weights + 3));
+    let router = launch()
+        .args(["--models-dir".as_ref(), dir.path().as_os_str()])
+        .args(["--models-max", "1", "--hugepage-store", store.arg()])
+        .start();
+    let ask = |server: &Server, model: &str| {
+        let body = json!({ "model": model, "prompt": "Hello", "n_predict": 4, "ignore_eos": true, "temperature": 0 });
+        http::post(&server.url("/completion"), &body)
+    };
+    let expected = ask(&Launch::ours().model(&model).start(), "a").1["content"].clone();
+    for name in ["a", "b", "a", "c", "b", "a"] {
+        let (code, answer) = ask(&router, name);
+        assert_eq!(code, 200, "{name}: {answer}\n{}", router.log());
+        assert_eq!(answer["content"], expected, "{name}");
+        assert!(store.images().len() <= 2, "{name}: {:?}", store.names());
+        // The time of the last use is in whole seconds.
+        sleep(Duration::from_millis(1100));
+    }
+    let log = router.log();
+    let removed = ["a", "b", "c"].map(|name| {
+        let path = path(&format!("{name}.gguf"));
+        log.matches(&format!("an image of {}", path.display()))
+            .count()
+    });
+    assert_eq!(removed, [1; 3], "\n{log}");
+    drop(router);
+    store.assert_only_files_hold_pages();
+
+    let third = direct("c.gguf").args(["--hugepage-store", store.arg()]);
+    let refused = third.clone().run();
+    assert_eq!(refused.status.code(), Some(3), "{}", refused.log);
+    let hint = format!("--store {} removes idle images", store.arg());
+    assert!(
+        refused.log.contains("hugepages store gc --need ") && refused.log.contains(&hint),
+        "{}",
+        refused.log
+    );
+    assert_eq!(store.images().len(), 2, "{:?}", store.names());
+    let server = third.args(["--hugepage-evict"]).start();
+    assert_eq!(ask(&server, "c").1["content"], expected);
+    drop(server);
+    store.assert_only_files_hold_pages();
 }

@@ -115,6 +115,10 @@ impl PoolError {
             Self::InUse { idle, .. } if *idle > 0 => {
                 Some(format!("end the processes that use them, or release {idle} pages"))
             }
+            Self::InUse { users, .. } if users.is_empty() => Some(
+                "no process uses them; images of a store may hold them: hugepages store list"
+                    .to_owned(),
+            ),
             Self::InUse { .. } => Some("end the processes that use them first".to_owned()),
             Self::NotOurs { .. } => {
                 Some("--force also returns idle pages that others added".to_owned())

@@ -1,5 +1,6 @@
 //! Returning idle pages that this tool added.
 
+use super::journal::Change;
 use super::locked_pools::{LockedPools, signed};
 use super::{Counter, PoolError};
 use crate::kernel::User;
@@ -17,6 +18,7 @@ impl LockedPools {
     ) -> Result<u64, PoolError> {
         counter.writable()?;
         let wanted = self.releasable(counter, pages, force)?;
+        self.settle(counter)?;
         let before = counter.read()?;
         let left = self.released(counter);
         let mut missing = wanted;
@@ -48,7 +50,8 @@ impl LockedPools {
         force: bool,
     ) -> Result<u64, PoolError> {
         let size = counter.size;
-        let ours = self.released(counter).iter().map(|(_, left)| left).sum();
+        let ours: u64 = self.released(counter).iter().map(|(_, left)| left).sum();
+        let ours = ours.saturating_sub(self.lost(counter)?);
         let wanted = pages.unwrap_or(ours);
         if wanted > ours && !force {
             return Err(PoolError::NotOurs { size, wanted, ours });
@@ -71,5 +74,38 @@ impl LockedPools {
         left.filter(|(entry, left)| *left > 0 && !entry.is_held())
             .map(|(entry, left)| (entry.id, left.unsigned_abs()))
             .collect()
+    }
+
+    /// Our pages that another program took from the pool. Pages that were there before ours count as theirs.
+    fn lost(&self, counter: &Counter) -> Result<u64, PoolError> {
+        let left = self.journal.left(counter.size, counter.node);
+        let Some((newest, _)) = left.last() else {
+            return Ok(0);
+        };
+        let Change::Pages { others, .. } = newest.what else {
+            return Ok(0);
+        };
+        let ours: i64 = left.iter().map(|(_, left)| left).sum();
+        let there = counter.read()?.persistent().saturating_sub(others);
+        Ok(ours.max(0).unsigned_abs().saturating_sub(there))
+    }
+
+    /// Records that lost pages need no return.
+    fn settle(&mut self, counter: &Counter) -> Result<(), PoolError> {
+        let mut lost = self.lost(counter)?;
+        let now = counter.read()?;
+        for (id, left) in self.released(counter).into_iter().rev() {
+            let step = lost.min(left);
+            lost -= step;
+            if step > 0 {
+                let what = self.change(counter, now, -signed(step), Some(id), None);
+                let settled = self.journal.intend(what)?;
+                self.journal.happened(settled, -signed(step))?;
+            }
+            if step == left {
+                self.journal.undone(id)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -129,9 +129,15 @@ impl Entries {
             return Ok(named);
         }
         let models = self.models();
-        let path = absolute(wanted.as_ref());
-        let is_path = |model: &&Model| model.images.iter().any(|image| of_path(image, &path));
+        // Shards may be links to files whose names have nothing in common, as in the cache of the Hugging Face hub.
+        let paths: Vec<_> = shards(wanted.as_ref())
+            .iter()
+            .map(|path| absolute(path))
+            .collect();
+        let is_of = |image: &Image| paths.iter().any(|path| of_path(image, path));
+        let is_path = |model: &&Model| model.images.iter().any(is_of);
         let mut found: Vec<&Model> = models.iter().filter(is_path).collect();
+        let by_path = !found.is_empty();
         let files = self.files.iter().map(|file| &file.name);
         let mut files: Vec<&String> = files.filter(|name| ***name == *wanted).collect();
         if found.is_empty() && files.is_empty() && !wanted.as_bytes().contains(&b'/') {
@@ -140,7 +146,7 @@ impl Entries {
             let all = self.files.iter().map(|file| &file.name);
             files = all.filter(|file| stem(file.as_ref()) == name).collect();
         }
-        if found.len() > 1 {
+        if found.len() > 1 && !by_path {
             let paths = found.iter().map(|model| model.folder.join(&model.name));
             return Err(StoreError::Ambiguous {
                 wanted: wanted.to_string_lossy().into_owned(),

@@ -4,10 +4,13 @@
 #include "common.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-void common_hugepages_add_options(const common_params & params, const std::function<void(common_arg)> & add_opt) {
+void common_hugepages_add_options(common_params & params, const std::function<void(common_arg)> & add_opt) {
+    // a router starts one model after the other, and most of them are idle
+    params.hugepages.evict = std::getenv("LLAMA_SERVER_ROUTER_PORT") != nullptr;
     add_opt(common_arg(
         {"--hugepages"},
         {"--no-hugepages"},
@@ -66,6 +69,14 @@ void common_hugepages_add_options(const common_params & params, const std::funct
             snprintf(params.hugepages.store, sizeof(params.hugepages.store), "%s", value.c_str());
         }
     ).set_env("LLAMA_ARG_HUGEPAGE_STORE"));
+    add_opt(common_arg(
+        {"--hugepage-evict"},
+        {"--no-hugepage-evict"},
+        "if pages are short, remove images from the store that no process uses, the longest unused first (default: disabled; enabled for the models of a router)",
+        [](common_params & params, bool value) {
+            params.hugepages.evict = value;
+        }
+    ).set_env("LLAMA_ARG_HUGEPAGE_EVICT"));
     add_opt(common_arg(
         {"--hugepage-verify"},
         "compare the weights in the store with their checksums before use (default: disabled)",

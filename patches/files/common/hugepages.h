@@ -12,7 +12,7 @@ struct common_arg;
 struct common_params;
 
 // Adds --hugepages and its options, each with its environment variable. The help text names the defaults in params.
-void common_hugepages_add_options(const common_params & params, const std::function<void(common_arg)> & add_opt);
+void common_hugepages_add_options(common_params & params, const std::function<void(common_arg)> & add_opt);
 
 // the options, with the placement that --numa selects
 ggml_hugepages_params common_hugepages_params(const common_params & params);

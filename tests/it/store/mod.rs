@@ -437,3 +437,33 @@ fn a_need_is_met_with_what_was_not_used_for_longest_or_is_3() {
     assert_eq!(some["dropped"].as_array().map(Vec::len), Some(1));
     store.pool.assert_all_back();
 }
+
+/// In the cache of the Hugging Face hub, shards are links to files that are named after their hashes.
+#[test]
+fn shards_behind_links_are_one_model() {
+    let store = or_skip!(Store::with(PAGES));
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let [blobs, snapshot] = ["blobs", "snapshot"].map(|name| dir.path().join(name));
+    for folder in [&blobs, &snapshot] {
+        fs::create_dir(folder).expect("the folder is ours");
+    }
+    let first = models::demo_in_shards("100M", "Q8_0", 3);
+    for (hash, index) in ["9f", "07", "c3"].into_iter().zip(1..) {
+        let name = format!("demo-{index:05}-of-00003.gguf");
+        fs::copy(first.with_file_name(&name), blobs.join(hash)).expect("the disk has space");
+        std::os::unix::fs::symlink(blobs.join(hash), snapshot.join(name))
+            .expect("the folder is ours");
+    }
+    let model = snapshot.join("demo-00001-of-00003.gguf");
+    let mut command = on(&store, ["load", "--format", "json"]);
+    command.arg(&model).args(["--", "--no-repack"]);
+    let (said, _) = run(command, 0);
+    let loaded: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(loaded["loaded"][0]["bytes"], store.pages() * PAGE, "{said}");
+    assert_eq!(store.images().len(), 3);
+    let mut command = on(&store, ["drop"]);
+    command.arg(&model);
+    run(command, 0);
+    assert_eq!(store.images().len(), 0, "{:?}", store.names());
+    store.assert_only_files_hold_pages();
+}

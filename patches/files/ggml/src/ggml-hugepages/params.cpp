@@ -18,6 +18,7 @@ ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
         /*.compute_bytes =*/ 0,
         /*.plan_only     =*/ false,
         /*.load_only     =*/ false,
+        /*.evict         =*/ false,
         /*.verify        =*/ false,
         /*.model_id      =*/ 0,
         /*.store         =*/ "",

@@ -17,6 +17,7 @@
 #include "probe.h"
 #include "registry.h"
 #include "shortage.h"
+#include "store-evict.h"
 #include "syscalls.h"
 #include "ggml-impl.h"
 
@@ -24,6 +25,8 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <set>
+#include <string>
 
 namespace {
 
@@ -57,11 +60,17 @@ struct planner {
     void add_image(size_t i);
     void add_demand(const ggml_hugepages_demand & demand);
     bool decide_thp();
+    void make_room_in_store();
     void leave_full_store();
     void add_pools_of_store();
     void take_large_pages();
     void count_rest();
-    bool check_shortage() const;
+    bool check_shortage();
+    std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
+    bool may_evict() const;
+    std::set<std::string> own_images() const;
+    bool evict(size_t page_size, uint64_t pages);
+    void hint_gc(size_t page_size, uint64_t pages) const;
     bool check_by_trying();
     void hand_out();
 
@@ -170,6 +179,16 @@ bool planner::decide_thp() {
     return true;
 }
 
+void planner::make_room_in_store() {
+    if (!store.is_full()) {
+        return;
+    }
+    const size_t page_size = store.entries.front().file->page_size;
+    if (evict(page_size, (store.bytes() - store.free + page_size - 1)/page_size)) {
+        store.free = ggml_hugepages_store_free(*store.entries.front().file);
+    }
+}
+
 // the blocks for which the mount of the store has no room get pages of this process
 void planner::leave_full_store() {
     GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB; the rest will not remain in memory after this process ends\n", __func__,
@@ -263,7 +282,7 @@ void planner::count_rest() {
     }
 }
 
-bool planner::check_shortage() const {
+std::vector<std::pair<uint64_t, ggml_hugepages_supply>> planner::find_shortages() const {
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
     for (const auto & s : supplies) {
         // take_large_pages() leaves the pages of the store, so only the smallest size and the store can be short of pages
@@ -272,8 +291,61 @@ bool planner::check_shortage() const {
             shortages.emplace_back(pages, s);
         }
     }
+    return shortages;
+}
+
+// the store is that of this machine, and this is the plan of a model
+bool planner::may_evict() const {
+    return params.store[0] && root[0] == '\0' && (is_load || params.plan_only);
+}
+
+// the images of this model, which it needs or will complete
+std::set<std::string> planner::own_images() const {
+    std::set<std::string> names;
+    for (const auto & e : store.entries) {
+        names.insert(e.file->name);
+    }
+    return names;
+}
+
+bool planner::evict(size_t page_size, uint64_t pages) {
+    return params.evict && may_evict() && ggml_hugepages_evict(params, page_size, own_images(), pages) > 0;
+}
+
+// names the images that could make room
+void planner::hint_gc(size_t page_size, uint64_t pages) const {
+    uint64_t idle = 0;
+    for (const auto & image : may_evict() ? ggml_hugepages_idle_images(params, page_size, own_images()) : std::vector<ggml_hugepages_idle_image>()) {
+        idle += image.pages;
+    }
+    if (idle > 0) {
+        const std::string rest  = error->hint;
+        const bool        named = strcmp(params.store, "auto") != 0;
+        ggml_hugepages_hint(error, "hugepages store gc --need %" PRIu64 "%s%s removes idle images (%" PRIu64 " pages), or %s",
+            pages, named ? " --store " : "", named ? params.store : "", idle, rest.c_str());
+    }
+}
+
+bool planner::check_shortage() {
+    auto shortages = find_shortages();
+    bool evicted = false;
+    for (const auto & [pages, s] : shortages) {
+        evicted = evict(s.pool.page_size, pages - s.usable()) || evicted;
+    }
+    if (evicted) {
+        for (auto & s : supplies) {
+            s = ggml_hugepages_supply_read(root, s.pool.page_size, nodes);
+        }
+        shortages = find_shortages();
+    }
     if (!accepts_less) {
-        return !shortages.empty() ? ggml_hugepages_fail_short(root, shortages, params, error) : !store.is_full() || store.fail_full(params, error);
+        if (!shortages.empty()) {
+            const bool is_one = before(shortages.front().second.pool.page_size) == 0;
+            ggml_hugepages_fail_short(root, is_one ? "the model needs" : "the models together need", shortages, params, error);
+            hint_gc(error->page_size, error->needed);
+            return false;
+        }
+        return !store.is_full() || store.fail_full(params, error);
     }
     // once for a model, and not for each of its buffers
     if (n_images != 1 || is_load) {
@@ -387,6 +459,7 @@ bool ggml_hugepages_decide(
     if (params.plan_only && p.store.free != UINT64_MAX) {
         p.store.free -= std::min(p.store.free, ggml_hugepages_planned_store_bytes());
     }
+    p.make_room_in_store();
     if (p.store.is_full() && p.accepts_less) {
         p.leave_full_store();
     }

@@ -6,7 +6,6 @@
 #include "error.h"
 #include "kernel.h"
 #include "names.h"
-#include "plan-needs.h"
 #include "store-file.h"
 #include "syscalls.h"
 
@@ -78,6 +77,7 @@ static std::string to_hint(const char * root, uint64_t need, const ggml_hugepage
 
 bool ggml_hugepages_fail_short(
         const char                                                     * root,
+        const char                                                     * who,
         const std::vector<std::pair<uint64_t, ggml_hugepages_supply>>  & shortages,
         const ggml_hugepages_params                                    & params,
         ggml_hugepages_error                                           * error) {
@@ -95,8 +95,7 @@ bool ggml_hugepages_fail_short(
         hint    += (hint.empty() ? "" : ", and ") + std::string("remove glibc.malloc.hugetlb=2 from GLIBC_TUNABLES");
     }
     const auto & [need, supply] = shortages.front();
-    const bool one = !params.plan_only || ggml_hugepages_planned_pages(supply.pool.page_size) == 0;
-    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model%s %s", one ? " needs" : "s together need", message.c_str());
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "%s %s", who, message.c_str());
     ggml_hugepages_hint(error, "%s", hint.c_str());
     ggml_hugepages_hint_prefer(params, error);
     ggml_hugepages_set_shortage(error, supply.pool.page_size, need, supply.usable());
@@ -189,7 +188,7 @@ bool ggml_hugepages_fail_refused(
         }
     }
     if (supply.pool.page_size != 0 && pages > supply.usable()) {
-        return ggml_hugepages_fail_short("", { { pages, supply } }, image.params, error);
+        return ggml_hugepages_fail_short("", "the model needs", { { pages, supply } }, image.params, error);
     }
     // madvise(2): MADV_POPULATE_WRITE reports EFAULT if a touch would end in SIGBUS. A reserved page is only refused because of a limit or
     // a node without free pages.

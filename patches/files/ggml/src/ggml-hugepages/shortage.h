@@ -25,9 +25,10 @@ bool ggml_hugepages_fail_refused(
         const ggml_hugepages_refusal     & refusal,
         ggml_hugepages_error             * error);
 
-// Sets the error for a shortage: the need of the load from each pool that is too small.
+// Sets the error for a shortage: the need of the load from each pool that is too small. who: "the model needs"
 bool ggml_hugepages_fail_short(
         const char                                                     * root,
+        const char                                                     * who,
         const std::vector<std::pair<uint64_t, ggml_hugepages_supply>>  & shortages,
         const ggml_hugepages_params                                    & params,
         ggml_hugepages_error                                           * error);

@@ -1,0 +1,23 @@
+#pragma once
+
+// idle images of a store, which can make room for another model
+
+#include "ggml-hugepages.h"
+
+#include <set>
+#include <string>
+#include <vector>
+
+struct ggml_hugepages_idle_image {
+    std::string name;
+    std::string source;
+    uint64_t    pages;
+    int64_t     used; // seconds since 1970
+};
+
+// The images in the store of the parameters that no process uses, without those in `kept`. The longest unused are first.
+std::vector<ggml_hugepages_idle_image> ggml_hugepages_idle_images(
+        const ggml_hugepages_params & params, size_t page_size, const std::set<std::string> & kept);
+
+// Removes idle images until this many pages are back, or none is left. Returns the pages.
+uint64_t ggml_hugepages_evict(const ggml_hugepages_params & params, size_t page_size, const std::set<std::string> & kept, uint64_t pages);
