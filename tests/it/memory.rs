@@ -4,6 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::{full, models, need, or_skip, page_cache};
@@ -95,4 +96,35 @@ fn stock_has_a_repacked_model_in_memory_twice() {
     let (_server, most) = peak(or_skip!(Launch::stock()).repacked_model(&model));
     let bytes = fs::metadata(&model).expect("the model exists").len();
     assert!(most >= 2 * bytes, "peak of {} MiB", most >> 20);
+}
+
+/// Upstream's limit of 8 GiB is for a machine whose memory is not in a pool.
+#[test]
+fn the_prompt_cache_fits_into_what_the_memory_limit_leaves() {
+    const LINE: &str = "the prompt cache may use ";
+    let launch = Launch::ours().model(&models::demo("20M", "Q8_0"));
+    let need = need::of(&launch);
+    let pool = or_skip!(Pool::with(need));
+    let cgroup = or_skip!(MemoryCgroup::with_limit(3 << 30));
+    let launch = launch.in_cgroup(&cgroup.dir);
+    let server = launch.clone().hugepages("require").start();
+    let log = server.log();
+    let (_, rest) = log.split_once(LINE).unwrap_or_else(|| panic!("{log}"));
+    let mib: u64 = rest
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{rest}"));
+    // The limit less 1 GiB, and less what the server has.
+    assert!((1024..=2048).contains(&mib), "{log}");
+    server.assert_answers();
+    drop(server);
+    for unlimited in [
+        launch.clone(),
+        launch.hugepages("require").args(["--cache-ram", "100"]),
+    ] {
+        let server = unlimited.start();
+        assert!(!server.log().contains(LINE), "{}", server.log());
+    }
+    pool.assert_all_back();
 }

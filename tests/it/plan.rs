@@ -174,7 +174,7 @@ fn what_the_server_refuses_is_1_with_its_words() {
             "hint: add -m FILE or another option that names one model",
         ),
         (
-            vec!["--models-dir", "/tmp"],
+            vec!["--models-dir", "/proc/sys/vm"],
             "need a model",
             "hint: add -m FILE or another option that names one model",
         ),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::pool::Pool;
+use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
 use crate::support::store::Store;
-use crate::support::{http, models, need, or_skip, wait_for};
+use crate::support::{http, models, need, or_skip, plan, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -176,4 +176,58 @@ fn idle_images_make_room_for_the_next_model_of_a_router() {
     assert_eq!(ask(&server, "c").1["content"], expected);
     drop(server);
     store.assert_only_files_hold_pages();
+}
+
+#[test]
+fn the_plan_of_a_router_has_a_row_for_each_model_and_the_largest_sum() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let sizes = [("small", "20M"), ("large", "100M"), ("other", "20M")];
+    for (name, size) in sizes {
+        let path = dir.path().join(format!("{name}.gguf"));
+        fs::copy(models::demo(size, "Q8_0"), path).expect("the disk has space");
+    }
+    fs::write(dir.path().join("broken.gguf"), "GGUF").expect("the folder is ours");
+    let alone = |name: &str| {
+        let plan = plan::of(&Launch::ours().model(&dir.path().join(format!("{name}.gguf"))));
+        plan::pages_by_kind(&plan).values().sum::<u64>()
+    };
+    let [small, large] = ["small", "large"].map(alone);
+    let launch = Launch::ours()
+        .args(["--models-dir".as_ref(), dir.path().as_os_str()])
+        .args(["--no-repack", "--models-max", "2"]);
+    let mut pool = or_skip!(Pool::with(small + large - 1));
+    let short = plan::of(&launch);
+    assert_eq!(short["fits"], false, "{short}");
+    let need = format!("need {} huge pages of 2 MiB", small + large);
+    assert!(
+        short["message"]
+            .as_str()
+            .is_some_and(|text| text.contains(&need)),
+        "{short}"
+    );
+    pool.set(small + large);
+    let plan = plan::of(&launch);
+    assert_eq!(plan["fits"], true, "{plan}");
+    assert_eq!(
+        plan::pages_by_kind(&plan).values().sum::<u64>(),
+        small + large
+    );
+    let mut rows: Vec<_> = plan["router"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| {
+            let pages = row["bytes"].as_u64().map(|bytes| bytes / PAGE);
+            (row["name"].as_str().expect("a text"), pages)
+        })
+        .collect();
+    rows.sort_unstable();
+    let expected = [
+        ("broken", None),
+        ("large", Some(large)),
+        ("other", Some(small)),
+        ("small", Some(small)),
+    ];
+    assert_eq!(rows, expected, "{plan}");
+    pool.assert_all_back();
 }

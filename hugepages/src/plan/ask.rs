@@ -10,6 +10,9 @@ use crate::child_process::end_with_parent;
 /// Exit code of a `llama-server` that has too few huge pages or too little memory.
 pub const SHORT: i32 = 3;
 
+/// An argument for callers of [`Plan::ask`] that add the missing pages: without `-c`, the context may need more than the usable pages.
+pub const GROW: &str = "--hugepage-plan-grow";
+
 impl Plan {
     /// Asks a `llama-server`. Takes no page, and needs only the right to read the model.
     ///

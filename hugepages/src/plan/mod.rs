@@ -13,8 +13,8 @@ mod demand;
 mod error;
 mod need;
 
-pub use ask::SHORT;
 pub(crate) use ask::cause_and_hint;
+pub use ask::{GROW, SHORT};
 pub use demand::{Demand, NodeDemand, PoolDemand};
 pub use error::PlanError;
-pub use need::{Context, Need, Plan};
+pub use need::{Context, Need, Plan, RouterModel};

@@ -24,8 +24,12 @@ pub struct Plan {
     /// The context that the server chose to fit the pools; `None` if the arguments or the model decide it.
     #[serde(default)]
     pub context: Option<Context>,
-    /// One need for each kind, file and page size.
+    /// One need for each kind, file and page size. Of a router: the needs of the models that together need most, as many as it may
+    /// load at once.
     pub needs: Vec<Need>,
+    /// The models of a router; empty for a server with a model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router: Vec<RouterModel>,
 }
 
 /// A context that the server chose.
@@ -38,6 +42,20 @@ pub struct Context {
     pub full_tokens: u64,
     /// Bytes of all huge pages with that context.
     pub full_bytes: u64,
+}
+
+/// A model of a router.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RouterModel {
+    /// Its name in requests.
+    pub name: String,
+    /// Bytes of its huge pages; `None` if it cannot be planned.
+    pub bytes: Option<u64>,
+    /// Whether it fits alone.
+    pub fits: bool,
+    /// Why not; empty if it fits.
+    pub message: String,
 }
 
 /// The need of one kind of memory.
@@ -118,6 +136,7 @@ mod tests {
             message: String::new(),
             hint: String::new(),
             context: None,
+            router: Vec::new(),
             needs: needs
                 .iter()
                 .map(|(kind, page_size, pages)| Need {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::missing_pages;
 use super::server::{Ended, Run};
 use super::{Address, Event, ForwardedSignals, Progress, ServeError, SudoUser};
-use crate::plan::Plan;
+use crate::plan::{GROW, Plan};
 use crate::server_arguments::{STORE, chooses_policy, names_model};
 
 /// Maximum number of starts, because other processes may take the pages first.
@@ -89,10 +89,17 @@ impl Launch {
         let arguments = self.server_arguments();
         let mut leases = Vec::new();
         for attempt in 1..=ATTEMPTS {
-            let plan = Plan::ask_through(&self.wrapper, &self.program, &arguments)?;
+            let with_growth = [&arguments[..], &[GROW.into()]].concat();
+            let plan = Plan::ask_through(&self.wrapper, &self.program, &with_growth)?;
+            let bytes = plan.page_bytes();
             let is_complete = missing_pages::add(&plan, signals, &mut leases, &**progress)?;
             if signals.stopped() {
                 return Ok(Outcome::Interrupted);
+            }
+            let mut arguments = arguments.clone();
+            if let Some(context) = plan.context.filter(|_| is_complete) {
+                // The pages are for exactly this context.
+                arguments.extend(["--ctx-size".into(), context.tokens.to_string().into()]);
             }
             let policy = (!is_complete && !chooses_policy(&arguments)).then_some("prefer");
             let run = Run {
@@ -101,7 +108,7 @@ impl Launch {
                 policy,
                 wrapper: &self.wrapper,
                 address: &self.address,
-                bytes: plan.page_bytes(),
+                bytes,
                 progress,
             };
             match run.wait(signals)? {

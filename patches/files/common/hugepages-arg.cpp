@@ -100,4 +100,13 @@ void common_hugepages_add_options(common_params & params, const std::function<vo
             params.hugepages.plan_only = true;
         }
     ));
+    add_opt(common_arg(
+        {"--hugepage-plan-grow"},
+        "like --hugepage-plan, for a caller that adds the missing pages: without -c, count on the pages that this machine could add (default: disabled)",
+        [](common_params & params) {
+            params.hugepages.enabled   = true;
+            params.hugepages.plan_only = true;
+            common_hugepages_plan_grow();
+        }
+    ));
 }

@@ -17,6 +17,23 @@
 #include <stdexcept>
 #include <utility>
 
+common_hugepages_errors::common_hugepages_errors(bool is_only) : is_only(is_only) {
+    llama_log_get(&before, &before_data);
+    llama_log_set([](ggml_log_level level, const char * text, void * data) {
+        auto & self = *(common_hugepages_errors *) data;
+        self.is_error = level == GGML_LOG_LEVEL_CONT ? self.is_error : level == GGML_LOG_LEVEL_ERROR;
+        if (self.is_error) {
+            self.text += text;
+        } else if (!self.is_only && self.before) {
+            self.before(level, text, self.before_data);
+        }
+    }, this);
+}
+
+common_hugepages_errors::~common_hugepages_errors() {
+    llama_log_set(before, before_data);
+}
+
 //
 // sizes of KV cache and compute buffers
 //
@@ -109,23 +126,15 @@ static void add_buffers(common_hugepages_plan & plan, const std::string & path, 
 // False if the model cannot be loaded for another reason than pages.
 static bool add_model(common_hugepages_plan & plan, const std::string & path, llama_model_params mparams) {
     // with plan_only the load always ends with an error, and its log matters only if no plan was made
-    std::string log;
-    ggml_log_callback before; void * before_data; // NOLINT
-    llama_log_get(&before, &before_data);
-    llama_log_set([](ggml_log_level level, const char * text, void * data) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            *(std::string *) data += text;
-        }
-    }, &log);
+    common_hugepages_errors errors(true);
     mparams.hugepages.plan_only = true;
     ggml_hugepages_set_failure(nullptr);
     llama_model_free(llama_model_load_from_file(path.c_str(), mparams));
-    llama_log_set(before, before_data);
 
     ggml_hugepages_error error = {};
     if (ggml_hugepages_get_failure(&error) == GGML_HUGEPAGES_STATUS_OK) {
         plan.error = {};
-        plan.log   = log;
+        plan.log   = errors.text;
         return false;
     }
     ggml_hugepages_set_failure(nullptr);
@@ -207,7 +216,7 @@ static common_hugepages_plan plan_parts(const common_params & params, bool model
 // the context
 //
 
-static bool may_choose_context(const common_params & params, bool model_only, const llama_model_params & mparams) {
+bool common_hugepages_may_choose_context(const common_params & params, bool model_only, const llama_model_params & mparams) {
     const auto & hugepages = mparams.hugepages;
     return params.fit_params && params.n_ctx == 0 && !model_only && !hugepages.load_only && hugepages.policy == GGML_HUGEPAGES_POLICY_REQUIRE &&
         hugepages.page_size != GGML_HUGEPAGES_SIZE_THP && !common_hugepages_has_other_devices();
@@ -217,7 +226,21 @@ bool common_hugepages_is_plan_needed(const common_params & params, bool model_on
     const auto & hugepages = mparams.hugepages;
     const bool has_others = !model_only && (!params.lora_adapters.empty() || !g_also.empty() || params.speculative.has_dft() || has_mtp(params));
     const bool accepts_less = hugepages.policy == GGML_HUGEPAGES_POLICY_PREFER && !hugepages.load_only;
-    return hugepages.plan_only || may_choose_context(params, model_only, mparams) || (has_others && !accepts_less);
+    return hugepages.plan_only || (has_others && !accepts_less);
+}
+
+static bool g_grow = false;
+
+void common_hugepages_plan_grow() {
+    g_grow = true;
+}
+
+// What the machine could add to its pools: an eighth of its memory stays for everything else.
+static uint64_t addable_bytes() {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
+    const uint64_t available = ggml_hugepages_memory_available();
+    return available - std::min<uint64_t>(available, total/8);
 }
 
 // The need grows with the context, so the context that fits lies on the line between two plans.
@@ -241,11 +264,8 @@ static common_hugepages_plan plan_shorter_context(
         return plan.fits() ? 0 : (plan.error.needed - plan.error.usable)*plan.error.page_size;
     };
     const auto least = plan_for(n_least);
-    // a pool that is too small in any case grows by what the machine has left
-    const uint64_t available = ggml_hugepages_memory_available();
-    const uint64_t margin    = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
-    const uint64_t usable    = full.bytes() - missing(full);
-    const uint64_t budget    = least.fits() ? usable : usable + available - std::min(available, margin);
+    const uint64_t usable = full.bytes() - missing(full);
+    const uint64_t budget = least.fits() && !g_grow ? usable : usable + addable_bytes();
     if (budget >= full.bytes()) {
         cparams->n_ctx = n_full;
         return plan_for(n_full);
@@ -265,7 +285,7 @@ static common_hugepages_plan plan_shorter_context(
 common_hugepages_plan common_hugepages_plan_all(
         const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
     auto plan = plan_parts(params, model_only, mparams, *cparams);
-    if (plan.error.status == GGML_HUGEPAGES_STATUS_SHORT && may_choose_context(params, model_only, *mparams)) {
+    if (plan.error.status == GGML_HUGEPAGES_STATUS_SHORT && common_hugepages_may_choose_context(params, model_only, *mparams)) {
         plan = plan_shorter_context(params, std::move(plan), mparams, cparams);
     }
     return plan;

@@ -33,8 +33,27 @@ uint32_t common_hugepages_measure(const common_params & params, bool model_only,
 common_hugepages_plan common_hugepages_plan_all(
         const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams);
 
-// whether more than the model is loaded, or the context depends on the pools
+// whether the load of the model alone would not count all that is loaded
 bool common_hugepages_is_plan_needed(const common_params & params, bool model_only, const llama_model_params & mparams);
+
+// whether a shorter context may make the load fit
+bool common_hugepages_may_choose_context(const common_params & params, bool model_only, const llama_model_params & mparams);
+
+// Keeps the errors that llama.cpp logs during its life. is_only: drops the rest of the log
+struct common_hugepages_errors {
+    explicit common_hugepages_errors(bool is_only);
+    ~common_hugepages_errors();
+    common_hugepages_errors(const common_hugepages_errors &) = delete;
+    common_hugepages_errors & operator=(const common_hugepages_errors &) = delete;
+
+    std::string text;
+
+private:
+    bool              is_only;
+    bool              is_error = false;
+    ggml_log_callback before;
+    void            * before_data;
+};
 
 // JSON on stdout, for programs
 void common_hugepages_print(const common_hugepages_plan & plan, const common_params & params);

@@ -136,10 +136,6 @@ void common_hugepages_begin(const common_params & params) {
 
 // False if a part of what will be loaded lacks pages: nothing is read then.
 static bool check(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
-    if (!common_hugepages_is_plan_needed(params, model_only, *mparams)) {
-        common_hugepages_measure(params, model_only, mparams, *cparams);
-        return true;
-    }
     const auto plan = common_hugepages_plan_all(params, model_only, mparams, cparams);
     if (mparams->hugepages.plan_only) {
         print_and_exit(plan, params);
@@ -156,20 +152,47 @@ static bool check(const common_params & params, bool model_only, llama_model_par
     return true;
 }
 
-bool common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
-    if (mparams->hugepages.enabled && !params.no_alloc) {
-        ggml_hugepages_set_failure(nullptr);
-        const bool ok = check(params, model_only, mparams, cparams);
-        common_hugepages_plan_forget();
-        if (!ok) {
-            return false;
+static llama_model * load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
+    ggml_hugepages_set_failure(nullptr);
+    if (common_hugepages_is_plan_needed(params, model_only, *mparams)) {
+        if (!check(params, model_only, mparams, cparams)) {
+            return nullptr;
         }
-        if (mparams->hugepages.load_only) {
-            load_and_exit(params, *mparams);
-        }
+    } else {
+        common_hugepages_measure(params, model_only, mparams, *cparams);
+    }
+    if (mparams->hugepages.load_only) {
+        load_and_exit(params, *mparams);
     }
     common_hugepages_begin(params);
-    return true;
+    if (!common_hugepages_may_choose_context(params, model_only, *mparams)) {
+        return llama_model_load_from_file(params.model.path.c_str(), *mparams);
+    }
+    // The load itself plans. Another plan before it would read the header once more, so only a shortage leads to a shorter context.
+    std::string errors;
+    {
+        common_hugepages_errors kept(false);
+        auto * model = llama_model_load_from_file(params.model.path.c_str(), *mparams);
+        if (model) {
+            return model;
+        }
+        errors = kept.text;
+    }
+    if (ggml_hugepages_get_failure(nullptr) != GGML_HUGEPAGES_STATUS_SHORT) {
+        LOG_ERR("%s", errors.c_str());
+        return nullptr;
+    }
+    return check(params, model_only, mparams, cparams) ? llama_model_load_from_file(params.model.path.c_str(), *mparams) : nullptr;
+}
+
+llama_model * common_hugepages_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
+    if (!mparams->hugepages.enabled || params.no_alloc) {
+        common_hugepages_begin(params);
+        return llama_model_load_from_file(params.model.path.c_str(), *mparams);
+    }
+    auto * model = load(params, model_only, mparams, cparams);
+    common_hugepages_plan_forget();
+    return model;
 }
 
 // Upstream's limit of the prompt cache is for a machine whose memory is not in a pool.

@@ -29,10 +29,13 @@ void common_hugepages_also_plan(const std::string & path, const std::vector<uint
 // The sizes that the memory fit found for this context, so that the plan need not measure them again.
 void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv_bytes, uint64_t compute_bytes);
 
-// Plans all that will be loaded: the model, its draft, its adapters, and what common_hugepages_also_plan() announced. If the user gave no
-// -c, it chooses a context that the pools can hold. With plan_only and load_only the program prints its result and exits here. Returns
-// false, and reads nothing, if pages are short. Then calls common_hugepages_begin().
-bool common_hugepages_before_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams);
+// The caller of --hugepage-plan will add pages, so the context may need more than the usable ones.
+void common_hugepages_plan_grow();
+
+// Loads the model as llama_model_load_from_file does. Before it reads a byte, it plans all that will be loaded: the model, its draft, its
+// adapters, and what common_hugepages_also_plan() announced. If pages are short and the user gave no -c, it chooses a context that the pools
+// can hold. Else it returns nullptr. With plan_only and load_only the program prints its result and exits here.
+llama_model * common_hugepages_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams);
 
 // Calls common_hugepages_ready() if the model, and its context if the caller wants one, exist.
 void common_hugepages_after_load(common_params & params, bool is_loaded);

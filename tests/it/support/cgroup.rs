@@ -122,6 +122,47 @@ impl Cgroup {
     }
 }
 
+/// A cgroup with a limit on memory, in the hierarchy that has this controller.
+pub struct MemoryCgroup {
+    pub dir: PathBuf,
+    _guardian: Guardian,
+}
+
+impl MemoryCgroup {
+    /// An error is the reason to skip the test.
+    pub fn with_limit(bytes: u64) -> Result<Self, String> {
+        let (root, file) = memory_hierarchy()?;
+        let dir = root.join(format!("llama-hugepages-memory-{}", process::id()));
+        let mut guardian = Guardian::start(REMOVE, None);
+        guardian.tell(&format!("child {}", dir.display()));
+        fs::create_dir(&dir).map_err(|error| format!("no right to make a cgroup: {error}"))?;
+        fs::write(dir.join(file), bytes.to_string()).expect("a cgroup of ours has its limits");
+        Ok(Self {
+            dir,
+            _guardian: guardian,
+        })
+    }
+}
+
+/// The mounted hierarchy with the memory controller, and its file for a limit.
+fn memory_hierarchy() -> Result<(PathBuf, &'static str), String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let v1 = mounts.lines().find(|line| {
+        line.split_once(" - cgroup ")
+            .is_some_and(|(_, end)| end.split([' ', ',']).any(|word| word == "memory"))
+    });
+    if let Some(mount) = v1.and_then(|line| line.split(' ').nth(4)) {
+        return Ok((mount.into(), "memory.limit_in_bytes"));
+    }
+    let root = v2_mount().ok_or("no hierarchy of cgroups is mounted")?;
+    let enabled = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap_or_default();
+    if has_word(&enabled, "memory") {
+        Ok((root, "memory.max"))
+    } else {
+        Err("the memory controller of cgroup v2 is not enabled".to_owned())
+    }
+}
+
 fn has_word(line: &str, word: &str) -> bool {
     line.split_whitespace().any(|has| has == word)
 }

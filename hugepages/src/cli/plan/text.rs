@@ -64,7 +64,17 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     });
     let head = ["kind", "source", "backing", "pages", "MiB", "model"];
     let columns = head.len() - usize::from(is_one);
-    let mut parts = vec![output::table(screen, &head[..columns], rows)];
+    let mut parts = Vec::new();
+    if !plan.router.is_empty() {
+        let rows = plan.router.iter().map(|model| {
+            let pages = model.bytes.map_or_else(|| "-".to_owned(), mib);
+            let alone = if model.fits { "fits" } else { "does not fit" };
+            vec![output::printable(&model.name), pages, alone.to_owned()]
+        });
+        let head = ["model", "MiB of huge pages", "alone"];
+        parts.push(output::table(screen, &head, rows));
+    }
+    parts.push(output::table(screen, &head[..columns], rows));
 
     let pools = demand.pools.iter().map(|pool| {
         let numbers = [
@@ -135,6 +145,12 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
     } else {
         lines.push(format!("the plan does not fit: {}", plan.message));
         lines.push(format!("hint: {}", plan.hint));
+    }
+    for model in plan.router.iter().filter(|model| model.bytes.is_none()) {
+        let cause = model.message.lines().find(|line| line.contains(" E "));
+        let cause = cause.unwrap_or("it cannot be loaded");
+        let line = format!("no plan for {}: {cause}", model.name);
+        lines.push(output::printable(&line));
     }
     for command in &demand.commands {
         lines.push(format!("now:          {command}"));

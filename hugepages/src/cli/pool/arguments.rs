@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::{Result, bail};
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::Plan;
+use hugepages::plan::{GROW, Plan};
 use hugepages::pool::{Amount, Counter, PoolError};
 
 use super::which_pool::WhichPool;
@@ -114,7 +114,9 @@ impl Reserve {
         if !self.for_model {
             return Ok(self.clone());
         }
-        let plan = Plan::ask(&programs::beside("llama-server")?, &self.server_arguments)?;
+        let arguments = self.server_arguments.iter().map(OsString::as_os_str);
+        let server = programs::beside("llama-server")?;
+        let plan = Plan::ask(&server, arguments.chain([GROW.as_ref()]))?;
         let Some((size, pages)) = plan.pages_that_may_be_missing() else {
             bail!("the model needs no huge pages from a pool");
         };

@@ -4,20 +4,138 @@
 #include "gguf.h"
 #include "log.h"
 #include "mtmd.h"
+#include "subproc.h"
 #include "server-context.h"
 #include "server-models.h"
 
-#include <algorithm>
+#include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cstring>
+#include <map>
 #include <sstream>
 
-int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router) {
-    if (is_router) {
-        SRV_ERR("%s", "--hugepage-plan and --hugepage-load need a model\nhint: add -m FILE or another option that names one model\n");
-        common_log_flush(common_log_main());
+// the JSON library of the plan; upstream's own type has less
+using plan_json = nlohmann::ordered_json;
+
+// The plan of a model of a router, null if it has none; log: the output of the child
+static plan_json plan_child(std::vector<std::string> args, std::string & log) {
+    args.push_back("--hugepage-plan");
+    common_subproc child;
+    plan_json plan = nullptr;
+    if (!child.create(args, subprocess_option_no_window | subprocess_option_combined_stdout_stderr | subprocess_option_inherit_environment)) {
+        return plan;
+    }
+    std::string line;
+    for (int c; (c = fgetc(child.stdout_file())) != EOF; ) {
+        if (c != '\n') {
+            line += (char) c;
+            continue;
+        }
+        const plan_json parsed = plan_json::parse(line, nullptr, false);
+        if (parsed.is_object() && parsed.contains("needs")) {
+            plan = parsed;
+        } else {
+            log += line + "\n";
+        }
+        line.clear();
+    }
+    child.join();
+    return plan;
+}
+
+static uint64_t bytes_of(const plan_json & plan) {
+    uint64_t bytes = 0;
+    for (const auto & need : plan["needs"]) {
+        bytes += need["pages"].get<uint64_t>()*need["page_size"].get<uint64_t>();
+    }
+    return bytes;
+}
+
+// Whether the pools hold the pages of several models.
+static bool fit_together(const std::vector<plan_json> & plans, ggml_hugepages_params params, ggml_hugepages_error & error) {
+    std::map<size_t, uint64_t> pages;
+    for (const auto & plan : plans) {
+        for (const auto & need : plan["needs"]) {
+            pages[need["page_size"].get<size_t>()] += need["pages"].get<uint64_t>();
+        }
+    }
+    params.plan_only = true;
+    for (const auto & [page_size, n] : pages) {
+        const ggml_hugepages_demand demand = { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, n*page_size, nullptr };
+        params.page_size = params.page_size == GGML_HUGEPAGES_SIZE_THP ? params.page_size : page_size;
+        if (page_size > 0) {
+            ggml_hugepages_plan(nullptr, 0, &demand, 1, &params, &error);
+        }
+        if (page_size > 0 && error.status != GGML_HUGEPAGES_STATUS_PLANNED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// One row for each model, and the needs of the models that together need most of those that the router may load at once.
+static int plan_router(const common_params & params, int argc, char ** argv) {
+    server_models models(params, argc, argv);
+    plan_json rows = plan_json::array();
+    std::vector<plan_json> plans;
+    for (const auto & meta : models.get_all_meta()) {
+        std::string log;
+        plan_json plan = meta.hidden ? nullptr : plan_child(meta.args, log);
+        if (!plan.is_null()) {
+            rows.push_back({ { "name", meta.name }, { "bytes", bytes_of(plan) }, { "fits", plan["fits"] }, { "message", plan["message"] } });
+            plans.push_back(plan);
+        } else if (!meta.hidden) {
+            rows.push_back({ { "name", meta.name }, { "bytes", nullptr }, { "fits", false }, { "message", log } });
+        }
+    }
+    if (plans.empty()) {
         return 1;
     }
-    return ctx_server.load_model(params) ? 0 : common_hugepages_exit_code();
+    std::stable_sort(plans.begin(), plans.end(), [](const plan_json & a, const plan_json & b) { return bytes_of(a) > bytes_of(b); });
+    if (params.models_max > 0 && plans.size() > (size_t) params.models_max) {
+        plans.resize(params.models_max);
+    }
+    plan_json needs = plan_json::array();
+    for (const auto & plan : plans) {
+        needs.insert(needs.end(), plan["needs"].begin(), plan["needs"].end());
+    }
+    ggml_hugepages_error error = {};
+    const bool fits = fit_together(plans, params.hugepages, error);
+    std::string message = fits ? "" : error.message;
+    const size_t at = message.find("needs ");
+    if (at != std::string::npos) {
+        message = "the " + std::to_string(plans.size()) + " largest models together need " + message.substr(at + strlen("needs "));
+    }
+    const plan_json result = {
+        { "schema",  1 },
+        { "model",   params.models_dir },
+        { "size",    common_hugepages_size_name(params.hugepages.page_size) },
+        { "fits",    fits },
+        { "message", message },
+        { "hint",    fits ? "" : error.hint },
+        { "context", nullptr },
+        { "needs",   needs },
+        { "router",  rows },
+    };
+    // a path may be no UTF-8
+    printf("%s\n", result.dump(-1, ' ', false, plan_json::error_handler_t::replace).c_str());
+    fflush(stdout);
+    return fits ? 0 : 3;
+}
+
+int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router, int argc, char ** argv) {
+    int code = 1;
+    if (!is_router) {
+        return ctx_server.load_model(params) ? 0 : common_hugepages_exit_code();
+    } else if (params.hugepages.plan_only) {
+        code = plan_router(params, argc, argv);
+    }
+    if (code == 1) {
+        SRV_ERR("%s", "--hugepage-plan and --hugepage-load need a model\nhint: add -m FILE or another option that names one model\n");
+    }
+    common_log_flush(common_log_main());
+    return code;
 }
 
 void server_hugepages_plan_projector(const common_params & params, const mtmd_context_params & projector_params) {

@@ -12,8 +12,9 @@ struct mtmd_context_params;
 struct server_child;
 struct server_context;
 
-// For --hugepage-plan and --hugepage-load: prints the result. Returns the exit code; a router has no model to plan or to load.
-int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router);
+// For --hugepage-plan and --hugepage-load: prints the result and returns the exit code. A router plans each of its models in a child, and
+// has no model to load.
+int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router, int argc, char ** argv);
 
 // Announces the projector of the parameters to the plan of the model that loads before it.
 void server_hugepages_plan_projector(const common_params & params, const mtmd_context_params & projector_params);

@@ -65,7 +65,10 @@ static bool map_ordinary(ggml_hugepages_image & image, size_t first, size_t last
     }
     if (has_file) {
         last = std::min(last, image.size);
-        if (first < last && mmap(image.addr + first, last - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED) {
+        void * addr = image.addr + first;
+        if (first < last && mmap(addr, last - first, PROT_READ, MAP_SHARED | MAP_FIXED, image.fd, first) == MAP_FAILED &&
+                // FUSE with direct I/O has only private mappings
+                (errno != ENODEV || mmap(addr, last - first, PROT_READ, MAP_PRIVATE | MAP_FIXED, image.fd, first) == MAP_FAILED)) {
             return ggml_hugepages_fail_errno(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "mmap failed", image.path);
         }
     } else {
