@@ -7,12 +7,13 @@ use std::fs;
 
 use crate::equality::answers;
 use crate::support::file_system::{FileSystem, Kind};
+use crate::support::fuse::DirectIoMount;
 use crate::support::page_cache;
-use crate::support::pool::Pool;
+use crate::support::pool::{PAGE, Pool};
 use crate::support::seen::{Before, Seen};
 use crate::support::server::Launch;
 use crate::support::weights::Weights::{self, Compressible, Mapped, Repacked};
-use crate::support::{need, or_skip};
+use crate::support::{need, or_skip, plan, smaps};
 
 const MIB: u64 = 1 << 20;
 
@@ -216,5 +217,24 @@ on! {
 fn a_model_on_tmpfs_comes_from_the_page_cache_and_stays_there() {
     for weights in [Mapped, Repacked] {
         or_skip!(check(Kind::Tmpfs, weights, Cache::Warm));
+    }
+}
+
+/// Stock maps the file shared, which FUSE refuses.
+#[test]
+fn a_model_on_fuse_with_direct_io_is_planned_and_loaded() {
+    for weights in [Mapped, Repacked] {
+        let mount = or_skip!(DirectIoMount::of(&weights.demo()));
+        let launch = weights.with(Launch::ours(), mount.path());
+        let plan = plan::of(&launch);
+        let need = plan::pages_by_kind(&plan).values().sum();
+        let pool = or_skip!(Pool::with(need));
+        let server = launch.hugepages("require").start();
+        assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, need);
+        server.assert_answers();
+        let expected = or_skip!(weights.stock_answers());
+        assert_eq!(&answers(&server), expected);
+        drop(server);
+        pool.assert_all_back();
     }
 }

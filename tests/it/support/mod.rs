@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod cxx;
 pub mod device;
 pub mod file_system;
+pub mod fuse;
 pub mod gguf;
 pub mod guardian;
 pub mod http;

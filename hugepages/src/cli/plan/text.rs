@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::{Demand, Need, Plan};
+use hugepages::plan::{Context, Demand, Need, Plan};
 use hugepages::size::ByteSize;
 
 use crate::cli::output::{self, Screen};
@@ -127,7 +127,8 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
     let plan = demand.plan;
     let mut parts = tables(screen, demand);
     let mut lines = Vec::new();
-    if let Some(context) = &plan.context {
+    let is_shorter = |context: &&Context| context.tokens < context.full_tokens;
+    if let Some(context) = plan.context.as_ref().filter(is_shorter) {
         lines.push(format!(
             "context: {} of {} tokens, because memory is short; all of them need {} of huge pages. -c sets the context",
             context.tokens,
