@@ -165,17 +165,28 @@ fn idle_images_make_room_for_the_next_model_of_a_router() {
     let third = direct("c.gguf").args(["--hugepage-store", store.arg()]);
     let refused = third.clone().run();
     assert_eq!(refused.status.code(), Some(3), "{}", refused.log);
-    let hint = format!("--store {} removes idle images", store.arg());
     assert!(
-        refused.log.contains("hugepages store gc --need ") && refused.log.contains(&hint),
+        refused
+            .log
+            .contains("hint: use --hugepage-evict to remove idle images"),
         "{}",
         refused.log
     );
+    // A plan counts the idle images, and removes none.
+    let evicting = third.args(["--hugepage-evict"]);
+    assert_eq!(plan::of(&evicting)["fits"], true);
     assert_eq!(store.images().len(), 2, "{:?}", store.names());
-    let server = third.args(["--hugepage-evict"]).start();
+    let server = evicting.clone().start();
     assert_eq!(ask(&server, "c").1["content"], expected);
     drop(server);
     store.assert_only_files_hold_pages();
+
+    // What cannot fit in any case removes nothing.
+    let before = store.images();
+    let ended = evicting.args(["--ctx-size", "65536"]).run();
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+    assert!(!ended.log.contains("--hugepage-evict"), "{}", ended.log);
+    assert_eq!(store.images(), before);
 }
 
 #[test]

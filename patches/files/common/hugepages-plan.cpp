@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 
 common_hugepages_errors::common_hugepages_errors(bool is_only) : is_only(is_only) {
@@ -115,6 +116,11 @@ static void note(common_hugepages_plan & plan, const ggml_hugepages_error & erro
     }
 }
 
+// The load will fail too, and log the cause.
+static void no_plan(common_hugepages_plan & plan, const std::string & path, const char * why) {
+    plan.log += "error loading model: '" + path + "' " + why + "\n";
+}
+
 static void add_buffers(common_hugepages_plan & plan, const std::string & path, const std::vector<ggml_hugepages_demand> & demands, ggml_hugepages_params params) {
     ggml_hugepages_error error = {};
     params.plan_only = true;
@@ -148,10 +154,13 @@ static void add_adapter(common_hugepages_plan & plan, const std::string & path, 
     ggml_context * tensors = nullptr;
     const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &tensors }));
     const ggml_context_ptr owned(tensors);
-    if (file && tensors) {
-        const uint64_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(tensors, ggml_backend_cpu_buffer_type());
-        add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, params);
+    const int64_t key = file ? gguf_find_key(file.get(), "adapter.type") : -1;
+    if (key < 0 || !tensors) {
+        no_plan(plan, path, "is no LoRA adapter");
+        return;
     }
+    const uint64_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(tensors, ggml_backend_cpu_buffer_type());
+    add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, params);
 }
 
 // The draft model, or the MTP context, which uses the weights of the model.
@@ -199,12 +208,18 @@ static common_hugepages_plan plan_parts(const common_params & params, bool model
             add_adapter(plan, adapter.path, hugepages);
         }
         for (const auto & [path, buffers] : g_also) {
+            if (buffers.empty()) {
+                no_plan(plan, path, "is no projector");
+            }
             std::vector<ggml_hugepages_demand> demands;
             for (const uint64_t size : buffers) {
                 demands.push_back({ GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr });
             }
             add_buffers(plan, path, demands, hugepages);
         }
+    }
+    if (!plan.log.empty()) {
+        plan.error = {};
     }
     plan.needs.resize(ggml_hugepages_get_needs(nullptr, 0));
     ggml_hugepages_get_needs(plan.needs.data(), plan.needs.size());
@@ -235,23 +250,22 @@ void common_hugepages_plan_grow() {
     g_grow = true;
 }
 
-// What the machine could add to its pools: an eighth of its memory stays for everything else.
+// What the machine could add to its pools: a quarter of its memory stays for everything else.
 static uint64_t addable_bytes() {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
     const uint64_t available = ggml_hugepages_memory_available();
-    return available - std::min<uint64_t>(available, total/8);
+    return available - std::min<uint64_t>(available, total/4);
 }
 
-// The need grows with the context, so the context that fits lies on the line between two plans.
+// Plans the longest context that fits, and sets it in cparams and its sizes in mparams. Without such a context: the shortest.
 static common_hugepages_plan plan_shorter_context(
-        const common_params & params, common_hugepages_plan full, llama_model_params * mparams, llama_context_params * cparams) {
+        const common_params & params, const common_hugepages_plan & full, llama_model_params * mparams, llama_context_params * cparams) {
+    auto & hugepages = mparams->hugepages;
     const uint64_t n_streams = cparams->kv_unified ? 1 : std::max<uint32_t>(1, cparams->n_seq_max);
+    const uint64_t align     = 256*n_streams;
     const uint64_t n_full    = cparams->n_ctx;
-    const uint64_t n_least   = (uint32_t) params.fit_params_min_ctx*n_streams;
-    if (n_least >= n_full) {
-        return full;
-    }
+    const uint64_t n_least   = std::min(n_full, ((uint32_t) params.fit_params_min_ctx*n_streams + align - 1)/align*align);
     const auto plan_for = [&](uint64_t n_ctx) {
         cparams->n_ctx = n_ctx;
         auto plan = plan_parts(params, false, mparams, *cparams);
@@ -260,33 +274,57 @@ static common_hugepages_plan plan_shorter_context(
         plan.bytes_full = full.bytes();
         return plan;
     };
-    const auto missing = [](const common_hugepages_plan & plan) {
-        return plan.fits() ? 0 : (plan.error.needed - plan.error.usable)*plan.error.page_size;
-    };
-    const auto least = plan_for(n_least);
-    const uint64_t usable = full.bytes() - missing(full);
-    const uint64_t budget = least.fits() && !g_grow ? usable : usable + addable_bytes();
-    if (budget >= full.bytes()) {
-        cparams->n_ctx = n_full;
-        return plan_for(n_full);
+    const uint64_t usable = full.bytes() - (full.error.needed - full.error.usable)*full.error.page_size;
+    const uint64_t budget = usable + addable_bytes();
+    const auto is_good = [&](const common_hugepages_plan & plan) { return g_grow ? plan.bytes() <= budget : plan.fits(); };
+
+    auto best = plan_for(n_least);
+    if (!is_good(best) && !g_grow && params.hugepages.evict) {
+        // idle images make room for a model, but not for a longer context
+        hugepages.evict = true;
+        best = plan_for(n_least);
     }
-    const uint64_t align = 256*n_streams;
-    uint64_t n_ctx = budget <= least.bytes() ? n_least : n_least + (uint64_t) ((double) (n_full - n_least)*(budget - least.bytes())/(full.bytes() - least.bytes()));
-    // whole pages bend the line
-    for (n_ctx -= n_ctx % align; n_ctx > n_least; n_ctx -= std::min(align, n_ctx - n_least)) {
-        auto plan = plan_for(n_ctx);
-        if (plan.bytes() <= budget) {
-            return plan;
+    if (!is_good(best) || hugepages.evict) {
+        return best;
+    }
+    // The need grows with the context, nearly in a line.
+    const uint64_t limit = g_grow ? budget : usable;
+    const double   share = limit <= best.bytes() ? 0.0 : limit >= full.bytes() ? 1.0 : (double) (limit - best.bytes())/(full.bytes() - best.bytes());
+    const uint64_t guess = n_least + (uint64_t) (share*(n_full - n_least))/align*align;
+    const uint64_t none  = n_full + align; // no context is known to be too long
+    uint64_t good = n_least;
+    uint64_t bad  = none;
+    uint64_t step = align;
+    uint64_t next = std::max(n_least + align, guess) - align;
+    auto best_sizes = std::make_pair(hugepages.kv_bytes, hugepages.compute_bytes);
+    while (true) {
+        if (next > good) {
+            auto plan = plan_for(next);
+            if (is_good(plan)) {
+                good       = next;
+                best       = std::move(plan);
+                best_sizes = { hugepages.kv_bytes, hugepages.compute_bytes };
+            } else {
+                bad = next;
+            }
         }
+        if (good >= n_full || bad - good <= align) {
+            break;
+        }
+        // first up in growing steps, then half of the way
+        next = std::min(n_full, good + (bad == none ? step : std::max(align, (bad - good)/2/align*align)));
+        step *= 2;
     }
-    return plan_for(n_least);
+    cparams->n_ctx = good;
+    std::tie(hugepages.kv_bytes, hugepages.compute_bytes) = best_sizes;
+    return best;
 }
 
 common_hugepages_plan common_hugepages_plan_all(
         const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
     auto plan = plan_parts(params, model_only, mparams, *cparams);
     if (plan.error.status == GGML_HUGEPAGES_STATUS_SHORT && common_hugepages_may_choose_context(params, model_only, *mparams)) {
-        plan = plan_shorter_context(params, std::move(plan), mparams, cparams);
+        plan = plan_shorter_context(params, plan, mparams, cparams);
     }
     return plan;
 }

@@ -143,6 +143,9 @@ static bool check(const common_params & params, bool model_only, llama_model_par
     if (plan.is_planned() && !plan.fits()) {
         ggml_hugepages_set_failure(&plan.error);
         log_error(plan.error);
+        if (plan.n_ctx != 0) {
+            LOG_ERR("this is for a context of %u tokens, the shortest that --fit-ctx allows\n", plan.n_ctx);
+        }
         return false;
     }
     if (plan.n_ctx != 0) {
@@ -152,8 +155,15 @@ static bool check(const common_params & params, bool model_only, llama_model_par
     return true;
 }
 
+// the context of the last load without -c
+static thread_local uint32_t t_n_ctx = 0;
+
 static llama_model * load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
     ggml_hugepages_set_failure(nullptr);
+    const bool may_choose = common_hugepages_may_choose_context(params, model_only, *mparams);
+    if (may_choose) {
+        mparams->hugepages.evict = false; // unless not even the shortest context fits
+    }
     if (common_hugepages_is_plan_needed(params, model_only, *mparams)) {
         if (!check(params, model_only, mparams, cparams)) {
             return nullptr;
@@ -165,7 +175,7 @@ static llama_model * load(const common_params & params, bool model_only, llama_m
         load_and_exit(params, *mparams);
     }
     common_hugepages_begin(params);
-    if (!common_hugepages_may_choose_context(params, model_only, *mparams)) {
+    if (!may_choose) {
         return llama_model_load_from_file(params.model.path.c_str(), *mparams);
     }
     // The load itself plans. Another plan before it would read the header once more, so only a shortage leads to a shorter context.
@@ -191,6 +201,7 @@ llama_model * common_hugepages_load(const common_params & params, bool model_onl
         return llama_model_load_from_file(params.model.path.c_str(), *mparams);
     }
     auto * model = load(params, model_only, mparams, cparams);
+    t_n_ctx = model && common_hugepages_may_choose_context(params, model_only, *mparams) ? cparams->n_ctx : 0;
     common_hugepages_plan_forget();
     return model;
 }
@@ -201,7 +212,7 @@ static void limit_prompt_cache(common_params & params) {
     const uint64_t available = ggml_hugepages_memory_available();
     const int32_t  left      = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
     if (available > 0 && params.cache_ram_mib == common_params().cache_ram_mib && left < params.cache_ram_mib) {
-        LOG_INF("hugepages: the prompt cache may use %d instead of %d MiB, because this process can allocate only %.2f MiB of ordinary memory; --cache-ram sets the limit\n",
+        LOG_INF("hugepages: the prompt cache may use %d instead of %d MiB, because this process can allocate only %.2f MiB of ordinary memory; --cache-ram with any other value keeps it\n",
             left, params.cache_ram_mib, available/1024.0/1024.0);
         params.cache_ram_mib = left;
     }
@@ -224,6 +235,11 @@ void common_hugepages_ready(common_params & params) {
     ggml_hugepages_hold_end(params.hugepages.model_id);
     set_default(params, true);
     limit_prompt_cache(params);
+    if (t_n_ctx != 0) {
+        // a server that wakes up keeps the context that its clients know
+        params.n_ctx = t_n_ctx;
+        t_n_ctx = 0;
+    }
     if (!ggml_hugepages_get_report(0, &report)) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;

@@ -23,7 +23,7 @@ std::string common_hugepages_size_name(size_t page_size);
 // The exit code after a failed load: 3 if more huge pages or more memory would help, else 1.
 int common_hugepages_exit_code();
 
-// A file that the program loads after the model, and the sizes of its buffers. Only the next plan counts it.
+// A file that the program loads after the model, and the sizes of its buffers; none if they are unknown. Only the next plan counts it.
 void common_hugepages_also_plan(const std::string & path, const std::vector<uint64_t> & buffers);
 
 // The sizes that the memory fit found for this context, so that the plan need not measure them again.

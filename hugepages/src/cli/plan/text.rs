@@ -130,7 +130,7 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
     let is_shorter = |context: &&Context| context.tokens < context.full_tokens;
     if let Some(context) = plan.context.as_ref().filter(is_shorter) {
         lines.push(format!(
-            "context: {} of {} tokens, because memory is short; all of them need {} of huge pages. -c sets the context",
+            "context: {} of {} tokens, because the pools hold no more; all of them need {} of huge pages. -c sets the context",
             context.tokens,
             context.full_tokens,
             ByteSize::new(context.full_bytes)

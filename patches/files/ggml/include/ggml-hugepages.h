@@ -88,7 +88,7 @@ struct ggml_hugepages_params {
     uint64_t                      compute_bytes; // counts them, and the load keeps pages for them
     bool                          plan_only;     // ggml_hugepages_plan fails with GGML_HUGEPAGES_STATUS_PLANNED instead of succeeding
     bool                          load_only;     // no buffer follows the weights: for programs that fill resident images and exit
-    bool                          evict;         // if pages are short, remove images of the store that no process uses
+    bool                          evict;         // if pages are short, remove images of the store that no process uses; plan_only counts them
     bool                          verify;        // compare resident images with their checksums before use
     uint32_t                      model_id;      // a number that the caller chose for this model, for ggml_hugepages_get_report; 0: none
     char                          store[512];    // hugetlbfs directory for resident images, "auto" for a mounted one, "" for none

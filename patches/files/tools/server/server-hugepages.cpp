@@ -148,7 +148,11 @@ void server_hugepages_plan_projector(const common_params & params, const mtmd_co
     const ggml_context_ptr owned(tensors);
     const auto usage = mtmd_get_memory_usage(path.c_str(), projector_params);
     const auto on_cpu = usage.find(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
-    if (!tensors || on_cpu == usage.end()) {
+    if (!tensors || usage.empty()) {
+        common_hugepages_also_plan(path, {});
+        return;
+    }
+    if (on_cpu == usage.end()) {
         return;
     }
     // one buffer for the weights, and one for the computation; upstream only knows their sum

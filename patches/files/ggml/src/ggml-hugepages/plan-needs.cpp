@@ -4,6 +4,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <utility>
 
 // the plans of this thread with plan_only
 static thread_local struct {
@@ -11,11 +12,20 @@ static thread_local struct {
     uint32_t                         n_plans     = 0;
     uint64_t                         store_bytes = 0;
     std::vector<ggml_hugepages_need> needs;
+    std::set<std::string>            images;
 } t_planned;
 
 void ggml_hugepages_plan_together(bool together) {
+    auto images = std::move(t_planned.images);
     t_planned = {};
     t_planned.together = together;
+    if (!together) {
+        t_planned.images = std::move(images);
+    }
+}
+
+const std::set<std::string> & ggml_hugepages_planned_images() {
+    return t_planned.images;
 }
 
 void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
@@ -27,7 +37,12 @@ void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hug
     need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
 }
 
-bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consumers, uint64_t store_bytes, bool ok, ggml_hugepages_error * error) {
+bool ggml_hugepages_end_plan(
+        const std::vector<ggml_hugepages_consumer> & consumers,
+        uint64_t                                     store_bytes,
+        const std::set<std::string>                & images,
+        bool                                         ok,
+        ggml_hugepages_error                       * error) {
     if (ok) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_PLANNED, "the plan is complete");
     }
@@ -42,6 +57,7 @@ bool ggml_hugepages_end_plan(const std::vector<ggml_hugepages_consumer> & consum
     }
     t_planned.n_plans++;
     t_planned.store_bytes += store_bytes;
+    t_planned.images.insert(images.begin(), images.end());
     return false;
 }
 

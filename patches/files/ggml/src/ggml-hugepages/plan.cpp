@@ -69,8 +69,10 @@ struct planner {
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
     bool may_evict() const;
     std::set<std::string> own_images() const;
-    bool evict(size_t page_size, uint64_t pages);
-    void hint_gc(size_t page_size, uint64_t pages) const;
+    uint64_t idle_pages(size_t page_size) const;
+    bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const;
+    void make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages);
+    void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;
     bool check_by_trying();
     void hand_out();
 
@@ -180,12 +182,18 @@ bool planner::decide_thp() {
 }
 
 void planner::make_room_in_store() {
-    if (!store.is_full()) {
+    if (!store.is_full() || !params.evict) {
         return;
     }
-    const size_t page_size = store.entries.front().file->page_size;
-    if (evict(page_size, (store.bytes() - store.free + page_size - 1)/page_size)) {
-        store.free = ggml_hugepages_store_free(*store.entries.front().file);
+    const auto & file = *store.entries.front().file;
+    const uint64_t pages = (store.bytes() - store.free + file.page_size - 1)/file.page_size;
+    if (idle_pages(file.page_size) < pages) {
+        return;
+    }
+    if (params.plan_only) {
+        store.free += pages*file.page_size;
+    } else if (ggml_hugepages_evict(params, file.page_size, own_images(), pages) > 0) {
+        store.free = ggml_hugepages_store_free(file);
     }
 }
 
@@ -299,50 +307,72 @@ bool planner::may_evict() const {
     return params.store[0] && root[0] == '\0' && (is_load || params.plan_only);
 }
 
-// the images of this model, which it needs or will complete
+// the images of this model and of those that load with it, which they need or will complete
 std::set<std::string> planner::own_images() const {
-    std::set<std::string> names;
+    auto names = ggml_hugepages_planned_images();
     for (const auto & e : store.entries) {
         names.insert(e.file->name);
     }
     return names;
 }
 
-bool planner::evict(size_t page_size, uint64_t pages) {
-    return params.evict && may_evict() && ggml_hugepages_evict(params, page_size, own_images(), pages) > 0;
-}
-
-// names the images that could make room
-void planner::hint_gc(size_t page_size, uint64_t pages) const {
-    uint64_t idle = 0;
+// pages of the images that no process uses
+uint64_t planner::idle_pages(size_t page_size) const {
+    uint64_t pages = 0;
     for (const auto & image : may_evict() ? ggml_hugepages_idle_images(params, page_size, own_images()) : std::vector<ggml_hugepages_idle_image>()) {
-        idle += image.pages;
+        pages += image.pages;
     }
-    if (idle > 0) {
-        const std::string rest  = error->hint;
-        const bool        named = strcmp(params.store, "auto") != 0;
-        ggml_hugepages_hint(error, "hugepages store gc --need %" PRIu64 "%s%s removes idle images (%" PRIu64 " pages), or %s",
-            pages, named ? " --store " : "", named ? params.store : "", idle, rest.c_str());
+    return pages;
+}
+
+// whether the pages of idle images would be enough
+bool planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
+    auto after = supply;
+    // a surplus page leaves the pool when it is freed
+    const uint64_t leave = after.pool.surplus - std::min(after.pool.surplus, after.pool.overcommit);
+    const uint64_t idle  = idle_pages(after.pool.page_size);
+    after.pool.free += idle - std::min(idle, leave);
+    for (auto & node : after.nodes) {
+        node.free += after.is_bound ? 0 : idle;
+    }
+    return idle > 0 && after.usable() >= pages;
+}
+
+// names what could make room
+void planner::hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const {
+    if (!params.evict && shortages.size() == 1 && can_evict(shortages[0].second, shortages[0].first)) {
+        const std::string rest = error->hint;
+        ggml_hugepages_hint(error, "use --hugepage-evict to remove idle images from the store (%" PRIu64 " pages), or %s",
+            idle_pages(shortages[0].second.pool.page_size), rest.c_str());
     }
 }
 
-bool planner::check_shortage() {
-    auto shortages = find_shortages();
-    bool evicted = false;
-    for (const auto & [pages, s] : shortages) {
-        evicted = evict(s.pool.page_size, pages - s.usable()) || evicted;
-    }
-    if (evicted) {
+// Removes idle images if that is enough; a plan only counts them.
+void planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) {
+    const bool is_enough = params.evict && !shortages.empty() &&
+        std::all_of(shortages.begin(), shortages.end(), [&](const auto & shortage) { return can_evict(shortage.second, shortage.first); });
+    if (is_enough && params.plan_only) {
+        shortages.clear();
+    } else if (is_enough) {
+        for (const auto & [pages, s] : shortages) {
+            const uint64_t leave = s.pool.surplus - std::min(s.pool.surplus, s.pool.overcommit);
+            ggml_hugepages_evict(params, s.pool.page_size, own_images(), pages - s.usable() + leave);
+        }
         for (auto & s : supplies) {
             s = ggml_hugepages_supply_read(root, s.pool.page_size, nodes);
         }
         shortages = find_shortages();
     }
+}
+
+bool planner::check_shortage() {
+    auto shortages = find_shortages();
+    make_room(shortages);
     if (!accepts_less) {
         if (!shortages.empty()) {
             const bool is_one = before(shortages.front().second.pool.page_size) == 0;
             ggml_hugepages_fail_short(root, is_one ? "the model needs" : "the models together need", shortages, params, error);
-            hint_gc(error->page_size, error->needed);
+            hint_evict(shortages);
             return false;
         }
         return !store.is_full() || store.fail_full(params, error);
@@ -453,7 +483,7 @@ bool ggml_hugepages_decide(
         p.count_rest();
         const bool ok = p.decide_thp();
         ggml_hugepages_join_runs(images, n_images);
-        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, 0, ok, error) : ok;
+        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, 0, {}, ok, error) : ok;
     }
     const uint64_t store_bytes = p.store.bytes();
     if (params.plan_only && p.store.free != UINT64_MAX) {
@@ -468,10 +498,10 @@ bool ggml_hugepages_decide(
     p.take_large_pages();
     p.count_rest();
     if (!p.check_shortage() || !p.check_by_trying()) {
-        return ggml_hugepages_end_plan(p.consumers, store_bytes, false, error);
+        return ggml_hugepages_end_plan(p.consumers, store_bytes, p.own_images(), false, error);
     }
     if (params.plan_only) {
-        return ggml_hugepages_end_plan(p.consumers, store_bytes, true, error);
+        return ggml_hugepages_end_plan(p.consumers, store_bytes, p.own_images(), true, error);
     }
     p.hand_out();
     ggml_hugepages_join_runs(images, n_images);

@@ -9,6 +9,8 @@
 #include <memory>
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static std::shared_ptr<int> open_store(const ggml_hugepages_params & params, size_t page_size) {
@@ -31,6 +33,10 @@ static std::vector<ggml_hugepages_idle_image> idle_images(int dir_fd, size_t pag
         const std::string name = entry->d_name;
         ggml_hugepages_error error = {};
         const auto info = std::make_unique<ggml_hugepages_resident_info>();
+        struct stat st = {};
+        if (fstatat(dir_fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || (st.st_uid != geteuid() && geteuid() != 0)) {
+            continue;
+        }
         if (kept.count(name) == 0 && ggml_hugepages_resident_is_name(name.c_str()) && ggml_hugepages_resident_read(dir_fd, name.c_str(), info.get(), &error) &&
                 info->page_size == page_size && !info->is_attached && !info->is_filling) {
             result.push_back({ name, info->source, info->used_bytes/page_size, info->used });

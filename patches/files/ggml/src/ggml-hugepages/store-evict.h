@@ -15,7 +15,8 @@ struct ggml_hugepages_idle_image {
     int64_t     used; // seconds since 1970
 };
 
-// The images in the store of the parameters that no process uses, without those in `kept`. The longest unused are first.
+// The images in the store of the parameters that no process uses and this user may remove, without those in `kept`. The longest unused are
+// first.
 std::vector<ggml_hugepages_idle_image> ggml_hugepages_idle_images(
         const ggml_hugepages_params & params, size_t page_size, const std::set<std::string> & kept);
 
