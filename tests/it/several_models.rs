@@ -1,16 +1,17 @@
 //! One plan for all that a server loads: the model, a draft, an adapter, a projector, and the context that the pool can hold.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::gguf::Gguf;
 use crate::support::pool::Pool;
 use crate::support::server::Launch;
 use crate::support::trace::bytes_read;
-use crate::support::{http, made, models, or_skip, plan, smaps};
+use crate::support::{http, made, models, or_skip, plan, smaps, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -149,4 +150,66 @@ fn without_a_size_the_context_is_what_the_pool_holds() {
     let ended = launch.hugepages("require").run();
     assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
     pool.assert_all_back();
+}
+
+/// Its clients know the context, so it does not change when the server wakes up.
+#[test]
+fn a_server_without_a_size_keeps_its_context_when_it_wakes_up() {
+    let model = models::demo_with("100M", "Q8_0", &["--context", "1048576"]);
+    let launch = Launch::ours().repacked_model(&model).without_context();
+    let least = pages_of(
+        &plan::of(&launch.clone().args(["--ctx-size", "4096"])),
+        None,
+    );
+    let mut pool = or_skip!(Pool::with(least + 50));
+    let server = launch
+        .args(["--sleep-idle-seconds", "1"])
+        .hugepages("require")
+        .start();
+    let props = || http::get_json(&server.url("/props"));
+    let context = |props: &Value| props["default_generation_settings"]["n_ctx"].clone();
+    let before = context(&props());
+    let body = json!({ "prompt": "Hello", "n_predict": 4 });
+    let ask = || http::post(&server.url("/completion"), &body);
+    let fall_asleep = || {
+        let is_asleep = || props()["is_sleeping"] == true;
+        assert!(
+            wait_for(Duration::from_secs(60), is_asleep),
+            "{}",
+            server.log()
+        );
+    };
+    for (pages, code) in [(least, 503), (least + 50, 200), (least + 400, 200)] {
+        fall_asleep();
+        pool.set(pages);
+        let (status, answer) = ask();
+        assert_eq!(status, code, "{answer}\n{}", server.log());
+        assert_eq!(context(&props()), before);
+        if code == 200 {
+            let slots = http::get_json(&server.url("/slots"));
+            assert_eq!(slots[0]["n_ctx"], before);
+        }
+    }
+    drop(server);
+    pool.assert_all_back();
+}
+
+#[test]
+fn a_file_that_is_no_adapter_or_projector_has_no_plan() {
+    let model = models::demo("20M", "Q8_0");
+    let no_model = Path::new("/no/such.gguf");
+    for option in ["--lora", "--mmproj"] {
+        for file in [no_model, &model] {
+            let launch = Launch::ours().model(&model);
+            let launch = launch.args([OsStr::new(option), file.as_os_str()]);
+            let output = plan::command(&launch).output().expect("the tool starts");
+            assert_eq!(
+                output.status.code(),
+                Some(1),
+                "{option} {file:?}: {output:?}"
+            );
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains(&*file.to_string_lossy()), "{option}: {said}");
+        }
+    }
 }
