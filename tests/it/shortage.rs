@@ -912,3 +912,32 @@ fn a_fork_during_the_load_takes_nothing_along() {
     );
     pool.assert_all_back();
 }
+
+/// Each reserves all its pages before the other counts them.
+#[test]
+fn of_two_starts_at_once_one_gets_all_its_pages() {
+    for weights in [Mapped, Repacked] {
+        let launch = weights.launch_of("100M").hugepages("require");
+        let need = need::of(&launch);
+        let pool = or_skip!(Pool::with(need + need / 2));
+        for _ in 0..if full() { 30 } else { 5 } {
+            let mut servers = [launch.clone().spawn(), launch.clone().spawn()];
+            for server in &mut servers {
+                let is_settled = || server.is_ready() || server.has_ended();
+                assert!(wait_for(Duration::from_secs(60), is_settled));
+            }
+            let servers = servers.map(|mut server| (server.has_ended(), server));
+            let (ended, ready): (Vec<_>, Vec<_>) =
+                servers.into_iter().partition(|(has_ended, _)| *has_ended);
+            assert_eq!(ready.len(), 1, "of two servers");
+            for (_, server) in ended {
+                let ended = server.wait();
+                assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+                let said = format!("needs {need} huge pages of 2 MiB");
+                assert!(ended.log.contains(&said), "{}", ended.log);
+            }
+            drop(ready);
+            pool.assert_all_back();
+        }
+    }
+}

@@ -87,6 +87,7 @@ private:
     std::map<const ggml_context *, llama_hugepages_resident> resident_buffers;
     std::unordered_set<const ggml_tensor *> loaded_tensors;
     std::unordered_set<const ggml_tensor *> checked_tensors;
+    std::shared_ptr<void>                   turn;         // until all pages are reserved
     size_t                                  n_bytes  = 0; // read by fill()
     size_t                                  n_ahead  = 0; // of these, read but not counted yet
 

@@ -240,6 +240,11 @@ GGML_API bool ggml_hugepages_plan(
         const struct ggml_hugepages_params * params,
         struct ggml_hugepages_error *        error);
 
+// From its plan to the last reservation of its pages, a load takes its turn, so that of two loads at once one gets all its pages. begin
+// waits for the loads of other processes, but at most two seconds, and returns a token for end; -1 if no turn is possible.
+GGML_API int  ggml_hugepages_turn_begin(void) GGML_HUGEPAGES_NOEXCEPT;
+GGML_API void ggml_hugepages_turn_end(int turn) GGML_HUGEPAGES_NOEXCEPT;
+
 // The need of one image or one demand for one page size.
 struct ggml_hugepages_need {
     enum ggml_hugepages_kind kind;

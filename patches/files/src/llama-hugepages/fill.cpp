@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callback progress_callback, void * progress_callback_user_data) {
+    turn.reset(); // all pages are reserved
     if (images.empty()) {
         return true;
     }

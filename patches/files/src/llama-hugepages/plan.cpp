@@ -93,6 +93,10 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         });
     }
 
+    if (!params.plan_only) {
+        const int token = ggml_hugepages_turn_begin();
+        turn = std::shared_ptr<void>(nullptr, [token](void *) { ggml_hugepages_turn_end(token); });
+    }
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error)) {

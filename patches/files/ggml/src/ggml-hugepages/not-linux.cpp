@@ -87,6 +87,13 @@ bool ggml_hugepages_plan(ggml_hugepages_image_t *, size_t, const ggml_hugepages_
     return unsupported(error);
 }
 
+int ggml_hugepages_turn_begin() noexcept {
+    return -1;
+}
+
+void ggml_hugepages_turn_end(int) noexcept {
+}
+
 size_t ggml_hugepages_get_needs(ggml_hugepages_need *, size_t) {
     return 0;
 }
