@@ -511,7 +511,7 @@ TEST(machines, plans_that_are_one_count_each_other) {
     m.pool(2*MIB, 100, 100);
     auto params = require();
     params.plan_only = true;
-    ggml_hugepages_plan_together(true);
+    ggml_hugepages_plan_together(true, false);
     CHECK_EQ(decide(m, { all_of(120*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
     CHECK_EQ(decide(m, { all_of(80*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
     const auto d = decide(m, { all_of(2*MIB) }, params);
@@ -524,7 +524,7 @@ TEST(machines, plans_that_are_one_count_each_other) {
         pages.emplace_back(need.plan, need.pages);
     }
     CHECK(pages == (std::vector<std::pair<uint32_t, uint64_t>> { { 0, 60 }, { 1, 40 }, { 2, 1 } }));
-    ggml_hugepages_plan_together(false);
+    ggml_hugepages_plan_together(false, false);
     CHECK_EQ(decide(m, { all_of(200*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
 }
 

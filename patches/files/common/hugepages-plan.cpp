@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <stdexcept>
-#include <tuple>
 #include <utility>
 
 common_hugepages_errors::common_hugepages_errors(bool is_only) : is_only(is_only) {
@@ -164,7 +163,7 @@ static void add_adapter(common_hugepages_plan & plan, const std::string & path, 
 }
 
 // The draft model, or the MTP context, which uses the weights of the model.
-static bool add_draft(common_hugepages_plan & plan, const common_params & params, uint32_t n_ctx) {
+static bool add_draft(common_hugepages_plan & plan, const common_params & params, uint32_t n_ctx, bool evict) {
     const bool has_draft = params.speculative.has_dft();
     if (!has_draft && !has_mtp(params)) {
         return true;
@@ -177,6 +176,7 @@ static bool add_draft(common_hugepages_plan & plan, const common_params & params
     }
     cparams.n_rs_seq = 0;
     cparams.n_ctx    = n_ctx;
+    mparams.hugepages.evict = evict;
     if (!mparams.hugepages.load_only) {
         measure(draft, &mparams, cparams);
     }
@@ -198,12 +198,13 @@ uint64_t common_hugepages_plan::bytes() const {
     return sum;
 }
 
-static common_hugepages_plan plan_parts(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams) {
+static common_hugepages_plan plan_parts(
+        const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams, bool by_counts) {
     const auto & hugepages = mparams->hugepages;
     const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams);
     common_hugepages_plan plan;
-    ggml_hugepages_plan_together(true);
-    if (add_model(plan, params.model.path, *mparams) && !model_only && add_draft(plan, params, n_ctx) && !hugepages.load_only) {
+    ggml_hugepages_plan_together(true, by_counts);
+    if (add_model(plan, params.model.path, *mparams) && !model_only && add_draft(plan, params, n_ctx, hugepages.evict) && !hugepages.load_only) {
         for (const auto & adapter : params.lora_adapters) {
             add_adapter(plan, adapter.path, hugepages);
         }
@@ -223,7 +224,7 @@ static common_hugepages_plan plan_parts(const common_params & params, bool model
     }
     plan.needs.resize(ggml_hugepages_get_needs(nullptr, 0));
     ggml_hugepages_get_needs(plan.needs.data(), plan.needs.size());
-    ggml_hugepages_plan_together(false);
+    ggml_hugepages_plan_together(false, false);
     return plan;
 }
 
@@ -266,63 +267,53 @@ static common_hugepages_plan plan_shorter_context(
     const uint64_t align     = 256*n_streams;
     const uint64_t n_full    = cparams->n_ctx;
     const uint64_t n_least   = std::min(n_full, ((uint32_t) params.fit_params_min_ctx*n_streams + align - 1)/align*align);
-    const auto plan_for = [&](uint64_t n_ctx) {
+    const auto plan_for = [&](uint64_t n_ctx, bool by_counts) {
         cparams->n_ctx = n_ctx;
-        auto plan = plan_parts(params, false, mparams, *cparams);
+        auto plan = plan_parts(params, false, mparams, *cparams, by_counts);
         plan.n_ctx      = n_ctx;
         plan.n_ctx_full = n_full;
         plan.bytes_full = full.bytes();
         return plan;
     };
-    const uint64_t usable = full.bytes() - (full.error.needed - full.error.usable)*full.error.page_size;
-    const uint64_t budget = usable + addable_bytes();
+    const auto   & error   = full.error;
+    const uint64_t missing = (error.needed - std::min(error.needed, error.usable))*error.page_size;
+    const uint64_t usable  = full.bytes() - std::min(full.bytes(), missing);
+    const uint64_t budget  = usable + addable_bytes();
     const auto is_good = [&](const common_hugepages_plan & plan) { return g_grow ? plan.bytes() <= budget : plan.fits(); };
 
-    auto best = plan_for(n_least);
-    if (!is_good(best) && !g_grow && params.hugepages.evict) {
+    auto least = plan_for(n_least, true);
+    if (!is_good(least) && !g_grow && params.hugepages.evict) {
         // idle images make room for a model, but not for a longer context
         hugepages.evict = true;
-        best = plan_for(n_least);
     }
-    if (!is_good(best) || hugepages.evict) {
-        return best;
+    if (!is_good(least)) {
+        return plan_for(n_least, false);
     }
     // The need grows with the context, nearly in a line.
-    const uint64_t limit = g_grow ? budget : usable;
-    const double   share = limit <= best.bytes() ? 0.0 : limit >= full.bytes() ? 1.0 : (double) (limit - best.bytes())/(full.bytes() - best.bytes());
+    const uint64_t limit = std::min(std::max(g_grow ? budget : usable, least.bytes()), full.bytes());
+    const double   share = full.bytes() > least.bytes() ? (double) (limit - least.bytes())/(full.bytes() - least.bytes()) : 0.0;
     const uint64_t guess = n_least + (uint64_t) (share*(n_full - n_least))/align*align;
     const uint64_t none  = n_full + align; // no context is known to be too long
     uint64_t good = n_least;
     uint64_t bad  = none;
     uint64_t step = align;
     uint64_t next = std::max(n_least + align, guess) - align;
-    auto best_sizes = std::make_pair(hugepages.kv_bytes, hugepages.compute_bytes);
-    while (true) {
-        if (next > good) {
-            auto plan = plan_for(next);
-            if (is_good(plan)) {
-                good       = next;
-                best       = std::move(plan);
-                best_sizes = { hugepages.kv_bytes, hugepages.compute_bytes };
-            } else {
-                bad = next;
-            }
-        }
-        if (good >= n_full || bad - good <= align) {
-            break;
+    while (good < n_full && bad - good > align) {
+        if (next > good && is_good(plan_for(next, true))) {
+            good = next;
+        } else if (next > good) {
+            bad = next;
         }
         // first up in growing steps, then half of the way
         next = std::min(n_full, good + (bad == none ? step : std::max(align, (bad - good)/2/align*align)));
         step *= 2;
     }
-    cparams->n_ctx = good;
-    std::tie(hugepages.kv_bytes, hugepages.compute_bytes) = best_sizes;
-    return best;
+    return plan_for(good, false);
 }
 
 common_hugepages_plan common_hugepages_plan_all(
         const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
-    auto plan = plan_parts(params, model_only, mparams, *cparams);
+    auto plan = plan_parts(params, model_only, mparams, *cparams, false);
     if (plan.error.status == GGML_HUGEPAGES_STATUS_SHORT && common_hugepages_may_choose_context(params, model_only, *mparams)) {
         plan = plan_shorter_context(params, plan, mparams, cparams);
     }

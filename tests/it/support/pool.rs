@@ -164,9 +164,9 @@ impl Pool {
                 let _ = fs::write("/proc/sys/vm/drop_caches", "1");
             }
             let total = wanted(now).unwrap_or_else(|| panic!("others hold pages: {now}"));
-            // The guardian learns of the change first, so that it cleans up even if this process is killed in between.
+            // The guardian learns of more pages first, so that it cleans up even if this process is killed in between.
             let step = total.cast_signed() - now.total.cast_signed();
-            self.tell(self.added + step);
+            self.tell(self.added + step.max(0));
             fs::write(format!("{DIR}/nr_hugepages"), total.to_string())
                 .expect("nr_hugepages can be written");
             let got = Counts::read().persistent().cast_signed() - now.persistent().cast_signed();

@@ -257,7 +257,8 @@ struct ggml_hugepages_need {
 
 // Between a call with true and one with false, the plans of this thread with plan_only are one: each also counts the pages and the room in
 // the store that those before it need. For a process that loads several models.
-GGML_API void ggml_hugepages_plan_together(bool together);
+// by_counts: try no page, although an invisible limit may exist: for a caller that compares many plans and then tries one
+GGML_API void ggml_hugepages_plan_together(bool together, bool by_counts);
 
 // The needs of the last plan of this thread with plan_only, or of all that are one, whether they fit or not. Writes at most n needs and
 // returns the number of all needs. The result of a plan is ggml_hugepages_get_failure: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage.

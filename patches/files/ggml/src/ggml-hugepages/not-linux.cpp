@@ -98,7 +98,7 @@ size_t ggml_hugepages_get_needs(ggml_hugepages_need *, size_t) {
     return 0;
 }
 
-void ggml_hugepages_plan_together(bool) {
+void ggml_hugepages_plan_together(bool, bool) {
 }
 
 void * ggml_hugepages_image_map(ggml_hugepages_image_t, ggml_hugepages_error * error) {

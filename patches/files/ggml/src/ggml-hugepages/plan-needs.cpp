@@ -9,16 +9,18 @@
 // the plans of this thread with plan_only
 static thread_local struct {
     bool                             together    = false;
+    bool                             by_counts   = false;
     uint32_t                         n_plans     = 0;
     uint64_t                         store_bytes = 0;
     std::vector<ggml_hugepages_need> needs;
     std::set<std::string>            images;
 } t_planned;
 
-void ggml_hugepages_plan_together(bool together) {
+void ggml_hugepages_plan_together(bool together, bool by_counts) {
     auto images = std::move(t_planned.images);
     t_planned = {};
-    t_planned.together = together;
+    t_planned.together  = together;
+    t_planned.by_counts = together && by_counts;
     if (!together) {
         t_planned.images = std::move(images);
     }
@@ -72,6 +74,10 @@ uint64_t ggml_hugepages_planned_pages(size_t page_size) {
         pages += t_planned.together && need.page_size == page_size ? need.pages : 0;
     }
     return pages;
+}
+
+bool ggml_hugepages_plans_by_counts() {
+    return t_planned.by_counts;
 }
 
 uint64_t ggml_hugepages_planned_store_bytes() {

@@ -26,3 +26,6 @@ const std::set<std::string> & ggml_hugepages_planned_images();
 // What the plans before this one need, if they are one.
 uint64_t ggml_hugepages_planned_pages(size_t page_size);
 uint64_t ggml_hugepages_planned_store_bytes();
+
+// whether the plans of this thread try no page
+bool ggml_hugepages_plans_by_counts();

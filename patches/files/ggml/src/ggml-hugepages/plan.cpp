@@ -405,6 +405,9 @@ bool planner::check_by_trying() {
     for (size_t i = 0; i < n_images; i++) {
         images[i]->limits_may_hide = may_hide && !accepts_less;
     }
+    if (params.plan_only && ggml_hugepages_plans_by_counts()) {
+        return true;
+    }
     uint64_t missing = 0;
     for (const auto & s : supplies) {
         const size_t   page_size  = s.pool.page_size;
