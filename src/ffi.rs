@@ -8,6 +8,7 @@
     non_camel_case_types,
     non_snake_case,
     non_upper_case_globals,
+    unused_qualifications,
     clippy::all,
     clippy::pedantic,
     clippy::undocumented_unsafe_blocks,
