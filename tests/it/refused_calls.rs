@@ -79,6 +79,8 @@ const OPTIONAL: &[Optional] = &[
         &[Match::with(libc::SYS_prctl, 0, Is::Equal(PR_SET_VMA))],
     ),
     Optional::of("utimensat", &[Match::any(libc::SYS_utimensat)]),
+    // Turns of the loads of several processes.
+    Optional::of("flock", &[Match::any(libc::SYS_flock)]),
     // NUMA nodes.
     Optional::of("mbind", &[Match::any(libc::SYS_mbind)]).with(&["--numa", "distribute"]),
     Optional::of("get_mempolicy", &[Match::any(libc::SYS_get_mempolicy)])
