@@ -325,13 +325,16 @@ uint64_t planner::idle_pages(size_t page_size) const {
     return pages;
 }
 
+// freed pages that leave the pool because they are surplus
+static uint64_t freed_but_gone(const ggml_hugepages_pool & pool) {
+    return pool.surplus - std::min(pool.surplus, pool.overcommit);
+}
+
 // whether the pages of idle images would be enough
 bool planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
     auto after = supply;
-    // a surplus page leaves the pool when it is freed
-    const uint64_t leave = after.pool.surplus - std::min(after.pool.surplus, after.pool.overcommit);
-    const uint64_t idle  = idle_pages(after.pool.page_size);
-    after.pool.free += idle - std::min(idle, leave);
+    const uint64_t idle = idle_pages(after.pool.page_size);
+    after.pool.free += idle - std::min(idle, freed_but_gone(after.pool));
     for (auto & node : after.nodes) {
         node.free += after.is_bound ? 0 : idle;
     }
@@ -355,8 +358,7 @@ void planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> 
         shortages.clear();
     } else if (is_enough) {
         for (const auto & [pages, s] : shortages) {
-            const uint64_t leave = s.pool.surplus - std::min(s.pool.surplus, s.pool.overcommit);
-            ggml_hugepages_evict(params, s.pool.page_size, own_images(), pages - s.usable() + leave);
+            ggml_hugepages_evict(params, s.pool.page_size, own_images(), pages - s.usable() + freed_but_gone(s.pool));
         }
         for (auto & s : supplies) {
             s = ggml_hugepages_supply_read(root, s.pool.page_size, nodes);
