@@ -245,6 +245,41 @@ TEST(machines, when_pages_are_short_ranks_are_served_in_order) {
     }
 }
 
+TEST(machines, buffers_without_pages_must_fit_into_ordinary_memory) {
+    machine m;
+    m.pool(2*MIB, 100, 4);
+    const std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_REPACKED, GGML_HUGEPAGES_RANK_LAYERS, 12*MIB },
+        { GGML_HUGEPAGES_KIND_KV,       GGML_HUGEPAGES_RANK_KV,     6*MIB  },
+    };
+    const std::vector<wants> files = { { MIB, {} } };
+    for (const char * memory : { "MemAvailable: 10240 kB\n", "MemAvailable: 8192 kB\nSwapFree: 2048 kB\n", "MemTotal: 1 kB\n" }) {
+        m.file("/proc/meminfo", std::string("Hugepagesize: 2048 kB\n") + memory);
+        CHECK(decide(m, files, prefer(), demands).ok);
+    }
+    m.file("/proc/meminfo", "Hugepagesize: 2048 kB\nMemAvailable: 10239 kB\n");
+    auto d = decide(m, files, prefer(), demands);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_NO_MEMORY);
+    CHECK_SAYS(d.error.message, "10.00 MiB", "repacked, kv", "only 10.00 MiB of ordinary memory");
+    CHECK_SAYS(d.error.hint, "-c", "--no-repack");
+
+    // the weights of a file stay in the file
+    CHECK(decide(m, { all_of(40*MIB) }, prefer(), {}).ok);
+
+    auto params = prefer();
+    params.plan_only = true;
+    for (const int together : { 1, 2 }) {
+        ggml_hugepages_plan_together(together == 2, false);
+        for (int i = 0; i < together; i++) {
+            d = decide(m, files, params, demands);
+            CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+        }
+        // the second plan gets no page
+        CHECK_EQ(ggml_hugepages_planned_memory().buffers, (uint64_t) (together == 2 ? 28 : 10)*MIB);
+    }
+    ggml_hugepages_plan_together(false, false);
+}
+
 TEST(machines, a_block_has_the_best_rank_of_its_bytes) {
     machine m;
     m.pool(2*MIB, 100, 1);

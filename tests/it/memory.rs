@@ -1,13 +1,14 @@
 //! The peak memory of a load: the engine repacks in pieces, and never keeps weights in memory twice.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::Duration;
 
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
-use crate::support::{full, models, need, or_skip, page_cache};
+use crate::support::{full, models, need, or_skip, page_cache, plan};
 
 /// Memory beside the model: the program, its read buffers, and the model's tables.
 const BESIDE: u64 = 256 * 1024 * 1024;
@@ -25,6 +26,16 @@ fn resident_and_huge(pid: u32) -> Option<u64> {
         Some(kib * 1024)
     };
     Some(bytes("VmHWM:")? + bytes("HugetlbPages:")?)
+}
+
+/// `RssAnon` in bytes. It does not include huge pages.
+fn anonymous(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.expect("the kernel has this line") * 1024
 }
 
 /// Starts a server and measures its peak memory until it is ready.
@@ -125,6 +136,66 @@ fn the_prompt_cache_fits_into_what_the_memory_limit_leaves() {
     ] {
         let server = unlimited.start();
         assert!(!server.log().contains(LINE), "{}", server.log());
+    }
+    pool.assert_all_back();
+}
+
+/// The kernel grants ordinary memory that it does not have, and kills who uses it. So the server counts before it reads.
+#[test]
+fn buffers_that_no_memory_can_hold_are_refused_before_the_load() {
+    let model = models::demo("300M", "Q4_K");
+    let bytes = fs::metadata(&model).expect("the model exists").len();
+    let launch = Launch::ours().repacked_model(&model);
+    let need = need::of(&launch);
+    let cgroup = or_skip!(MemoryCgroup::with_limit(bytes / 2));
+    let launch = launch.in_cgroup(&cgroup.dir);
+
+    // The kernel kills stock. A test of the test.
+    let stock = or_skip!(Launch::stock())
+        .repacked_model(&model)
+        .in_cgroup(&cgroup.dir)
+        .run();
+    assert_eq!(stock.status.signal(), Some(9), "{stock:?}");
+
+    let mut pool = or_skip!(Pool::with(0));
+    let short = launch.clone().hugepages("prefer").run();
+    assert_eq!(short.status.code(), Some(3), "{short:?}");
+    let line = short.line_with(" of ordinary memory are available");
+    assert!(line.contains("repacked"), "{line}");
+
+    // With pages for the weights, the rest fits.
+    pool.set(need);
+    launch.hugepages("prefer").start().assert_answers();
+    pool.assert_all_back();
+}
+
+/// What the plan says of ordinary memory is what the server has.
+#[test]
+fn the_plan_counts_ordinary_memory() {
+    let model = models::demo("100M", "Q4_K");
+    let launch = Launch::ours().repacked_model(&model);
+    let need = need::of(&launch);
+    let mut pool = or_skip!(Pool::with(need / 4));
+    for policy in ["require", "prefer"] {
+        if policy == "require" {
+            pool.set(need);
+        } else {
+            pool.set(need / 4);
+        }
+        let launch = launch.clone().hugepages(policy);
+        let plan = plan::of(&launch);
+        let memory = |name: &str| plan["memory"][name].as_u64().expect("a number");
+        let planned = memory("process") + memory("buffers");
+        let server = launch.start();
+        let used = anonymous(server.pid());
+        // The server also has threads, a tokenizer and its slots.
+        let (least, most) = (planned * 95 / 100, planned * 105 / 100 + (8 << 20));
+        assert!(
+            (least..=most).contains(&used),
+            "{policy}: planned {planned}, used {used}: {plan}"
+        );
+        assert!(memory("available") > used, "{plan}");
+        drop(server);
     }
     pool.assert_all_back();
 }

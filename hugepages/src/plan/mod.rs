@@ -17,4 +17,4 @@ pub(crate) use ask::cause_and_hint;
 pub use ask::{GROW, SHORT};
 pub use demand::{Demand, NodeDemand, PoolDemand};
 pub use error::PlanError;
-pub use need::{Context, Need, Plan, RouterModel};
+pub use need::{Context, Memory, Need, Plan, RouterModel};

@@ -24,6 +24,9 @@ pub struct Plan {
     /// The context that the server chose to fit the pools; `None` if the arguments or the model decide it.
     #[serde(default)]
     pub context: Option<Context>,
+    /// Memory outside the pools; `None` for a router.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// One need for each kind, file and page size. Of a router: the needs of the models that together need most, as many as it may
     /// load at once.
     pub needs: Vec<Need>,
@@ -42,6 +45,20 @@ pub struct Context {
     pub full_tokens: u64,
     /// Bytes of all huge pages with that context.
     pub full_bytes: u64,
+}
+
+/// Ordinary memory of the server, in bytes. Context checkpoints (`--ctx-checkpoints`) are not counted: their size depends on the prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Of the process at its start, without the buffers: measured while it planned.
+    pub process: u64,
+    /// Buffers without a huge page: with `--hugepage-policy prefer`, or smaller than a page.
+    pub buffers: u64,
+    /// The most that the prompt cache may add later; `None` without a limit.
+    pub prompt_cache: Option<u64>,
+    /// What the process can allocate now: `MemAvailable`, or less in a memory cgroup; 0 if unknown.
+    pub available: u64,
 }
 
 /// A model of a router.
@@ -118,6 +135,12 @@ impl Plan {
         self.pages().into_iter().map(bytes).sum()
     }
 
+    /// Bytes of weights that the server repacks for the CPU.
+    pub fn repacked_bytes(&self) -> u64 {
+        let repacked = self.needs.iter().filter(|need| need.kind == "repacked");
+        repacked.map(|need| need.bytes).sum()
+    }
+
     /// Bytes of all tensors that the CPU reads.
     pub fn bytes(&self) -> u64 {
         self.needs.iter().map(|need| need.bytes).sum()
@@ -136,6 +159,7 @@ mod tests {
             message: String::new(),
             hint: String::new(),
             context: None,
+            memory: None,
             router: Vec::new(),
             needs: needs
                 .iter()

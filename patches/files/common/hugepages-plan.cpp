@@ -224,6 +224,7 @@ static common_hugepages_plan plan_parts(
     }
     plan.needs.resize(ggml_hugepages_get_needs(nullptr, 0));
     ggml_hugepages_get_needs(plan.needs.data(), plan.needs.size());
+    plan.memory = ggml_hugepages_planned_memory();
     ggml_hugepages_plan_together(false, false);
     return plan;
 }
@@ -336,6 +337,8 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
     if (plan.n_ctx != 0) {
         context = { { "tokens", plan.n_ctx }, { "full_tokens", plan.n_ctx_full }, { "full_bytes", plan.bytes_full } };
     }
+    const auto   & memory    = plan.memory;
+    const int32_t  cache_mib = common_hugepages_prompt_cache(params, memory.available - std::min(memory.available, memory.buffers));
     const nlohmann::ordered_json result = {
         { "schema",  1 },
         { "model",   params.model.path },
@@ -344,6 +347,12 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
         { "message", plan.fits() ? "" : plan.error.message },
         { "hint",    plan.error.hint },
         { "context", context },
+        { "memory",  {
+            { "process",      memory.process },
+            { "buffers",      memory.buffers },
+            { "prompt_cache", cache_mib < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json((uint64_t) cache_mib*1024*1024) },
+            { "available",    memory.available },
+        } },
         { "needs",   rows },
     };
     // a path may be no UTF-8

@@ -12,6 +12,7 @@ struct common_params;
 struct common_hugepages_plan {
     std::vector<std::string>         files;     // the parts, in the order of their load
     std::vector<ggml_hugepages_need> needs;     // need.plan: index of the part
+    ggml_hugepages_memory            memory = {}; // of all parts
     ggml_hugepages_error             error = {}; // GGML_HUGEPAGES_STATUS_PLANNED if all fits; _OK if a part cannot be planned
     std::string                      log;       // errors of a part that cannot be planned
 
@@ -57,6 +58,10 @@ private:
 
 // JSON on stdout, for programs
 void common_hugepages_print(const common_hugepages_plan & plan, const common_params & params);
+
+// The limit of the server's prompt cache in MiB, -1 for none: upstream's default is for a machine whose memory is not in a pool.
+// available: bytes of ordinary memory, 0 if unknown
+int32_t common_hugepages_prompt_cache(const common_params & params, uint64_t available);
 
 // forgets what common_hugepages_also_plan() and common_hugepages_measured() were told
 void common_hugepages_plan_forget();

@@ -206,12 +206,17 @@ llama_model * common_hugepages_load(const common_params & params, bool model_onl
     return model;
 }
 
-// Upstream's limit of the prompt cache is for a machine whose memory is not in a pool.
+int32_t common_hugepages_prompt_cache(const common_params & params, uint64_t available) {
+    const uint64_t margin = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+    const int32_t  left   = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
+    const bool     is_set = params.cache_ram_mib != common_params().cache_ram_mib;
+    return available == 0 || is_set ? params.cache_ram_mib : std::min(left, params.cache_ram_mib);
+}
+
 static void limit_prompt_cache(common_params & params) {
-    const uint64_t margin    = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
     const uint64_t available = ggml_hugepages_memory_available();
-    const int32_t  left      = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
-    if (available > 0 && params.cache_ram_mib == common_params().cache_ram_mib && left < params.cache_ram_mib) {
+    const int32_t  left      = common_hugepages_prompt_cache(params, available);
+    if (left != params.cache_ram_mib) {
         LOG_INF("hugepages: the prompt cache may use %d instead of %d MiB, because this process can allocate only %.2f MiB of ordinary memory; --cache-ram with any other value keeps it\n",
             left, params.cache_ram_mib, available/1024.0/1024.0);
         params.cache_ram_mib = left;

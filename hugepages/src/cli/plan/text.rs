@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use hugepages::kernel::HugePageSize;
-use hugepages::plan::{Context, Demand, Need, Plan};
+use hugepages::plan::{Context, Demand, Memory, Need, Plan};
 use hugepages::size::ByteSize;
 
 use crate::cli::output::{self, Screen};
@@ -123,6 +123,24 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     parts
 }
 
+fn ordinary_memory(memory: &Memory) -> String {
+    let size = ByteSize::new;
+    let cache = match memory.prompt_cache {
+        Some(0) => String::new(),
+        Some(bytes) => format!(", later up to {} for the prompt cache", size(bytes)),
+        None => ", later any amount for the prompt cache".to_owned(),
+    };
+    let buffers = match memory.buffers {
+        0 => String::new(),
+        bytes => format!(" and {} for buffers without huge pages", size(bytes)),
+    };
+    format!(
+        "ordinary memory: {} for the process{buffers}{cache}; {} are available",
+        size(memory.process),
+        size(memory.available)
+    )
+}
+
 pub fn text(screen: Screen, demand: &Demand) -> String {
     let plan = demand.plan;
     let mut parts = tables(screen, demand);
@@ -135,6 +153,9 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
             context.full_tokens,
             ByteSize::new(context.full_bytes)
         ));
+    }
+    if let Some(memory) = &plan.memory {
+        lines.push(ordinary_memory(memory));
     }
     if plan.fits {
         let what = if is_of_one_model(plan) {

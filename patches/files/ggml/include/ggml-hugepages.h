@@ -264,6 +264,15 @@ GGML_API void ggml_hugepages_plan_together(bool together, bool by_counts);
 // returns the number of all needs. The result of a plan is ggml_hugepages_get_failure: GGML_HUGEPAGES_STATUS_PLANNED, or the shortage.
 GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, size_t n);
 
+// Ordinary memory, in bytes.
+struct ggml_hugepages_memory {
+    uint64_t buffers;   // of the buffers that get no huge page in the plans of ggml_hugepages_get_needs
+    uint64_t process;   // that this process uses now; 0 if unknown
+    uint64_t available; // that this process can still allocate; 0 if unknown
+};
+
+GGML_API struct ggml_hugepages_memory ggml_hugepages_planned_memory(void) GGML_HUGEPAGES_NOEXCEPT;
+
 // Maps the file, aligned to its largest block. NULL on failure. The range has ggml_hugepages_image_length() bytes.
 GGML_API void * ggml_hugepages_image_map(ggml_hugepages_image_t image, struct ggml_hugepages_error * error);
 
@@ -285,7 +294,8 @@ GGML_API void ggml_hugepages_image_on_arrival(ggml_hugepages_image_t image, ggml
 // Reserves the pages of the planned blocks of all n images and maps the blocks over the file mappings.
 GGML_API bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, struct ggml_hugepages_error * error);
 
-// A piece of a file that is read to another place. Any thread calls `place` once with the whole piece. Return false to end the load.
+// A piece of a file that is read to another place. Any thread calls `place`, once with the whole piece, or for parts of it, in their order,
+// each with a copy of the piece that has the offset of the part. Return false to end the load.
 struct ggml_hugepages_piece {
     ggml_hugepages_image_t image;
     size_t                 first; // bytes [first, last) of the file
@@ -293,6 +303,7 @@ struct ggml_hugepages_piece {
     bool                (* place)(const void * data, size_t size, const struct ggml_hugepages_piece * piece);
     void                 * user_data; // for place
     size_t                 offset;    // for place
+    size_t                 group;     // a part has a multiple of these bytes; 0: no parts
 };
 
 // Populates the blocks, reads the files into them, makes the blocks read-only, and reads the pieces.
@@ -340,6 +351,9 @@ GGML_API void   ggml_hugepages_buffer_free (void * ptr, size_t size);
 // Populates the pages of [ptr, ptr + size), a part of a buffer of a lazy scope. Any thread may call it. Returns false if the kernel refuses
 // pages and the scope requires them. Does nothing for other memory.
 GGML_API bool ggml_hugepages_buffer_populate(void * ptr, size_t size);
+
+// Whether the address is in a buffer that the engine allocated, on huge pages or not.
+GGML_API bool ggml_hugepages_is_buffer(const void * ptr);
 
 // Call it with the result of ggml_hugepages_buffer_alloc when all writes to a lazy buffer are done. It populates the pages that were not
 // written, or reports why the kernel refused pages. After a failure nobody may use the buffer.

@@ -134,8 +134,8 @@ size_t ggml_hugepages_thp_size(const char * root, bool * enabled) {
 }
 
 // a line such as "MemAvailable:   1234 kB", in bytes
-static uint64_t read_meminfo(const char * root, const char * name) {
-    std::istringstream in(ggml_hugepages_read_text(std::string(root) + "/proc/meminfo"));
+static uint64_t read_line(const std::string & path, const char * name) {
+    std::istringstream in(ggml_hugepages_read_text(path));
     std::string line;
     while (std::getline(in, line)) {
         if (line.compare(0, strlen(name), name) == 0 && line[strlen(name)] == ':') {
@@ -145,8 +145,20 @@ static uint64_t read_meminfo(const char * root, const char * name) {
     return 0;
 }
 
+static uint64_t read_meminfo(const char * root, const char * name) {
+    return read_line(std::string(root) + "/proc/meminfo", name);
+}
+
 uint64_t ggml_hugepages_mem_available(const char * root) {
     return read_meminfo(root, "MemAvailable");
+}
+
+uint64_t ggml_hugepages_swap_free(const char * root) {
+    return read_meminfo(root, "SwapFree");
+}
+
+uint64_t ggml_hugepages_mem_anonymous() {
+    return read_line("/proc/self/status", "RssAnon");
 }
 
 uint64_t ggml_hugepages_default_size(const char * root) {

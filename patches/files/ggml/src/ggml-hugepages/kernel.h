@@ -32,6 +32,12 @@ size_t ggml_hugepages_thp_size(const char * root, bool * enabled);
 // MemAvailable in bytes
 uint64_t ggml_hugepages_mem_available(const char * root);
 
+// SwapFree in bytes
+uint64_t ggml_hugepages_swap_free(const char * root);
+
+// anonymous memory of this process, in bytes, without huge pages of a pool
+uint64_t ggml_hugepages_mem_anonymous();
+
 // bytes of the default page size
 uint64_t ggml_hugepages_default_size(const char * root);
 

@@ -94,6 +94,10 @@ int ggml_hugepages_turn_begin() noexcept {
 void ggml_hugepages_turn_end(int) noexcept {
 }
 
+ggml_hugepages_memory ggml_hugepages_planned_memory() noexcept {
+    return {};
+}
+
 size_t ggml_hugepages_get_needs(ggml_hugepages_need *, size_t) {
     return 0;
 }
@@ -128,6 +132,10 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
 
 void ggml_hugepages_buffer_free(void * ptr, size_t size) {
     ggml_aligned_free(ptr, size);
+}
+
+bool ggml_hugepages_is_buffer(const void *) {
+    return false;
 }
 
 bool ggml_hugepages_buffer_populate(void *, size_t) {

@@ -1,7 +1,9 @@
 #ifdef __linux__
 
 #include "plan-needs.h"
+#include "cgroup-limits.h"
 #include "error.h"
+#include "kernel.h"
 
 #include <algorithm>
 #include <utility>
@@ -11,6 +13,7 @@ static thread_local struct {
     bool                             together    = false;
     bool                             by_counts   = false;
     uint32_t                         n_plans     = 0;
+    uint64_t                         ordinary    = 0;
     uint64_t                         store_bytes = 0;
     std::vector<ggml_hugepages_need> needs;
     std::set<std::string>            images;
@@ -41,6 +44,7 @@ void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hug
 
 bool ggml_hugepages_end_plan(
         const std::vector<ggml_hugepages_consumer> & consumers,
+        uint64_t                                     ordinary,
         uint64_t                                     store_bytes,
         const std::set<std::string>                & images,
         bool                                         ok,
@@ -58,6 +62,7 @@ bool ggml_hugepages_end_plan(
         }
     }
     t_planned.n_plans++;
+    t_planned.ordinary    += ordinary;
     t_planned.store_bytes += store_bytes;
     t_planned.images.insert(images.begin(), images.end());
     return false;
@@ -66,6 +71,12 @@ bool ggml_hugepages_end_plan(
 size_t ggml_hugepages_get_needs(ggml_hugepages_need * needs, size_t n) {
     std::copy_n(t_planned.needs.begin(), std::min(n, t_planned.needs.size()), needs);
     return t_planned.needs.size();
+}
+
+ggml_hugepages_memory ggml_hugepages_planned_memory() noexcept try {
+    return { t_planned.ordinary, ggml_hugepages_mem_anonymous(), ggml_hugepages_memory_left("") };
+} catch (...) {
+    return {};
 }
 
 uint64_t ggml_hugepages_planned_pages(size_t page_size) {
@@ -82,6 +93,10 @@ bool ggml_hugepages_plans_by_counts() {
 
 uint64_t ggml_hugepages_planned_store_bytes() {
     return t_planned.together ? t_planned.store_bytes : 0;
+}
+
+uint64_t ggml_hugepages_planned_ordinary() {
+    return t_planned.together ? t_planned.ordinary : 0;
 }
 
 #endif // __linux__

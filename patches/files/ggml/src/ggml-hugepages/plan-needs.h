@@ -12,9 +12,11 @@
 void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size);
 
 // Ends a plan with plan_only: keeps the needs for ggml_hugepages_get_needs, and returns false.
-// store_bytes: of the pages that the store lacks. images: their names in the store. ok: whether the needs fit
+// ordinary: bytes of buffers on ordinary memory. store_bytes: of the pages that the store lacks. images: their names in the store.
+// ok: whether the needs fit
 bool ggml_hugepages_end_plan(
         const std::vector<ggml_hugepages_consumer> & consumers,
+        uint64_t                                     ordinary,
         uint64_t                                     store_bytes,
         const std::set<std::string>                & images,
         bool                                         ok,
@@ -26,6 +28,7 @@ const std::set<std::string> & ggml_hugepages_planned_images();
 // What the plans before this one need, if they are one.
 uint64_t ggml_hugepages_planned_pages(size_t page_size);
 uint64_t ggml_hugepages_planned_store_bytes();
+uint64_t ggml_hugepages_planned_ordinary();
 
 // whether the plans of this thread try no page
 bool ggml_hugepages_plans_by_counts();

@@ -49,9 +49,11 @@ struct planner {
     std::vector<ggml_hugepages_consumer>            consumers;
     std::vector<std::vector<ggml_hugepages_blocks>> blocks;   // of each consumer, outside the store
     ggml_hugepages_plan_store                       store;
+    uint64_t                                        store_bytes = 0; // that the store lacks
     std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
     std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
-    uint64_t                                        largest = 0; // bytes of the largest image or demand
+    uint64_t                                        largest = 0;     // bytes of the largest image or demand
+    std::map<ggml_hugepages_kind, uint64_t>         ordinary;        // bytes of demands that get no page
 
     planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
         root(root), images(images), n_images(n_images), params(params), error(error) {}
@@ -75,6 +77,9 @@ struct planner {
     void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;
     bool check_by_trying();
     void hand_out();
+    uint64_t ordinary_bytes() const;
+    bool check_ordinary();
+    bool end_plan(bool ok);
 
     void grant(size_t consumer, size_t page_size, uint64_t pages);
     uint64_t before(size_t page_size) const;
@@ -154,6 +159,7 @@ void planner::add_demand(const ggml_hugepages_demand & demand) {
     } else if (demand.bytes > 0) {
         // a demand smaller than a page uses ordinary memory
         ggml_hugepages_note_need(consumers.back(), all, 0);
+        ordinary[demand.kind] += demand.bytes;
     }
 }
 
@@ -170,6 +176,11 @@ bool planner::decide_thp() {
             if (b.image) {
                 b.image->runs.push_back({ b.first, b.last, smallest, b.rank });
             }
+        }
+    }
+    for (const auto & [consumer, b] : rest) {
+        if (!b.image) {
+            ordinary[consumers[consumer].kind] += b.last - b.first;
         }
     }
     bytes += before(smallest)*smallest;
@@ -432,7 +443,7 @@ bool planner::check_by_trying() {
 void planner::hand_out() {
     for (const auto & s : supplies) {
         const size_t page_size = s.pool.page_size;
-        uint64_t left = s.usable();
+        uint64_t left = s.usable() - std::min(s.usable(), before(page_size));
         uint64_t own  = store.own[page_size];
         auto takers = page_size == smallest ? rest : std::vector<ggml_hugepages_consumed>();
         for (const auto & e : store.entries) {
@@ -460,8 +471,39 @@ void planner::hand_out() {
             } else if (!b.file) {
                 grant(consumer, page_size, pages);
             }
+            if (!b.image) {
+                ordinary[consumers[consumer].kind] += (want - pages)*page_size;
+            }
         }
     }
+}
+
+uint64_t planner::ordinary_bytes() const {
+    uint64_t sum = 0;
+    for (const auto & [_, bytes] : ordinary) {
+        sum += bytes;
+    }
+    return sum;
+}
+
+// The kernel grants ordinary memory that it does not have, and ends a process that uses it.
+bool planner::check_ordinary() {
+    const uint64_t bytes     = ordinary_bytes() + (params.plan_only ? ggml_hugepages_planned_ordinary() : 0);
+    const uint64_t available = ggml_hugepages_memory_left(root);
+    if (available == 0 || bytes <= available + ggml_hugepages_swap_free(root)) {
+        return true;
+    }
+    std::string kinds;
+    for (const auto & [kind, n] : ordinary) {
+        if (n > 0) {
+            kinds += (kinds.empty() ? "" : ", ") + std::string(ggml_hugepages_kind_name(kind));
+        }
+    }
+    return ggml_hugepages_fail_ordinary_short(kinds, bytes, available, error);
+}
+
+bool planner::end_plan(bool ok) {
+    return ggml_hugepages_end_plan(consumers, ordinary_bytes(), store_bytes, own_images(), ok, error);
 }
 
 } // namespace
@@ -486,11 +528,11 @@ bool ggml_hugepages_decide(
     }
     if (p.supplies.empty()) {
         p.count_rest();
-        const bool ok = p.decide_thp();
+        const bool ok = p.decide_thp() && p.check_ordinary();
         ggml_hugepages_join_runs(images, n_images);
-        return params.plan_only ? ggml_hugepages_end_plan(p.consumers, 0, {}, ok, error) : ok;
+        return params.plan_only ? p.end_plan(ok) : ok;
     }
-    const uint64_t store_bytes = p.store.bytes();
+    p.store_bytes = p.store.bytes();
     if (params.plan_only && p.store.free != UINT64_MAX) {
         p.store.free -= std::min(p.store.free, ggml_hugepages_planned_store_bytes());
     }
@@ -502,15 +544,17 @@ bool ggml_hugepages_decide(
     p.add_pools_of_store();
     p.take_large_pages();
     p.count_rest();
-    if (!p.check_shortage() || !p.check_by_trying()) {
-        return ggml_hugepages_end_plan(p.consumers, store_bytes, p.own_images(), false, error);
+    bool ok = p.check_shortage() && p.check_by_trying();
+    // a plan also tells what a load with `prefer` would leave out
+    if (ok || (params.plan_only && params.policy == GGML_HUGEPAGES_POLICY_PREFER)) {
+        p.hand_out();
+        ok = ok && p.check_ordinary();
     }
     if (params.plan_only) {
-        return ggml_hugepages_end_plan(p.consumers, store_bytes, p.own_images(), true, error);
+        return p.end_plan(ok);
     }
-    p.hand_out();
     ggml_hugepages_join_runs(images, n_images);
-    return true;
+    return ok;
 }
 
 #endif // __linux__

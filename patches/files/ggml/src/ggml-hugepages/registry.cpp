@@ -80,6 +80,10 @@ ggml_hugepages_image * ggml_hugepages_find_buffer(const void * ptr) {
     return it == g_buffers.end() ? nullptr : it->get();
 }
 
+bool ggml_hugepages_is_buffer(const void * ptr) {
+    return g_n_buffers > 0 && ggml_hugepages_find_buffer(ptr);
+}
+
 std::unique_ptr<ggml_hugepages_image> ggml_hugepages_take_buffer(const void * ptr) {
     std::unique_ptr<ggml_hugepages_image> buffer;
     if (g_n_buffers == 0) {

@@ -137,6 +137,13 @@ bool ggml_hugepages_fail_file_size(const ggml_hugepages_params & params, uint64_
     return false;
 }
 
+bool ggml_hugepages_fail_ordinary_short(const std::string & kinds, uint64_t bytes, uint64_t available, ggml_hugepages_error * error) {
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no huge page is left for %.2f MiB (%s), and only %.2f MiB of ordinary memory are available",
+        bytes/1024.0/1024.0, kinds.c_str(), available/1024.0/1024.0);
+    ggml_hugepages_hint(error, "end other programs, use a shorter context (-c) or a smaller model, or keep the weights in the file (--no-repack)");
+    return false;
+}
+
 bool ggml_hugepages_fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size) {
     const int err = errno;
     ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_NO_MEMORY, "cannot allocate %.2f MiB of ordinary memory for %s: %s", size/1024.0/1024.0,

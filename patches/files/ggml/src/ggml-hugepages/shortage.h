@@ -36,6 +36,9 @@ bool ggml_hugepages_fail_short(
 // Adds --hugepage-policy prefer to the hint, if that would help: not if it is set, and not for programs that only fill a store.
 void ggml_hugepages_hint_prefer(const ggml_hugepages_params & params, ggml_hugepages_error * error);
 
+// Sets the error for buffers that get no huge page, and for which ordinary memory is too small too. kinds: "repacked, kv"
+bool ggml_hugepages_fail_ordinary_short(const std::string & kinds, uint64_t bytes, uint64_t available, ggml_hugepages_error * error);
+
 // too little ordinary memory, or a limit on it: errno
 bool ggml_hugepages_fail_ordinary(ggml_hugepages_error * error, const ggml_hugepages_image & image, size_t size);
 
