@@ -32,6 +32,7 @@ mod reading;
 mod refused_calls;
 mod resident;
 mod router;
+mod router_walks;
 mod serve;
 mod serve_command;
 mod several_models;
