@@ -508,6 +508,51 @@ TEST(anywhere, pieces_come_once_and_whole_from_any_offset) {
     }
 }
 
+TEST(anywhere, parts_of_a_piece_come_in_order_in_whole_groups) {
+    const temp_file file(24*MIB + 777, 5);
+    struct parts {
+        const temp_file & file;
+        std::mutex        mutex;
+        std::map<size_t, std::vector<std::pair<size_t, size_t>>> of = {}; // offset and size, by the first byte of the piece
+        size_t            bad = 0;
+    };
+    const auto take = [](const void * data, size_t size, const ggml_hugepages_piece * piece) {
+        auto & p = *(parts *) piece->user_data;
+        std::lock_guard<std::mutex> lock(p.mutex);
+        p.bad += first_difference((const uint8_t *) data, p.file.seed, piece->offset, piece->offset + size) != SIZE_MAX;
+        p.of[piece->first].emplace_back(piece->offset, size);
+        return true;
+    };
+    for (const bool is_cached : { true, false }) {
+        if (!is_cached) {
+            file.drop();
+        }
+        parts p = { file, {} };
+        load l(prefer());
+        l.add(file);
+        const size_t group = 36*KIB + 2; // of the tests' own: no power of two
+        const size_t piece = 100*group;
+        for (size_t first = 3; first < file.size; first += piece) {
+            l.pieces.push_back({ l.entries[0].image, first, std::min(first + piece, file.size), take, &p, first, group });
+        }
+        CHECK(l.fill());
+        CHECK_EQ(p.bad, (size_t) 0);
+        CHECK_EQ(p.of.size(), l.pieces.size());
+        size_t n_parts = 0;
+        for (const auto & whole : l.pieces) {
+            size_t at = whole.first;
+            for (const auto & [offset, size] : p.of[whole.first]) {
+                CHECK_EQ(offset, at);
+                CHECK(size % group == 0 || offset + size == whole.last);
+                at += size;
+                n_parts++;
+            }
+            CHECK_EQ(at, whole.last);
+        }
+        CHECK(is_cached ? n_parts > 5*l.pieces.size() : n_parts >= l.pieces.size());
+    }
+}
+
 TEST(anywhere, a_piece_that_is_refused_ends_the_load) {
     const temp_file file(9*MIB, 5);
     placed p;

@@ -206,6 +206,50 @@ fn the_engine_is_clean_under_the_thread_sanitizer() {
     under(Build::Thread);
 }
 
+/// The kernels of `repack-rows.cpp` against upstream's functions, compiled for this CPU, for all of its kind, and in between.
+fn repack_kernels(dir: &str, flags: &[&str]) {
+    let dir = target_dir().join("engine/repack").join(dir);
+    let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml/src/ggml-cpu");
+    let include = format!("-I{}", upstream.display());
+    let compiler = Compiler::given()
+        .with(&["-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-w"])
+        .with(&["-ffunction-sections", "-fdata-sections", &include])
+        .with(flags);
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = [
+        ours.join("tests/engine/repack/test-repack-rows.cpp"),
+        ours.join("patches/files/ggml/src/ggml-cpu/repack-rows.cpp"),
+    ];
+    let mut objects = compiler.objects(&sources, &dir);
+    objects.push(Path::new(env!("OUT_DIR")).join("build/ggml/src/libggml-base.a"));
+    let program = dir.join("test-repack-rows");
+    // Only upstream's functions are used, and not the backend around them. ggml may use OpenMP.
+    let linked = compiler.link(&objects, &["-Wl,--gc-sections", "-fopenmp"], &program);
+    linked.unwrap_or_else(|error| panic!("{error}"));
+    let output = Command::new(&program).arg("--brief").output();
+    let output = output.expect("the program was just built");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{flags:?}: {output:?}");
+    assert!(text.contains(" comparisons, no difference"), "{text}");
+}
+
+#[test]
+fn the_repack_kernels_write_the_bytes_of_upstream() {
+    repack_kernels("native", &["-march=native"]);
+    repack_kernels("baseline", &[]);
+    if cfg!(target_arch = "x86_64") {
+        repack_kernels("sse4", &["-msse4.2"]);
+    }
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn the_repack_kernels_are_clean_under_the_address_and_undefined_behavior_sanitizers() {
+    or_skip!(Build::Address.has_runtime());
+    let flags = [Build::Address.flags(), &["-march=native"]].concat();
+    repack_kernels("address", &flags);
+}
+
 /// A program that takes the address of every function of the header, so that the linker misses none.
 fn program_with_every_function() -> String {
     let header = fs::read_to_string(cxx::header()).expect("the file is part of this repository");

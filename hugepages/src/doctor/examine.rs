@@ -53,6 +53,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("model-file", model::file),
     ("model-direct-io", model::direct_io),
     ("model-mapping", model::mapping),
+    ("model-repack", model::repacking),
 ];
 
 /// Runs all checks. `arguments` are the arguments of `llama-server`, or empty. `plan` is the plan for these arguments.
@@ -81,6 +82,10 @@ pub fn examine(
             .as_ref()
             .and_then(|plan| plan.as_ref().ok())
             .map(Plan::page_bytes),
+        repacked: plan
+            .as_ref()
+            .and_then(|plan| plan.as_ref().ok())
+            .map_or(0, Plan::repacked_bytes),
         short: plan
             .as_ref()
             .and_then(|plan| plan.as_ref().ok())

@@ -13,6 +13,8 @@ pub struct Host {
     pub model: Option<PathBuf>,
     /// Bytes of huge pages that the model needs, if known.
     pub need: Option<u64>,
+    /// Bytes of weights that the server repacks.
+    pub repacked: u64,
     /// Arguments of the server, quoted for a shell.
     pub arguments: String,
     /// Message of the plan about missing pages, and its hint.

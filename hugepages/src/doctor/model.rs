@@ -109,6 +109,21 @@ pub fn mapping(host: &Host) -> Vec<Finding> {
     }]
 }
 
+pub fn repacking(host: &Host) -> Vec<Finding> {
+    if host.repacked == 0 {
+        return Vec::new();
+    }
+    let found = format!(
+        "the server repacks {} of weights at each start without a store",
+        ByteSize::new(host.repacked)
+    );
+    let meaning = "repacking can make prompts faster; `--no-repack` starts sooner. This command measures both on this machine";
+    let model = host.model.as_deref().unwrap_or(Path::new("FILE"));
+    let model = model.to_string_lossy();
+    let command = ["hugepages", "compare", "-m", &model, "--cases", "repack"];
+    vec![Finding::note(found, meaning).command(shell_words::join(command))]
+}
+
 /// Maps at most 64 MiB of the file like stock, touches them, and reads the size of their mapping from the kernel.
 ///
 /// It uses the middle of the file, because the kernel's read-ahead starts with small pieces.

@@ -138,6 +138,7 @@ mod tests {
                 direct_read: false,
                 planned_bytes,
                 planned_ordinary_bytes: 0,
+                is_equal: true,
             },
             equal_tokens: 12,
             ratios: std::collections::BTreeMap::new(),

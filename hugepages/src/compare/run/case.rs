@@ -27,6 +27,8 @@ pub struct Case {
     pub planned_bytes: u64,
     /// Planned bytes of ordinary memory for B: buffers that are smaller than a page.
     pub planned_ordinary_bytes: u64,
+    /// Whether both sides must give the same tokens. Repacked weights are summed in another order than the others.
+    pub is_equal: bool,
 }
 
 /// All runs of a case, without the first run of each side.
@@ -34,7 +36,7 @@ pub struct Case {
 pub struct CaseResult {
     /// The case.
     pub case: Case,
-    /// Tokens that were equal bit for bit before the measurement.
+    /// Tokens that were equal bit for bit before the measurement; 0 if the case does not compare them.
     pub equal_tokens: usize,
     /// Ratio B / A of each measure that is above zero in all runs, by its id.
     pub ratios: BTreeMap<&'static str, Ratio>,

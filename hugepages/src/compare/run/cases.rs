@@ -92,6 +92,14 @@ const SHARDS: Recipe = Recipe {
     name: "shards",
     ..HUGE
 };
+const REPACK: Recipe = Recipe {
+    name: "repacked",
+    ..HUGE
+};
+const NO_REPACK: Recipe = huge(
+    "no repack",
+    &["--hugepages", "--hugepage-policy", "require", "--no-repack"],
+);
 const SIZE_2M: Recipe = huge(
     "2M",
     &[
@@ -166,12 +174,14 @@ use Cache::{Cold, Warm};
 
 /// All cases.
 #[rustfmt::skip]
-pub const CASES: [Row; 23] = [
+pub const CASES: [Row; 25] = [
     row("cold",        Cold, STOCK,    HUGE,          "stock, huge pages of any size"),
     row("warm",        Warm, STOCK,    HUGE,          "the same"),
     row("off",         Warm, STOCK,    OFF,           "stock, this llama-server without --hugepages"),
     row("same",        Warm, STOCK,    STOCK_AGAIN,   "stock, stock: shows the noise"),
     row("shards",      Warm, ONE_FILE, SHARDS,        "one file, shards: both on huge pages"),
+    row("repack-cold", Cold, NO_REPACK, REPACK,       "weights as in the file, repacked: both on huge pages"),
+    row("repack",      Warm, NO_REPACK, REPACK,       "the same"),
     row("2m-cold",     Cold, STOCK,    SIZE_2M,       "stock, pages of 2 MiB only"),
     row("2m",          Warm, STOCK,    SIZE_2M,       "the same"),
     row("1g-cold",     Cold, STOCK,    SIZE_1G,       "stock, pages of 1 GiB only"),
@@ -273,6 +283,7 @@ impl Row {
             direct_read: self.cache == Cold && self.b.pages == Pages::All && !self.uses_store(),
             planned_bytes: 0,
             planned_ordinary_bytes: 0,
+            is_equal: self.a != NO_REPACK,
         }
     }
 

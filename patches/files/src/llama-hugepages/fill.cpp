@@ -29,7 +29,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             const bool        by_rows  = buft == "CPU" || buft == "CPU_REPACK";
             const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
             const size_t      group    = 64*row_size;
-            const size_t      step     = by_rows ? std::max<size_t>(1, 8*1024*1024/group)*group : ggml_nbytes(cur);
+            const size_t      step     = by_rows ? std::max<size_t>(1, 4*1024*1024/group)*group : ggml_nbytes(cur);
             loaded_tensors.insert(cur);
             if (is_attached(ctx)) {
                 return;
@@ -37,7 +37,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors, &refused });
             for (size_t at = 0; at < ggml_nbytes(cur); at += step) {
                 pieces.push_back({ images.at(weight.idx).get(), weight.offs + at, weight.offs + std::min(at + step, ggml_nbytes(cur)),
-                    llama_hugepages_place_rows, &targets.back(), at });
+                    llama_hugepages_place_rows, &targets.back(), at, by_rows ? group : 0 });
             }
         });
     }

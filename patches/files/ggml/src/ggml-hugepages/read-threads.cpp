@@ -22,6 +22,9 @@ static const size_t   READ_SIZE_MIN = 64*1024;
 static const uint64_t READ_US_SHORT = 5*1000;
 static const uint64_t READ_US_LONG  = 20*1000;
 
+// A cached piece is copied and placed in parts of this size, so that source and copy stay in the L2 cache of a core.
+static const size_t PART_SIZE = 256*1024;
+
 // limit of all staging buffers together, unless a single piece is larger
 static const size_t STAGING_SIZE = 128*1024*1024;
 
@@ -175,52 +178,93 @@ void ggml_hugepages_reader::read_chunk(const ggml_hugepages_job & j) {
     }
 }
 
-void ggml_hugepages_reader::read_piece(const ggml_hugepages_job & j) {
-    const size_t alignment = j.from->alignment;
-    const size_t first     = ggml_hugepages_align_down(j.first, alignment);
-    const size_t size      = ggml_hugepages_align_up(std::max(j.last, j.first + 1), alignment) - first; // a piece may be empty
-    std::unique_ptr<ggml_hugepages_staging> buf;
-    {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return stop || n_staged == 0 || n_staged + size <= STAGING_SIZE; });
-        n_staged += size;
-        if (!unused.empty()) {
-            buf = std::move(unused.back());
-            unused.pop_back();
-        }
+std::unique_ptr<ggml_hugepages_staging> ggml_hugepages_reader::take_staging(size_t size) {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return stop || n_staged == 0 || n_staged + size <= STAGING_SIZE; });
+    n_staged += size;
+    if (unused.empty()) {
+        return std::make_unique<ggml_hugepages_staging>();
     }
-    if (!buf) {
-        buf = std::make_unique<ggml_hugepages_staging>();
-    }
-    if (stop || !buf->reserve(size)) {
-        ggml_hugepages_error e = {};
-        if (!stop) {
-            ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no memory to read %s: %s", j.image->path.c_str(), strerror(errno));
-            fail(e);
-        }
-    } else {
-        const auto on_read = [&](size_t from, size_t to) {
-            from = std::max(from, j.first);
-            to   = std::min(to, j.last);
-            done += to > from ? to - from : 0;
-        };
-        if (read(*j.from, first, std::min(first + size, j.image->size), (uint8_t *) buf->addr, on_read)) {
-            const uint64_t begin    = ggml_hugepages_now_us();
-            const uint64_t populate = ggml_hugepages_us_populate;
-            const bool     placed   = j.piece->place((const uint8_t *) buf->addr + (j.first - first), j.last - j.first, j.piece);
-            us_populate += ggml_hugepages_us_populate - populate;
-            us_place    += ggml_hugepages_now_us() - begin - (ggml_hugepages_us_populate - populate);
-            if (!placed) {
-                fail_invalid(j);
-            }
-        }
-    }
+    auto buf = std::move(unused.back());
+    unused.pop_back();
+    return buf;
+}
+
+void ggml_hugepages_reader::return_staging(std::unique_ptr<ggml_hugepages_staging> buf, size_t size) {
     std::lock_guard<std::mutex> lock(mutex);
     n_staged -= size;
     if (buf->size <= 2*CHUNK_SIZE && unused.size() < STAGING_SIZE/(2*CHUNK_SIZE)) {
         unused.push_back(std::move(buf));
     }
     changed.notify_all();
+}
+
+void ggml_hugepages_reader::place(const ggml_hugepages_job & j, const uint8_t * data, size_t first, size_t last) {
+    auto part = *j.piece;
+    part.offset += first - j.first;
+    const uint64_t begin    = ggml_hugepages_now_us();
+    const uint64_t populate = ggml_hugepages_us_populate;
+    const bool     placed   = part.place(data, last - first, &part);
+    us_populate += ggml_hugepages_us_populate - populate;
+    us_place    += ggml_hugepages_now_us() - begin - (ggml_hugepages_us_populate - populate);
+    if (!placed) {
+        fail_invalid(j);
+    }
+}
+
+void ggml_hugepages_reader::read_piece(const ggml_hugepages_job & j) {
+    size_t       n_cached  = 0;
+    const auto   state     = j.from->cache.state(j.first, j.last, &n_cached);
+    const bool   is_copied = state == GGML_HUGEPAGES_CACHED_ALL || state == GGML_HUGEPAGES_CACHED_MOST;
+    const size_t group     = j.piece->group;
+    const size_t step      = is_copied && group > 0 ? std::max(group, PART_SIZE/group*group) : std::max<size_t>(1, j.last - j.first);
+    const size_t alignment = j.from->alignment;
+    const size_t size      = ggml_hugepages_align_up(step, alignment) + alignment;
+
+    auto buf = take_staging(size);
+    if (!stop && !buf->reserve(size)) {
+        ggml_hugepages_error e = {};
+        ggml_hugepages_fail(&e, GGML_HUGEPAGES_STATUS_NO_MEMORY, "no memory to read %s: %s", j.image->path.c_str(), strerror(errno));
+        fail(e);
+    }
+    // a copy needs a CPU, a direct read only the device
+    std::unique_ptr<cpu> held;
+    if (is_copied) {
+        held = std::make_unique<cpu>(*this);
+    }
+    size_t at = j.first;
+    do { // a piece may be empty
+        const size_t last  = std::min(at + step, j.last);
+        const size_t first = ggml_hugepages_align_down(at, alignment);
+        const size_t end   = std::min(ggml_hugepages_align_up(std::max(last, at + 1), alignment), j.image->size);
+        const auto on_read = [&](size_t from, size_t to) {
+            from = std::max(from, at);
+            to   = std::min(to, last);
+            done += to > from ? to - from : 0;
+        };
+        if (stop || !read(*j.from, first, end, (uint8_t *) buf->addr, on_read)) {
+            break;
+        }
+        if (!held) {
+            held = std::make_unique<cpu>(*this);
+        }
+        place(j, (const uint8_t *) buf->addr + (at - first), at, last);
+        at = last;
+    } while (at < j.last);
+    held.reset();
+    return_staging(std::move(buf), size);
+}
+
+ggml_hugepages_reader::cpu::cpu(ggml_hugepages_reader & reader) : reader(reader) {
+    std::unique_lock<std::mutex> lock(reader.mutex);
+    reader.changed.wait(lock, [&] { return reader.n_free_cpus > 0; });
+    reader.n_free_cpus--;
+}
+
+ggml_hugepages_reader::cpu::~cpu() {
+    std::lock_guard<std::mutex> lock(reader.mutex);
+    reader.n_free_cpus++;
+    reader.changed.notify_all();
 }
 
 void ggml_hugepages_reader::work() {

@@ -8,6 +8,7 @@
 #include "stopwatch.h"
 #include "store-file.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -56,6 +57,7 @@ struct ggml_hugepages_reader {
     size_t                  n_started = 0; // set at the end of run()
     size_t                  n_staged  = 0; // bytes of staging buffers in use
     std::vector<std::unique_ptr<ggml_hugepages_staging>> unused; // reused for later pieces
+    size_t                  n_free_cpus = std::max(1u, std::thread::hardware_concurrency()); // for pieces
     bool                    failed    = false;
     ggml_hugepages_error    error     = {};
     ggml_hugepages_image *  refused   = nullptr; // the image that got no page
@@ -79,6 +81,21 @@ struct ggml_hugepages_reader {
     size_t populate(const ggml_hugepages_job & j);
 
     void read_chunk(const ggml_hugepages_job & j);
+
+    // A thread that copies or places pieces. There are no more of them than CPUs, and any number of threads that wait for the device.
+    struct cpu {
+        ggml_hugepages_reader & reader;
+        explicit cpu(ggml_hugepages_reader & reader);
+        cpu(const cpu &) = delete;
+        ~cpu();
+    };
+
+    // memory for a piece, when the limit allows it
+    std::unique_ptr<ggml_hugepages_staging> take_staging(size_t size);
+    void return_staging(std::unique_ptr<ggml_hugepages_staging> buf, size_t size);
+
+    // passes bytes [first, last) of the file, a part of the piece, to its callback
+    void place(const ggml_hugepages_job & j, const uint8_t * data, size_t first, size_t last);
 
     void read_piece(const ggml_hugepages_job & j);
 

@@ -86,8 +86,10 @@ static bool run_jobs(
     }
 
     const size_t n_threads = ggml_hugepages_n_threads(params);
-    const bool   is_fixed  = params.n_threads > 0 || r.sources.empty() || n_pieces > 0;
-    const bool   finished  = r.run(n_threads, is_fixed ? n_threads : MAX_THREADS, callback, user_data);
+    const bool   is_fixed  = params.n_threads > 0 || r.sources.empty();
+    // some place pieces while others wait for the device
+    const size_t n_first   = is_fixed || n_pieces == 0 ? n_threads : 2*n_threads;
+    const bool   finished  = r.run(n_first, is_fixed ? n_threads : MAX_THREADS, callback, user_data);
 
     if (r.failed) {
         *error = r.error;
