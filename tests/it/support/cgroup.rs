@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::guardian::Guardian;
 use super::pool::PAGE;
@@ -132,7 +133,10 @@ impl MemoryCgroup {
     /// An error is the reason to skip the test.
     pub fn with_limit(bytes: u64) -> Result<Self, String> {
         let (root, file) = memory_hierarchy()?;
-        let dir = root.join(format!("llama-hugepages-memory-{}", process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("llama-hugepages-memory-{}-{number}", process::id());
+        let dir = root.join(name);
         let mut guardian = Guardian::start(REMOVE, None);
         guardian.tell(&format!("child {}", dir.display()));
         fs::create_dir(&dir).map_err(|error| format!("no right to make a cgroup: {error}"))?;

@@ -100,7 +100,8 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     ggml_hugepages_error error = {};
     auto imgs = handles();
     if (!ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error)) {
-        if (!ggml_hugepages_accepts_less(&params)) {
+        // without huge pages, even more ordinary memory would be used
+        if (!ggml_hugepages_accepts_less(&params) || error.status == GGML_HUGEPAGES_STATUS_NO_MEMORY) {
             llama_hugepages_raise(error);
         }
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);

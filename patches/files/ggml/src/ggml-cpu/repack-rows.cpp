@@ -1,9 +1,10 @@
-// The layouts of repack.cpp, written for the speed of memory: rows are read in place, blocks are interleaved in registers.
+// The layouts of repack.cpp at the speed of memory: reads the rows in place, interleaves them in registers, writes past the caches.
 
 #include "repack-rows.h"
 
 #include "repack.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-// GCC 12 and clang; on a target without vectors the compiler would take each vector apart
+// Without vector registers the compiler would split each vector into bytes. GCC knows the builtin since version 12.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector) && (defined(__SSE2__) || defined(__ARM_NEON) || defined(__VEC__) || defined(__riscv_vector))
 #define GGML_REPACK_VECTORS
@@ -31,7 +32,7 @@ typedef uint16_t vec16 __attribute__((vector_size(VEC)));
 typedef uint32_t vec32 __attribute__((vector_size(VEC)));
 typedef uint64_t vec64 __attribute__((vector_size(VEC)));
 
-// lo, hi: the units of a and b in turn (punpckl/punpckh, zip1/zip2)
+// Alternates the units of a and b (punpckl and punpckh, zip1 and zip2).
 template <int UNIT> inline void zip(vec a, vec b, vec & lo, vec & hi) {
     if constexpr (UNIT == 1) {
         lo = __builtin_shufflevector(a, b, 0, 16, 1, 17,  2, 18,  3, 19,  4, 20,  5, 21,  6, 22,  7, 23);
@@ -48,7 +49,7 @@ template <int UNIT> inline void zip(vec a, vec b, vec & lo, vec & hi) {
     }
 }
 
-// Stores ROWS vectors, interleaved. Neighbours become one row of twice the unit: first the halves lo, then the halves hi.
+// Interleaves ROWS vectors. A zip makes two neighbours one row of twice the unit; all lo halves come before all hi halves.
 template <int ROWS, int UNIT> inline void store_interleaved(uint8_t * dst, const vec * v) {
     if constexpr (ROWS > 1 && UNIT < VEC) {
         vec lo[ROWS / 2], hi[ROWS / 2];
@@ -107,48 +108,62 @@ inline void store_32(uint8_t * p, uint32_t x) {
     memcpy(p, &x, sizeof(x));
 }
 
-// The eight 6-bit scales and mins of a Q4_K or Q5_K block, a byte each, four to a word. No shift crosses a byte.
+// The eight 6-bit scales and mins of Q4_K or Q5_K blocks, by sub-block; a word has a byte of four rows. No shift crosses a byte.
 struct scales_and_mins {
-    uint32_t s[2], m[2];
+    uint32_t s[8][2];
+    uint32_t m[8][2];
 
-    explicit scales_and_mins(const uint8_t * p) {
-        const uint32_t s_low = load_32(p), m_low = load_32(p + 4), rest = load_32(p + 8);
-        s[0] = s_low & 0x3f3f3f3f;
-        m[0] = m_low & 0x3f3f3f3f;
-        s[1] = (rest        & 0x0f0f0f0f) | ((s_low >> 2) & 0x30303030);
-        m[1] = ((rest >> 4) & 0x0f0f0f0f) | ((m_low >> 2) & 0x30303030);
+    scales_and_mins(const uint8_t * src, size_t stride) {
+        constexpr size_t d_size = offsetof(block_q4_K, scales);
+        static_assert(d_size + K_SCALE_SIZE == 16 && offsetof(block_q5_K, scales) == d_size, "d, dmin and the scales fill a vector");
+
+        uint8_t bytes[16][8];
+        interleave<8, 1, 16>(bytes[0], src, stride);
+
+        for (int i = 0; i < 4; i++) {
+            for (int h = 0; h < 2; h++) {
+                const uint32_t a = load_32(&bytes[d_size + i    ][4 * h]);
+                const uint32_t b = load_32(&bytes[d_size + i + 4][4 * h]);
+                const uint32_t c = load_32(&bytes[d_size + i + 8][4 * h]);
+                s[i    ][h] = a & 0x3f3f3f3f;
+                m[i    ][h] = b & 0x3f3f3f3f;
+                s[i + 4][h] = (c        & 0x0f0f0f0f) | ((a >> 2) & 0x30303030);
+                m[i + 4][h] = ((c >> 4) & 0x0f0f0f0f) | ((b >> 2) & 0x30303030);
+            }
+        }
     }
 };
 
-// 12 bytes a sub-block: s and m of rows 0 to 3, each with two bits of row + 4; then the low halves of rows 4 to 7
+// A sub-block has 12 bytes: s and m of rows 0 to 3, with the high bits of rows 4 to 7, then the low bits of rows 4 to 7.
 inline uint8_t * pack_scales_x8(uint8_t * dst, const uint8_t * src, size_t stride) {
-    uint8_t rows[12][8];
-    for (int i = 0; i < 4; i++) {
-        const scales_and_mins a(src + i * stride), b(src + (i + 4) * stride);
-        for (int h = 0; h < 2; h++) {
-            store_32(&rows[i    ][4 * h], a.s[h] | ((b.s[h] & 0x30303030) << 2));
-            store_32(&rows[i + 4][4 * h], a.m[h] | ((b.m[h] & 0x30303030) << 2));
-            store_32(&rows[i + 8][4 * h], (b.s[h] & 0x0f0f0f0f) | ((b.m[h] & 0x0f0f0f0f) << 4));
-        }
+    const scales_and_mins x(src, stride);
+    for (int i = 0; i < 8; i++, dst += 12) {
+        store_32(dst,     x.s[i][0] | ((x.s[i][1] & 0x30303030) << 2));
+        store_32(dst + 4, x.m[i][0] | ((x.m[i][1] & 0x30303030) << 2));
+        store_32(dst + 8, (x.s[i][1] & 0x0f0f0f0f) | ((x.m[i][1] & 0x0f0f0f0f) << 4));
     }
-    return interleave<12, 1, 8>(dst, rows[0], sizeof(rows[0]));
+    return dst;
 }
 
-// 16 bytes a sub-block with the low halves of s and m, then 16 bytes a pair of sub-blocks h and h + 4 with the high bits
+// A sub-block has 16 bytes with the low bits of s and m; then sub-blocks i and i + 4 have 16 bytes with their high bits.
 inline uint8_t * pack_scales_x16(uint8_t * dst, const uint8_t * src, size_t stride) {
-    uint8_t rows[16][12];
-    for (int i = 0; i < 16; i++) {
-        const scales_and_mins a(src + i * stride);
+    for (int row = 0; row < 16; row += 8) {
+        const scales_and_mins x(src + row * stride, stride);
         for (int h = 0; h < 2; h++) {
-            store_32(&rows[i][4 * h], (a.s[h] & 0x0f0f0f0f) | ((a.m[h] & 0x0f0f0f0f) << 4));
+            uint8_t * low = dst + row + 4 * h, * high = low + 8 * 16;
+            for (int i = 0; i < 8; i++) {
+                store_32(low + i * 16, (x.s[i][h] & 0x0f0f0f0f) | ((x.m[i][h] & 0x0f0f0f0f) << 4));
+            }
+            for (int i = 0; i < 4; i++) {
+                store_32(high + i * 16, ((x.s[i][h] >> 4) & 0x03030303) | ((x.m[i    ][h] >> 2) & 0x0c0c0c0c) |
+                                        (x.s[i + 4][h] & 0x30303030)    | ((x.m[i + 4][h] & 0x30303030) << 2));
+            }
         }
-        store_32(&rows[i][8], ((a.s[0] >> 4) & 0x03030303) | ((a.m[0] >> 2) & 0x0c0c0c0c) | (a.s[1] & 0x30303030) | ((a.m[1] & 0x30303030) << 2));
     }
-    return interleave<16, 1, 12>(dst, rows[0], sizeof(rows[0]));
+    return dst + 12 * 16;
 }
 
-#define INTERLEAVE(field, unit, ...) \
-    dst = interleave<ROWS, unit, sizeof(BLOCK::field), ##__VA_ARGS__>(dst, src + offsetof(BLOCK, field), stride)
+#define INTERLEAVE(field, unit) dst = interleave<ROWS, unit, sizeof(BLOCK::field)>(dst, src + offsetof(BLOCK, field), stride)
 
 // Packs the block at src with those of the next ROWS - 1 rows, stride bytes apart. The fields are in the order of repack.h.
 template <typename BLOCK, int UNIT, int ROWS> inline void pack_blocks(uint8_t * dst, const uint8_t * src, size_t stride) {
@@ -157,14 +172,17 @@ template <typename BLOCK, int UNIT, int ROWS> inline void pack_blocks(uint8_t * 
         if constexpr (ROWS == 8) {
             INTERLEAVE(scales, 2);
         } else {
+            uint8_t scales[sizeof(BLOCK::scales)][ROWS];
+            interleave<ROWS, 1, sizeof(BLOCK::scales)>(scales[0], src + offsetof(BLOCK, scales), stride);
             for (int sub_block : { 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15 }) {
-                dst = interleave<ROWS, 1, 1>(dst, src + offsetof(BLOCK, scales) + sub_block, stride);
+                memcpy(dst, scales[sub_block], ROWS);
+                dst += ROWS;
             }
         }
         INTERLEAVE(qs, UNIT);
     } else if constexpr (std::is_same_v<BLOCK, block_q4_K> || std::is_same_v<BLOCK, block_q5_K>) {
         dst = interleave<ROWS, 2, 4>(dst, src + offsetof(BLOCK, GGML_COMMON_AGGR_S), stride); // d, dmin
-        dst = (ROWS == 8 ? pack_scales_x8 : pack_scales_x16)(dst, src + offsetof(BLOCK, scales), stride);
+        dst = (ROWS == 8 ? pack_scales_x8 : pack_scales_x16)(dst, src, stride);
         if constexpr (std::is_same_v<BLOCK, block_q5_K>) {
             INTERLEAVE(qh, UNIT);
         }
@@ -180,7 +198,8 @@ template <typename BLOCK, int UNIT, int ROWS> inline void pack_blocks(uint8_t * 
     } else {
         INTERLEAVE(d, 2);
         if constexpr (std::is_same_v<BLOCK, block_q4_0>) {
-            INTERLEAVE(qs, UNIT, 0x88); // unsigned nibbles become signed
+            // the kernels want signed nibbles
+            interleave<ROWS, UNIT, sizeof(BLOCK::qs), 0x88>(dst, src + offsetof(BLOCK, qs), stride);
         } else {
             INTERLEAVE(qs, UNIT);
         }
@@ -189,9 +208,11 @@ template <typename BLOCK, int UNIT, int ROWS> inline void pack_blocks(uint8_t * 
 
 #undef INTERLEAVE
 
-// Packed blocks of SIZE bytes, one after another.
+// packed_blocks: the destination, filled with one packed block of SIZE bytes after another.
+
 #if defined(__SSE2__)
-// They pass the caches: a tile in L1 collects them, whole lines go from there to memory.
+
+// A tile in L1 collects the blocks. Its whole lines are streamed to memory, so memory need not read the destination first.
 template <size_t SIZE> class packed_blocks {
   public:
     explicit packed_blocks(void * dst) : line((uint8_t *) dst - (uintptr_t) dst % LINE), used((uintptr_t) dst % LINE), skip(used) {}
@@ -215,8 +236,10 @@ template <size_t SIZE> class packed_blocks {
 
     uint8_t * line;  // where tile[0] belongs
     size_t    used;
-    size_t    skip;  // bytes of the first line that belong to somebody else
-    alignas(LINE) uint8_t tile[FULL + SIZE + LINE];
+    size_t    skip;  // bytes of the first line that are not ours: another thread may write them
+
+    // in one page: some blocks are no multiple of 16 bytes, and a store across two pages takes hundreds of cycles
+    alignas(4096) uint8_t tile[FULL + SIZE + LINE];
 
     void flush() {
         size_t i = 0;
@@ -230,12 +253,14 @@ template <size_t SIZE> class packed_blocks {
                 _mm_stream_si128((__m128i *) (line + k), _mm_load_si128((const __m128i *) (tile + k)));
             }
         }
-        memcpy(tile, tile + i, LINE);
+        memmove(tile, tile + i, LINE);
         line += i;
         used -= i;
     }
 };
+
 #else
+
 template <size_t SIZE> class packed_blocks {
   public:
     explicit packed_blocks(void * dst) : dst((uint8_t *) dst) {}
@@ -250,7 +275,8 @@ template <size_t SIZE> class packed_blocks {
   private:
     uint8_t * dst;
 };
-#endif
+
+#endif // __SSE2__
 
 template <typename BLOCK, int QK, int UNIT, int ROWS> bool repack_rows(struct ggml_tensor * t, const void * data, size_t data_size) {
     constexpr size_t packed_size = ROWS * sizeof(BLOCK);
@@ -265,14 +291,16 @@ template <typename BLOCK, int QK, int UNIT, int ROWS> bool repack_rows(struct gg
     const uint8_t * src = (const uint8_t *) data;
     packed_blocks<packed_size> out(t->data);
 
-    for (int64_t row = 0; row < nrows; row += ROWS, src += ROWS * stride) {
-        // The hardware follows ROWS short streams badly. The next group of rows is one stream, so fetch it into L2 while this one is packed.
-        const uint8_t * ahead = row + ROWS < nrows ? src + ROWS * stride : src;
-        for (size_t offset = 0; offset < stride; offset += sizeof(BLOCK), ahead += packed_size) {
-            for (size_t i = 0; i < packed_size; i += 64) {
-                __builtin_prefetch(ahead + i, 0, 2);
+    // The hardware prefetches ROWS short streams badly, so fetch the next group of rows into L2 while this group is packed.
+    size_t ahead = ROWS * stride, ahead_end = ahead;
+
+    for (int64_t row = 0; row < nrows; row += ROWS) {
+        for (size_t offset = 0; offset < stride; offset += sizeof(BLOCK)) {
+            ahead_end = std::min(ahead_end + packed_size, data_size);
+            for (; ahead < ahead_end; ahead += 64) {
+                __builtin_prefetch(src + ahead, 0, 2);
             }
-            pack_blocks<BLOCK, UNIT, ROWS>(out.next(), src + offset, stride);
+            pack_blocks<BLOCK, UNIT, ROWS>(out.next(), src + row * stride + offset, stride);
         }
     }
     out.finish();
