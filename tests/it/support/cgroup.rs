@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::guardian::Guardian;
 use super::pool::PAGE;
 
+/// Tests of one process each have a cgroup of their own.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
 /// Empties and removes the cgroup, and disables the controllers that were enabled for it.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
@@ -133,7 +136,6 @@ impl MemoryCgroup {
     /// An error is the reason to skip the test.
     pub fn with_limit(bytes: u64) -> Result<Self, String> {
         let (root, file) = memory_hierarchy()?;
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("llama-hugepages-memory-{}-{number}", process::id());
         let dir = root.join(name);

@@ -29,7 +29,8 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             const bool        by_rows  = buft == "CPU" || buft == "CPU_REPACK";
             const size_t      row_size = ggml_row_size(cur->type, cur->ne[0]);
             const size_t      group    = 64*row_size;
-            const size_t      step     = by_rows ? std::max<size_t>(1, 4*1024*1024/group)*group : ggml_nbytes(cur);
+            // with the sectors around it, a piece fits into two transparent huge pages
+            const size_t      step     = by_rows ? std::max<size_t>(1, (4*1024*1024 - 64*1024)/group)*group : ggml_nbytes(cur);
             loaded_tensors.insert(cur);
             if (is_attached(ctx)) {
                 return;
