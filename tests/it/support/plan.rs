@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::programs;
 use super::server::Launch;
+use super::{pool, programs};
 
 /// The command that plans a server.
 pub fn command(launch: &Launch) -> Command {
@@ -21,7 +21,8 @@ pub fn command(launch: &Launch) -> Command {
 
 /// The plan of a server, whether the need fits the pool or not.
 pub fn of(launch: &Launch) -> Value {
-    let output = command(launch).output().expect("the tool can be started");
+    let output = pool::alone(|| command(launch).output());
+    let output = output.expect("the tool can be started");
     assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }

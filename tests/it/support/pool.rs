@@ -299,6 +299,12 @@ fn lock() -> File {
     file
 }
 
+/// Runs what takes a page for a moment, such as a plan, while no other test has the pool: the other test would miss the page.
+pub fn alone<T>(run: impl FnOnce() -> T) -> T {
+    let _lock = (!HELD.get()).then(lock);
+    run()
+}
+
 fn enough_memory(pages: u64) {
     let meminfo = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
     let available = meminfo
