@@ -31,6 +31,10 @@ struct ggml_hugepages_staging {
                 if (huge) {
                     madvise(addr, mapped - thp, MADV_HUGEPAGE); // may fail
                 }
+                // btrfs reads through the page cache to memory that has no page yet
+                for (size_t at = 0; at < size; at += 4096) {
+                    ((volatile uint8_t *) addr)[at] = 0;
+                }
             }
         }
         return addr != MAP_FAILED;
