@@ -173,21 +173,21 @@ fn signals_leave_nothing_behind() {
     for signal in ["INT", "TERM", "HUP"] {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let out = dir.path().join("x.gguf");
-        // The size fits on the disk, but the signal arrives long before the tool has written it.
-        let child = Command::new(programs::hugepages())
-            .args([
-                "demo-model",
-                out.to_str().unwrap(),
-                "--size",
-                "8G",
-                "--split",
-                "4",
-            ])
+        // The tool needs a second or more for these files, and the nice value lets the test send its signal before.
+        let mut child = Command::new("nice")
+            .args(["-n", "19"])
+            .arg(programs::hugepages())
+            .args(["demo-model", out.to_str().unwrap()])
+            .args(["--size", "2G", "--split", "4"])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while names(dir.path()).is_empty() {
+            if let Some(status) = child.try_wait().unwrap() {
+                let output = child.wait_with_output().unwrap();
+                panic!("the tool wrote nothing and ended with {status}: {output:?}");
+            }
             assert!(Instant::now() < deadline, "the tool writes nothing");
             sleep(Duration::from_millis(5));
         }
