@@ -72,14 +72,21 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented test ## run all checks of CI and the long tests
+test-full: instrumented backends test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored instrumented:: engine:: fuzz:: packaging:: systemd::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: instrumented:: engine:: fuzz:: packaging:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test
 	$(call step,programs for Valgrind and with sanitizers)
 	cargo xtask instrumented
+
+# The tests skip these servers, and print the reason, if the distribution's Vulkan is too old (Debian 12).
+.PHONY: backends
+backends: setup-test
+	$(call step,servers with the backends Vulkan and BLAS)
+	@scripts/setup --test-full
+	cargo xtask backends --if-possible
 
 .PHONY: unit
 unit: model ## run only the unit and integration tests

@@ -22,6 +22,7 @@ const MODEL_VARIABLES: [&str; 3] = [
 ];
 const POLICY: &str = "--hugepage-policy";
 const POLICY_VARIABLE: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+const OFF: &str = "--no-hugepages";
 /// The option that chooses a store.
 pub const STORE: &str = "--hugepage-store";
 /// Its environment variable.
@@ -32,6 +33,11 @@ pub fn names_model(arguments: &[OsString]) -> bool {
     let is_option = |argument: &OsString| MODEL.iter().any(|name| is(argument, name));
     let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
     arguments.iter().any(is_option) || MODEL_VARIABLES.iter().any(is_set)
+}
+
+/// Whether the arguments ask for a server without huge pages.
+pub fn switches_off(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| argument == OFF)
 }
 
 /// Whether the arguments or the environment choose a policy.

@@ -47,7 +47,7 @@ static header good_header() {
     h.segment    = PAGE;
     h.n_segments = 3;
     snprintf(h.source,   sizeof(h.source),   "/models/a.gguf");
-    snprintf(h.identity, sizeof(h.identity), "file 1:2 5242880 bytes, modified 3.000000004, header 0000000000000005");
+    snprintf(h.identity, sizeof(h.identity), "file 5242880 bytes, modified 3.000000004, header 0000000000000005");
     h.checksum   = ggml_hugepages_header_checksum(h);
     return h;
 }
@@ -173,7 +173,7 @@ struct resident_load {
     uint8_t                 * addr  = nullptr;
     ggml_hugepages_error      error = {};
 
-    resident_load(const source_file & file, const std::string & dir, const char * identity = "file 0:0 0 bytes, modified 0.0, header 0") : file(file) {
+    resident_load(const source_file & file, const std::string & dir, const char * identity = "file 0 bytes, modified 0.0, header 0") : file(file) {
         params = require(PAGE);
         params.n_threads = 1;
         snprintf(params.store, sizeof(params.store), "%s", dir.c_str());
@@ -238,7 +238,7 @@ TEST(store, the_second_load_attaches_and_reads_nothing) {
         CHECK_EQ(resident_load::bytes_read(), (uint64_t) 0);
         CHECK_EQ(before - free_pages(), (uint64_t) 5);
         // a different identity gives a different image
-        resident_load other(file, store.dir, "file 0:1 0 bytes, modified 0.0, header 0");
+        resident_load other(file, store.dir, "file 1 bytes, modified 0.0, header 0");
         REQUIRE(other.run());
         CHECK_EQ(before - free_pages(), (uint64_t) 10);
     }

@@ -86,7 +86,11 @@ fn blocks_of<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> BTreeSet<u64> {
 }
 
 /// Asserts that huge pages hold exactly the blocks of these tensors.
-fn assert_only_these_take_pages(server: &Server, file: &Gguf, is_here: impl Fn(&Tensor) -> bool) {
+pub fn assert_only_these_take_pages(
+    server: &Server,
+    file: &Gguf,
+    is_here: impl Fn(&Tensor) -> bool,
+) {
     let here = blocks_of(file.tensors.iter().filter(|tensor| is_here(tensor)));
     assert!(
         here.len() < file.blocks().len(),
@@ -107,7 +111,7 @@ fn assert_only_these_take_pages(server: &Server, file: &Gguf, is_here: impl Fn(&
 }
 
 /// The number in `blk.N.`
-fn layer_of(tensor: &Tensor) -> Option<u32> {
+pub fn layer_of(tensor: &Tensor) -> Option<u32> {
     let (layer, _) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
     layer.parse().ok()
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::support::cxx::{self, Compiler};
 use crate::support::guardian::Guardian;
 use crate::support::pool::Pool;
-use crate::support::{or_skip, skip, target_dir};
+use crate::support::{or_skip, programs, skip, target_dir};
 
 /// Enough pages to cause a shortage, and few enough for any machine.
 const PAGES: u64 = 24;
@@ -206,39 +206,57 @@ fn the_engine_is_clean_under_the_thread_sanitizer() {
     under(Build::Thread);
 }
 
-/// The kernels of `repack-rows.cpp` against upstream's functions, compiled for this CPU, for all of its kind, and in between.
-fn repack_kernels(dir: &str, flags: &[&str]) {
+/// Compiles the comparison of the kernels of `repack-rows.cpp` with upstream's functions.
+fn repack_kernels(compiler: Compiler, dir: &str, ggml: &[PathBuf], flags: &[&str]) -> PathBuf {
     let dir = target_dir().join("engine/repack").join(dir);
     let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml/src/ggml-cpu");
     let include = format!("-I{}", upstream.display());
-    let compiler = Compiler::given()
+    let version = Path::new(env!("OUT_DIR")).join("build/ggml/src");
+    let compiler = compiler
         .with(&["-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-w"])
         .with(&["-ffunction-sections", "-fdata-sections", &include])
+        .with(&[&format!("-I{}", version.display())])
         .with(flags);
     let ours = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let sources = [
+    let mut sources = vec![
         ours.join("tests/engine/repack/test-repack-rows.cpp"),
         ours.join("patches/files/ggml/src/ggml-cpu/repack-rows.cpp"),
     ];
+    let (libraries, more): (Vec<_>, Vec<_>) = ggml
+        .iter()
+        .cloned()
+        .partition(|file| file.extension().is_some_and(|extension| extension == "a"));
+    sources.extend(more);
     let mut objects = compiler.objects(&sources, &dir);
-    objects.push(Path::new(env!("OUT_DIR")).join("build/ggml/src/libggml-base.a"));
+    objects.extend(libraries);
     let program = dir.join("test-repack-rows");
     // Only upstream's functions are used, and not the backend around them. ggml may use OpenMP.
     let linked = compiler.link(&objects, &["-Wl,--gc-sections", "-fopenmp"], &program);
     linked.unwrap_or_else(|error| panic!("{error}"));
-    let output = Command::new(&program).arg("--brief").output();
-    let output = output.expect("the program was just built");
+    program
+}
+
+fn assert_no_difference(run: &mut Command) {
+    let output = run.arg("--brief").output();
+    let output = output.unwrap_or_else(|error| panic!("{run:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{flags:?}: {output:?}");
+    assert!(output.status.success(), "{run:?}: {output:?}");
     assert!(text.contains(" comparisons, no difference"), "{text}");
+}
+
+/// The kernels, compiled for this CPU, for all of its kind, or in between.
+fn repack_kernels_of_this_machine(dir: &str, flags: &[&str]) {
+    let ggml = Path::new(env!("OUT_DIR")).join("build/ggml/src/libggml-base.a");
+    let program = repack_kernels(Compiler::given(), dir, &[ggml], flags);
+    assert_no_difference(&mut Command::new(program));
 }
 
 #[test]
 fn the_repack_kernels_write_the_bytes_of_upstream() {
-    repack_kernels("native", &["-march=native"]);
-    repack_kernels("baseline", &[]);
+    repack_kernels_of_this_machine("native", &["-march=native"]);
+    repack_kernels_of_this_machine("baseline", &[]);
     if cfg!(target_arch = "x86_64") {
-        repack_kernels("sse4", &["-msse4.2"]);
+        repack_kernels_of_this_machine("sse4", &["-msse4.2"]);
     }
 }
 
@@ -247,7 +265,36 @@ fn the_repack_kernels_write_the_bytes_of_upstream() {
 fn the_repack_kernels_are_clean_under_the_address_and_undefined_behavior_sanitizers() {
     or_skip!(Build::Address.has_runtime());
     let flags = [Build::Address.flags(), &["-march=native"]].concat();
-    repack_kernels("address", &flags);
+    repack_kernels_of_this_machine("address", &flags);
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn the_repack_kernels_write_the_bytes_of_upstream_on_arm64() {
+    let compiler = Compiler::named("aarch64-linux-gnu-g++");
+    or_skip!(programs::found("aarch64-linux-gnu-g++"));
+    or_skip!(programs::found("qemu-aarch64-static"));
+    let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml/src");
+    let ggml = [
+        "ggml.c",
+        "ggml-quants.c",
+        "ggml-alloc.c",
+        "ggml-threading.cpp",
+        "ggml-backend.cpp",
+    ];
+    let ggml = ggml.map(|name| upstream.join(name));
+    for (dir, cpu) in [
+        ("arm64", "armv8-a"),
+        ("arm64-dotprod", "armv8.2-a+dotprod+i8mm"),
+    ] {
+        let program = repack_kernels(
+            compiler.clone(),
+            dir,
+            &ggml,
+            &["-static", &format!("-march={cpu}")],
+        );
+        assert_no_difference(Command::new("qemu-aarch64-static").arg(program));
+    }
 }
 
 /// A program that takes the address of every function of the header, so that the linker misses none.

@@ -3,6 +3,7 @@
 
 mod api;
 mod architectures;
+mod backends;
 mod bad_input;
 mod build_errors;
 mod chat_page;

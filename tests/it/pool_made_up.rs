@@ -195,6 +195,19 @@ fn amounts_that_make_no_sense_end_with_exit_code_2() {
 }
 
 #[test]
+fn a_release_without_pages_says_that_it_returned_none() {
+    let kernel = Kernel::new(&[2048], 1);
+    kernel
+        .pool(&["release"])
+        .success()
+        .stdout(contains("returned 0 pages"));
+    kernel
+        .pool(&["release", "--dry-run"])
+        .success()
+        .stdout(contains("would return 0 pages"));
+}
+
+#[test]
 fn changes_of_an_earlier_boot_are_void() {
     let kernel = Kernel::new(&[2048], 1);
     let boot = "proc/sys/kernel/random/boot_id";

@@ -224,6 +224,10 @@ fn what_cannot_be_served_is_refused_before_the_pool_is_touched() {
     let ended = launch.run();
     assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
     assert!(ended.log.contains("name no model"), "{}", ended.log);
+
+    let ended = tool.serve(&[], &model).args(["--no-hugepages"]).run();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
+    assert!(ended.log.contains("--no-hugepages"), "{}", ended.log);
     assert_eq!(total(), before);
 }
 

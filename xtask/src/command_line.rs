@@ -44,6 +44,12 @@ pub enum Command {
     Tools,
     /// Build the programs of the long tests: for Valgrind (target/portable-*/) and with sanitizers (target/{address,thread}/)
     Instrumented,
+    /// Build llama-server with the backends Vulkan and BLAS: stock into target/backends-stock/, ours into target/backends/
+    Backends {
+        /// Succeed if Vulkan's headers are missing or too old, and print the reason
+        #[arg(long)]
+        if_possible: bool,
+    },
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {
         /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose

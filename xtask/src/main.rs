@@ -3,6 +3,7 @@
 //! It shares `build/` with `build.rs` and does not depend on the crate itself. So it compiles in seconds, and works even if
 //! the crate does not build.
 
+mod backends;
 #[expect(dead_code, reason = "build.rs uses the rest")]
 #[path = "../../build/mod.rs"]
 mod build;
@@ -81,6 +82,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             }
             Ok(Exit::Done)
         }
+        Command::Backends { if_possible } => run_backends(&repo, *if_possible),
         Command::UpstreamTests {
             filters,
             all,
@@ -256,6 +258,19 @@ fn run_patches(repo: &Repo, command: &Patches) -> Result<Exit> {
 fn run_build(repo: &Repo, kind: Kind) -> Result<Exit> {
     for program in programs::build(repo, kind)? {
         println!("{}", program.display());
+    }
+    Ok(Exit::Done)
+}
+
+fn run_backends(repo: &Repo, if_possible: bool) -> Result<Exit> {
+    match backends::check() {
+        Err(missing) if if_possible => eprintln!("backends: skipped, {missing:#}"),
+        checked => {
+            checked?;
+            for server in backends::build(repo)? {
+                println!("{}", server.display());
+            }
+        }
     }
     Ok(Exit::Done)
 }

@@ -1,5 +1,5 @@
-//! Upstream's programs: without the series (stock), with the series (tools), for any CPU (qemu), and for Valgrind and
-//! sanitizers (instrumented).
+//! Upstream's programs: without the series (stock), with the series (tools), for any CPU (qemu), for Valgrind and sanitizers
+//! (instrumented), and without the series but with other backends (backends).
 
 use std::path::PathBuf;
 
@@ -33,8 +33,8 @@ const TOOLS: &[&str] = &{
     all
 };
 
-/// The programs for the emulated machine.
-const QEMU_PROGRAMS: &[&str] = &["llama-server"];
+/// The program for the emulated machine, and for the comparison with other backends.
+const SERVER: &[&str] = &["llama-server"];
 
 /// The programs that load a model and infer.
 const INSTRUMENTED_PROGRAMS: &[&str] = &["llama-completion"];
@@ -52,6 +52,8 @@ pub enum Kind {
     /// Like tools, with sanitizers.
     Address,
     Thread,
+    /// Like stock, with the backends that need no GPU: Vulkan has a driver for the CPU.
+    BackendsStock,
 }
 
 /// The programs with instrumentation.
@@ -72,6 +74,7 @@ impl Kind {
             Self::PortableTools => "portable-tools",
             Self::Address => "address",
             Self::Thread => "thread",
+            Self::BackendsStock => "backends-stock",
         }
     }
 
@@ -79,7 +82,7 @@ impl Kind {
         match self {
             Self::Stock => PROGRAMS,
             Self::Tools => TOOLS,
-            Self::Qemu => QEMU_PROGRAMS,
+            Self::Qemu | Self::BackendsStock => SERVER,
             Self::PortableStock | Self::PortableTools | Self::Address | Self::Thread => {
                 INSTRUMENTED_PROGRAMS
             }
@@ -99,6 +102,12 @@ impl Kind {
             ],
             // ThreadSanitizer does not see how OpenMP synchronizes its threads.
             Self::Thread => &["-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"],
+            // The options of our features `blas` and `vulkan`.
+            Self::BackendsStock => &[
+                "-DGGML_VULKAN=ON",
+                "-DGGML_BLAS=ON",
+                "-DGGML_BLAS_VENDOR=OpenBLAS",
+            ],
         }
     }
 }
@@ -110,7 +119,7 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
     let dir = repo.target().join(kind.folder());
     let tree = dir.join("llama.cpp");
     let ours = match kind {
-        Kind::Stock | Kind::PortableStock => {
+        Kind::Stock | Kind::PortableStock | Kind::BackendsStock => {
             source::copy(&source.dir, &tree)?;
             if kind == Kind::Stock
                 && let Err(error) = ui::provide(repo.root(), &source.dir, &tree, &repo.pages())

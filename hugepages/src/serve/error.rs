@@ -15,6 +15,8 @@ pub enum ServeError {
     NoProgram(PathBuf),
     #[error("the arguments name no model")]
     NoModel,
+    #[error("the arguments switch huge pages off: --no-hugepages")]
+    SwitchedOff,
     #[error("{address} is in use")]
     AddressInUse { address: String, port: u16 },
     #[error("cannot run `getent passwd`")]
@@ -41,6 +43,9 @@ impl ServeError {
         match self {
             Self::NoProgram(_) => Some("pass the path of llama-server with --server".to_owned()),
             Self::NoModel => Some("hugepages serve -m model.gguf".to_owned()),
+            Self::SwitchedOff => {
+                Some("start llama-server itself, or leave this option out".to_owned())
+            }
             Self::AddressInUse { port, .. } => Some(format!(
                 "choose another port: --port {}",
                 port.wrapping_add(1)

@@ -10,7 +10,7 @@ use super::missing_pages;
 use super::server::{Ended, Run};
 use super::{Address, Event, ForwardedSignals, Progress, ServeError, SudoUser};
 use crate::plan::{GROW, Plan};
-use crate::server_arguments::{STORE, chooses_policy, names_model};
+use crate::server_arguments::{STORE, chooses_policy, names_model, switches_off};
 
 /// Maximum number of starts, because other processes may take the pages first.
 const ATTEMPTS: usize = 5;
@@ -49,6 +49,9 @@ impl Launch {
         }
         if !names_model(&arguments) {
             return Err(ServeError::NoModel);
+        }
+        if switches_off(&arguments) {
+            return Err(ServeError::SwitchedOff);
         }
         let address = Address::of(&arguments);
         if address.is_taken() {

@@ -57,6 +57,9 @@ struct llama_hugepages {
     // the resident image of the buffer of these tensors, nullptr if it has none
     ggml_hugepages_resident_t resident(const ggml_context * ctx) const;
 
+    // False for memory of a GPU, and for host memory that its driver pins.
+    static bool is_of_cpu(ggml_backend_buffer_type_t buft);
+
     // the kind of a buffer of this type
     static ggml_hugepages_kind kind(ggml_backend_buffer_type_t buft);
 

@@ -19,7 +19,7 @@ inline ggml_hugepages_store_header fuzz_header(uint64_t page_size) {
     h.segment    = page_size < GGML_HUGEPAGES_CHUNK_SIZE ? page_size : GGML_HUGEPAGES_CHUNK_SIZE;
     h.n_segments = (h.size + h.segment - 1)/h.segment;
     snprintf(h.source,   sizeof(h.source),   "/models/a.gguf");
-    snprintf(h.identity, sizeof(h.identity), "file 1:2 5242880 bytes, modified 3.000000004, header 0000000000000005");
+    snprintf(h.identity, sizeof(h.identity), "file 5242880 bytes, modified 3.000000004, header 0000000000000005");
     return h;
 }
 

@@ -2,6 +2,7 @@
 
 mod copy;
 mod hostile;
+mod identity;
 mod mount;
 
 use std::ffi::OsStr;

@@ -49,9 +49,17 @@ impl Compiler {
         let compile = |source: &Path| {
             let name = source.file_name().expect("the source is a file");
             let object = dir.join(name).with_extension("o");
+            // A C++ compiler takes a file of C for C++.
+            let is_c = source.extension().is_some_and(|extension| extension == "c");
+            let language = if is_c {
+                ["-x", "c", "-std=gnu11"]
+            } else {
+                ["-x", "c++", "-std=c++17"]
+            };
             let mut command = self.command();
             command
-                .args(["-std=c++17", "-O1", "-g", "-pthread"])
+                .args(language)
+                .args(["-O1", "-g", "-pthread"])
                 .args([&engine, &upstream].map(|dir| format!("-I{}/include", dir.display())))
                 .args([&engine, &upstream].map(|dir| format!("-I{}/src", dir.display())))
                 .args(["-c".as_ref(), source, "-o".as_ref(), &object]);

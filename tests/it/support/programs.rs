@@ -32,6 +32,23 @@ pub fn instrumented(how: &str) -> Result<PathBuf, String> {
     built(how, "llama-completion", "instrumented")
 }
 
+/// Upstream's server with the backends Vulkan and BLAS, without patches.
+pub fn stock_with_backends() -> Result<PathBuf, String> {
+    built("backends-stock", "llama-server", "backends")
+}
+
+/// Our server with the features `blas` and `vulkan`.
+pub fn with_backends() -> Result<PathBuf, String> {
+    let path = target_dir().join("backends/release/llama-server");
+    let missing = || {
+        format!(
+            "{} is missing: `cargo xtask backends` builds it",
+            path.display()
+        )
+    };
+    path.is_file().then(|| path.clone()).ok_or_else(missing)
+}
+
 /// Checks that a program of the system is installed.
 pub fn found(name: &str) -> Result<(), String> {
     let run = Command::new(name)

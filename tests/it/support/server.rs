@@ -62,7 +62,8 @@ impl Launch {
         Ok(Self::of(programs::patched(name)?))
     }
 
-    fn of(program: PathBuf) -> Self {
+    /// A server that is built elsewhere.
+    pub fn of(program: PathBuf) -> Self {
         let launch = Self {
             wrapper: Vec::new(),
             program,

@@ -24,14 +24,27 @@ struct Change {
     after: Counts,
 }
 
+/// Pages that a command added or returned, or would with `--dry-run`.
+#[derive(Clone, Copy)]
+pub enum Pages {
+    Added(u64),
+    Returned(u64),
+}
+
 pub fn print_change(
     counter: &Counter,
     format: Format,
     dry_run: bool,
     before: Counts,
     after: Counts,
-    added: i64,
+    change: Pages,
 ) -> Result<()> {
+    let (verb, pages, added) = match change {
+        Pages::Added(pages) if dry_run => ("would add", pages, pages.cast_signed()),
+        Pages::Added(pages) => ("added", pages, pages.cast_signed()),
+        Pages::Returned(pages) if dry_run => ("would return", pages, -pages.cast_signed()),
+        Pages::Returned(pages) => ("returned", pages, -pages.cast_signed()),
+    };
     if format == Format::Json {
         let change = Change {
             page_bytes: counter.size.bytes(),
@@ -44,14 +57,7 @@ pub fn print_change(
         output::json(SCHEMA, &change)?;
         return Ok(());
     }
-    let pages = added.unsigned_abs();
     let bytes = ByteSize::new(pages.saturating_mul(counter.size.bytes()));
-    let verb = match (dry_run, added >= 0) {
-        (false, true) => "added",
-        (false, false) => "returned",
-        (true, true) => "would add",
-        (true, false) => "would return",
-    };
     let total = if dry_run {
         before.total.saturating_add_signed(added)
     } else {

@@ -6,7 +6,7 @@ use hugepages::kernel::Root;
 
 use super::arguments::{AmountOrAll, Release};
 use super::lock::lock_pools;
-use super::print_change::print_change;
+use super::print_change::{Pages, print_change};
 use crate::cli::output::Format;
 
 pub fn release(root: &Root, args: &Release, format: Format) -> Result<()> {
@@ -20,9 +20,23 @@ pub fn release(root: &Root, args: &Release, format: Format) -> Result<()> {
     let before = counter.read()?;
     if args.dry_run {
         let pages = pools.releasable(&counter, pages, args.force)?;
-        return print_change(&counter, format, true, before, before, -pages.cast_signed());
+        return print_change(
+            &counter,
+            format,
+            true,
+            before,
+            before,
+            Pages::Returned(pages),
+        );
     }
     let given = pools.release(&counter, pages, args.force)?;
     let after = counter.read()?;
-    print_change(&counter, format, false, before, after, -given.cast_signed())
+    print_change(
+        &counter,
+        format,
+        false,
+        before,
+        after,
+        Pages::Returned(given),
+    )
 }

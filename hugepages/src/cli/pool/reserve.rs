@@ -10,7 +10,7 @@ use hugepages::size::ByteSize;
 
 use super::arguments::Reserve;
 use super::lock::lock_pools;
-use super::print_change::print_change;
+use super::print_change::{Pages, print_change};
 use super::undone::say_reaped;
 use crate::cli::output::Format;
 
@@ -26,7 +26,7 @@ pub fn reserve(root: &Root, args: &Reserve, format: Format) -> Result<()> {
             note("would set vm.hugetlb_optimize_vmemmap to 1")?;
         }
         let before = counter.read()?;
-        return print_change(&counter, format, true, before, before, pages.cast_signed());
+        return print_change(&counter, format, true, before, before, Pages::Added(pages));
     }
     // Before the state directory is created, so that the error names the pool and not the directory.
     counter.writable()?;
@@ -37,7 +37,6 @@ pub fn reserve(root: &Root, args: &Reserve, format: Format) -> Result<()> {
         note("set vm.hugetlb_optimize_vmemmap to 1")?;
     }
     let reserved = pools.reserve(&counter, &wish(args, pages))?;
-    let added = reserved.added.cast_signed();
     if reserved.added < pages {
         note(&format!(
             "the kernel allocated {} of {pages} pages",
@@ -50,7 +49,7 @@ pub fn reserve(root: &Root, args: &Reserve, format: Format) -> Result<()> {
         false,
         reserved.before,
         reserved.after,
-        added,
+        Pages::Added(reserved.added),
     )
 }
 

@@ -373,9 +373,19 @@ GGML_API int ggml_hugepages_mlock(const void * addr, size_t size) GGML_HUGEPAGES
 // are open file description locks, so the kernel releases them when their process ends.
 //
 
-// The identity of a file as a line of text: device, inode, size, modification time, a hash of its first header_size bytes, and a hash of
-// samples of the other bytes. Returns false if the file cannot be read.
-GGML_API bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) GGML_HUGEPAGES_NOEXCEPT;
+// The identity of a model file as a line of text: size, modification time, a hash of its first header_size bytes, a hash of samples of
+// the file, and a hash of the blocks at `places`. Device, inode and path are not part of it, so two containers with the same file share
+// its image. Returns false if the file cannot be read.
+// places: offsets in every part of the file that may differ from another model's
+// params: if their store knows the file, its places are not read again
+GGML_API bool ggml_hugepages_file_identity(
+        int                                  fd,
+        size_t                               header_size,
+        const uint64_t *                     places,
+        size_t                               n_places,
+        const struct ggml_hugepages_params * params,
+        char *                               buf,
+        size_t                               size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Opens nothing yet.
 // fd:       the source file. The manifest contains its path, which tools show and use to check the source
@@ -423,6 +433,8 @@ struct ggml_hugepages_resident_info {
     bool                     is_attached; // by at least one process
     bool                     is_stale;    // the source was removed or has changed
     bool                     is_hidden;   // this process cannot see the source, so it may exist
+    uint64_t                 source_dev;  // device and inode of the source in the process that made the image
+    uint64_t                 source_ino;
     char                     source[1024];
     char                     identity[2048];
 };

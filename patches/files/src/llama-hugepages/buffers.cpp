@@ -26,6 +26,11 @@ llama_hugepages_scope::~llama_hugepages_scope() {
     }
 }
 
+bool llama_hugepages::is_of_cpu(ggml_backend_buffer_type_t buft) {
+    auto * dev = ggml_backend_buft_get_device(buft);
+    return !dev || dev == ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
 ggml_hugepages_kind llama_hugepages::kind(ggml_backend_buffer_type_t buft) {
     auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     return buft == ggml_backend_dev_buffer_type(cpu_dev) ? GGML_HUGEPAGES_KIND_WEIGHTS : GGML_HUGEPAGES_KIND_REPACKED;
@@ -40,6 +45,9 @@ size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_
     const auto & params = model.hugepages();
     if (!params.enabled || !model.hparams.no_alloc || !ggml_backend_buft_is_host(buft)) {
         return size;
+    }
+    if (!llama_hugepages::is_of_cpu(buft)) {
+        return 0; // pinned by the driver of a GPU
     }
     const size_t page_size = llama_hugepages_smallest_page(params);
     return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;

@@ -55,11 +55,9 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes,      nullptr },
         { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes, nullptr },
     };
-    auto * cpu_dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     std::vector<std::pair<ggml_context *, ggml_backend_buffer_type_t>> in_buffers;
     for (const auto & [key, ctx] : ml.ctx_map) {
-        auto * dev = ggml_backend_buft_get_device(key.buft);
-        if (key.lazy || (dev && dev != cpu_dev) || !ggml_get_first_tensor(ctx.get())) {
+        if (key.lazy || !is_of_cpu(key.buft) || !ggml_get_first_tensor(ctx.get())) {
             continue;
         }
         const bool could_map = use_mmap && kind(key.buft) == GGML_HUGEPAGES_KIND_WEIGHTS;

@@ -26,18 +26,36 @@ static std::string cpu_features() {
     return text;
 }
 
+// One place in each tensor, in each expert, and in each 16 MiB, sorted, for each file.
+static std::vector<std::vector<uint64_t>> places_of(const llama_model_loader & ml) {
+    static const size_t STEP = 16*1024*1024;
+    std::vector<std::vector<uint64_t>> places(ml.files.size());
+    for (const auto & [_, weight] : ml.weights_map) {
+        const size_t size  = ggml_nbytes(weight.tensor);
+        const size_t parts = std::max<size_t>(weight.tensor->ne[2]*weight.tensor->ne[3], (size + STEP - 1)/STEP);
+        for (size_t i = 0; i < parts; i++) {
+            places[weight.idx].push_back(weight.offs + size/parts*i + size/parts/2);
+        }
+    }
+    for (auto & of_file : places) {
+        std::sort(of_file.begin(), of_file.end());
+    }
+    return places;
+}
+
 // The identity of each file. Its header ends at the first tensor.
-static std::vector<std::string> identities_of(const llama_model_loader & ml) {
+static std::vector<std::string> identities_of(const llama_model_loader & ml, const ggml_hugepages_params & params) {
     std::vector<size_t> headers(ml.files.size(), SIZE_MAX);
     for (const auto & [_, weight] : ml.weights_map) {
         headers[weight.idx] = std::min(headers[weight.idx], weight.offs);
     }
+    const auto places = places_of(ml);
     std::vector<std::string> result;
     for (size_t i = 0; i < ml.files.size(); i++) {
         char text[256];
         const size_t header = headers[i] == SIZE_MAX ? ml.files[i]->size() : headers[i];
-        if (!ggml_hugepages_file_identity(ml.files[i]->file_id(), header, text, sizeof(text))) {
-            throw std::runtime_error(format("cannot read the header of file %zu: %s", i, strerror(errno)));
+        if (!ggml_hugepages_file_identity(ml.files[i]->file_id(), header, places[i].data(), places[i].size(), &params, text, sizeof(text))) {
+            throw std::runtime_error(format("cannot read file %zu: %s", i, strerror(errno)));
         }
         result.emplace_back(text);
     }
@@ -59,7 +77,7 @@ static std::string identity_of(const std::vector<std::string> & files, ggml_cont
 }
 
 void llama_hugepages::open_residents(const llama_model_loader & ml) {
-    const auto files = identities_of(ml);
+    const auto files = identities_of(ml, params);
     std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
     const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
         all.emplace_back(ggml_hugepages_resident_init(kind, fd, identity.c_str(), size), ggml_hugepages_resident_free);

@@ -1,4 +1,12 @@
 // The identity of a model file: what must be equal before a process uses an image of the file.
+//
+//   size, modification time    a file that was changed in place has another time
+//   header                     all names, types, shapes and metadata
+//   content                    64 blocks of the file
+//   tensors                    blocks that the caller chooses, so that no tensor and no expert is left out
+//
+// Archives and image builders may give two files the same times, and file systems the same inode. Copies have other inodes, and the same
+// file has another device in each container. So neither is part of the identity; the store uses them to find what it knows of a file.
 
 #ifdef __linux__
 
@@ -8,60 +16,142 @@
 #include "image.h"
 #include "manifest.h"
 #include "ranges.h"
+#include "store-directory.h"
+#include "store-locks.h"
+#include "threads.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cstdio>
+#include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-bool ggml_hugepages_sample(int fd, size_t file_size, uint64_t * hash) {
-    static const size_t N    = 64;
-    static const size_t SIZE = GGML_HUGEPAGES_GUARD_SIZE; // any logical block size divides it
+static const char TENSORS[] = ", tensors ";
+
+// Hashes the blocks of a file that contain these places. The threads wait for the disk, so there are more of them than cores.
+static bool hash_blocks(int fd, size_t file_size, const std::vector<uint64_t> & places, size_t block_size, uint64_t * hash) {
     ggml_hugepages_image image;
     image.fd   = fd;
     image.size = file_size;
     const ggml_hugepages_source source(&image);
-    const std::unique_ptr<void, void (*)(void *)> block(ggml_aligned_malloc(SIZE), [](void * ptr) { ggml_aligned_free(ptr, SIZE); });
-    *hash = 1;
-    for (size_t i = 0; i < N; i++) {
-        const size_t at = ggml_hugepages_align_down(file_size/N*i, SIZE);
-        const size_t n  = std::min(SIZE, file_size - at);
-        // past the page cache where possible, because a load leaves none of the file there
-        const bool ok = (source.direct_fd != -1 && pread(source.direct_fd, block.get(), SIZE, (off_t) at) >= (ssize_t) n) ||
-            ggml_hugepages_read_all(fd, block.get(), n, (off_t) at);
-        if (!ok) {
-            return false;
+    block_size = std::max(block_size, source.alignment);
+    std::vector<uint64_t> hashes(places.size());
+    std::atomic<size_t>   next{0};
+    std::atomic<bool>     ok{true};
+    ggml_hugepages_on_threads(std::min<size_t>(8, places.size()), [&] {
+        const std::unique_ptr<void, std::function<void(void *)>> block(
+            ggml_aligned_malloc(block_size), [&](void * ptr) { ggml_aligned_free(ptr, block_size); });
+        for (size_t i; ok && block && (i = next++) < places.size(); ) {
+            const size_t at = ggml_hugepages_align_down(std::min<uint64_t>(places[i], file_size), block_size);
+            const size_t n  = std::min(block_size, file_size - at);
+            // past the page cache where possible, because a load leaves none of the file there
+            const bool is_read = (source.direct_fd != -1 && pread(source.direct_fd, block.get(), block_size, (off_t) at) >= (ssize_t) n) ||
+                ggml_hugepages_read_all(fd, block.get(), n, (off_t) at);
+            if (!is_read) {
+                ok = false;
+            } else {
+                hashes[i] = ggml_hugepages_checksum(block.get(), n);
+            }
         }
-        *hash = *hash*31 + ggml_hugepages_checksum(block.get(), n);
+        if (!block) {
+            ok = false;
+        }
+    });
+    *hash = 1;
+    for (const uint64_t one : hashes) {
+        *hash = *hash*31 + one;
     }
-    return true;
+    return ok;
 }
 
-bool ggml_hugepages_file_identity(int fd, size_t header_size, char * buf, size_t size) noexcept try {
+bool ggml_hugepages_sample(int fd, size_t file_size, uint64_t * hash) {
+    static const size_t N = 64;
+    std::vector<uint64_t> places;
+    for (size_t i = 0; i < N; i++) {
+        places.push_back(file_size/N*i);
+    }
+    return hash_blocks(fd, file_size, places, GGML_HUGEPAGES_GUARD_SIZE, hash);
+}
+
+// What an image of the same file says about its tensors: the file has this device, inode, size and time, and the same blocks.
+static std::string known_tensors(const ggml_hugepages_params & params, const struct stat & source, const std::string & identity) {
+    std::string path, result;
+    size_t      page_size;
+    ggml_hugepages_error error = {};
+    const int dir_fd = ggml_hugepages_store_open(params.store, params.page_size, path, &page_size, &error);
+    if (dir_fd == -1) {
+        return result;
+    }
+    const auto info = std::make_unique<ggml_hugepages_resident_info>();
+    ggml_hugepages_each_image(dir_fd, [&](const char * name) {
+        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+        char data[GGML_HUGEPAGES_HEADER_SIZE];
+        struct stat st = {};
+        if (fd != -1 && ggml_hugepages_is_trusted(fd, false, &page_size, &st, &error) && (size_t) st.st_size >= sizeof(data) &&
+                ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) &&
+                ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info.get(), &error) &&
+                info->source_dev == source.st_dev && info->source_ino == source.st_ino) {
+            const std::string known = info->identity;
+            const size_t      n     = identity.size() + strlen(TENSORS) + 16;
+            if (known.size() >= n && known.compare(0, identity.size() + strlen(TENSORS), identity + TENSORS) == 0) {
+                result = known.substr(n - 16, 16);
+            }
+        }
+        if (fd != -1) {
+            close(fd);
+        }
+    });
+    close(dir_fd);
+    return result;
+}
+
+bool ggml_hugepages_file_identity(
+        int                           fd,
+        size_t                        header_size,
+        const uint64_t *              places,
+        size_t                        n_places,
+        const ggml_hugepages_params * params,
+        char *                        buf,
+        size_t                        size) noexcept try {
     struct stat st = {};
     if (fstat(fd, &st) != 0) {
         return false;
     }
     std::vector<char> data(std::min<size_t>(1024*1024, header_size));
-    uint64_t hash = 1;
+    uint64_t header = 1;
     for (size_t at = 0; at < header_size; at += data.size()) {
         const size_t n = std::min(data.size(), header_size - at);
         if (!ggml_hugepages_read_all(fd, data.data(), n, at)) {
             return false;
         }
-        hash = hash*31 + ggml_hugepages_checksum(data.data(), n);
+        header = header*31 + ggml_hugepages_checksum(data.data(), n);
     }
     uint64_t content;
     if (!ggml_hugepages_sample(fd, st.st_size, &content)) {
         return false;
     }
-    return snprintf(buf, size, "file %ju:%ju %jd bytes, modified %jd.%09ld, header %016" PRIx64 ", content %016" PRIx64, (uintmax_t) st.st_dev,
-        (uintmax_t) st.st_ino, (intmax_t) st.st_size, (intmax_t) st.st_mtim.tv_sec, (long) st.st_mtim.tv_nsec, hash, content) < (int) size;
+    char text[256];
+    snprintf(text, sizeof(text), "file %jd bytes, modified %jd.%09ld, header %016" PRIx64 ", content %016" PRIx64, (intmax_t) st.st_size,
+        (intmax_t) st.st_mtim.tv_sec, (long) st.st_mtim.tv_nsec, header, content);
+    std::string tensors = known_tensors(*params, st, text);
+    if (tensors.empty()) {
+        uint64_t hash;
+        if (!hash_blocks(fd, st.st_size, { places, places + n_places }, GGML_HUGEPAGES_DIRECT_ALIGNMENT, &hash)) {
+            return false;
+        }
+        char hex[32];
+        snprintf(hex, sizeof(hex), "%016" PRIx64, hash);
+        tensors = hex;
+    }
+    return snprintf(buf, size, "%s%s%s", text, TENSORS, tensors.c_str()) < (int) size;
 } catch (...) {
     return false;
 }

@@ -5,6 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 
-// A hash of 64 blocks of a file: other models differ in all of them. Archives and image builders may give two files the same times, and a
-// file system may give them the same inode. Returns false if the file cannot be read.
+// A hash of 64 blocks of a file: other models differ in all of them, and a file that was changed in place most likely differs in one.
+// Returns false if the file cannot be read.
 bool ggml_hugepages_sample(int fd, size_t size, uint64_t * hash);

@@ -66,6 +66,11 @@ std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source,
     return stem + "." + ggml_hugepages_kind_name((ggml_hugepages_kind) kind) + "-" + hex + SUFFIX;
 }
 
+std::string ggml_hugepages_image_name_end(const std::string & image_name) {
+    const size_t dash = image_name.rfind('-');
+    return image_name.substr(image_name.rfind('.', dash));
+}
+
 std::string ggml_hugepages_lock_name(const std::string & image_name) {
     return "." + image_name + LOCK_SUFFIX;
 }
@@ -137,6 +142,8 @@ bool ggml_hugepages_manifest_check(
     info->n_segments = h.n_segments;
     info->created    = h.created;
     info->filler     = h.filler;
+    info->source_dev = h.source_dev;
+    info->source_ino = h.source_ino;
     memcpy(info->source,   h.source,   sizeof(h.source));
     memcpy(info->identity, h.identity, sizeof(h.identity));
     return true;

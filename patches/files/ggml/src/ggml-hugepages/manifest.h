@@ -21,7 +21,7 @@ static const size_t GGML_HUGEPAGES_GUARD_SIZE = 64*1024;
 static const size_t GGML_HUGEPAGES_HEADER_SIZE = 4096;
 
 // raise it if the meaning of an image or its locks changes
-static const uint32_t GGML_HUGEPAGES_STORE_VERSION = 2;
+static const uint32_t GGML_HUGEPAGES_STORE_VERSION = 3;
 
 #define GGML_HUGEPAGES_STORE_MAGIC { 'l', 'l', 'a', 'm', 'a', 'h', 'p', '\n' }
 
@@ -34,6 +34,8 @@ struct ggml_hugepages_store_header {
     uint64_t segment;
     uint64_t n_segments;
     int64_t  created;
+    uint64_t source_dev;
+    uint64_t source_ino;
     char     source[1024];
     char     identity[2048];
     uint64_t checksum; // of the fields above, except the magic
@@ -54,6 +56,9 @@ ggml_hugepages_geometry ggml_hugepages_geometry_of(uint64_t size, uint64_t page_
 
 // The name ends with a hash of the identity, the size, the page size and the version, so different images get different names.
 std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source, uint64_t size, uint64_t page_size, const char * identity);
+
+// The end of the name, which does not depend on the name of the source.
+std::string ggml_hugepages_image_name_end(const std::string & image_name);
 
 std::string ggml_hugepages_lock_name(const std::string & image_name);
 

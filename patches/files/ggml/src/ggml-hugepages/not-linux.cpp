@@ -150,7 +150,7 @@ bool ggml_hugepages_buffer_settle(void *, ggml_hugepages_error *) {
 // resident images
 //
 
-bool ggml_hugepages_file_identity(int, size_t, char *, size_t) noexcept {
+bool ggml_hugepages_file_identity(int, size_t, const uint64_t *, size_t, const ggml_hugepages_params *, char *, size_t) noexcept {
     return false;
 }
 

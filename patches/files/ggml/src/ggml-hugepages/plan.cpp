@@ -6,15 +6,12 @@
 #ifdef __linux__
 
 #include "plan.h"
+#include "planner.h"
 #include "cgroup-limits.h"
 #include "error.h"
 #include "held-pages.h"
 #include "kernel.h"
 #include "names.h"
-#include "plan-needs.h"
-#include "plan-store.h"
-#include "pool.h"
-#include "probe.h"
 #include "registry.h"
 #include "shortage.h"
 #include "store-evict.h"
@@ -25,68 +22,9 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
-#include <set>
 #include <string>
 
-namespace {
-
-// One plan. The steps follow each other in ggml_hugepages_decide.
-struct planner {
-    const char                  * root;
-    ggml_hugepages_image_t      * images;
-    size_t                        n_images;
-    const ggml_hugepages_params & params;
-    ggml_hugepages_error        * error;
-
-    const bool             accepts_less = ggml_hugepages_accepts_less(&params);
-    const bool             is_load      = n_images > 0 && images[0]->fd != -1; // else the plan of a buffer
-    const std::vector<int> nodes        = ggml_hugepages_placement_nodes(root, params.placement);
-
-    std::vector<ggml_hugepages_supply> supplies;     // the usable pools, the smallest size first; none for THP
-    size_t                             smallest = 0; // page size, or the size of a THP
-    bool                               thp_enabled = false;
-
-    std::vector<ggml_hugepages_consumer>            consumers;
-    std::vector<std::vector<ggml_hugepages_blocks>> blocks;   // of each consumer, outside the store
-    ggml_hugepages_plan_store                       store;
-    uint64_t                                        store_bytes = 0; // that the store lacks
-    std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
-    std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
-    uint64_t                                        largest = 0;     // bytes of the largest image or demand
-    std::map<ggml_hugepages_kind, uint64_t>         ordinary;        // bytes of demands that get no page
-
-    planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
-        root(root), images(images), n_images(n_images), params(params), error(error) {}
-
-    bool find_pools();
-    void add_image(size_t i);
-    void add_demand(const ggml_hugepages_demand & demand);
-    bool decide_thp();
-    void make_room_in_store();
-    void leave_full_store();
-    void add_pools_of_store();
-    void take_large_pages();
-    void count_rest();
-    bool check_shortage();
-    std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
-    bool may_evict() const;
-    std::set<std::string> own_images() const;
-    uint64_t idle_pages(size_t page_size) const;
-    bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const;
-    void make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages);
-    void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;
-    bool check_by_trying();
-    void hand_out();
-    uint64_t ordinary_bytes() const;
-    bool check_ordinary();
-    bool end_plan(bool ok);
-
-    void grant(size_t consumer, size_t page_size, uint64_t pages);
-    uint64_t before(size_t page_size) const;
-    uint64_t wanted(size_t page_size) const;
-};
-
-bool planner::find_pools() {
+bool ggml_hugepages_planner::find_pools() {
     if (params.page_size == GGML_HUGEPAGES_SIZE_THP) {
         smallest = ggml_hugepages_thp_size(root, &thp_enabled);
         if (smallest == 0) {
@@ -124,7 +62,7 @@ bool planner::find_pools() {
     return true;
 }
 
-void planner::add_image(size_t i) {
+void ggml_hugepages_planner::add_image(size_t i) {
     auto & image = *images[i];
     image.params = params;
     image.runs.clear();
@@ -144,7 +82,7 @@ void planner::add_image(size_t i) {
     }
 }
 
-void planner::add_demand(const ggml_hugepages_demand & demand) {
+void ggml_hugepages_planner::add_demand(const ggml_hugepages_demand & demand) {
     const auto * file = demand.resident ? demand.resident->file.get() : nullptr;
     // a demand smaller than a page of the store does not use the store
     const auto * resident = file && demand.bytes >= file->page_size ? file : nullptr;
@@ -163,7 +101,7 @@ void planner::add_demand(const ggml_hugepages_demand & demand) {
     }
 }
 
-bool planner::decide_thp() {
+bool ggml_hugepages_planner::decide_thp() {
     if (!thp_enabled) {
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has transparent huge pages disabled");
         ggml_hugepages_hint(error, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
@@ -192,7 +130,7 @@ bool planner::decide_thp() {
     return true;
 }
 
-void planner::make_room_in_store() {
+void ggml_hugepages_planner::make_room_in_store() {
     if (!store.is_full() || !params.evict) {
         return;
     }
@@ -209,7 +147,7 @@ void planner::make_room_in_store() {
 }
 
 // the blocks for which the mount of the store has no room get pages of this process
-void planner::leave_full_store() {
+void ggml_hugepages_planner::leave_full_store() {
     GGML_LOG_WARN("%s: the mount of the store has room for only %.2f of %.2f MiB; the rest will not remain in memory after this process ends\n", __func__,
         store.free/1024.0/1024.0, store.bytes()/1024.0/1024.0);
     uint64_t left_in_file = 0;
@@ -228,7 +166,7 @@ void planner::leave_full_store() {
 }
 
 // the store may use a page size that nothing else uses
-void planner::add_pools_of_store() {
+void ggml_hugepages_planner::add_pools_of_store() {
     for (const auto & e : store.entries) {
         const size_t page_size = e.file->page_size;
         if (std::none_of(supplies.begin(), supplies.end(), [&](const auto & s) { return s.pool.page_size == page_size; })) {
@@ -246,7 +184,7 @@ void planner::add_pools_of_store() {
 }
 
 // The buffers after the weights get these pages when they are allocated.
-void planner::grant(size_t consumer, size_t page_size, uint64_t pages) {
+void ggml_hugepages_planner::grant(size_t consumer, size_t page_size, uint64_t pages) {
     const auto & c = consumers[consumer];
     const bool follows = c.kind == GGML_HUGEPAGES_KIND_KV || c.kind == GGML_HUGEPAGES_KIND_COMPUTE;
     if (n_images > 0 && c.image == -1 && follows && pages > 0) {
@@ -255,7 +193,7 @@ void planner::grant(size_t consumer, size_t page_size, uint64_t pages) {
 }
 
 // usable pages that are larger than the smallest replace whole ranges of blocks, the best ranks first
-void planner::take_large_pages() {
+void ggml_hugepages_planner::take_large_pages() {
     for (size_t s = supplies.size(); s-- > 0; ) {
         const size_t page_size = supplies[s].pool.page_size;
         if (page_size <= smallest) {
@@ -291,7 +229,7 @@ void planner::take_large_pages() {
     }
 }
 
-void planner::count_rest() {
+void ggml_hugepages_planner::count_rest() {
     for (size_t c = 0; c < blocks.size(); c++) {
         for (const auto & b : blocks[c]) {
             ggml_hugepages_note_need(consumers[c], b, smallest);
@@ -301,146 +239,8 @@ void planner::count_rest() {
     }
 }
 
-std::vector<std::pair<uint64_t, ggml_hugepages_supply>> planner::find_shortages() const {
-    std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
-    for (const auto & s : supplies) {
-        // take_large_pages() leaves the pages of the store, so only the smallest size and the store can be short of pages
-        const uint64_t pages = wanted(s.pool.page_size);
-        if (pages > s.usable()) {
-            shortages.emplace_back(pages, s);
-        }
-    }
-    return shortages;
-}
-
-// the store is that of this machine, and this is the plan of a model
-bool planner::may_evict() const {
-    return params.store[0] && root[0] == '\0' && (is_load || params.plan_only);
-}
-
-// the images of this model and of those that load with it, which they need or will complete
-std::set<std::string> planner::own_images() const {
-    auto names = ggml_hugepages_planned_images();
-    for (const auto & e : store.entries) {
-        names.insert(e.file->name);
-    }
-    return names;
-}
-
-// pages of the images that no process uses
-uint64_t planner::idle_pages(size_t page_size) const {
-    uint64_t pages = 0;
-    for (const auto & image : may_evict() ? ggml_hugepages_idle_images(params, page_size, own_images()) : std::vector<ggml_hugepages_idle_image>()) {
-        pages += image.pages;
-    }
-    return pages;
-}
-
-// freed pages that leave the pool because they are surplus
-static uint64_t freed_but_gone(const ggml_hugepages_pool & pool) {
-    return pool.surplus - std::min(pool.surplus, pool.overcommit);
-}
-
-// whether the pages of idle images would be enough
-bool planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
-    auto after = supply;
-    const uint64_t idle = idle_pages(after.pool.page_size);
-    after.pool.free += idle - std::min(idle, freed_but_gone(after.pool));
-    for (auto & node : after.nodes) {
-        node.free += after.is_bound ? 0 : idle;
-    }
-    return idle > 0 && after.usable() >= pages;
-}
-
-// names what could make room
-void planner::hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const {
-    if (!params.evict && shortages.size() == 1 && can_evict(shortages[0].second, shortages[0].first)) {
-        const std::string rest = error->hint;
-        ggml_hugepages_hint(error, "use --hugepage-evict to remove idle images from the store (%" PRIu64 " pages), or %s",
-            idle_pages(shortages[0].second.pool.page_size), rest.c_str());
-    }
-}
-
-// Removes idle images if that is enough; a plan only counts them.
-void planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) {
-    const bool is_enough = params.evict && !shortages.empty() &&
-        std::all_of(shortages.begin(), shortages.end(), [&](const auto & shortage) { return can_evict(shortage.second, shortage.first); });
-    if (is_enough && params.plan_only) {
-        shortages.clear();
-    } else if (is_enough) {
-        for (const auto & [pages, s] : shortages) {
-            ggml_hugepages_evict(params, s.pool.page_size, own_images(), pages - s.usable() + freed_but_gone(s.pool));
-        }
-        for (auto & s : supplies) {
-            s = ggml_hugepages_supply_read(root, s.pool.page_size, nodes);
-        }
-        shortages = find_shortages();
-    }
-}
-
-bool planner::check_shortage() {
-    auto shortages = find_shortages();
-    make_room(shortages);
-    if (!accepts_less) {
-        if (!shortages.empty()) {
-            const bool is_one = before(shortages.front().second.pool.page_size) == 0;
-            ggml_hugepages_fail_short(root, is_one ? "the model needs" : "the models together need", shortages, params, error);
-            hint_evict(shortages);
-            return false;
-        }
-        return !store.is_full() || store.fail_full(params, error);
-    }
-    // once for a model, and not for each of its buffers
-    if (n_images != 1 || is_load) {
-        for (const auto & [pages, s] : shortages) {
-            GGML_LOG_WARN("%s: only %" PRIu64 " of %" PRIu64 " huge pages of %s are usable, the rest uses ordinary memory\n", __func__,
-                s.usable(), pages, ggml_hugepages_size_name(s.pool.page_size).c_str());
-        }
-    }
-    return true;
-}
-
-// pages that the models before this one need
-uint64_t planner::before(size_t page_size) const {
-    return params.plan_only ? ggml_hugepages_planned_pages(page_size) : 0;
-}
-
-// pages of one size that the plan takes from the pool, with those before it
-uint64_t planner::wanted(size_t page_size) const {
-    const auto it = need.find(page_size);
-    return before(page_size) + store.need_of_pool(page_size) + (it == need.end() ? 0 : it->second);
-}
-
-// Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages for a
-// moment; a load only reserves them, because it populates them soon.
-bool planner::check_by_trying() {
-    const bool may_hide = ggml_hugepages_limits_may_hide(root);
-    for (size_t i = 0; i < n_images; i++) {
-        images[i]->limits_may_hide = may_hide && !accepts_less;
-    }
-    if (params.plan_only && ggml_hugepages_plans_by_counts()) {
-        return true;
-    }
-    uint64_t missing = 0;
-    for (const auto & s : supplies) {
-        const size_t   page_size  = s.pool.page_size;
-        const uint64_t pages      = wanted(page_size);
-        missing += pages;
-        const uint64_t n_reserve  = may_hide ? pages : 1;
-        const uint64_t n_populate = may_hide && params.plan_only ? pages : 1;
-        if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, params, page_size, n_reserve, n_populate, pages, error)) {
-            return false;
-        }
-    }
-    // a memfd has the size of its image
-    if (is_load && missing > 0 && !accepts_less && root[0] == '\0' && largest > ggml_hugepages_file_size_limit()) {
-        return ggml_hugepages_fail_file_size(params, largest, error);
-    }
-    return true;
-}
-
 // gives the usable pages to the blocks, the best ranks first
-void planner::hand_out() {
+void ggml_hugepages_planner::hand_out() {
     for (const auto & s : supplies) {
         const size_t page_size = s.pool.page_size;
         uint64_t left = s.usable() - std::min(s.usable(), before(page_size));
@@ -478,7 +278,7 @@ void planner::hand_out() {
     }
 }
 
-uint64_t planner::ordinary_bytes() const {
+uint64_t ggml_hugepages_planner::ordinary_bytes() const {
     uint64_t sum = 0;
     for (const auto & [_, bytes] : ordinary) {
         sum += bytes;
@@ -487,7 +287,7 @@ uint64_t planner::ordinary_bytes() const {
 }
 
 // The kernel grants ordinary memory that it does not have, and ends a process that uses it.
-bool planner::check_ordinary() {
+bool ggml_hugepages_planner::check_ordinary() {
     const uint64_t bytes     = ordinary_bytes() + (params.plan_only ? ggml_hugepages_planned_ordinary() : 0);
     const uint64_t available = ggml_hugepages_memory_left(root);
     if (available == 0 || bytes <= available + ggml_hugepages_swap_free(root)) {
@@ -502,11 +302,9 @@ bool planner::check_ordinary() {
     return ggml_hugepages_fail_ordinary_short(kinds, bytes, available, error);
 }
 
-bool planner::end_plan(bool ok) {
+bool ggml_hugepages_planner::end_plan(bool ok) {
     return ggml_hugepages_end_plan(consumers, ordinary_bytes(), store_bytes, own_images(), ok, error);
 }
-
-} // namespace
 
 bool ggml_hugepages_decide(
         const char *                  root,
@@ -516,7 +314,7 @@ bool ggml_hugepages_decide(
         size_t                        n_demands,
         const ggml_hugepages_params & params,
         ggml_hugepages_error *        error) {
-    planner p(root, images, n_images, params, error);
+    ggml_hugepages_planner p(root, images, n_images, params, error);
     if (!p.find_pools()) {
         return false;
     }

@@ -51,18 +51,19 @@ static bool has_changed(const char * source, size_t size, const char * identity)
 // Sets is_stale or is_hidden: another container, or a user without rights to a folder, cannot see the source although it exists.
 static void look_at_source(ggml_hugepages_resident_info * info) {
     struct stat st = {};
-    uintmax_t dev, ino; intmax_t size, sec; long nsec; // NOLINT
-    if (sscanf(info->identity, "file %ju:%ju %jd bytes, modified %jd.%ld", &dev, &ino, &size, &sec, &nsec) != 5) {
+    intmax_t size, sec; long nsec; // NOLINT
+    if (sscanf(info->identity, "file %jd bytes, modified %jd.%ld", &size, &sec, &nsec) != 3) {
         info->is_stale = true;
     } else if (stat(info->source, &st) != 0) {
-        info->is_stale  = (errno == ENOENT || errno == ENOTDIR) && was_removed(info->source, dev);
+        info->is_stale  = (errno == ENOENT || errno == ENOTDIR) && was_removed(info->source, info->source_dev);
         info->is_hidden = !info->is_stale;
-    } else if (st.st_dev != dev) {
+    } else if (S_ISREG(st.st_mode) && st.st_size == size && st.st_mtim.tv_sec == sec && st.st_mtim.tv_nsec == nsec) {
+        // an older file has the content that the image was made of, so a list of many images reads no file
+        info->is_stale = st.st_ctim.tv_sec >= info->created && has_changed(info->source, st.st_size, info->identity);
+    } else if (st.st_dev != info->source_dev) {
         info->is_hidden = true; // a file of another file system has its path here
     } else {
-        info->is_stale = !S_ISREG(st.st_mode) || st.st_ino != ino || st.st_size != size || st.st_mtim.tv_sec != sec || st.st_mtim.tv_nsec != nsec ||
-            // an older file has the content that the image was made of, so a list of many images reads no file
-            (st.st_ctim.tv_sec >= info->created && has_changed(info->source, st.st_size, info->identity));
+        info->is_stale = true;
     }
 }
 

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -128,6 +129,23 @@ bool ggml_hugepages_store_find(const char * store, size_t page_size, char * path
         }
         return true;
     });
+}
+
+void ggml_hugepages_each_image(int dir_fd, const std::function<void(const char * name)> & callback) {
+    const int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); // a copy would share its position with others
+    DIR * dir = fd == -1 ? nullptr : fdopendir(fd);
+    if (!dir) {
+        if (fd != -1) {
+            close(fd);
+        }
+        return;
+    }
+    while (const auto * entry = readdir(dir)) {
+        if (ggml_hugepages_resident_is_name(entry->d_name)) {
+            callback(entry->d_name);
+        }
+    }
+    closedir(dir);
 }
 
 #endif // __linux__

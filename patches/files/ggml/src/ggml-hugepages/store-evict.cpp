@@ -8,7 +8,6 @@
 #include <cinttypes>
 #include <memory>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,26 +22,17 @@ static std::shared_ptr<int> open_store(const ggml_hugepages_params & params, siz
 
 static std::vector<ggml_hugepages_idle_image> idle_images(int dir_fd, size_t page_size, const std::set<std::string> & kept) {
     std::vector<ggml_hugepages_idle_image> result;
-    const int fd = dup(dir_fd);
-    DIR * dir = fd == -1 ? nullptr : fdopendir(fd);
-    if (!dir) {
-        return result;
-    }
-    rewinddir(dir); // the copy shares its position with others
-    while (const auto * entry = readdir(dir)) {
-        const std::string name = entry->d_name;
+    ggml_hugepages_each_image(dir_fd, [&](const char * name) {
         ggml_hugepages_error error = {};
         const auto info = std::make_unique<ggml_hugepages_resident_info>();
         struct stat st = {};
-        if (fstatat(dir_fd, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) != 0 || (st.st_uid != geteuid() && geteuid() != 0)) {
-            continue;
+        if (kept.count(name) != 0 || fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || (st.st_uid != geteuid() && geteuid() != 0)) {
+            return;
         }
-        if (kept.count(name) == 0 && ggml_hugepages_resident_is_name(name.c_str()) && ggml_hugepages_resident_read(dir_fd, name.c_str(), info.get(), &error) &&
-                info->page_size == page_size && !info->is_attached && !info->is_filling) {
+        if (ggml_hugepages_resident_read(dir_fd, name, info.get(), &error) && info->page_size == page_size && !info->is_attached && !info->is_filling) {
             result.push_back({ name, info->source, info->used_bytes/page_size, info->used });
         }
-    }
-    closedir(dir);
+    });
     std::sort(result.begin(), result.end(), [](const auto & a, const auto & b) { return a.used < b.used; });
     return result;
 }

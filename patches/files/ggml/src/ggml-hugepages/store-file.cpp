@@ -156,6 +156,8 @@ bool ggml_hugepages_store_file::make(ggml_hugepages_error * error) {
     h->segment    = segment;
     h->n_segments = sums.size();
     h->created    = time(nullptr);
+    h->source_dev = source_dev;
+    h->source_ino = source_ino;
     snprintf(h->source,   sizeof(h->source),   "%s", source.c_str());
     snprintf(h->identity, sizeof(h->identity), "%s", identity.c_str());
     h->checksum   = ggml_hugepages_header_checksum(*h);

@@ -41,6 +41,8 @@
 struct ggml_hugepages_store_file {
     ggml_hugepages_kind kind = GGML_HUGEPAGES_KIND_WEIGHTS;
     std::string         source;
+    uint64_t            source_dev = 0;
+    uint64_t            source_ino = 0;
     std::string         identity;
     size_t              size = 0;
     bool                is_buffer = true;  // complete as a whole or not at all

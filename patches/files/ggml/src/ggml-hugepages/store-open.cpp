@@ -263,6 +263,20 @@ struct ggml_hugepages_store {
     }
 };
 
+// The name of an image that another name of the same file has; `name` if there is none.
+static std::string existing_name(int dir_fd, const std::string & name) {
+    const std::string end = ggml_hugepages_image_name_end(name);
+    std::string found;
+    ggml_hugepages_each_image(dir_fd, [&](const char * other) {
+        const std::string text = other;
+        const bool is_same = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+        if (is_same && (found.empty() || text == name || (found != name && text < found))) {
+            found = text;
+        }
+    });
+    return found.empty() ? name : found;
+}
+
 bool ggml_hugepages_residents_open(
         ggml_hugepages_resident_t *      residents,
         size_t                           n,
@@ -290,7 +304,7 @@ bool ggml_hugepages_residents_open(
         file.length    = g.length;
         file.sums_at   = g.sums_at;
         file.sums.assign(g.n_segments, 0);
-        file.name      = ggml_hugepages_image_name(file.kind, file.source, file.size, store.page_size, file.identity.c_str());
+        file.name      = existing_name(*store.dir, ggml_hugepages_image_name(file.kind, file.source, file.size, store.page_size, file.identity.c_str()));
         file.path      = store.path + "/" + file.name;
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
@@ -321,6 +335,11 @@ ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind,
     auto & file   = *result->file;
     file.kind     = kind;
     file.source   = ggml_hugepages_path_of(fd);
+    struct stat st = {};
+    if (fstat(fd, &st) == 0) {
+        file.source_dev = st.st_dev;
+        file.source_ino = st.st_ino;
+    }
     file.size     = size;
     file.identity = std::string(identity) + "\nggml " + ggml_version() + " " + ggml_commit();
     // a hash replaces the part that does not fit in the manifest

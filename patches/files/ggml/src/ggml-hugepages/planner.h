@@ -1,0 +1,71 @@
+#pragma once
+
+#include "image.h"
+#include "kernel.h"
+#include "params.h"
+#include "plan-blocks.h"
+#include "plan-needs.h"
+#include "plan-store.h"
+#include "pool.h"
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+// One plan. Its steps follow each other in ggml_hugepages_decide (plan.cpp).
+struct ggml_hugepages_planner {
+    const char                  * root;
+    ggml_hugepages_image_t      * images;
+    size_t                        n_images;
+    const ggml_hugepages_params & params;
+    ggml_hugepages_error        * error;
+
+    const bool             accepts_less = ggml_hugepages_accepts_less(&params);
+    const bool             is_load      = n_images > 0 && images[0]->fd != -1; // else the plan of a buffer
+    const std::vector<int> nodes        = ggml_hugepages_placement_nodes(root, params.placement);
+
+    std::vector<ggml_hugepages_supply> supplies;     // the usable pools, the smallest size first; none for THP
+    size_t                             smallest = 0; // page size, or the size of a THP
+    bool                               thp_enabled = false;
+
+    std::vector<ggml_hugepages_consumer>            consumers;
+    std::vector<std::vector<ggml_hugepages_blocks>> blocks;   // of each consumer, outside the store
+    ggml_hugepages_plan_store                       store;
+    uint64_t                                        store_bytes = 0; // that the store lacks
+    std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
+    std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
+    uint64_t                                        largest = 0;     // bytes of the largest image or demand
+    std::map<ggml_hugepages_kind, uint64_t>         ordinary;        // bytes of demands that get no page
+
+    ggml_hugepages_planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
+        root(root), images(images), n_images(n_images), params(params), error(error) {}
+
+    bool find_pools();
+    void add_image(size_t i);
+    void add_demand(const ggml_hugepages_demand & demand);
+    bool decide_thp();
+    void make_room_in_store();
+    void leave_full_store();
+    void add_pools_of_store();
+    void take_large_pages();
+    void count_rest();
+    bool check_shortage();
+    std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
+    bool may_evict() const;
+    std::set<std::string> own_images() const;
+    uint64_t idle_pages(size_t page_size) const;
+    bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const;
+    void make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages);
+    void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;
+    bool check_by_trying();
+    void hand_out();
+    uint64_t ordinary_bytes() const;
+    bool check_ordinary();
+    bool end_plan(bool ok);
+
+    void grant(size_t consumer, size_t page_size, uint64_t pages);
+    uint64_t before(size_t page_size) const;
+    uint64_t wanted(size_t page_size) const;
+};
