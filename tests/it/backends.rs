@@ -1,6 +1,6 @@
 //! Other backends of llama.cpp: only memory that the CPU reads takes huge pages, and answers are those of stock with the same backend.
 //!
-//! Vulkan runs on Mesa's driver for the CPU, and BLAS is OpenBLAS. `make backends` builds both servers, so only `make test-full` runs
+//! Vulkan runs on Mesa's driver for the CPU, and BLAS is `OpenBLAS`. `make backends` builds both servers, so only `make test-full` runs
 //! these tests.
 
 use std::path::Path;
