@@ -103,6 +103,10 @@ private:
 // devices, or if the buffers of the model are allocated.
 size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size);
 
+// The size of the compute buffer of backend i in the need: 0 for memory that the driver of a GPU pins, and for a backend that shares the
+// buffer of an earlier one, as BLAS and the CPU do.
+size_t llama_hugepages_compute_size(const llama_model & model, const std::vector<ggml_backend_buffer_type_t> & bufts, size_t i, size_t size);
+
 // maps the file of an image, throws on failure
 void * llama_hugepages_map(const llama_hugepages_image & image);
 

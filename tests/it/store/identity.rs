@@ -55,6 +55,26 @@ fn a_copy_with_another_name_shares_the_image() {
     store.assert_only_files_hold_pages();
 }
 
+/// Two processes that start together, each with its own name of the file, fill one image.
+#[test]
+fn two_names_at_once_are_one_image() {
+    let store = or_skip!(Store::with(PAGES));
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let first = models::copy_to(dir.path(), &models::demo("100M", "Q8_0"));
+    let second = dir.path().join("other.gguf");
+    copy_with_times(&first, &second);
+    for _ in 0..3 {
+        let mut servers = [&first, &second].map(|model| launch(model, &store).spawn());
+        for server in &mut servers {
+            server.wait_until_ready();
+        }
+        assert_eq!(store.images().len(), 1);
+        drop(servers);
+        store.empty();
+    }
+    store.pool.assert_all_back();
+}
+
 /// Two containers with one image layer: overlayfs gives the same inode another device in each.
 #[test]
 fn two_containers_with_one_layer_share_the_image() {

@@ -4,6 +4,8 @@
 #include "llama-model.h"
 #include "weights.h"
 
+#include <algorithm>
+
 llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) :
     scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr } {
     if (params.enabled) {
@@ -51,4 +53,13 @@ size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_
     }
     const size_t page_size = llama_hugepages_smallest_page(params);
     return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;
+}
+
+size_t llama_hugepages_compute_size(const llama_model & model, const std::vector<ggml_backend_buffer_type_t> & bufts, size_t i, size_t size) {
+    if (!model.hugepages().enabled) {
+        return size;
+    }
+    const bool is_shared = std::find(bufts.begin(), bufts.begin() + i, bufts[i]) != bufts.begin() + i;
+    const bool is_pinned = ggml_backend_buft_is_host(bufts[i]) && !llama_hugepages::is_of_cpu(bufts[i]);
+    return is_shared || is_pinned ? 0 : size;
 }

@@ -67,12 +67,12 @@ std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source,
 }
 
 std::string ggml_hugepages_image_name_end(const std::string & image_name) {
-    const size_t dash = image_name.rfind('-');
-    return image_name.substr(image_name.rfind('.', dash));
+    const size_t dot = image_name.rfind('.', image_name.rfind('-'));
+    return dot == std::string::npos ? image_name : image_name.substr(dot);
 }
 
 std::string ggml_hugepages_lock_name(const std::string & image_name) {
-    return "." + image_name + LOCK_SUFFIX;
+    return ggml_hugepages_image_name_end(image_name) + LOCK_SUFFIX;
 }
 
 bool ggml_hugepages_resident_is_name(const char * name) noexcept try {

@@ -57,7 +57,7 @@ ggml_hugepages_geometry ggml_hugepages_geometry_of(uint64_t size, uint64_t page_
 // The name ends with a hash of the identity, the size, the page size and the version, so different images get different names.
 std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source, uint64_t size, uint64_t page_size, const char * identity);
 
-// The end of the name, which does not depend on the name of the source.
+// The end of the name, which is the same for all names of the source.
 std::string ggml_hugepages_image_name_end(const std::string & image_name);
 
 std::string ggml_hugepages_lock_name(const std::string & image_name);

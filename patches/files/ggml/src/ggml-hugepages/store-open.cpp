@@ -31,6 +31,20 @@ static const auto INTERVAL = std::chrono::seconds(10);
 static const char OWN_STORE[] =
     "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one";
 
+// The name of the image, which a process may have made from another name of the same file; `name` if there is no image.
+static std::string existing_name(int dir_fd, const std::string & name) {
+    const std::string end = ggml_hugepages_image_name_end(name);
+    std::string found;
+    ggml_hugepages_each_image(dir_fd, [&](const char * other) {
+        const std::string text = other;
+        const bool is_same = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+        if (is_same && (found.empty() || text == name || (found != name && text < found))) {
+            found = text;
+        }
+    });
+    return found.empty() ? name : found;
+}
+
 struct ggml_hugepages_store {
     std::shared_ptr<int>             dir;
     std::string                      path;
@@ -54,8 +68,14 @@ struct ggml_hugepages_store {
         return false;
     }
 
+    std::string own_name(const ggml_hugepages_store_file & file) const {
+        return ggml_hugepages_image_name(file.kind, file.source, file.size, page_size, file.identity.c_str());
+    }
+
     // leaves fd at -1 if the image does not exist
     bool open_file(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        file.name        = existing_name(*dir, own_name(file));
+        file.path        = path + "/" + file.name;
         file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), plan_only ? O_RDONLY : O_RDWR);
         file.is_writable = !plan_only;
         if (file.fd == -1 && (errno == EACCES || errno == EROFS)) {
@@ -263,20 +283,6 @@ struct ggml_hugepages_store {
     }
 };
 
-// The name of an image that another name of the same file has; `name` if there is none.
-static std::string existing_name(int dir_fd, const std::string & name) {
-    const std::string end = ggml_hugepages_image_name_end(name);
-    std::string found;
-    ggml_hugepages_each_image(dir_fd, [&](const char * other) {
-        const std::string text = other;
-        const bool is_same = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-        if (is_same && (found.empty() || text == name || (found != name && text < found))) {
-            found = text;
-        }
-    });
-    return found.empty() ? name : found;
-}
-
 bool ggml_hugepages_residents_open(
         ggml_hugepages_resident_t *      residents,
         size_t                           n,
@@ -304,8 +310,7 @@ bool ggml_hugepages_residents_open(
         file.length    = g.length;
         file.sums_at   = g.sums_at;
         file.sums.assign(g.n_segments, 0);
-        file.name      = existing_name(*store.dir, ggml_hugepages_image_name(file.kind, file.source, file.size, store.page_size, file.identity.c_str()));
-        file.path      = store.path + "/" + file.name;
+        file.name      = store.own_name(file);
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
             files.push_back(&file);
@@ -317,7 +322,8 @@ bool ggml_hugepages_residents_open(
         }
     }
     // all processes open them in the same order, which prevents a deadlock
-    std::sort(files.begin(), files.end(), [](const auto * a, const auto * b) { return a->name < b->name; });
+    const auto end_of = [](const ggml_hugepages_store_file * file) { return ggml_hugepages_image_name_end(file->name); };
+    std::sort(files.begin(), files.end(), [&](const auto * a, const auto * b) { return end_of(a) < end_of(b); });
     for (auto * file : files) {
         if (!store.open(*file, error)) {
             return false;
