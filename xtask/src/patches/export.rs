@@ -50,7 +50,9 @@ const FORMAT_PATCH: &[&str] = &[
     "--no-ext-diff",
     "--no-textconv",
     "--no-relative",
-    "--default-prefix",
+    // `--default-prefix` needs git 2.41.
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
     "-O/dev/null",
 ];
 
