@@ -4,6 +4,8 @@ use std::env;
 
 use anyhow::{Result, ensure};
 
+use crate::build::vulkan;
+
 /// A feature, its options for CMake, and whether they apply if the feature is on.
 ///
 /// Upstream finds OpenMP and OpenSSL itself, and builds for this CPU unless the build must be reproducible. So the features that are
@@ -48,5 +50,8 @@ pub fn check() -> Result<()> {
          libraries then lack their C++ library",
         of_target("ARCH")
     );
+    if is_on("VULKAN") {
+        vulkan::check()?;
+    }
     Ok(())
 }

@@ -12,6 +12,7 @@ pub mod patch;
 pub mod source;
 pub mod tree;
 pub mod ui;
+pub mod vulkan;
 
 fn hex(bytes: &[u8]) -> String {
     bytes

@@ -55,8 +55,19 @@ impl Package {
 
     /// Runs a build that must fail, and returns the cause and the hint.
     fn fails<V: AsRef<OsStr>>(&self, variable: &str, value: V) -> (String, String) {
+        self.fails_with(&[], variable, value)
+    }
+
+    /// The same with more arguments of cargo.
+    fn fails_with<V: AsRef<OsStr>>(
+        &self,
+        args: &[&str],
+        variable: &str,
+        value: V,
+    ) -> (String, String) {
         let output = Command::new(env!("CARGO"))
             .args(["build", "--lib", "--package", "llama-hugepages"])
+            .args(args)
             .current_dir(&self.dir)
             .env("CARGO_TARGET_DIR", self.target())
             .env_remove("LLAMA_CPP_DIR")
@@ -123,6 +134,18 @@ fn link_time_optimization_of_cmake_is_refused() {
     let (cause, hint) = Package::copy().fails("LLAMA_HUGEPAGES_CMAKE_ARGS", option);
     assert!(cause.contains(option), "{cause}");
     assert!(hint.contains("remove it"), "{hint}");
+}
+
+#[test]
+fn headers_of_an_old_vulkan_are_refused() {
+    let sdk = temp_dir();
+    let headers = sdk.path().join("include/vulkan");
+    fs::create_dir_all(&headers).expect("the folder is ours");
+    fs::write(headers.join("vulkan_core.h"), "#define VK_EXT_other 1\n").expect("ours");
+    let features = ["--features", "vulkan"];
+    let (cause, hint) = Package::copy().fails_with(&features, "VULKAN_SDK", sdk.path());
+    assert!(cause.contains("vulkan_core.h"), "{cause}");
+    assert!(hint.contains("VULKAN_SDK"), "{hint}");
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn run_build(repo: &Repo, kind: Kind) -> Result<Exit> {
 }
 
 fn run_backends(repo: &Repo, if_possible: bool) -> Result<Exit> {
-    match backends::check() {
+    match build::vulkan::check() {
         Err(missing) if if_possible => eprintln!("backends: skipped, {missing:#}"),
         checked => {
             checked?;
