@@ -2,15 +2,18 @@
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_void};
 use std::fmt;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::ptr;
 
 use serde::{Serialize, Serializer};
 
 use crate::kernel::HugePageSize;
 use llama_hugepages::ffi;
+use llama_hugepages::gguf::Gguf;
 
 /// The reason for a refusal, in the words of the engine or the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -151,6 +154,33 @@ pub(super) fn find(
         hint: None,
     })?;
     Ok((OsString::from_vec(bytes(&path)).into(), size))
+}
+
+/// What the images of a model file say of its content; `None` if it is no model or cannot be read.
+pub(super) fn content_of(file: &Path) -> Option<String> {
+    if !file.is_file() {
+        return None;
+    }
+    let header = Gguf::open(file).ok()?.data_offset();
+    let file = File::open(file).ok()?;
+    // SAFETY: no arguments.
+    let params = unsafe { ffi::llama_model_default_params() }.hugepages;
+    let mut line: [c_char; 256] = [0; 256];
+    // SAFETY: an open file, no places, parameters without a store, and room for a line of the given length; all outlive the call.
+    let is_read = unsafe {
+        ffi::ggml_hugepages_file_identity(
+            file.as_raw_fd(),
+            header as usize,
+            ptr::null(),
+            0,
+            &raw const params,
+            line.as_mut_ptr(),
+            line.len(),
+        )
+    };
+    let line = is_read.then(|| text(&line))?;
+    // The rest needs the places of the tensors.
+    Some(line.split_once(", tensors ")?.0.to_owned())
 }
 
 /// Whether a file of this name can be a resident image.

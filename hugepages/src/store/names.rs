@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::engine::lossy;
+use super::engine::{content_of, lossy};
 use super::{Entries, Image, Store, StoreError};
 
 /// All images of one model.
@@ -137,6 +137,13 @@ impl Entries {
         let is_of = |image: &Image| paths.iter().any(|path| of_path(image, path));
         let is_path = |model: &&Model| model.images.iter().any(is_of);
         let mut found: Vec<&Model> = models.iter().filter(is_path).collect();
+        if found.is_empty() {
+            // Another name of the file may have made the images.
+            let contents: Vec<_> = paths.iter().filter_map(|path| content_of(path)).collect();
+            let is_of = |image: &Image| contents.iter().any(|content| of_content(image, content));
+            let has_content = |model: &&Model| model.images.iter().any(is_of);
+            found = models.iter().filter(has_content).collect();
+        }
         let by_path = !found.is_empty();
         let files = self.files.iter().map(|file| &file.name);
         let mut files: Vec<&String> = files.filter(|name| ***name == *wanted).collect();
@@ -176,6 +183,11 @@ fn absolute(path: &Path) -> PathBuf {
 fn of_path(image: &Image, path: &Path) -> bool {
     let source = &image.info.source;
     !source.as_os_str().is_empty() && (source == path || absolute(source) == path)
+}
+
+fn of_content(image: &Image, content: &str) -> bool {
+    let mut files = image.info.identity.lines();
+    files.any(|line| line.starts_with(content))
 }
 
 #[cfg(test)]

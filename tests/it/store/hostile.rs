@@ -202,9 +202,7 @@ fn a_lock_of_another_user_is_named_and_stops_no_server_that_may_go_on_without_a_
     run(load(&store, &small()), 0);
     let name = store.names().pop().expect("an image");
     store.empty();
-    // Other names of the same file have the same lock.
-    let end = name.find(".weights-").expect("an image of weights");
-    let lock = store.path().join(format!("{}.lock", &name[end..]));
+    let lock = store.path().join(format!(".{name}.lock"));
     let launch = |policy: &str| {
         let launch = Launch::ours().model(&small()).hugepages(policy);
         launch.args(["--hugepage-store", store.arg()])

@@ -28,10 +28,14 @@ static std::string cpu_features() {
 
 // One place in each tensor, in each expert, and in each 16 MiB, sorted, for each file.
 static std::vector<std::vector<uint64_t>> places_of(const llama_model_loader & ml) {
-    static const size_t STEP = 16*1024*1024;
+    static const size_t STEP  = 16*1024*1024;
+    static const size_t BLOCK = 4096; // small experts share one
     std::vector<std::vector<uint64_t>> places(ml.files.size());
     for (const auto & [_, weight] : ml.weights_map) {
         const size_t size  = ggml_nbytes(weight.tensor);
+        if (size == 0) {
+            continue;
+        }
         const size_t parts = std::max<size_t>(weight.tensor->ne[2]*weight.tensor->ne[3], (size + STEP - 1)/STEP);
         for (size_t i = 0; i < parts; i++) {
             places[weight.idx].push_back(weight.offs + size/parts*i + size/parts/2);
@@ -39,6 +43,8 @@ static std::vector<std::vector<uint64_t>> places_of(const llama_model_loader & m
     }
     for (auto & of_file : places) {
         std::sort(of_file.begin(), of_file.end());
+        const auto is_same = [](uint64_t a, uint64_t b) { return a/BLOCK == b/BLOCK; };
+        of_file.erase(std::unique(of_file.begin(), of_file.end(), is_same), of_file.end());
     }
     return places;
 }
@@ -77,6 +83,14 @@ static std::string identity_of(const std::vector<std::string> & files, ggml_cont
 }
 
 void llama_hugepages::open_residents(const llama_model_loader & ml) {
+    const auto is_resident = [](const auto & image) {
+        // a file on hugetlbfs stays in memory without a resident image
+        return ggml_hugepages_image_is_wanted(image.get()) && !ggml_hugepages_image_is_huge(image.get());
+    };
+    const auto is_resident_buffer = [&](const auto & entry) { return is_buffered(entry.second.get()) && is_plain(entry.first.buft); };
+    if (std::none_of(images.begin(), images.end(), is_resident) && std::none_of(ml.ctx_map.begin(), ml.ctx_map.end(), is_resident_buffer)) {
+        return;
+    }
     const auto files = identities_of(ml, params);
     std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
     const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
@@ -84,14 +98,14 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
         return all.back();
     };
     for (size_t i = 0; i < images.size(); i++) {
-        // a file on hugetlbfs stays in memory without a resident image
-        if (ggml_hugepages_image_is_wanted(images[i].get()) && !ggml_hugepages_image_is_huge(images[i].get())) {
+        if (is_resident(images[i])) {
             const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, ml.files[i]->file_id(), files[i], ml.files[i]->size());
             ggml_hugepages_image_reside(images[i].get(), resident.get());
         }
     }
-    for (const auto & [key, ctx] : ml.ctx_map) {
-        if (is_buffered(ctx.get()) && is_plain(key.buft)) {
+    for (const auto & entry : ml.ctx_map) {
+        const auto & [key, ctx] = entry;
+        if (is_resident_buffer(entry)) {
             const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft);
             resident_buffers[ctx.get()] = add(kind(key.buft), ml.files[0]->file_id(), identity_of(files, ctx.get(), key.buft), size);
         }

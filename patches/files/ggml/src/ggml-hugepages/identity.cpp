@@ -6,7 +6,7 @@
 //   tensors                    blocks that the caller chooses, so that no tensor and no expert is left out
 //
 // Archives and image builders may give two files the same times, and file systems the same inode. Copies have other inodes, and the same
-// file has another device in each container. So neither is part of the identity; the store uses them to find what it knows of a file.
+// file has another device in each container. So neither is part of the identity. They only spare a restart the blocks of the tensors.
 
 #ifdef __linux__
 
@@ -23,8 +23,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -42,34 +44,36 @@ static bool hash_blocks(int fd, size_t file_size, const std::vector<uint64_t> & 
     image.fd   = fd;
     image.size = file_size;
     const ggml_hugepages_source source(&image);
-    block_size = std::max(block_size, source.alignment);
+    // a direct read may need more than a block, and the hash must not depend on the file system
+    const size_t read_size = std::max(block_size, source.alignment);
     std::vector<uint64_t> hashes(places.size());
     std::atomic<size_t>   next{0};
-    std::atomic<bool>     ok{true};
+    std::atomic<int>      error{0};
     ggml_hugepages_on_threads(std::min<size_t>(8, places.size()), [&] {
-        const std::unique_ptr<void, std::function<void(void *)>> block(
-            ggml_aligned_malloc(block_size), [&](void * ptr) { ggml_aligned_free(ptr, block_size); });
-        for (size_t i; ok && block && (i = next++) < places.size(); ) {
-            const size_t at = ggml_hugepages_align_down(std::min<uint64_t>(places[i], file_size), block_size);
-            const size_t n  = std::min(block_size, file_size - at);
-            // past the page cache where possible, because a load leaves none of the file there
-            const bool is_read = (source.direct_fd != -1 && pread(source.direct_fd, block.get(), block_size, (off_t) at) >= (ssize_t) n) ||
-                ggml_hugepages_read_all(fd, block.get(), n, (off_t) at);
-            if (!is_read) {
-                ok = false;
-            } else {
-                hashes[i] = ggml_hugepages_checksum(block.get(), n);
-            }
+        const std::unique_ptr<char, void (*)(void *)> data((char *) aligned_alloc(read_size, read_size), free);
+        if (!data) {
+            error = ENOMEM;
         }
-        if (!block) {
-            ok = false;
+        for (size_t i; error == 0 && (i = next++) < places.size(); ) {
+            const size_t block = ggml_hugepages_align_down(std::min<uint64_t>(places[i], file_size), block_size);
+            const size_t at    = ggml_hugepages_align_down(block, read_size);
+            const size_t n     = std::min(read_size, file_size - at);
+            // past the page cache where possible, because a load leaves none of the file there
+            const bool is_read = (source.direct_fd != -1 && pread(source.direct_fd, data.get(), read_size, (off_t) at) >= (ssize_t) n) ||
+                ggml_hugepages_read_all(fd, data.get(), n, (off_t) at);
+            if (!is_read) {
+                error = errno == 0 ? EIO : errno;
+            } else {
+                hashes[i] = ggml_hugepages_checksum(data.get() + (block - at), std::min(block_size, file_size - block));
+            }
         }
     });
     *hash = 1;
     for (const uint64_t one : hashes) {
         *hash = *hash*31 + one;
     }
-    return ok;
+    errno = error;
+    return error == 0;
 }
 
 bool ggml_hugepages_sample(int fd, size_t file_size, uint64_t * hash) {
@@ -81,35 +85,34 @@ bool ggml_hugepages_sample(int fd, size_t file_size, uint64_t * hash) {
     return hash_blocks(fd, file_size, places, GGML_HUGEPAGES_GUARD_SIZE, hash);
 }
 
-// What an image of the same file says about its tensors: the file has this device, inode, size and time, and the same blocks.
+// What an image of the same file says about its tensors. The file has the device, inode, size, time and blocks of the image's source, and
+// nobody touched it since: a copy over it, or another file with its inode, would have a later time of change (ctime).
 static std::string known_tensors(const ggml_hugepages_params & params, const struct stat & source, const std::string & identity) {
     std::string path, result;
     size_t      page_size;
     ggml_hugepages_error error = {};
     const int dir_fd = ggml_hugepages_store_open(params.store, params.page_size, path, &page_size, &error);
+    const std::shared_ptr<void> dir_closed(nullptr, [dir_fd](void *) { if (dir_fd != -1) { close(dir_fd); } });
     if (dir_fd == -1) {
         return result;
     }
     const auto info = std::make_unique<ggml_hugepages_resident_info>();
     ggml_hugepages_each_image(dir_fd, [&](const char * name) {
         const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+        const std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
         char data[GGML_HUGEPAGES_HEADER_SIZE];
         struct stat st = {};
         if (fd != -1 && ggml_hugepages_is_trusted(fd, false, &page_size, &st, &error) && (size_t) st.st_size >= sizeof(data) &&
                 ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) &&
                 ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info.get(), &error) &&
-                info->source_dev == source.st_dev && info->source_ino == source.st_ino) {
+                info->source_dev == source.st_dev && info->source_ino == source.st_ino && source.st_ctim.tv_sec < info->created) {
             const std::string known = info->identity;
             const size_t      n     = identity.size() + strlen(TENSORS) + 16;
             if (known.size() >= n && known.compare(0, identity.size() + strlen(TENSORS), identity + TENSORS) == 0) {
                 result = known.substr(n - 16, 16);
             }
         }
-        if (fd != -1) {
-            close(fd);
-        }
     });
-    close(dir_fd);
     return result;
 }
 

@@ -72,7 +72,7 @@ std::string ggml_hugepages_image_name_end(const std::string & image_name) {
 }
 
 std::string ggml_hugepages_lock_name(const std::string & image_name) {
-    return ggml_hugepages_image_name_end(image_name) + LOCK_SUFFIX;
+    return "." + image_name + LOCK_SUFFIX;
 }
 
 bool ggml_hugepages_resident_is_name(const char * name) noexcept try {

@@ -59,7 +59,9 @@ static void look_at_source(ggml_hugepages_resident_info * info) {
         info->is_hidden = !info->is_stale;
     } else if (S_ISREG(st.st_mode) && st.st_size == size && st.st_mtim.tv_sec == sec && st.st_mtim.tv_nsec == nsec) {
         // an older file has the content that the image was made of, so a list of many images reads no file
-        info->is_stale = st.st_ctim.tv_sec >= info->created && has_changed(info->source, st.st_size, info->identity);
+        const bool is_other = st.st_ctim.tv_sec >= info->created && has_changed(info->source, st.st_size, info->identity);
+        info->is_stale  = is_other && st.st_dev == info->source_dev;
+        info->is_hidden = is_other && !info->is_stale;
     } else if (st.st_dev != info->source_dev) {
         info->is_hidden = true; // a file of another file system has its path here
     } else {
@@ -160,8 +162,10 @@ bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggm
         const std::string lock_name = ggml_hugepages_lock_name(name);
         const int lock_fd = ggml_hugepages_open_image(dir_fd, lock_name.c_str(), O_RDWR);
         if (lock_fd != -1) {
-            if (ggml_hugepages_lock(lock_fd, F_WRLCK, 0, ggml_hugepages_lock_size())) {
-                unlinkat(dir_fd, lock_name.c_str(), 0);
+            struct stat locked = {}, there = {};
+            if (ggml_hugepages_lock(lock_fd, F_WRLCK, 0, ggml_hugepages_lock_size()) && fstat(lock_fd, &locked) == 0 &&
+                    fstatat(dir_fd, lock_name.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0 && locked.st_ino == there.st_ino) {
+                unlinkat(dir_fd, lock_name.c_str(), 0); // and not the lock file of a filler that started in between
             }
             close(lock_fd);
         }

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include <dirent.h>
@@ -140,12 +141,12 @@ void ggml_hugepages_each_image(int dir_fd, const std::function<void(const char *
         }
         return;
     }
+    const std::unique_ptr<DIR, int (*)(DIR *)> closed(dir, closedir);
     while (const auto * entry = readdir(dir)) {
         if (ggml_hugepages_resident_is_name(entry->d_name)) {
             callback(entry->d_name);
         }
     }
-    closedir(dir);
 }
 
 #endif // __linux__

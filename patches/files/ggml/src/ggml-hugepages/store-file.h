@@ -16,7 +16,7 @@
 //
 // Locks are open file description locks, so the kernel releases them when their process ends:
 //
-//   END.lock    exclusive   the filler; END is the end of the image's name. The file has mode 0600, so a reader cannot open it and block a filler. 1 + PID locked bytes
+//   NAME.lock   exclusive   the filler. The file has mode 0600, so a reader cannot open it and block a filler. 1 + PID locked bytes
 //   ATTACHED    shared      on the image, by each attached process. Exclusive for the removal of an image that no process uses
 //   FILLING     exclusive   on the image, by the filler, to inform waiting readers. It protects nothing, because a reader can block it
 //

@@ -102,7 +102,8 @@ ggml_hugepages_lock_answer ggml_hugepages_take_fill_lock(
     const bool is_free  = is_file && (is_mine || geteuid() == 0) && ggml_hugepages_lock(fd, F_WRLCK, 0, ggml_hugepages_lock_size());
     const int  err      = errno;
     if (!is_mine) {
-        const bool is_gone = is_free && unlinkat(dir_fd, name.c_str(), 0) == 0;
+        const bool is_same = is_free && fstatat(dir_fd, name.c_str(), &there, AT_SYMLINK_NOFOLLOW) == 0 && there.st_ino == mine.st_ino;
+        const bool is_gone = is_same && unlinkat(dir_fd, name.c_str(), 0) == 0;
         close(fd);
         errno = EPERM;
         return is_gone ? GGML_HUGEPAGES_LOCK_OTHERS : GGML_HUGEPAGES_LOCK_IMPOSSIBLE;

@@ -31,18 +31,27 @@ static const auto INTERVAL = std::chrono::seconds(10);
 static const char OWN_STORE[] =
     "use a store that this user may write to (hugepages store mount --uid), or run hugepages store load as the owner of this one";
 
-// The name of the image, which a process may have made from another name of the same file; `name` if there is no image.
-static std::string existing_name(int dir_fd, const std::string & name) {
-    const std::string end = ggml_hugepages_image_name_end(name);
+// The name of the image, which a process may have made from another name of the same file; `own` if this process could not attach to it.
+static std::string existing_name(int dir_fd, const std::string & own) {
+    const std::string end = ggml_hugepages_image_name_end(own);
     std::string found;
     ggml_hugepages_each_image(dir_fd, [&](const char * other) {
-        const std::string text = other;
-        const bool is_same = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-        if (is_same && (found.empty() || text == name || (found != name && text < found))) {
-            found = text;
+        const std::string name = other;
+        if (found == own || name.size() < end.size() || name.compare(name.size() - end.size(), end.size(), end) != 0) {
+            return;
+        }
+        const int fd = ggml_hugepages_open_image(dir_fd, other, O_RDONLY);
+        struct stat st = {};
+        size_t      page_size;
+        ggml_hugepages_error error = {};
+        if (name == own || (fd != -1 && ggml_hugepages_is_trusted(fd, false, &page_size, &st, &error) && (found.empty() || name < found))) {
+            found = name;
+        }
+        if (fd != -1) {
+            close(fd);
         }
     });
-    return found.empty() ? name : found;
+    return found.empty() ? own : found;
 }
 
 struct ggml_hugepages_store {
@@ -83,6 +92,8 @@ struct ggml_hugepages_store {
             file.is_writable = false;
         }
         if (file.fd == -1 && errno == ENOENT) {
+            file.name = own_name(file); // another process may have removed the image that had the name
+            file.path = path + "/" + file.name;
             return true;
         }
         if (file.fd == -1) {
