@@ -1,7 +1,7 @@
 //! Which files share an image: those with the same content and time, wherever they are.
 
 use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -84,15 +84,16 @@ fn an_image_of_another_user_does_not_stop_a_copy() {
     copy_with_times(&first, &second);
     let expected = answers(&launch(&first, &store).start());
     let image = store.image();
-    std::os::unix::fs::chown(&image, Some(OTHER), Some(OTHER)).expect("root");
-    // A link whose name comes first.
+    chown(&image, Some(OTHER), Some(OTHER)).expect("root");
+    // An empty file whose name comes first.
     let name = image
         .file_name()
         .and_then(|name| name.to_str())
         .expect("UTF-8");
     let end = name.find(".weights-").expect("an image of weights");
     let planted = store.path().join(format!("0{}", &name[end..]));
-    std::os::unix::fs::symlink("/dev/zero", &planted).expect("the store is ours");
+    File::create(&planted).expect("the store is ours");
+    chown(&planted, Some(OTHER), Some(OTHER)).expect("root");
     assert_eq!(answers(&launch(&second, &store).start()), expected);
     assert!(
         store
