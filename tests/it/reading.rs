@@ -83,14 +83,20 @@ fn a_warm_load_reads_nothing_from_the_disk_and_leaves_the_cache_warm() {
     let model = own_model(dir.path());
     let need = need::of(&launch(&model));
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("the model exists").len() as u64;
+    let size = fs::metadata(&model).expect("the model exists").len();
+    page_cache::warm_all(&model, &model);
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 
     let server = start(&model);
     let read = read_bytes(&server);
     assert!(read <= READ_AHEAD, "{read} bytes came from the disk");
-    assert_eq!(or_skip!(page_cache::cached_bytes(&model)), before);
+    // A busy kernel may drop a few pages by itself.
+    let after = or_skip!(page_cache::cached_bytes(&model));
+    assert!(
+        after >= size - size / 64,
+        "{after} of {size} bytes are cached"
+    );
     assert_weights_on_huge_pages(&server, &model);
     drop(server);
     pool.assert_all_back();
@@ -103,7 +109,8 @@ fn a_warm_load_that_shall_drop_the_cache_leaves_nothing_there() {
     let launch = launch(&model).args(["--hugepage-drop-cache"]);
     let need = need::of(&launch);
     let pool = or_skip!(Pool::with(need));
-    let size = fs::read(&model).expect("the model exists").len() as u64;
+    let size = fs::metadata(&model).expect("the model exists").len();
+    page_cache::warm_all(&model, &model);
     let before = or_skip!(page_cache::cached_bytes(&model));
     assert!(before >= size, "{before} of {size} bytes are cached");
 

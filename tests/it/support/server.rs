@@ -145,11 +145,12 @@ impl Launch {
         .wrapped([dir])
     }
 
-    /// Runs the server under strace, which writes to a file. strace is a process of its own, so the child is the server.
+    /// Runs the server under strace, which writes to a file. strace has a process group of its own, so the child is the server, and a kill of
+    /// the server's group leaves strace the time to write the end.
     pub fn traced(self, calls: &str, output: &Path) -> Self {
         self.wrapped([
             "strace",
-            "-D",
+            "-DD",
             "-f",
             "-q",
             "-y",
