@@ -1,19 +1,20 @@
 //! Which files share an image: those with the same content and time, wherever they are.
 
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use super::{images, json, on, run};
 use crate::equality::answers;
+use crate::support::file_system::{FileSystem, Kind};
 use crate::support::gguf::Gguf;
 use crate::support::pool::PAGE;
 use crate::support::server::Launch;
 use crate::support::store::Store;
-use crate::support::{is_root, models, or_skip, programs, skip};
+use crate::support::{is_root, models, or_skip, programs, skip, wait_for};
 
 /// Bytes of each of the 64 blocks.
 const BLOCK: u64 = 64 * 1024;
@@ -34,9 +35,9 @@ fn copy_with_times(from: &Path, to: &Path) {
 
 fn take_time_of(from: &Path, to: &Path) {
     let modified = fs::metadata(from).expect("just made").modified();
-    let times = FileTimes::new().set_modified(modified.expect("Linux has times"));
     let file = File::options().write(true).open(to).expect("just made");
-    file.set_times(times).expect("the file is ours");
+    let time = modified.expect("Linux has times");
+    file.set_modified(time).expect("the file is ours");
 }
 
 #[test]
@@ -110,17 +111,13 @@ fn two_containers_with_one_layer_share_the_image() {
         return skip("only root can mount");
     }
     let store = or_skip!(Store::with(PAGES));
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-    let layer = dir.path().join("layer");
-    fs::create_dir(&layer).expect("the folder is ours");
-    let model = models::copy_to(&layer, &models::demo("100M", "Q8_0"));
-    let name = model.file_name().expect("a file");
-    let overlays = ["a", "b"].map(|container| Overlay::mount(dir.path(), &layer, container));
-    let mut mounted = Vec::new();
-    for overlay in overlays {
-        mounted.push(or_skip!(overlay));
-    }
-    let files = [0, 1].map(|index| mounted[index].path.join(name));
+    let model = models::demo("100M", "Q8_0");
+    let mut layer = or_skip!(FileSystem::with(
+        Kind::OverlayOnExt4,
+        &[(&model, "demo.gguf")]
+    ));
+    let second = or_skip!(layer.add_overlay("second"));
+    let files = [layer.path("demo.gguf"), second.join("demo.gguf")];
     let [a, b] = [0, 1].map(|index| fs::metadata(&files[index]).expect("the layer has it"));
     assert_ne!(a.dev(), b.dev());
 
@@ -128,8 +125,8 @@ fn two_containers_with_one_layer_share_the_image() {
     assert_eq!(store.images().len(), 1);
     assert_eq!(answers(&servers[0]), answers(&servers[1]));
     drop(servers);
-    // The host sees the layer, and none of the mounts.
-    drop(mounted);
+    // The host sees none of the mounts.
+    drop(layer);
     let list = json(&store, &["list"], 0);
     let image = &images(&list)[0];
     let seen = (&image["is_stale"], &image["is_hidden"]);
@@ -248,43 +245,14 @@ fn a_restart_does_not_sample_the_tensors_again() {
             .count()
     };
     or_skip!(programs::found("strace"));
+    // A file that changed in the second of the image counts as changed.
+    let changed = fs::metadata(&model).expect("the model exists").ctime();
+    let is_older = || UNIX_EPOCH.elapsed().expect("after 1970").as_secs() > changed.cast_unsigned();
+    assert!(wait_for(Duration::from_secs(5), is_older));
     let first = small_reads(launch(&model, &store));
     let second = small_reads(launch(&model, &store));
     let tensors = Gguf::read(&model).tensors.len();
     assert!(first >= tensors, "{first} reads, {tensors} tensors");
     assert!(second < tensors, "{second} reads, {tensors} tensors");
     store.assert_only_files_hold_pages();
-}
-
-/// An overlayfs with one layer, as a container sees it.
-struct Overlay {
-    path: PathBuf,
-}
-
-impl Overlay {
-    fn mount(dir: &Path, layer: &Path, name: &str) -> Result<Self, String> {
-        let [upper, work, path] =
-            ["upper", "work", "merged"].map(|part| dir.join(format!("{name}-{part}")));
-        for folder in [&upper, &work, &path] {
-            fs::create_dir(folder).expect("the folder is ours");
-        }
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            layer.display(),
-            upper.display(),
-            work.display()
-        );
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "overlay", "none", "-o", &options])
-            .arg(&path);
-        programs::run(&mut mount)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.path).status();
-    }
 }

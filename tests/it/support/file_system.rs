@@ -145,7 +145,7 @@ impl Kind {
 /// Dropping the value, or killing its process, unmounts and removes the file system.
 pub struct FileSystem {
     // Fields drop in this order: the guardian unmounts before `TempDir` removes the folder.
-    _guardian: Guardian,
+    guardian: Guardian,
     dir: TempDir,
     kind: Kind,
     /// `loop3`
@@ -159,11 +159,7 @@ impl FileSystem {
         kind.check()?;
         let dir =
             tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
-        let folder = |name: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir(&path).expect("just made");
-            path
-        };
+        let folder = |name: &str| folder_in(&dir, name);
         let (backing, mount) = (dir.path().join("backing"), folder("mount"));
         let mut guardian = Guardian::start(REMOVE, None);
         guardian.tell(&format!("folder {}", dir.path().display()));
@@ -189,26 +185,33 @@ impl FileSystem {
         if !kind.is_made_with_its_files() {
             copy_to(&mount);
         }
-        if kind.is_overlay() {
-            let merged = folder("merged");
-            guardian.tell(&format!("mount {}", merged.display()));
-            let options = format!("lowerdir={}", mount.display());
-            run(Command::new("mount")
-                .args(["-t", "overlay", "none", "-o"])
-                .args([format!("{options}:{}", folder("empty").display())])
-                .arg(&merged))?;
-        }
         let device = kind.has_device().then(|| device_of(&mount));
-        let file_system = Self {
-            _guardian: guardian,
+        let mut file_system = Self {
+            guardian,
             dir,
             kind,
             device,
         };
+        if kind.is_overlay() {
+            folder_in(&file_system.dir, "empty");
+            file_system.add_overlay("merged")?;
+        }
         for (_, name) in files {
             file_system.drop_cache(name);
         }
         Ok(file_system)
+    }
+
+    /// Mounts the layer of an overlay once more, as a second container does. Returns the folder.
+    pub fn add_overlay(&mut self, name: &str) -> Result<PathBuf, String> {
+        let [layer, empty] = ["mount", "empty"].map(|name| self.dir.path().join(name));
+        let merged = folder_in(&self.dir, name);
+        self.guardian.tell(&format!("mount {}", merged.display()));
+        let layers = format!("lowerdir={}:{}", layer.display(), empty.display());
+        run(Command::new("mount")
+            .args(["-t", "overlay", "none", "-o", &layers])
+            .arg(&merged))?;
+        Ok(merged)
     }
 
     /// The path under which a program opens a file.
@@ -252,6 +255,12 @@ impl FileSystem {
         let sectors = stat.split_whitespace().nth(2).expect("stat.rst");
         sectors.parse::<u64>().expect("a number") * 512
     }
+}
+
+fn folder_in(dir: &TempDir, name: &str) -> PathBuf {
+    let path = dir.path().join(name);
+    fs::create_dir(&path).expect("just made");
+    path
 }
 
 fn make(
