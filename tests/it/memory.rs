@@ -5,10 +5,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
-use crate::support::{full, models, need, or_skip, page_cache, plan};
+use crate::support::{full, http, models, need, or_skip, page_cache, plan};
 
 /// Memory beside the model: the program, its read buffers, and the model's tables.
 const BESIDE: u64 = 256 * 1024 * 1024;
@@ -137,6 +139,66 @@ fn the_prompt_cache_fits_into_what_the_memory_limit_leaves() {
         let server = unlimited.start();
         assert!(!server.log().contains(LINE), "{}", server.log());
     }
+    pool.assert_all_back();
+}
+
+/// Sends a prompt of 256 tokens that no other number shares. False if the server has died.
+fn ask(server: &Server, number: u32) -> bool {
+    let mut prompt: Vec<u32> = (0..256).map(|at| 50 + at % 100).collect();
+    (prompt[0], prompt[1]) = (50 + number % 100, 50 + number / 100);
+    let body = json!({ "prompt": prompt, "n_predict": 1, "temperature": 0 });
+    match http::try_post(&server.url("/completion"), &body) {
+        Ok((status, answer)) => {
+            assert_eq!(status, 200, "{answer}\n{}", server.log());
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Two servers answer prompts that each of them would save, with so much memory for both beside what they have at their start. Returns their
+/// logs, or none if the kernel killed one of them.
+fn ask_both(launch: &Launch, room: u64, n_prompts: u32) -> Result<Option<String>, String> {
+    let alone = launch.clone().start();
+    ask(&alone, 0);
+    let at_start = anonymous(alone.pid());
+    drop(alone);
+
+    let cgroup = MemoryCgroup::with_limit(2 * at_start + room)?;
+    let start = || launch.clone().in_cgroup(&cgroup.dir).start();
+    let servers = [start(), start()];
+    let survive = (0..n_prompts).all(|i| servers.iter().all(|server| ask(server, i)));
+    let logs = servers.map(|server| server.log()).concat();
+    Ok(survive.then_some(logs))
+}
+
+/// When a server starts, its limit for saved prompts is right. But two servers reach the limit of their memory together.
+#[test]
+fn servers_that_save_prompts_leave_each_other_memory() {
+    let (room, reserve, n_prompts) = if full() {
+        (2 << 30, "1024", 500)
+    } else {
+        (96 << 20, "32", 16)
+    };
+    let model = models::demo("100M", "Q8_0");
+    // 5.5 MiB for each prompt
+    let args = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"];
+    let launch = |launch: Launch| {
+        let launch = launch.model(&model).args(args);
+        launch.args(["--fit-target", reserve])
+    };
+    let ours = launch(Launch::ours());
+    let pool = or_skip!(Pool::with(2 * need::of(&ours)));
+
+    // A test of the test. A server that maps its model would read it again and again before the kernel kills it.
+    let stock = launch(or_skip!(Launch::stock())).args(["--load-mode", "none"]);
+    let killed = or_skip!(ask_both(&stock, room, n_prompts)).is_none();
+    assert!(killed, "stock has enough memory");
+
+    let log = or_skip!(ask_both(&ours.hugepages("require"), room, n_prompts));
+    let log = log.expect("no server is killed");
+    let is_dropped = log.contains("the oldest saved prompt of ");
+    assert!(is_dropped, "no server asked for room: {log}");
     pool.assert_all_back();
 }
 

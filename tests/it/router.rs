@@ -198,11 +198,11 @@ fn the_plan_of_a_router_has_a_row_for_each_model_and_the_largest_sum() {
         fs::copy(models::demo(size, "Q8_0"), path).expect("the disk has space");
     }
     fs::write(dir.path().join("broken.gguf"), "GGUF").expect("the folder is ours");
-    let alone = |name: &str| {
-        let plan = plan::of(&Launch::ours().model(&dir.path().join(format!("{name}.gguf"))));
-        plan::pages_by_kind(&plan).values().sum::<u64>()
-    };
-    let [small, large] = ["small", "large"].map(alone);
+    let alone =
+        |name: &str| plan::of(&Launch::ours().model(&dir.path().join(format!("{name}.gguf"))));
+    let alone_small = alone("small");
+    let pages = |plan: &Value| plan::pages_by_kind(plan).values().sum::<u64>();
+    let [small, large] = [pages(&alone_small), pages(&alone("large"))];
     let launch = Launch::ours()
         .args(["--models-dir".as_ref(), dir.path().as_os_str()])
         .args(["--no-repack", "--models-max", "2"]);
@@ -219,9 +219,13 @@ fn the_plan_of_a_router_has_a_row_for_each_model_and_the_largest_sum() {
     pool.set(small + large);
     let plan = plan::of(&launch);
     assert_eq!(plan["fits"], true, "{plan}");
-    assert_eq!(
-        plan::pages_by_kind(&plan).values().sum::<u64>(),
-        small + large
+    assert_eq!(pages(&plan), small + large);
+    let memory = |plan: &Value, name: &str| plan["memory"][name].as_u64().expect("a number");
+    let of_models = 2 * memory(&alone_small, "process");
+    assert!(memory(&plan, "process") > of_models, "{plan}");
+    assert!(
+        memory(&plan, "prompt_cache") < memory(&plan, "available"),
+        "{plan}"
     );
     let mut rows: Vec<_> = plan["router"]
         .as_array()

@@ -24,7 +24,7 @@ pub struct Plan {
     /// The context that the server chose to fit the pools; `None` if the arguments or the model decide it.
     #[serde(default)]
     pub context: Option<Context>,
-    /// Memory outside the pools; `None` for a router.
+    /// Memory outside the pools. Of a router: its own, and that of the models that it may load at once.
     #[serde(default)]
     pub memory: Option<Memory>,
     /// One need for each kind, file and page size. Of a router: the needs of the models that together need most, as many as it may
@@ -47,7 +47,8 @@ pub struct Context {
     pub full_bytes: u64,
 }
 
-/// Ordinary memory of the server, in bytes. Context checkpoints (`--ctx-checkpoints`) are not counted: their size depends on the prompts.
+/// Ordinary memory of the server, in bytes. Context checkpoints (`--ctx-checkpoints`) are not counted: their size depends on the prompts. The
+/// server drops the oldest ones when memory is short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Memory {

@@ -206,11 +206,38 @@ llama_model * common_hugepages_load(const common_params & params, bool model_onl
     return model;
 }
 
+// memory that the caches of a server leave
+static uint64_t cache_margin(const common_params & params) {
+    return params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+}
+
+static bool has_default_cache_ram(const common_params & params) {
+    return params.cache_ram_mib == common_params().cache_ram_mib;
+}
+
 int32_t common_hugepages_prompt_cache(const common_params & params, uint64_t available) {
-    const uint64_t margin = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+    const uint64_t margin = cache_margin(params);
     const int32_t  left   = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
-    const bool     is_set = params.cache_ram_mib != common_params().cache_ram_mib;
-    return available == 0 || is_set ? params.cache_ram_mib : std::min(left, params.cache_ram_mib);
+    return available == 0 || !has_default_cache_ram(params) ? params.cache_ram_mib : std::min(left, params.cache_ram_mib);
+}
+
+// what each cache leaves, 0 without a bound
+static std::atomic<uint64_t> g_margins[COMMON_HUGEPAGES_CACHE_CHECKPOINTS + 1];
+
+static void bound_caches(const common_params & params) {
+    if (has_default_cache_ram(params)) {
+        g_margins[COMMON_HUGEPAGES_CACHE_PROMPTS] = cache_margin(params);
+    }
+    if (params.n_ctx_checkpoints == common_params().n_ctx_checkpoints) {
+        // the next message of a conversation needs its checkpoint more than another conversation needs its prompt
+        g_margins[COMMON_HUGEPAGES_CACHE_CHECKPOINTS] = cache_margin(params)/4;
+    }
+}
+
+uint64_t common_hugepages_cache_missing(common_hugepages_cache cache, uint64_t bytes) {
+    const uint64_t margin    = g_margins[cache];
+    const uint64_t available = margin == 0 ? 0 : ggml_hugepages_memory_available();
+    return available == 0 ? 0 : bytes + margin - std::min(bytes + margin, available);
 }
 
 static void limit_prompt_cache(common_params & params) {
@@ -239,6 +266,7 @@ void common_hugepages_ready(common_params & params) {
     }
     ggml_hugepages_hold_end(params.hugepages.model_id);
     set_default(params, true);
+    bound_caches(params);
     limit_prompt_cache(params);
     if (t_n_ctx != 0) {
         // a server that wakes up keeps the context that its clients know

@@ -40,6 +40,16 @@ llama_model * common_hugepages_load(const common_params & params, bool model_onl
 // Calls common_hugepages_ready() if the model, and its context if the caller wants one, exist.
 void common_hugepages_after_load(common_params & params, bool is_loaded);
 
+// Ordinary memory that a server takes while it serves.
+enum common_hugepages_cache {
+    COMMON_HUGEPAGES_CACHE_PROMPTS,     // --cache-ram
+    COMMON_HUGEPAGES_CACHE_CHECKPOINTS, // --ctx-checkpoints
+};
+
+// The bytes of ordinary memory that must become free before the cache may take so many more. 0 if the user chose the size of the cache, or if
+// the option is off. It asks the kernel, because other processes, such as the other models of a router, take from the same memory.
+uint64_t common_hugepages_cache_missing(common_hugepages_cache cache, uint64_t bytes);
+
 // After this call, buffers without a model or a context also use huge pages.
 void common_hugepages_begin(const common_params & params);
 

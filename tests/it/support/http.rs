@@ -41,17 +41,18 @@ pub fn post_json(url: &str, body: &Value) -> Value {
 }
 
 pub fn post(url: &str, body: &Value) -> (u16, Value) {
-    let mut response = agent()
-        .post(url)
-        .send_json(body)
-        .unwrap_or_else(|error| panic!("{url}: {error}"));
+    try_post(url, body).unwrap_or_else(|error| panic!("{url}: {error}"))
+}
+
+/// For a server that may end before it has answered.
+pub fn try_post(url: &str, body: &Value) -> Result<(u16, Value), ureq::Error> {
+    let mut response = agent().post(url).send_json(body)?;
     let text = response
         .body_mut()
         .with_config()
         .limit(1 << 30)
-        .read_to_string()
-        .expect("an answer");
+        .read_to_string()?;
     let answer = serde_json::from_str(&text);
     let answer = answer.unwrap_or_else(|error| panic!("{url}: {error}: {text}"));
-    (response.status().as_u16(), answer)
+    Ok((response.status().as_u16(), answer))
 }

@@ -7,6 +7,7 @@
 #include "subproc.h"
 #include "server-context.h"
 #include "server-models.h"
+#include "server-task.h"
 
 #include <nlohmann/json.hpp>
 
@@ -14,6 +15,10 @@
 #include <cstring>
 #include <map>
 #include <sstream>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 // the JSON library of the plan; upstream's own type has less
 using plan_json = nlohmann::ordered_json;
@@ -50,6 +55,31 @@ static uint64_t bytes_of(const plan_json & plan) {
         bytes += need["pages"].get<uint64_t>()*need["page_size"].get<uint64_t>();
     }
     return bytes;
+}
+
+// Ordinary memory of several models and of the router itself. The prompt caches of all models share what is left.
+static plan_json memory_of(const std::vector<plan_json> & plans) {
+    const auto own = ggml_hugepages_planned_memory();
+    uint64_t process   = own.process;
+    uint64_t buffers   = 0;
+    uint64_t cache     = 0;
+    bool     has_limit = true;
+    for (const auto & plan : plans) {
+        const auto & memory = plan["memory"];
+        process  += memory["process"].get<uint64_t>();
+        buffers  += memory["buffers"].get<uint64_t>();
+        has_limit = has_limit && !memory["prompt_cache"].is_null();
+        cache    += has_limit ? memory["prompt_cache"].get<uint64_t>() : 0;
+    }
+    if (own.available > 0) {
+        cache = std::min(cache, own.available - std::min(own.available, process + buffers));
+    }
+    return {
+        { "process",      process },
+        { "buffers",      buffers },
+        { "prompt_cache", has_limit ? plan_json(cache) : plan_json() },
+        { "available",    own.available },
+    };
 }
 
 // Whether the pools hold the pages of several models.
@@ -115,6 +145,7 @@ static int plan_router(const common_params & params, int argc, char ** argv) {
         { "message", message },
         { "hint",    fits ? "" : error.hint },
         { "context", nullptr },
+        { "memory",  memory_of(plans) },
         { "needs",   needs },
         { "router",  rows },
     };
@@ -202,6 +233,33 @@ void server_hugepages_throw_failure(const json & progress) {
     if (progress.is_object() && progress.contains(FAILURE)) {
         throw server_hugepages_unavailable("the model cannot be loaded: " + progress[FAILURE].get<std::string>());
     }
+}
+
+// An unused block of the C library is no memory for the next entry of another process.
+static void return_free_memory() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
+template <typename Entry> static bool make_room(common_hugepages_cache cache, const char * what, std::list<Entry> & entries, size_t size) {
+    for (uint64_t missing; (missing = common_hugepages_cache_missing(cache, size)) > 0; return_free_memory()) {
+        if (entries.empty()) {
+            SRV_WRN("hugepages: a %s of %.2f MiB is not kept, because %.2f MiB of ordinary memory are missing\n", what, size/1024.0/1024.0, missing/1024.0/1024.0);
+            return false;
+        }
+        SRV_WRN("hugepages: the oldest %s of %.2f MiB is dropped, because %.2f MiB of ordinary memory are missing\n", what, entries.front().size()/1024.0/1024.0, missing/1024.0/1024.0);
+        entries.pop_front();
+    }
+    return true;
+}
+
+bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, size_t size) {
+    return make_room(COMMON_HUGEPAGES_CACHE_PROMPTS, "saved prompt", prompts, size);
+}
+
+bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints) {
+    return make_room(COMMON_HUGEPAGES_CACHE_CHECKPOINTS, "checkpoint", checkpoints, checkpoints.empty() ? 0 : checkpoints.back().size());
 }
 
 static std::string backing_of(const ggml_hugepages_usage & usage) {

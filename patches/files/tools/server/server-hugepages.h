@@ -6,11 +6,14 @@
 #include "hugepages.h"
 #include "server-common.h"
 
+#include <list>
 #include <stdexcept>
 
+struct common_prompt_checkpoint;
 struct mtmd_context_params;
 struct server_child;
 struct server_context;
+struct server_prompt_cache_state;
 
 // For --hugepage-plan and --hugepage-load: prints the result and returns the exit code. A router plans each of its models in a child, and
 // has no model to load.
@@ -34,6 +37,13 @@ void server_hugepages_tell_router(server_child & child);
 // that told nothing.
 void server_hugepages_add_failure(json & status, const json & progress);
 void server_hugepages_throw_failure(const json & progress);
+
+// Removes the oldest prompts until the machine has ordinary memory for a new one of this size. False if it has too little even then: the new
+// one is not kept.
+bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, size_t size);
+
+// The same for a checkpoint of a slot. A new one is about as large as the last one.
+bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints);
 
 // for /props; null if the option is off
 json server_hugepages_props(const common_params & params);
