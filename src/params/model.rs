@@ -83,7 +83,9 @@ impl Default for ModelParams {
     /// llama.cpp's defaults, independent of the environment.
     fn default() -> Self {
         // SAFETY: takes no arguments and returns numbers and null pointers.
-        let raw = unsafe { ffi::llama_model_default_params() };
+        let mut raw = unsafe { ffi::llama_model_default_params() };
+        // SAFETY: takes no arguments and returns numbers.
+        raw.hugepages = unsafe { ffi::ggml_hugepages_default_params() };
         Self {
             raw,
             context: None,

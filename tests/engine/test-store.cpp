@@ -178,7 +178,7 @@ struct resident_load {
         params.n_threads = 1;
         snprintf(params.store, sizeof(params.store), "%s", dir.c_str());
         image    = ggml_hugepages_image_init(file.fd, file.size);
-        resident = ggml_hugepages_resident_init(GGML_HUGEPAGES_KIND_WEIGHTS, file.fd, identity, file.size);
+        resident = ggml_hugepages_resident_init(GGML_HUGEPAGES_KIND_WEIGHTS, file.fd, /*name =*/ nullptr, identity, file.size);
     }
     resident_load(const resident_load &) = delete;
     ~resident_load() {

@@ -164,7 +164,7 @@ pub(super) fn content_of(file: &Path) -> Option<String> {
     let header = Gguf::open(file).ok()?.data_offset();
     let file = File::open(file).ok()?;
     // SAFETY: no arguments.
-    let params = unsafe { ffi::llama_model_default_params() }.hugepages;
+    let params = unsafe { ffi::ggml_hugepages_default_params() };
     let mut line: [c_char; 256] = [0; 256];
     // SAFETY: an open file, no places, parameters without a store, and room for a line of the given length; all outlive the call.
     let is_read = unsafe {

@@ -38,7 +38,8 @@ private:
 struct llama_hugepages {
     ggml_hugepages_params params = ggml_hugepages_default_params();
 
-    void begin(const llama_model_params & model_params);
+    // name: the first file. shards: the names of all files, empty if there is only one
+    void begin(const llama_model_params & model_params, const std::string & name, const std::vector<std::string> & shards);
 
     // Before the files are mapped: opens resident images, chooses the blocks of each file, and gives each mapped file its image. Throws if
     // the policy cannot be met.
@@ -81,6 +82,7 @@ struct llama_hugepages {
 private:
     llama_progress_callback                 progress_callback           = nullptr; // for the wait for another filling process
     void                                  * progress_callback_user_data = nullptr;
+    std::vector<std::string>                names;    // of the files, as the user gave them
     std::vector<llama_hugepages_image>      images;   // one for each file, or none
     bool                                    use_mmap = false;
     std::vector<const ggml_context *>       contexts; // their tensors are read by fill()

@@ -1,14 +1,17 @@
 //! `from_env` follows the rules of the programs. A process has only one environment, so child processes read it.
 
 use std::collections::BTreeMap;
-use std::env;
+use std::ffi::CString;
 use std::process::{Command, Output};
+use std::{env, fs, process};
 
-use llama_hugepages::{ContextParams, HugePages, LogTarget, Model, ModelParams, log_to};
+use llama_hugepages::{ContextParams, HugePages, LogTarget, Model, ModelParams, ffi, log_to};
 
 use super::compute::logits;
 use super::model_file;
 use crate::equality::PROMPT;
+use crate::support::pool::{PAGE, Pool};
+use crate::support::{or_skip, smaps};
 
 /// Not a test: the child process that reads its environment for the tests below.
 #[test]
@@ -178,4 +181,92 @@ fn a_model_loads_with_what_the_environment_points_to() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Not a test: a program that knows nothing of huge pages, as a binding of another language does.
+#[test]
+#[ignore = "started by `a_program_that_knows_nothing_of_huge_pages_has_them`"]
+fn load_with_the_defaults() {
+    let path = CString::new(env::var("MODEL").expect("given")).expect("no NUL");
+    // SAFETY: a path and default parameters; each object is freed once, after its last use.
+    unsafe {
+        let model =
+            ffi::llama_model_load_from_file(path.as_ptr(), ffi::llama_model_default_params());
+        if model.is_null() {
+            println!("loaded=no");
+            return;
+        }
+        let mut params = ffi::llama_context_default_params();
+        params.n_ctx = 512;
+        let context = ffi::llama_init_from_model(model, params);
+        println!("loaded={}", if context.is_null() { "model" } else { "all" });
+        println!("huge={}", smaps::hugetlb_bytes(process::id()));
+        ffi::llama_free(context);
+        ffi::llama_model_free(model);
+    }
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_huge_pages_has_them() {
+    const WARNING: &str = "huge pages stay off, because ";
+    let path = model_file();
+    let model = path.to_str().expect("UTF-8");
+    let run = |environment: &[(&str, &str)]| {
+        let environment = [&[("MODEL", model)], environment].concat();
+        let output = this_test_with("api::env::load_with_the_defaults", &environment);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&output.stdout);
+        assert!(output.status.success(), "{said}{}", text(&output.stderr));
+        let value = |name: &str| {
+            let value = said.lines().find_map(|line| line.split_once(name));
+            value.map(|(_, value)| value.to_owned()).unwrap_or_default()
+        };
+        (value("loaded="), value("huge="), text(&output.stderr))
+    };
+    let bytes = fs::metadata(&path).expect("the model exists").len();
+    let pages = 2 * bytes / PAGE + 100;
+    let mut pool = or_skip!(Pool::with(pages));
+
+    let (loaded, huge, _) = run(&[("LLAMA_ARG_HUGEPAGES", "1")]);
+    assert_eq!(loaded, "all");
+    assert!(huge.parse::<u64>().expect("a number") > bytes, "{huge}");
+    pool.assert_all_back();
+
+    // A nonsense value is one warning, and the program works as before.
+    for (name, value) in [
+        ("LLAMA_ARG_HUGEPAGES", "perhaps"),
+        ("LLAMA_ARG_HUGEPAGE_SIZE", "huge"),
+        ("LLAMA_ARG_HUGEPAGE_THREADS", "0"),
+    ] {
+        let (loaded, huge, log) = run(&[("LLAMA_ARG_HUGEPAGES", "1"), (name, value)]);
+        assert_eq!((loaded.as_str(), huge.as_str()), ("all", "0"), "{name}");
+        assert_eq!(log.matches(WARNING).count(), 1, "{log}");
+        assert!(
+            log.contains(&format!("{name} has the invalid value '{value}'")),
+            "{log}"
+        );
+    }
+    for environment in [
+        &[][..],
+        &[
+            ("LLAMA_ARG_HUGEPAGES", "1"),
+            ("LLAMA_ARG_NO_HUGEPAGES", "1"),
+        ],
+    ] {
+        let (loaded, huge, log) = run(environment);
+        assert_eq!((loaded.as_str(), huge.as_str()), ("all", "0"));
+        assert!(!log.contains(WARNING), "{log}");
+    }
+
+    // A shortage is an error value.
+    pool.set(1);
+    let (loaded, _, log) = run(&[("LLAMA_ARG_HUGEPAGES", "1")]);
+    assert_eq!(loaded, "no");
+    assert!(log.contains(" huge pages of 2 MiB"), "{log}");
+    let prefer = [
+        ("LLAMA_ARG_HUGEPAGES", "1"),
+        ("LLAMA_ARG_HUGEPAGE_POLICY", "prefer"),
+    ];
+    assert_eq!(run(&prefer).0, "all");
+    pool.assert_all_back();
 }

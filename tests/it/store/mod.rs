@@ -462,6 +462,32 @@ fn shards_behind_links_are_one_model() {
     let loaded: Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!(loaded["loaded"][0]["bytes"], store.pages() * PAGE, "{said}");
     assert_eq!(store.images().len(), 3);
+
+    // The list shows the names of the user.
+    let list = json(&store, &["list"], 0);
+    let listed = list["models"].as_array().expect("a list");
+    assert_eq!(listed.len(), 1, "{list}");
+    assert_eq!(listed[0]["name"], "demo");
+    let folder = listed[0]["folder"].as_str().expect("a plain path");
+    assert_eq!(Path::new(folder), snapshot);
+
+    // A link that leads to another file has another content.
+    let other = blobs.join("other");
+    fs::copy(models::demo("20M", "Q8_0"), &other).expect("the disk has space");
+    fs::remove_file(&model).expect("the folder is ours");
+    std::os::unix::fs::symlink(&other, &model).expect("the folder is ours");
+    let list = json(&store, &["list"], 0);
+    let stale = |list: &Value| {
+        images(list)
+            .iter()
+            .filter(|it| it["is_stale"] == true)
+            .count()
+    };
+    assert_eq!(stale(&list), 1, "{list}");
+    fs::remove_file(&model).expect("the folder is ours");
+    std::os::unix::fs::symlink(blobs.join("9f"), &model).expect("the folder is ours");
+    assert_eq!(stale(&json(&store, &["list"], 0)), 0);
+
     let mut command = on(&store, ["drop"]);
     command.arg(&model);
     run(command, 0);

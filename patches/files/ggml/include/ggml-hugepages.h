@@ -164,6 +164,10 @@ typedef bool (*ggml_hugepages_progress_callback)(uint64_t done, uint64_t total, 
 
 GGML_API struct ggml_hugepages_params ggml_hugepages_default_params(void) GGML_HUGEPAGES_NOEXCEPT;
 
+// The defaults with the values of LLAMA_ARG_HUGEPAGES, LLAMA_ARG_HUGEPAGE_POLICY, _SIZE, _STORE and _THREADS. An invalid value leaves the
+// option off, with one warning for the process.
+GGML_API struct ggml_hugepages_params ggml_hugepages_env_params(void) GGML_HUGEPAGES_NOEXCEPT;
+
 // whether a load with these parameters continues if it gets fewer pages than it needs
 GGML_API bool ggml_hugepages_accepts_less(const struct ggml_hugepages_params * params) GGML_HUGEPAGES_NOEXCEPT;
 
@@ -388,13 +392,16 @@ GGML_API bool ggml_hugepages_file_identity(
         size_t                               size) GGML_HUGEPAGES_NOEXCEPT;
 
 // Opens nothing yet.
-// fd:       the source file. The manifest contains its path, which tools show and use to check the source
+// fd:       the source file
+// name:     the name that the user gave to the file, nullptr if unknown. The manifest contains it as an absolute path, which tools show and
+//           use to check the source
 // identity: lines with everything that must be equal before two processes share the image. The first line is the
 //           ggml_hugepages_file_identity of fd. The engine adds its own version and ggml's build.
 // size:     of the image or the buffer, in bytes
 GGML_API ggml_hugepages_resident_t ggml_hugepages_resident_init(
         enum ggml_hugepages_kind kind,
         int                      fd,
+        const char *             name,
         const char *             identity,
         size_t                   size);
 

@@ -36,7 +36,11 @@ static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const g
     return blocks.size() > needed + needed/10 + 2*ml.files.size();
 }
 
-void llama_hugepages::begin(const llama_model_params & model_params) {
+void llama_hugepages::begin(const llama_model_params & model_params, const std::string & name, const std::vector<std::string> & shards) {
+    names                       = shards;
+    if (names.empty() && !name.empty()) {
+        names = { name };
+    }
     params                      = model_params.hugepages;
     progress_callback           = model_params.progress_callback;
     progress_callback_user_data = model_params.progress_callback_user_data;

@@ -93,13 +93,14 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
     }
     const auto files = identities_of(ml, params);
     std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
-    const auto add = [&](ggml_hugepages_kind kind, int fd, const std::string & identity, size_t size) {
-        all.emplace_back(ggml_hugepages_resident_init(kind, fd, identity.c_str(), size), ggml_hugepages_resident_free);
+    const auto add = [&](ggml_hugepages_kind kind, size_t i, const std::string & identity, size_t size) {
+        const char * name = i < names.size() ? names[i].c_str() : nullptr;
+        all.emplace_back(ggml_hugepages_resident_init(kind, ml.files[i]->file_id(), name, identity.c_str(), size), ggml_hugepages_resident_free);
         return all.back();
     };
     for (size_t i = 0; i < images.size(); i++) {
         if (is_resident(images[i])) {
-            const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, ml.files[i]->file_id(), files[i], ml.files[i]->size());
+            const auto resident = add(GGML_HUGEPAGES_KIND_WEIGHTS, i, files[i], ml.files[i]->size());
             ggml_hugepages_image_reside(images[i].get(), resident.get());
         }
     }
@@ -107,7 +108,7 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
         const auto & [key, ctx] = entry;
         if (is_resident_buffer(entry)) {
             const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft);
-            resident_buffers[ctx.get()] = add(kind(key.buft), ml.files[0]->file_id(), identity_of(files, ctx.get(), key.buft), size);
+            resident_buffers[ctx.get()] = add(kind(key.buft), 0, identity_of(files, ctx.get(), key.buft), size);
         }
     }
 

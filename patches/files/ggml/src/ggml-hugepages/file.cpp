@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -21,6 +23,18 @@ std::string ggml_hugepages_path_of(int fd) {
         return std::string(path, n);
     }
     return "";
+}
+
+std::string ggml_hugepages_path_of(int fd, const char * name) {
+    std::error_code ec;
+    const auto absolute = name ? std::filesystem::absolute(name, ec).lexically_normal().native() : "";
+    struct stat named = {}, opened = {};
+    // a link in the middle of x/../y leads elsewhere, and a file may have been replaced since it was opened
+    const bool is_same = !absolute.empty() && stat(absolute.c_str(), &named) == 0 && fstat(fd, &opened) == 0 &&
+        named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+    // /proc/self/fd/3 is a name of this process only
+    const bool is_lasting = absolute.compare(0, 6, "/proc/") != 0 && absolute.compare(0, 5, "/dev/") != 0;
+    return is_same && is_lasting ? absolute : ggml_hugepages_path_of(fd);
 }
 
 size_t ggml_hugepages_page_of(int fd) {

@@ -154,7 +154,7 @@ bool ggml_hugepages_file_identity(int, size_t, const uint64_t *, size_t, const g
     return false;
 }
 
-ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind, int, const char *, size_t) {
+ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind, int, const char *, const char *, size_t) {
     return nullptr;
 }
 

@@ -347,11 +347,11 @@ bool ggml_hugepages_residents_open(
     return true;
 }
 
-ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind, int fd, const char * identity, size_t size) {
+ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind, int fd, const char * name, const char * identity, size_t size) {
     auto * result = new ggml_hugepages_resident{ std::make_shared<ggml_hugepages_store_file>() };
     auto & file   = *result->file;
     file.kind     = kind;
-    file.source   = ggml_hugepages_path_of(fd);
+    file.source   = ggml_hugepages_path_of(fd, name);
     struct stat st = {};
     if (fstat(fd, &st) == 0) {
         file.source_dev = st.st_dev;
