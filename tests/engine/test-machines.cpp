@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <fcntl.h>
+#include <map>
 #include <memory>
 #include <unistd.h>
 
@@ -180,21 +181,21 @@ TEST(machines, one_page_short_is_an_error_with_the_numbers_and_the_new_total) {
 
 TEST(machines, the_need_is_the_sum_over_all_images_and_buffers) {
     machine m;
-    m.pool(2*MIB, 10, 10);
+    m.pool(2*MIB, 11, 11);
     const std::vector<ggml_hugepages_demand> demands = {
         { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      5*MIB     }, // 3 pages
         { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB     }, // 1
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB - 1 }, // less than a page needs no page
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 2*MIB - 1 }, // 1
         { GGML_HUGEPAGES_KIND_OTHER,   GGML_HUGEPAGES_RANK_LAYERS,  0         },
     };
     auto d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands); // 3 + 2 + 1
     CHECK(d.ok);
     CHECK_EQ(d.runs(0) + ", " + d.runs(1) + ", " + d.runs(2), "0-6:2M, 0-4:2M, 0-2:2M");
 
-    m.pool(2*MIB, 9, 9);
+    m.pool(2*MIB, 10, 10);
     d = decide(m, { all_of(6*MIB), all_of(3*MIB), all_of(1) }, require(), demands);
     CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
-    CHECK_SAYS(d.error.message, "needs 10 huge pages of 2 MiB (20.00 MiB)", "only 9 are usable");
+    CHECK_SAYS(d.error.message, "needs 11 huge pages of 2 MiB (22.00 MiB)", "only 10 are usable");
 }
 
 TEST(machines, a_pool_that_only_grows_on_demand_is_used) {
@@ -384,8 +385,139 @@ TEST(machines, an_explicit_size_is_the_only_one) {
     CHECK_EQ(commands_of(d.error), "echo 5 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages");
     d = decide(m, { all_of(4*GIB + 1) }, prefer(GIB));
     CHECK_EQ(d.runs(), "0-4096:1G");
-    // the rest of a buffer, if smaller than a page, uses ordinary memory
-    CHECK(decide(m, { all_of(4*GIB) }, require(GIB), { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB - 1 } }).ok);
+    // a buffer smaller than a page needs one
+    const std::vector<ggml_hugepages_demand> demands = { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, GIB - 1 } };
+    CHECK_SAYS(decide(m, { all_of(4*GIB) }, require(GIB), demands).error.message, "needs 5 huge pages of 1 GiB");
+    CHECK(decide(m, { all_of(3*GIB) }, require(GIB), demands).ok);
+}
+
+//
+// larger pages with waste, and pages that buffers share
+//
+
+// KV cache, compute buffer, and mapped tensors that got a buffer
+static const std::vector<ggml_hugepages_demand> BUFFERS = {
+    { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      512*MIB    },
+    { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 98*MIB     },
+    { GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_RANK_LAYERS,  300*KIB, nullptr },
+};
+
+// e.g. "0-1024:1G", in MiB: the pages of the range that all buffers share
+static std::string shared_runs(const decision & d) {
+    decision range;
+    range.images.resize(1);
+    range.images[0].runs = d.images.at(0).share.runs;
+    return range.runs();
+}
+
+static std::map<std::string, uint64_t> pages_by_kind(size_t page_size) {
+    std::vector<ggml_hugepages_need> needs(ggml_hugepages_get_needs(nullptr, 0));
+    ggml_hugepages_get_needs(needs.data(), needs.size());
+    std::map<std::string, uint64_t> pages;
+    for (const auto & need : needs) {
+        if (need.page_size == page_size) {
+            pages[(need.image == -1 ? "" : "mapped ") + std::string(ggml_hugepages_kind_name(need.kind))] += need.pages;
+        }
+    }
+    return pages;
+}
+
+TEST(machines, a_machine_with_only_1_gib_pages_uses_them_for_everything) {
+    machine m;
+    m.pool(2*MIB, 0, 0).pool(GIB, 10, 10);
+    for (const auto & params : { require(), require(GIB), prefer(), prefer(GIB) }) {
+        const auto d = decide(m, { all_of(6*GIB + 700*MIB) }, params, BUFFERS);
+        CHECK(d.ok);
+        CHECK_EQ(d.runs(), "0-7168:1G");
+        CHECK_EQ(shared_runs(d), "0-1024:1G");
+        CHECK_EQ(d.images[0].share.size, 612*MIB);
+        CHECK_EQ(d.images[0].share.parts.size(), (size_t) 3);
+        CHECK(d.images[0].grants.empty());
+    }
+    // exactly as many, then one less
+    m.pool(GIB, 10, 8);
+    CHECK(decide(m, { all_of(6*GIB + 700*MIB) }, require(), BUFFERS).ok);
+    m.pool(GIB, 10, 7);
+    auto d = decide(m, { all_of(6*GIB + 700*MIB) }, require(), BUFFERS);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    // seven pages hold the file, so the buffers lack pages
+    CHECK_SAYS(d.error.message, "needs 306 huge pages of 2 MiB (612.00 MiB)", "only 0 are usable");
+    CHECK_EQ(commands_of(d.error), "sysctl vm.nr_hugepages=306");
+    d = decide(m, { all_of(6*GIB + 700*MIB) }, require(GIB), BUFFERS);
+    CHECK_SAYS(d.error.message, "needs 8 huge pages of 1 GiB (8192.00 MiB)", "only 7 are usable");
+    m.pool(2*MIB, 306, 306);
+    CHECK(decide(m, { all_of(6*GIB + 700*MIB) }, require(), BUFFERS).ok);
+}
+
+TEST(machines, a_larger_page_with_waste_replaces_small_ones_only_if_they_are_short) {
+    machine m;
+    m.pool(2*MIB, 200, 154).pool(GIB, 2, 2);
+    CHECK_EQ(decide(m, { all_of(GIB + 308*MIB) }, require()).runs(), "0-1024:1G 1024-1332:2M");
+    m.pool(2*MIB, 200, 153);
+    CHECK_EQ(decide(m, { all_of(GIB + 308*MIB) }, require()).runs(), "0-2048:1G");
+    CHECK_EQ(decide(m, { all_of(GIB + 308*MIB) }, prefer()).runs(), "0-2048:1G");
+
+    // of two files, the one that wastes less if it is enough
+    m.pool(2*MIB, 100, 55).pool(GIB, 2, 2);
+    auto d = decide(m, { all_of(100*MIB), all_of(20*MIB) }, require());
+    CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-100:2M, 0-1024:1G");
+    m.pool(2*MIB, 100, 12);
+    d = decide(m, { all_of(100*MIB), all_of(20*MIB) }, require());
+    CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-1024:1G, 0-20:2M");
+
+    // arm64: the smaller of two larger sizes wastes less, and a larger one replaces it
+    machine arm;
+    arm.pool(2*MIB, 0, 0).pool(32*MIB, 3, 3).pool(GIB, 1, 1);
+    CHECK_EQ(decide(arm, { all_of(70*MIB) }, require()).runs(), "0-96:32M");
+    CHECK_EQ(decide(arm, { all_of(100*MIB) }, require()).runs(), "0-1024:1G");
+}
+
+TEST(machines, buffers_on_small_pages_share_none) {
+    machine m;
+    m.pool(2*MIB, 2000, 2000).pool(GIB, 1, 0);
+    const auto d = decide(m, { all_of(4*MIB) }, require(), BUFFERS);
+    CHECK(d.ok);
+    CHECK_EQ(d.images[0].share.size, (size_t) 0);
+    REQUIRE_EQ(d.images[0].grants.size(), (size_t) 2);
+    CHECK_EQ(d.images[0].grants[0].pages + d.images[0].grants[1].pages, (uint64_t) (256 + 49));
+}
+
+TEST(machines, a_range_that_buffers_share_has_pages_of_both_sizes) {
+    machine m;
+    m.pool(2*MIB, 2000, 2000).pool(GIB, 1, 1);
+    const std::vector<ggml_hugepages_demand> demands = {
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      1000*MIB },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 98*MIB   },
+    };
+    const auto d = decide(m, { all_of(4*MIB) }, require(), demands);
+    CHECK_EQ(shared_runs(d), "0-1024:1G 1024-1098:2M");
+    auto params = require();
+    params.plan_only = true;
+    CHECK_EQ(decide(m, { all_of(4*MIB) }, params, demands).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+    using counts = std::map<std::string, uint64_t>;
+    CHECK(pages_by_kind(GIB)   == (counts { { "kv", 1 }, { "compute", 0 } }));
+    CHECK(pages_by_kind(2*MIB) == (counts { { "mapped weights", 2 }, { "compute", 37 } }));
+}
+
+TEST(machines, plans_that_are_one_share_the_last_page) {
+    machine m;
+    m.pool(2*MIB, 0, 0).pool(GIB, 3, 3);
+    for (const size_t page_size : { (size_t) GGML_HUGEPAGES_SIZE_AUTO, GIB }) {
+        auto params = require(page_size);
+        params.plan_only = true;
+        ggml_hugepages_plan_together(true, false);
+        CHECK_EQ(decide(m, { all_of(GIB) }, params, BUFFERS).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+        // 412 MiB are left: an adapter, and the buffers of a draft model without mapped tensors
+        CHECK_EQ(decide(m, {}, params, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, 12*MIB } }).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+        CHECK_EQ(decide(m, { { MIB, {} } }, params, { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, 300*MIB } }).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+        CHECK_EQ(pages_by_kind(GIB)["mapped weights"] + pages_by_kind(GIB)["kv"], (uint64_t) 2);
+        CHECK_EQ(pages_by_kind(GIB)["other"], (uint64_t) 0);
+        // 100 MiB are left
+        CHECK_EQ(decide(m, {}, params, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, 101*MIB } }).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+        CHECK_EQ(pages_by_kind(GIB)["other"], (uint64_t) 1);
+        CHECK_EQ(decide(m, {}, params, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, 1000*MIB } }).error.status, GGML_HUGEPAGES_STATUS_SHORT);
+        ggml_hugepages_plan_together(false, false);
+    }
 }
 
 //
@@ -796,8 +928,7 @@ TEST(machines, a_plan_has_what_a_decision_takes_for_each_file_and_each_buffer) {
         CHECK_EQ(pages[0][GIB],   (uint64_t) 1);
         CHECK_EQ(pages[0][2*MIB], (uint64_t) 3);
         CHECK_EQ(pages[1][2*MIB], (uint64_t) 2);
-        CHECK_EQ(pages[-1][2*MIB], (uint64_t) 4);
-        CHECK_EQ(pages[-1][0],     (uint64_t) 0); // less than a page
+        CHECK_EQ(pages[-1][2*MIB], (uint64_t) 5);
         CHECK_EQ(bytes, (uint64_t) (GIB + 5*MIB + 3*MIB + 7*MIB + MIB));
         CHECK_EQ(pages[0][2*MIB] + pages[1][2*MIB], taken.pages(2*MIB));
     }

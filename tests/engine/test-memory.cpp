@@ -205,6 +205,7 @@ struct load {
     std::vector<entry>                      entries;
     ggml_hugepages_error                    error = {};
     std::vector<ggml_hugepages_piece>       pieces;
+    std::vector<ggml_hugepages_demand>      demands; // for the buffers after the files
 
     explicit load(const ggml_hugepages_params & params) : params(params) {}
 
@@ -228,7 +229,7 @@ struct load {
 
     bool plan() {
         auto imgs = images();
-        return ggml_hugepages_plan(imgs.data(), imgs.size(), nullptr, 0, &params, &error);
+        return ggml_hugepages_plan(imgs.data(), imgs.size(), demands.data(), demands.size(), &params, &error);
     }
     bool map() {
         for (auto & e : entries) {
@@ -381,12 +382,12 @@ TEST(anywhere, nothing_is_nothing) {
     CHECK(ggml_hugepages_buffer_alloc(0) == nullptr);
 }
 
-TEST(anywhere, a_buffer_below_a_page_is_ordinary_memory_and_counted) {
+TEST(anywhere, later_growth_below_a_page_is_ordinary_memory_and_counted) {
     if (ggml_hugepages_page_size("") == 0) {
         SKIP("this kernel has no huge pages");
     }
     const size_t size = ggml_hugepages_page_size("") - 1;
-    scoped on(require(), GGML_HUGEPAGES_KIND_COMPUTE);
+    scoped on(require(), GGML_HUGEPAGES_KIND_COMPUTE, /*late =*/ true);
     void * ptr = ggml_hugepages_buffer_alloc(size);
     REQUIRE(ptr != nullptr);
     memset(ptr, 1, size);
@@ -704,7 +705,7 @@ TEST(pool, a_buffer_takes_the_pages_that_it_needs_and_gives_them_back) {
     NEEDS_POOL();
     for (const auto & params : { require(), prefer(), require(PAGE) }) {
         scoped on(params);
-        for (const size_t size : { PAGE, PAGE + 1, 3*PAGE - 1, 3*PAGE, 11*MIB }) {
+        for (const size_t size : { (size_t) 1, PAGE - 1, PAGE, PAGE + 1, 3*PAGE - 1, 3*PAGE, 11*MIB }) {
             const uint64_t pages = (size + PAGE - 1)/PAGE;
             auto * ptr = (uint8_t *) ggml_hugepages_buffer_alloc(size);
             REQUIRE(ptr != nullptr);
@@ -1281,7 +1282,7 @@ TEST(pool, a_report_says_what_was_asked_for) {
     const struct { ggml_hugepages_kind kind; ggml_hugepages_backing backing; size_t page_size; uint64_t bytes; uint64_t pages; } expected[] = {
         { GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE, PAGE, 5*MIB + 1, 3 },
         { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_BACKING_HUGE, PAGE, 3*MIB,     2 },
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_BASE, 0,    100*KIB,   0 },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_HUGE, PAGE, 100*KIB,   1 },
     };
     for (uint32_t i = 0; i < std::min(3u, report.n_usages); i++) {
         CHECK_EQ(report.usages[i].kind, expected[i].kind);
@@ -1383,6 +1384,133 @@ TEST(large, a_buffer_may_have_both_sizes) {
     CHECK_EQ(report.usages[1].bytes, (uint64_t) 5*MIB);
     CHECK_EQ(report.usages[1].pages, (uint64_t) 3);
     ggml_hugepages_buffer_free(ptr, size);
+}
+
+static void * buffer_of(const ggml_hugepages_params & params, ggml_hugepages_kind kind, size_t size, bool late = false) {
+    scoped on(params, kind, late);
+    return ggml_hugepages_buffer_alloc(size);
+}
+
+TEST(large, buffers_smaller_than_a_page_share_it) {
+    NEEDS_LARGE();
+    const auto params = require(GIB);
+    auto * kv      = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_KV,      512*MIB - 5);
+    auto * compute = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_COMPUTE, 98*MIB);
+    REQUIRE(kv != nullptr && compute != nullptr);
+    CHECK_EQ(large.taken(), (uint64_t) 1);
+    CHECK_EQ(pool.promised(), (uint64_t) 0);
+    CHECK(compute >= kv + 512*MIB - 5 || kv >= compute + 98*MIB);
+    CHECK_EQ(smaps_of(compute, "KernelPageSize"), "1048576 kB");
+    memset(kv, 1, 512*MIB - 5);
+    memset(compute, 2, 98*MIB);
+    ggml_hugepages_report report;
+    CHECK(ggml_hugepages_get_report(0, &report));
+    REQUIRE_EQ(report.n_usages, 2u);
+    CHECK_EQ(report.usages[0].bytes, (uint64_t) (512*MIB - 5));
+    CHECK_EQ(report.usages[1].bytes, (uint64_t) (98*MIB));
+    CHECK_EQ(report.usages[0].pages + report.usages[1].pages, (uint64_t) 1);
+    if (report.n_nodes > 0) {
+        CHECK_EQ(report.usages[0].node_bytes[0] + report.usages[1].node_bytes[0], (uint64_t) GIB);
+    }
+    // mlock skips their pages
+    const auto ranges_of = [](const void * addr, size_t size) { return ggml_hugepages_pool_ranges(addr, size); };
+    CHECK_EQ(ranges_of(compute, 98*MIB), (ggml_hugepages_ranges { { 0, 98*MIB } }));
+
+    // the rest of the page is too small, and no other page is usable
+    CHECK(buffer_of(params, GGML_HUGEPAGES_KIND_OTHER, 500*MIB) == nullptr);
+    CHECK(take_log().find("needs 1 huge pages of 1 GiB") != std::string::npos);
+
+    // a page of a buffer that is gone is for the next one
+    ggml_hugepages_buffer_free(kv, 512*MIB - 5);
+    CHECK_EQ(large.taken(), (uint64_t) 1);
+    auto * other = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_OTHER, 500*MIB);
+    REQUIRE(other != nullptr);
+    memset(other, 3, 500*MIB);
+    CHECK_EQ(large.taken(), (uint64_t) 1);
+    CHECK_EQ(std::count(compute, compute + 98*MIB, 2), (ptrdiff_t) (98*MIB));
+    ggml_hugepages_buffer_free(other, 500*MIB);
+    ggml_hugepages_buffer_free(compute, 98*MIB);
+    CHECK_EQ(large.promised(), (uint64_t) 0);
+}
+
+TEST(large, buffers_after_a_load_share_the_page_that_the_plan_counted) {
+    NEEDS_LARGE();
+    const temp_file file(8*MIB, 103);
+    for (const bool is_used : { true, false }) {
+        // more small pages than are usable, so a large one replaces them
+        const size_t kv_size = (pool.usable + 8)*PAGE;
+        auto params = require();
+        params.model_id = 7;
+        load l(params);
+        l.add(file).want_all();
+        l.demands = {
+            { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      kv_size, nullptr },
+            { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, 20*MIB,  nullptr },
+        };
+        REQUIRE(l.run());
+        CHECK_EQ(large.taken(), (uint64_t) 1);
+        CHECK_EQ(pool.taken(), (uint64_t) 4);
+        if (is_used) {
+            auto * compute = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_COMPUTE, 10*MIB);
+            auto * kv      = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_KV, kv_size);
+            REQUIRE(kv != nullptr && compute != nullptr);
+            memset(kv, 1, kv_size);
+            // a compute buffer grows while the model starts
+            ggml_hugepages_buffer_free(compute, 10*MIB);
+            compute = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_COMPUTE, 20*MIB);
+            REQUIRE(compute != nullptr);
+            memset(compute, 2, 20*MIB);
+            ggml_hugepages_hold_end(7);
+            // later growth uses the rest of the page
+            void * late = buffer_of(params, GGML_HUGEPAGES_KIND_COMPUTE, 100*MIB, /*late =*/ true);
+            REQUIRE(late != nullptr);
+            CHECK_EQ(smaps_of(late, "KernelPageSize"), "1048576 kB");
+            memset(late, 3, 100*MIB);
+            CHECK_EQ(large.taken(), (uint64_t) 1);
+            CHECK_EQ(pool.taken(), (uint64_t) 4);
+            CHECK_EQ(std::count(kv, kv + kv_size, 1), (ptrdiff_t) kv_size);
+            CHECK_EQ(std::count(compute, compute + 20*MIB, 2), (ptrdiff_t) (20*MIB));
+            ggml_hugepages_buffer_free(late, 100*MIB);
+            ggml_hugepages_buffer_free(kv, kv_size);
+            ggml_hugepages_buffer_free(compute, 20*MIB);
+        } else {
+            ggml_hugepages_hold_end(7);
+        }
+        CHECK_EQ(large.promised(), (uint64_t) 0);
+    }
+}
+
+TEST(large, a_page_for_buffers_that_is_refused_when_touched_ends_the_load_or_becomes_ordinary_memory) {
+    NEEDS_LARGE();
+    const temp_file file(8*MIB, 104);
+    const size_t kv_size = (pool.usable + 8)*PAGE;
+    for (auto params : { require(), prefer() }) {
+        params.model_id = 8;
+        load l(params);
+        l.add(file).want_all();
+        l.demands = { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, kv_size, nullptr } };
+        REQUIRE(l.plan() && l.map());
+        bool ok = false;
+        {
+            allowance none(0);
+            ok = l.overlay();
+        }
+        CHECK_EQ(ok, params.policy == GGML_HUGEPAGES_POLICY_PREFER);
+        if (!ok) {
+            CHECK_EQ(l.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+            CHECK_SAYS(l.error.message, "the model needs 1 huge pages of 1 GiB", "refused at the page fault");
+            CHECK_EQ(pool.promised(), (uint64_t) 0);
+        } else {
+            REQUIRE(l.fill());
+            auto * kv = (uint8_t *) buffer_of(params, GGML_HUGEPAGES_KIND_KV, kv_size);
+            REQUIRE(kv != nullptr);
+            memset(kv, 1, kv_size);
+            CHECK_EQ(smaps_of(kv, "KernelPageSize"), base_page());
+            ggml_hugepages_hold_end(8);
+            ggml_hugepages_buffer_free(kv, kv_size);
+        }
+        CHECK_EQ(large.promised(), (uint64_t) 0);
+    }
 }
 
 TEST(large, a_file_may_have_both_sizes) {

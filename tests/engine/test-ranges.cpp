@@ -134,7 +134,7 @@ static std::set<block> blocks_of(const decision & d, size_t page_size) {
 static uint64_t pages_of(const std::vector<ggml_hugepages_demand> & demands, size_t page_size) {
     uint64_t n = 0;
     for (const auto & demand : demands) {
-        n += demand.bytes < page_size ? 0 : (demand.bytes + page_size - 1)/page_size;
+        n += (demand.bytes + page_size - 1)/page_size;
     }
     return n;
 }
@@ -196,7 +196,51 @@ TEST(ranges, one_size_takes_exactly_the_blocks_that_hold_wanted_bytes) {
     }
 }
 
-TEST(ranges, mixed_sizes_cover_the_same_blocks_as_the_smallest_alone) {
+// blocks of each page of a larger size
+static std::vector<uint64_t> blocks_by_page(const std::map<block, int> & wanted, size_t per_page) {
+    std::map<block, uint64_t> pages;
+    for (const auto & [b, rank] : wanted) {
+        pages[{ b.image, b.index/per_page }]++;
+    }
+    std::vector<uint64_t> result;
+    for (const auto & [page, n] : pages) {
+        result.push_back(n);
+    }
+    std::sort(result.rbegin(), result.rend());
+    return result;
+}
+
+TEST(ranges, the_fewest_large_pages_replace_missing_small_ones) {
+    random_numbers random{ 5 };
+    const size_t per_page = 16;
+    for (int i = 0; i < 300 && !test_has_failed(); i++) {
+        const uint64_t small = random.below(60);
+        const uint64_t large = random.below(12);
+        machine m;
+        m.pool(2*MIB, small, small).pool(per_page*2*MIB, large, large);
+        for (int k = 0; k < 5 && !test_has_failed(); k++) {
+            const auto images = random_images(random, 2*MIB);
+            const auto wanted = blocks_of(images, 2*MIB);
+            const auto d      = decide(m, images, require());
+            // whole pages first, then the pages with most blocks
+            uint64_t left = wanted.size();
+            uint64_t n    = 0;
+            for (const uint64_t blocks : blocks_by_page(wanted, per_page)) {
+                if (n < large && (blocks == per_page || left > small)) {
+                    left -= blocks;
+                    n++;
+                }
+            }
+            CHECK_EQ(d.ok, left <= small);
+            if (d.ok) {
+                CHECK_EQ(d.pages(per_page*2*MIB), n);
+                CHECK(d.pages(2*MIB) <= small);
+            }
+        }
+    }
+}
+
+TEST(ranges, mixed_sizes_cover_the_same_blocks_as_the_smallest_alone_if_they_are_enough) {
     random_numbers random{ 3 };
     const size_t smallest = 2*MIB;
     for (int i = 0; i < 150 && !test_has_failed(); i++) {
@@ -215,10 +259,11 @@ TEST(ranges, mixed_sizes_cover_the_same_blocks_as_the_smallest_alone) {
             const auto wanted = blocks_of(images, smallest);
             for (const auto & params : { require(), prefer() }) {
                 const auto d = decide(m, images, params);
+                const bool is_short = wanted.size() > pools.at(smallest);
                 if (!d.ok) {
                     // only require may fail, and only if the need exceeds the pool
                     CHECK(params.policy == GGML_HUGEPAGES_POLICY_REQUIRE);
-                    CHECK(wanted.size() > pools.at(smallest));
+                    CHECK(is_short);
                     CHECK(decide(m, images, prefer()).ok);
                     continue;
                 }
@@ -227,10 +272,13 @@ TEST(ranges, mixed_sizes_cover_the_same_blocks_as_the_smallest_alone) {
                     CHECK(d.pages(page_size) <= pages);
                 }
                 for (const auto & b : got) {
-                    CHECK_EQ(wanted.count(b), (size_t) 1);
+                    CHECK(is_short || wanted.count(b) == 1);
                 }
-                if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || wanted.size() <= pools.at(smallest)) {
-                    CHECK_EQ(got.size(), wanted.size());
+                if (params.policy == GGML_HUGEPAGES_POLICY_REQUIRE || !is_short) {
+                    CHECK(is_short || got.size() == wanted.size());
+                    for (const auto & [b, rank] : wanted) {
+                        CHECK_EQ(got.count(b), (size_t) 1);
+                    }
                     for (size_t n = 0; n < images.size(); n++) {
                         ranges runs;
                         for (const auto & r : d.images[n].runs) {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Need, Plan};
 use crate::kernel::hvo::{self, HvoState};
 use crate::kernel::pools::{self, PoolState};
-use crate::kernel::{Root, sizes};
+use crate::kernel::{HugePageSize, Root, sizes};
 use crate::pool::persist::Persistent;
 
 /// The need of one pool, and its counters, in pages.
@@ -29,6 +29,8 @@ pub struct PoolDemand {
     pub usable: u64,
     /// Needed pages that are not usable.
     pub missing: u64,
+    /// Bytes of the needed pages that hold no tensor.
+    pub waste_bytes: u64,
     /// One for each node; empty on a machine with one node.
     pub nodes: Vec<NodeDemand>,
     /// Bytes of `struct page` memory that HVO frees for these pages.
@@ -108,6 +110,7 @@ impl<'a> Demand<'a> {
                 overcommit: pool.overcommit,
                 usable: pool.usable,
                 missing,
+                waste_bytes: waste(plan, size, needed),
                 nodes: nodes_of(pool, needed, interleaved),
                 hvo_bytes: needed * hvo::saved_bytes(size),
             });
@@ -127,6 +130,12 @@ impl<'a> Demand<'a> {
             page_table_bytes_4k: 8 * sum(|need| need.bytes.div_ceil(4096)),
         }
     }
+}
+
+fn waste(plan: &Plan, size: HugePageSize, needed: u64) -> u64 {
+    let of_size = plan.needs.iter().filter(|need| need.page_size == size.bytes());
+    let bytes: u64 = of_size.map(|need| need.bytes).sum();
+    (needed * size.bytes()).saturating_sub(bytes)
 }
 
 fn nodes_of(pool: &PoolState, needed: u64, interleaved: bool) -> Vec<NodeDemand> {
@@ -205,6 +214,26 @@ mod tests {
         assert_eq!(demand.hvo, None);
         assert_eq!(demand.pools[0].nodes.len(), 2);
         assert_eq!(demand.pools[0].nodes[1].needed, None);
+    }
+
+    #[test]
+    fn the_waste_is_what_the_pages_have_beyond_the_tensors() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = two_nodes(dir.path());
+        let need = |kind: &str, pages: u64, bytes: u64| {
+            format!(
+                r#"{{"model":"m.gguf","kind":"{kind}","file":null,"page_size":2097152,"pages":{pages},"bytes":{bytes}}}"#
+            )
+        };
+        // The second kind lies on the last page of the first.
+        let needs = [need("kv", 3, 5 << 20), need("compute", 0, 1000)].join(",");
+        let text = format!(
+            r#"{{"model":"m.gguf","size":"auto","fits":true,"message":"","hint":"","needs":[{needs}]}}"#
+        );
+        let plan: Plan = serde_json::from_str(&text).unwrap();
+        let demand = Demand::new(&root, &plan, false);
+        assert_eq!(demand.pools[0].needed, 3);
+        assert_eq!(demand.pools[0].waste_bytes, (1 << 20) - 1000);
     }
 
     #[test]

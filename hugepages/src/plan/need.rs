@@ -54,7 +54,7 @@ pub struct Context {
 pub struct Memory {
     /// Of the process at its start, without the buffers: measured while it planned.
     pub process: u64,
-    /// Buffers without a huge page: with `--hugepage-policy prefer`, or smaller than a page.
+    /// Buffers without a huge page, with `--hugepage-policy prefer`.
     pub buffers: u64,
     /// The most that the prompt cache may add later; `None` without a limit.
     pub prompt_cache: Option<u64>,
@@ -87,9 +87,9 @@ pub struct Need {
     pub kind: String,
     /// Index of the mapped file, from 0; `None` for a buffer.
     pub file: Option<usize>,
-    /// Page size in bytes; 0 for buffers that are smaller than one page and stay on ordinary memory.
+    /// Page size in bytes; 0 for ordinary memory.
     pub page_size: u64,
-    /// Number of pages.
+    /// Number of pages. A page that several kinds share counts for the first of them.
     pub pages: u64,
     /// Bytes of tensors.
     pub bytes: u64,

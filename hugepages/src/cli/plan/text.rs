@@ -88,11 +88,12 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
         ];
         let mut row = vec![size_name(pool.page_size)];
         row.extend(numbers.map(|number| number.to_string()));
+        row.push(mib(pool.waste_bytes));
         row
     });
     if !demand.pools.is_empty() {
         let head = [
-            "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus",
+            "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus", "waste MiB",
         ];
         parts.push(output::table(screen, &head, pools));
     }
@@ -237,6 +238,7 @@ mod tests {
                 overcommit: 0,
                 usable: 90,
                 missing: 0,
+                waste_bytes: 1000 << 20,
                 nodes: vec![node(0, 80, 75), node(1, 20, 15)],
                 hvo_bytes: 0,
             }],

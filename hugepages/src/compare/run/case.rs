@@ -25,7 +25,7 @@ pub struct Case {
     pub direct_read: bool,
     /// Planned bytes of huge pages for B; 0 without huge pages.
     pub planned_bytes: u64,
-    /// Planned bytes of ordinary memory for B: buffers that are smaller than a page.
+    /// Planned bytes of ordinary memory for B.
     pub planned_ordinary_bytes: u64,
     /// Whether both sides must give the same tokens. Repacked weights are summed in another order than the others.
     pub is_equal: bool,

@@ -234,6 +234,9 @@ struct ggml_hugepages_demand {
     ggml_hugepages_resident_t resident; // the resident image that will hold the buffer, or NULL
 };
 
+// The bytes that a buffer adds to a demand: whole blocks, because several buffers may share a page that is larger than a block.
+GGML_API uint64_t ggml_hugepages_buffer_size(const struct ggml_hugepages_params * params, uint64_t size) GGML_HUGEPAGES_NOEXCEPT;
+
 // Chooses the blocks and pages of all images. Allocates nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and too few pages it fails with the sum
 // of the need and touches no page.
 GGML_API bool ggml_hugepages_plan(
@@ -254,8 +257,8 @@ struct ggml_hugepages_need {
     enum ggml_hugepages_kind kind;
     int32_t                  image;     // index of the image, -1 for a demand
     uint32_t                 plan;      // number of the plan since ggml_hugepages_plan_together(), from 0
-    size_t                   page_size; // 0: less than a page, so ordinary memory
-    uint64_t                 pages;
+    size_t                   page_size; // 0: ordinary memory
+    uint64_t                 pages;     // a page that several share counts for the first of them
     uint64_t                 bytes;     // of tensors
 };
 
@@ -326,8 +329,8 @@ GGML_API bool ggml_hugepages_fill(
 GGML_API void                       ggml_hugepages_set_failure(const struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 GGML_API enum ggml_hugepages_status ggml_hugepages_get_failure(struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
 
-// Returns the reserved pages that the plans of this model counted for buffers (KV cache, compute) and that no buffer uses. Call it when the
-// buffers exist. A failed load calls it itself.
+// Returns the pages that the plans of this model counted for buffers (KV cache, compute) and that no buffer uses. Call it when the buffers
+// exist. A failed load calls it itself.
 GGML_API void ggml_hugepages_hold_end(uint32_t model_id) GGML_HUGEPAGES_NOEXCEPT;
 
 //

@@ -51,8 +51,7 @@ size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_
     if (!llama_hugepages::is_of_cpu(buft)) {
         return 0; // pinned by the driver of a GPU
     }
-    const size_t page_size = llama_hugepages_smallest_page(params);
-    return page_size == 0 ? size : size < page_size ? 0 : (size + page_size - 1)/page_size*page_size;
+    return ggml_hugepages_buffer_size(&params, size);
 }
 
 size_t llama_hugepages_compute_size(const llama_model & model, const std::vector<ggml_backend_buffer_type_t> & bufts, size_t i, size_t size) {

@@ -11,6 +11,7 @@
 #include "policy.h"
 #include "read.h"
 #include "registry.h"
+#include "shared-range.h"
 #include "stopwatch.h"
 #include "store-file.h"
 #include "syscalls.h"
@@ -243,13 +244,16 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     bool thp_enabled = false;
     const size_t smallest = params.page_size == GGML_HUGEPAGES_SIZE_AUTO ? ggml_hugepages_page_size("") :
                             params.page_size == GGML_HUGEPAGES_SIZE_THP  ? ggml_hugepages_thp_size("", &thp_enabled) : params.page_size;
-    if (size < smallest) {
+    // a process that only fills a store ends soon
+    const bool is_ordinary = size < smallest && (buffer->is_thp() || scope.late || params.load_only);
+    const bool is_shared   = !buffer->is_thp() && !buffer->resident && ggml_hugepages_shared_take(*buffer);
+    if (is_ordinary && !is_shared) {
         buffer->is_malloc = true;
         buffer->addr      = (uint8_t *) ggml_aligned_malloc(size);
         buffer->wanted    = { { 0, size } };
     } else {
         ggml_hugepages_error error = {};
-        if (!map_buffer(*buffer, params, &error)) {
+        if (!is_shared && !map_buffer(*buffer, params, &error)) {
             ggml_hugepages_set_failure(&error);
             GGML_LOG_ERROR("%s: %.2f MiB for %s: %s\n", __func__, size/1024.0/1024.0, ggml_hugepages_kind_name(scope.kind), error.message);
             if (error.hint[0]) {
@@ -264,6 +268,9 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
             }
             buffer->late = size - std::min<uint64_t>(size, on_huge);
         }
+        if (!is_shared) {
+            ggml_hugepages_shared_begin(*buffer);
+        }
     }
     if (!buffer->addr) {
         return nullptr;
@@ -275,7 +282,9 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
 
 void ggml_hugepages_buffer_free(void * ptr, size_t size) {
     const auto buffer = ggml_hugepages_take_buffer(ptr);
-    if (buffer && !buffer->is_malloc) {
+    if (buffer && buffer->is_shared) {
+        ggml_hugepages_shared_return(*buffer);
+    } else if (buffer && !buffer->is_malloc) {
         unmap_buffer(*buffer);
     } else {
         ggml_aligned_free(ptr, size);

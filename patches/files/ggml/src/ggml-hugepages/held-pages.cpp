@@ -94,7 +94,7 @@ bool ggml_hugepages_hold(uint32_t model_id, const std::vector<ggml_hugepages_gra
     return true;
 }
 
-void ggml_hugepages_hold_end(uint32_t model_id) noexcept {
+void ggml_hugepages_held_end(uint32_t model_id) {
     std::lock_guard<std::mutex> lock(g_mutex);
     const auto is_of_other = [&](const auto & held) { return held->model_id != model_id; };
     const auto ended = std::stable_partition(g_held.begin(), g_held.end(), is_of_other);
@@ -123,6 +123,11 @@ template <typename F> static uint64_t held_pages(size_t page_size, F is_counted)
 
 uint64_t ggml_hugepages_held_pages(uint32_t model_id, ggml_hugepages_kind kind, size_t page_size) {
     return held_pages(page_size, [&](const auto & held) { return held.is_for(model_id, kind); });
+}
+
+bool ggml_hugepages_is_held(uint32_t model_id, ggml_hugepages_kind kind) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    return std::any_of(g_held.begin(), g_held.end(), [&](const auto & held) { return held->is_for(model_id, kind) && held->pages() > 0; });
 }
 
 uint64_t ggml_hugepages_all_held_pages(size_t page_size) {

@@ -16,6 +16,12 @@ uint64_t ggml_hugepages_held_pages(uint32_t model_id, ggml_hugepages_kind kind, 
 // number of pages held for all buffers of all models
 uint64_t ggml_hugepages_all_held_pages(size_t page_size);
 
+// whether pages are held for buffers of this kind and model
+bool ggml_hugepages_is_held(uint32_t model_id, ggml_hugepages_kind kind);
+
+// Returns the reserved pages of this model that no buffer uses.
+void ggml_hugepages_held_end(uint32_t model_id);
+
 // Gives held pages to runs, and splits a run where the held pages end.
 void ggml_hugepages_held_take(uint32_t model_id, ggml_hugepages_kind kind, std::vector<ggml_hugepages_run> & runs);
 

@@ -49,6 +49,21 @@ struct ggml_hugepages_grant {
     uint64_t            pages;
 };
 
+// bytes [first, last) of a shared range, for buffers of one kind
+struct ggml_hugepages_part {
+    ggml_hugepages_kind kind;
+    size_t              first;
+    size_t              last;
+};
+
+// the plan of a range that all buffers of a model share (shared-range.h)
+struct ggml_hugepages_share {
+    size_t                           size = 0; // 0: each buffer has its own pages
+    std::vector<ggml_hugepages_part> parts;
+    std::vector<ggml_hugepages_run>  runs;     // of a new range
+    size_t                           room = 0; // page size of the existing range that has room for the parts, 0: a new range
+};
+
 // An image, or a buffer: an image without a file, with ordinary memory outside its runs.
 struct ggml_hugepages_image {
     int                 fd   = -1;
@@ -69,6 +84,7 @@ struct ggml_hugepages_image {
     uint8_t             * addr   = nullptr;
     size_t                length = 0;       // of the address range
     bool                  is_malloc = false; // a buffer smaller than one page, in ordinary memory
+    bool                  is_shared = false; // a buffer in a shared range
     bool                  limits_may_hide = false; // a limit above the cgroup namespace may be invisible
     uint64_t              late      = 0; // bytes on ordinary memory, if it was allocated after the start
     bool                  is_lazy   = false; // a buffer whose writers populate its pages
@@ -79,6 +95,7 @@ struct ggml_hugepages_image {
     std::map<size_t, int> memfds;           // one for each page size
     std::shared_ptr<ggml_hugepages_store_file> resident; // the resident image that holds some of the runs, or none
     std::vector<ggml_hugepages_grant> grants; // of the first image of a plan: pages held for the buffers after it
+    ggml_hugepages_share share;               // of the first image of a plan
 
     bool is_thp() const { return params.page_size == GGML_HUGEPAGES_SIZE_THP; }
 };

@@ -83,6 +83,10 @@ bool ggml_hugepages_image_read(ggml_hugepages_image_t, size_t, size_t *, size_t 
     return false;
 }
 
+uint64_t ggml_hugepages_buffer_size(const ggml_hugepages_params *, uint64_t size) noexcept {
+    return size;
+}
+
 bool ggml_hugepages_plan(ggml_hugepages_image_t *, size_t, const ggml_hugepages_demand *, size_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {
     return unsupported(error);
 }

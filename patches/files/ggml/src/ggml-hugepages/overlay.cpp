@@ -15,6 +15,7 @@
 #include "plan.h"
 #include "read.h"
 #include "registry.h"
+#include "shared-range.h"
 #include "store-file.h"
 #include "syscalls.h"
 #include "thp.h"
@@ -60,6 +61,9 @@ static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_
         }
         for (const auto & grant : images[i]->grants) {
             need[grant.page_size] += grant.pages;
+        }
+        for (const auto & r : images[i]->share.runs) {
+            need[r.page_size] += (r.last - r.first)/r.page_size;
         }
         const bool is_filled = std::any_of(images[i]->runs.begin(), images[i]->runs.end(), [](const auto & r) {
             return r.owner == GGML_HUGEPAGES_OWNER_FILLING;
@@ -177,6 +181,54 @@ static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error
     return ggml_hugepages_fail_load(images, n, *images[0], { errno == EFAULT ? "madvise" : "mmap", errno, page_size, 0, false }, error);
 }
 
+// the range that the plan of these images chose for the buffers after them, nullptr if it chose none or the room of another
+static ggml_hugepages_range_ptr make_range(ggml_hugepages_image & first) {
+    ggml_hugepages_range_ptr range;
+    if (first.share.size > 0 && first.share.room == 0) {
+        range.reset(new ggml_hugepages_image());
+        range->kind   = GGML_HUGEPAGES_KIND_OTHER;
+        range->path   = "the buffers";
+        range->size   = first.share.size;
+        range->length = first.share.size;
+        range->params = first.params;
+        range->limits_may_hide = first.limits_may_hide;
+        std::swap(range->runs, first.share.runs); // until the pages are reserved, each page has one owner
+    }
+    return range;
+}
+
+// maps and populates the range
+static bool fill_range(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_range_ptr range, ggml_hugepages_error * error) {
+    auto & share = images[0]->share;
+    if (share.size > 0 && share.room > 0 && !ggml_hugepages_shared_keep(share, images[0]->params)) {
+        return ggml_hugepages_accepts_less(&images[0]->params) || ggml_hugepages_fail_load(images, n, *images[0], { "mmap", ENOMEM, share.room, 0, false }, error);
+    }
+    if (!range) {
+        return true;
+    }
+    ggml_hugepages_refusal refusal = {};
+    ggml_hugepages_image * refused = nullptr;
+    const bool ok = ggml_hugepages_map_image(*range, error) && ggml_hugepages_map_runs(*range, error) && ggml_hugepages_map_gaps(*range, error) &&
+        ggml_hugepages_populate_all(*range, &refused, &refusal, error);
+    if (refused) {
+        return ggml_hugepages_fail_load(images, n, *range, refusal, error);
+    }
+    if (!ok) {
+        return false;
+    }
+    ggml_hugepages_forget_promise(*range);
+    share.runs = range->runs;
+    ggml_hugepages_shared_add(std::move(range), images[0]->params.model_id, share.parts);
+    return true;
+}
+
+void ggml_hugepages_hold_end(uint32_t model_id) noexcept try {
+    ggml_hugepages_held_end(model_id);
+    ggml_hugepages_shared_end(model_id);
+} catch (...) {
+    GGML_LOG_WARN("%s: out of memory, so some huge pages are returned only when the process ends\n", __func__);
+}
+
 bool ggml_hugepages_plan(
         ggml_hugepages_image_t *      images,
         size_t                        n_images,
@@ -195,7 +247,13 @@ bool ggml_hugepages_plan(
 
 bool ggml_hugepages_overlay(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error * error) {
     // reserve all pages of all files first, so that nothing is mapped if pages are short
-    if (!ggml_hugepages_reserve_runs(images, n, error) || !hold(images, n, error)) {
+    std::vector<ggml_hugepages_image_t> all(images, images + n);
+    auto range = n > 0 ? make_range(*images[0]) : nullptr;
+    if (range) {
+        all.push_back(range.get());
+    }
+    if (!ggml_hugepages_reserve_runs(all.data(), all.size(), error) || !hold(all.data(), all.size(), error) ||
+            (n > 0 && !fill_range(all.data(), all.size(), std::move(range), error))) {
         return false;
     }
     for (size_t i = 0; i < n; i++) {

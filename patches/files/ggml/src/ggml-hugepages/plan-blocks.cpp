@@ -8,24 +8,20 @@ void ggml_hugepages_sort_by_rank(std::vector<ggml_hugepages_consumed> & list) {
     std::stable_sort(list.begin(), list.end(), [](const auto & a, const auto & b) { return a.second.rank < b.second.rank; });
 }
 
-std::vector<ggml_hugepages_blocks> ggml_hugepages_cut_large(const std::vector<ggml_hugepages_blocks> & blocks, size_t page_size) {
-    std::vector<ggml_hugepages_blocks> large;
-    ggml_hugepages_ranges rs;
+std::vector<ggml_hugepages_window> ggml_hugepages_windows(const std::vector<ggml_hugepages_blocks> & blocks, size_t page_size) {
+    std::map<size_t, ggml_hugepages_window> windows; // by offset
     for (const auto & b : blocks) {
-        rs.emplace_back(b.first, b.last);
-    }
-    for (const auto & r : ggml_hugepages_normalized(rs)) {
-        for (size_t at = ggml_hugepages_align_up(r.first, page_size); at + page_size <= r.second; at += page_size) {
-            int rank = INT32_MAX;
-            for (const auto & b : blocks) {
-                if (b.first < at + page_size && b.last > at) {
-                    rank = std::min(rank, b.rank);
-                }
-            }
-            large.push_back({ rank, blocks.front().image, at, at + page_size });
+        for (size_t at = ggml_hugepages_align_down(b.first, page_size); at < b.last; at += page_size) {
+            auto & w = windows.emplace(at, ggml_hugepages_window { { b.rank, b.image, at, at + page_size }, 0 }).first->second;
+            w.page.rank = std::min(w.page.rank, b.rank);
+            w.covered  += std::min(b.last, at + page_size) - std::max(b.first, at);
         }
     }
-    return large;
+    std::vector<ggml_hugepages_window> result;
+    for (const auto & [_, w] : windows) {
+        result.push_back(w);
+    }
+    return result;
 }
 
 void ggml_hugepages_cut_out(std::vector<ggml_hugepages_blocks> & blocks, size_t first, size_t last) {
@@ -69,21 +65,18 @@ std::vector<ggml_hugepages_blocks> ggml_hugepages_blocks_of(ggml_hugepages_image
     return result;
 }
 
-void ggml_hugepages_join_runs(ggml_hugepages_image_t * images, size_t n_images) {
-    for (size_t i = 0; i < n_images; i++) {
-        auto & runs = images[i]->runs;
-        std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
-        std::vector<ggml_hugepages_run> joined;
-        for (const auto & r : runs) {
-            if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size && joined.back().owner == r.owner) {
-                joined.back().last = r.last;
-                joined.back().rank = std::min(joined.back().rank, r.rank);
-            } else {
-                joined.push_back(r);
-            }
+void ggml_hugepages_join_runs(std::vector<ggml_hugepages_run> & runs) {
+    std::sort(runs.begin(), runs.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
+    std::vector<ggml_hugepages_run> joined;
+    for (const auto & r : runs) {
+        if (!joined.empty() && joined.back().last == r.first && joined.back().page_size == r.page_size && joined.back().owner == r.owner) {
+            joined.back().last = r.last;
+            joined.back().rank = std::min(joined.back().rank, r.rank);
+        } else {
+            joined.push_back(r);
         }
-        runs = std::move(joined);
     }
+    runs = std::move(joined);
 }
 
 #endif // __linux__

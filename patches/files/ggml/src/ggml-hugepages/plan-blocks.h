@@ -31,8 +31,14 @@ using ggml_hugepages_consumed = std::pair<size_t, ggml_hugepages_blocks>;
 
 void ggml_hugepages_sort_by_rank(std::vector<ggml_hugepages_consumed> & list);
 
-// The whole pages of a larger size inside the blocks of one consumer, each with the best rank of its blocks.
-std::vector<ggml_hugepages_blocks> ggml_hugepages_cut_large(const std::vector<ggml_hugepages_blocks> & blocks, size_t page_size);
+// a page of another size, with the best rank of the blocks inside it
+struct ggml_hugepages_window {
+    ggml_hugepages_blocks page;
+    size_t                covered; // bytes of the blocks
+};
+
+// The pages of a larger size that contain blocks of one address range.
+std::vector<ggml_hugepages_window> ggml_hugepages_windows(const std::vector<ggml_hugepages_blocks> & blocks, size_t page_size);
 
 // removes [first, last) from the blocks
 void ggml_hugepages_cut_out(std::vector<ggml_hugepages_blocks> & blocks, size_t first, size_t last);
@@ -41,4 +47,4 @@ void ggml_hugepages_cut_out(std::vector<ggml_hugepages_blocks> & blocks, size_t 
 std::vector<ggml_hugepages_blocks> ggml_hugepages_blocks_of(ggml_hugepages_image & image, size_t page_size);
 
 // Sorts the runs by offset, and joins neighbours of one size and owner, to save mappings.
-void ggml_hugepages_join_runs(ggml_hugepages_image_t * images, size_t n_images);
+void ggml_hugepages_join_runs(std::vector<ggml_hugepages_run> & runs);

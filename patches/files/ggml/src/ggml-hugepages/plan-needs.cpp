@@ -17,6 +17,7 @@ static thread_local struct {
     uint64_t                         store_bytes = 0;
     std::vector<ggml_hugepages_need> needs;
     std::set<std::string>            images;
+    std::vector<ggml_hugepages_room> rooms;
 } t_planned;
 
 void ggml_hugepages_plan_together(bool together, bool by_counts) {
@@ -24,7 +25,9 @@ void ggml_hugepages_plan_together(bool together, bool by_counts) {
     t_planned = {};
     t_planned.together  = together;
     t_planned.by_counts = together && by_counts;
-    if (!together) {
+    if (together) {
+        t_planned.rooms = ggml_hugepages_rooms();
+    } else {
         t_planned.images = std::move(images);
     }
 }
@@ -33,12 +36,12 @@ const std::set<std::string> & ggml_hugepages_planned_images() {
     return t_planned.images;
 }
 
-void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size) {
+void ggml_hugepages_note_need(ggml_hugepages_consumer & consumer, const ggml_hugepages_blocks & b, size_t page_size, uint64_t pages) {
     auto & need = consumer.needs[page_size];
     need.kind      = consumer.kind;
     need.image     = consumer.image;
     need.page_size = page_size;
-    need.pages    += page_size == 0 ? 0 : (b.last - b.first)/page_size;
+    need.pages    += pages;
     need.bytes    += ggml_hugepages_overlap(consumer.wanted, b.first, b.last);
 }
 
@@ -85,6 +88,18 @@ uint64_t ggml_hugepages_planned_pages(size_t page_size) {
         pages += t_planned.together && need.page_size == page_size ? need.pages : 0;
     }
     return pages;
+}
+
+bool ggml_hugepages_is_planned_together() {
+    return t_planned.together;
+}
+
+std::vector<ggml_hugepages_room> ggml_hugepages_planned_rooms() {
+    return t_planned.rooms;
+}
+
+void ggml_hugepages_set_planned_rooms(const std::vector<ggml_hugepages_room> & rooms) {
+    t_planned.rooms = rooms;
 }
 
 bool ggml_hugepages_plans_by_counts() {

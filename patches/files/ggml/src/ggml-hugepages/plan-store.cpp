@@ -73,11 +73,11 @@ std::vector<ggml_hugepages_consumed> ggml_hugepages_plan_store::fit() {
 void ggml_hugepages_plan_store::note(std::vector<ggml_hugepages_consumer> & consumers) const {
     for (const auto & e : entries) {
         for (const auto & b : e.missing) {
-            ggml_hugepages_note_need(consumers[e.consumer], b, e.file->page_size);
+            ggml_hugepages_note_need(consumers[e.consumer], b, e.file->page_size, 1);
         }
         if (e.manifest > 0) {
             // the manifest has no bytes of tensors, because it is behind them
-            ggml_hugepages_note_need(consumers[e.consumer], { 0, nullptr, e.file->length - e.manifest*e.file->page_size, e.file->length }, e.file->page_size);
+            ggml_hugepages_note_need(consumers[e.consumer], { 0, nullptr, e.file->length - e.manifest*e.file->page_size, e.file->length }, e.file->page_size, e.manifest);
         }
     }
 }

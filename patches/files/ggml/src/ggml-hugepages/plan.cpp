@@ -1,7 +1,10 @@
 // The plan: which blocks get which pages. Allocates nothing, and reports a shortage.
 //
 // All wanted bytes are cut into blocks of the smallest page size, each with the best rank of its bytes. Larger pages replace whole aligned
-// ranges of these blocks, so they waste no more memory than the small pages. Then the blocks get pages in the order of their ranks.
+// ranges of these blocks, so they waste no more memory than the small pages. If small pages are short, the fewest larger pages that are
+// enough replace the rest, with waste. Then the blocks get pages in the order of their ranks.
+//
+// If a buffer of a model is on pages larger than a unit, all buffers of the model share one range, so that they share its last page.
 
 #ifdef __linux__
 
@@ -30,6 +33,7 @@ bool ggml_hugepages_planner::find_pools() {
         if (smallest == 0) {
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_UNSUPPORTED, "this kernel has no transparent huge pages");
         }
+        unit = smallest;
         return true;
     }
     const bool is_auto = params.page_size == GGML_HUGEPAGES_SIZE_AUTO;
@@ -42,6 +46,7 @@ bool ggml_hugepages_planner::find_pools() {
         return false;
     }
     smallest = is_auto ? ggml_hugepages_page_size(root) : params.page_size;
+    unit     = ggml_hugepages_unit(smallest);
     std::string names;
     for (size_t i = 0; i < n; i++) {
         names += (names.empty() ? "" : ", ") + ggml_hugepages_size_name(sizes[i]);
@@ -67,37 +72,116 @@ void ggml_hugepages_planner::add_image(size_t i) {
     image.params = params;
     image.runs.clear();
     image.grants.clear();
+    image.share = {};
     const auto & resident = image.resident;
     auto wanted = ggml_hugepages_blocks_of(image, resident ? resident->page_size : smallest);
     if (wanted.empty() || image.fd_page != 0) {
         return;
     }
     largest = std::max<uint64_t>(largest, image.size);
-    consumers.push_back({ image.kind, (int32_t) i, image.wanted, {} });
-    blocks.emplace_back();
+    const size_t consumer = add_consumer({ image.kind, (int32_t) i, image.wanted, {} }, NONE);
     if (resident) {
-        store.add(*resident, wanted, consumers.size() - 1);
+        store.add(*resident, wanted, consumer);
     } else {
-        blocks.back() = std::move(wanted);
+        blocks[consumer] = std::move(wanted);
     }
+}
+
+// space: NONE for a new one
+size_t ggml_hugepages_planner::add_consumer(const ggml_hugepages_consumer & consumer, size_t space) {
+    if (space == NONE) {
+        space = spaces.size();
+        spaces.emplace_back();
+    }
+    spaces[space].push_back(consumers.size());
+    consumers.push_back(consumer);
+    blocks.emplace_back();
+    return consumers.size() - 1;
+}
+
+size_t ggml_hugepages_planner::space_of(size_t consumer) const {
+    for (size_t s = 0; s < spaces.size(); s++) {
+        if (std::count(spaces[s].begin(), spaces[s].end(), consumer) > 0) {
+            return s;
+        }
+    }
+    return NONE;
+}
+
+std::vector<ggml_hugepages_blocks> ggml_hugepages_planner::blocks_of(size_t space) const {
+    std::vector<ggml_hugepages_blocks> result;
+    for (const size_t c : spaces[space]) {
+        result.insert(result.end(), blocks[c].begin(), blocks[c].end());
+    }
+    return result;
+}
+
+// whether its consumers are buffers outside the store, with blocks of a unit
+bool ggml_hugepages_planner::is_of_buffers(size_t space) const {
+    const auto list = blocks_of(space);
+    return !list.empty() && !list.front().image;
+}
+
+// whether all buffers of the model share one range
+bool ggml_hugepages_planner::is_shared() const {
+    const auto is_of_model = [&](const auto & l) { return l.space == buffers; };
+    return buffers != NONE && (std::any_of(large.begin(), large.end(), is_of_model) || (smallest > unit && is_of_buffers(buffers)));
 }
 
 void ggml_hugepages_planner::add_demand(const ggml_hugepages_demand & demand) {
     const auto * file = demand.resident ? demand.resident->file.get() : nullptr;
     // a demand smaller than a page of the store does not use the store
     const auto * resident = file && demand.bytes >= file->page_size ? file : nullptr;
-    const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, 0, ggml_hugepages_align_up(demand.bytes, resident ? resident->page_size : smallest) };
+    if (demand.bytes == 0) {
+        return;
+    }
     largest = std::max(largest, demand.bytes);
-    consumers.push_back({ demand.kind, -1, { { 0, demand.bytes } }, {} });
-    blocks.emplace_back();
-    if (resident) {
-        store.add(*resident, { all }, consumers.size() - 1);
-    } else if (demand.bytes >= smallest) {
-        blocks.back().push_back(all);
-    } else if (demand.bytes > 0) {
-        // a demand smaller than a page uses ordinary memory
-        ggml_hugepages_note_need(consumers.back(), all, 0);
-        ordinary[demand.kind] += demand.bytes;
+    const bool is_ordinary = demand.bytes < smallest && (supplies.empty() || params.load_only);
+    if (resident || is_ordinary || n_images == 0) {
+        const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, 0, ggml_hugepages_align_up(demand.bytes, resident ? resident->page_size : unit) };
+        const size_t consumer = add_consumer({ demand.kind, -1, { { 0, demand.bytes } }, {} }, NONE);
+        if (resident) {
+            store.add(*resident, { all }, consumer);
+        } else if (is_ordinary) {
+            ggml_hugepages_note_need(consumers[consumer], all, 0, 0);
+            ordinary[demand.kind] += demand.bytes;
+        } else {
+            blocks[consumer].push_back(all);
+        }
+        return;
+    }
+    const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, buffers_size, buffers_size + ggml_hugepages_align_up(demand.bytes, unit) };
+    const size_t consumer = add_consumer({ demand.kind, -1, { { all.first, all.first + demand.bytes } }, {} }, buffers);
+    buffers      = space_of(consumer);
+    buffers_size = all.last;
+    blocks[consumer].push_back(all);
+    share.parts.push_back({ demand.kind, all.first, all.last });
+}
+
+// Buffers for which a shared range has room need no page.
+void ggml_hugepages_planner::take_rooms() {
+    if (supplies.empty()) {
+        return;
+    }
+    rooms = params.plan_only && ggml_hugepages_is_planned_together() ? ggml_hugepages_planned_rooms() :
+        root[0] == '\0' ? ggml_hugepages_rooms() : std::vector<ggml_hugepages_room>();
+    for (size_t s = 0; s < spaces.size(); s++) {
+        const auto list = blocks_of(s);
+        auto * room = is_of_buffers(s) ? ggml_hugepages_find_room(rooms, list.back().last, params) : nullptr;
+        if (!room) {
+            continue;
+        }
+        room->bytes -= list.back().last;
+        for (const size_t c : spaces[s]) {
+            for (const auto & b : blocks[c]) {
+                ggml_hugepages_note_need(consumers[c], b, room->page_size, 0);
+            }
+            blocks[c].clear();
+        }
+        if (s == buffers) {
+            share.size = buffers_size;
+            share.room = room->page_size;
+        }
     }
 }
 
@@ -183,67 +267,190 @@ void ggml_hugepages_planner::add_pools_of_store() {
     }
 }
 
-// The buffers after the weights get these pages when they are allocated.
-void ggml_hugepages_planner::grant(size_t consumer, size_t page_size, uint64_t pages) {
-    const auto & c = consumers[consumer];
-    const bool follows = c.kind == GGML_HUGEPAGES_KIND_KV || c.kind == GGML_HUGEPAGES_KIND_COMPUTE;
-    if (n_images > 0 && c.image == -1 && follows && pages > 0) {
-        images[0]->grants.push_back({ c.kind, page_size, pages });
+// usable pages of a pool that are not in the plan yet
+uint64_t ggml_hugepages_planner::left_of(const ggml_hugepages_supply & supply) const {
+    return supply.usable() - std::min(supply.usable(), wanted(supply.pool.page_size));
+}
+
+// whether pages of this size may replace the smallest
+bool ggml_hugepages_planner::may_take(size_t page_size) const {
+    return page_size > smallest && (params.page_size == GGML_HUGEPAGES_SIZE_AUTO || params.page_size == page_size);
+}
+
+void ggml_hugepages_planner::take(size_t space, const ggml_hugepages_blocks & page, size_t page_size) {
+    // the smaller pages that this one contains
+    const auto is_inside = [&](const auto & l) { return l.space == space && page.first <= l.page.first && l.page.last <= page.last; };
+    for (const auto & l : large) {
+        need[l.page_size] -= is_inside(l);
+    }
+    large.erase(std::remove_if(large.begin(), large.end(), is_inside), large.end());
+    large.push_back({ space, page, page_size });
+    need[page_size]++;
+    for (const size_t c : spaces[space]) {
+        ggml_hugepages_cut_out(blocks[c], page.first, page.last);
     }
 }
 
 // usable pages that are larger than the smallest replace whole ranges of blocks, the best ranks first
 void ggml_hugepages_planner::take_large_pages() {
-    for (size_t s = supplies.size(); s-- > 0; ) {
-        const size_t page_size = supplies[s].pool.page_size;
-        if (page_size <= smallest) {
+    for (size_t i = supplies.size(); i-- > 0; ) {
+        const size_t page_size = supplies[i].pool.page_size;
+        uint64_t left = may_take(page_size) ? left_of(supplies[i]) : 0;
+        if (left == 0) {
             continue;
         }
-        const uint64_t kept = store.need_of_pool(page_size) + before(page_size);
-        uint64_t left = supplies[s].usable() - std::min(supplies[s].usable(), kept);
-        if (left == 0 || (params.page_size != GGML_HUGEPAGES_SIZE_AUTO && params.page_size != page_size)) {
-            continue;
-        }
-        std::vector<ggml_hugepages_consumed> candidates;
-        for (size_t c = 0; c < blocks.size(); c++) {
-            if (!blocks[c].empty()) {
-                for (const auto & b : ggml_hugepages_cut_large(blocks[c], page_size)) {
-                    candidates.emplace_back(c, b);
+        std::vector<std::pair<size_t, ggml_hugepages_blocks>> candidates; // with their space
+        for (size_t s = 0; s < spaces.size(); s++) {
+            for (const auto & w : ggml_hugepages_windows(blocks_of(s), page_size)) {
+                if (w.covered == page_size) {
+                    candidates.emplace_back(s, w.page);
                 }
             }
         }
         ggml_hugepages_sort_by_rank(candidates);
-        for (const auto & [consumer, b] : candidates) {
+        for (const auto & [space, page] : candidates) {
             if (left == 0) {
                 break;
             }
             left--;
-            need[page_size]++;
-            ggml_hugepages_note_need(consumers[consumer], b, page_size);
-            grant(consumer, page_size, 1);
-            ggml_hugepages_cut_out(blocks[consumer], b.first, b.last);
-            if (b.image) {
-                b.image->runs.push_back({ b.first, b.last, page_size, b.rank });
+            take(space, page, page_size);
+        }
+    }
+}
+
+// If the smallest pages are short, larger ones take their place: the fewest that are enough.
+void ggml_hugepages_planner::take_pages_with_waste() {
+    const auto pool = std::find_if(supplies.begin(), supplies.end(), [&](const auto & s) { return s.pool.page_size == smallest; });
+    uint64_t pages = before(smallest) + store.need_of_pool(smallest);
+    for (const auto & list : blocks) {
+        for (const auto & b : list) {
+            pages += (b.last - b.first)/smallest;
+        }
+    }
+    uint64_t missing = pages - std::min(pages, pool == supplies.end() ? 0 : pool->usable());
+    for (const auto & s : supplies) {
+        const size_t page_size = s.pool.page_size;
+        if (missing == 0 || !may_take(page_size)) {
+            continue;
+        }
+        std::vector<std::pair<size_t, ggml_hugepages_window>> candidates; // with their space
+        for (size_t space = 0; space < spaces.size(); space++) {
+            for (const auto & w : ggml_hugepages_windows(blocks_of(space), page_size)) {
+                // the other blocks of an image in a store are on pages of the store
+                if (!w.page.image || !w.page.image->resident) {
+                    candidates.emplace_back(space, w);
+                }
             }
+        }
+        // the last page wastes least, so the least useful page that is enough replaces it
+        std::stable_sort(candidates.begin(), candidates.end(), [](const auto & a, const auto & b) { return a.second.covered < b.second.covered; });
+        for (uint64_t left = left_of(s); left > 0 && missing > 0 && !candidates.empty(); left--) {
+            const auto is_enough = [&](const auto & candidate) { return candidate.second.covered/smallest >= missing; };
+            auto it = std::find_if(candidates.begin(), candidates.end(), is_enough);
+            it = it == candidates.end() ? std::prev(it) : it;
+            take(it->first, it->second.page, page_size);
+            missing -= std::min<uint64_t>(missing, it->second.covered/smallest);
+            candidates.erase(it);
+        }
+    }
+}
+
+// A page that several consumers share counts for the first of them.
+void ggml_hugepages_planner::note(size_t space, const ggml_hugepages_blocks & b, size_t page_size) {
+    uint64_t pages = (b.last - b.first)/page_size;
+    for (const size_t c : spaces[space]) {
+        if (ggml_hugepages_overlap(consumers[c].wanted, b.first, b.last) > 0) {
+            ggml_hugepages_note_need(consumers[c], b, page_size, pages);
+            pages = 0;
         }
     }
 }
 
 void ggml_hugepages_planner::count_rest() {
-    for (size_t c = 0; c < blocks.size(); c++) {
-        for (const auto & b : blocks[c]) {
-            ggml_hugepages_note_need(consumers[c], b, smallest);
-            rest.emplace_back(c, b);
+    for (const auto & l : large) {
+        note(l.space, l.page, l.page_size);
+    }
+    if (is_shared()) {
+        share.size = buffers_size;
+        largest    = std::max<uint64_t>(largest, buffers_size);
+    }
+    for (size_t s = 0; s < spaces.size(); s++) {
+        std::vector<ggml_hugepages_consumed> list;
+        if (smallest > unit && is_of_buffers(s)) {
+            for (const auto & w : ggml_hugepages_windows(blocks_of(s), smallest)) {
+                list.emplace_back(spaces[s].front(), w.page);
+            }
+        } else {
+            for (const size_t c : spaces[s]) {
+                for (const auto & b : blocks[c]) {
+                    list.emplace_back(c, b);
+                }
+            }
+        }
+        for (const auto & [consumer, b] : list) {
+            note(s, b, smallest);
+            rest.emplace_back(consumer, b);
             need[smallest] += (b.last - b.first)/smallest;
+        }
+    }
+}
+
+// The next plans may use what the last page of a shared range has left.
+void ggml_hugepages_planner::leave_rooms() {
+    for (size_t s = 0; s < spaces.size(); s++) {
+        const auto & last = consumers[spaces[s].back()];
+        if (last.image != -1 || (n_images > 0 && (s != buffers || share.size == 0 || share.room > 0))) {
+            continue;
+        }
+        const size_t end = ggml_hugepages_align_up(last.wanted.back().second, unit);
+        const auto leave = [&](const ggml_hugepages_blocks & b, size_t page_size) {
+            if (b.first < end && end < b.last) {
+                rooms.push_back({ page_size, b.last - end });
+            }
+        };
+        for (const auto & l : large) {
+            if (l.space == s) {
+                leave(l.page, l.page_size);
+            }
+        }
+        for (const auto & [consumer, b] : rest) {
+            if (space_of(consumer) == s) {
+                leave(b, smallest);
+            }
+        }
+    }
+}
+
+// Gives pages to blocks: to their image, to the range that the buffers share, or to the buffer after the weights.
+void ggml_hugepages_planner::give(size_t consumer, const ggml_hugepages_blocks & b, size_t page_size, uint64_t pages) {
+    if (pages == 0) {
+        return;
+    }
+    ggml_hugepages_run run = { b.first, b.first + pages*page_size, page_size, std::max(0, b.rank) };
+    run.owner = b.file ? GGML_HUGEPAGES_OWNER_FILLING : GGML_HUGEPAGES_OWNER_PROCESS;
+    if (b.image) {
+        b.image->runs.push_back(run);
+    } else if (!b.file && share.size > 0 && space_of(consumer) == buffers) {
+        share.runs.push_back(run);
+    } else if (!b.file) {
+        const auto & c = consumers[consumer];
+        const bool follows = c.kind == GGML_HUGEPAGES_KIND_KV || c.kind == GGML_HUGEPAGES_KIND_COMPUTE;
+        if (n_images > 0 && c.image == -1 && follows) {
+            // the buffers after the weights get these pages when they are allocated
+            images[0]->grants.push_back({ c.kind, page_size, pages });
         }
     }
 }
 
 // gives the usable pages to the blocks, the best ranks first
 void ggml_hugepages_planner::hand_out() {
+    for (const auto & l : large) {
+        give(spaces[l.space].front(), l.page, l.page_size, 1);
+    }
     for (const auto & s : supplies) {
         const size_t page_size = s.pool.page_size;
-        uint64_t left = s.usable() - std::min(s.usable(), before(page_size));
+        const auto is_large = [&](const auto & l) { return l.page_size == page_size; };
+        uint64_t left = s.usable() - std::min<uint64_t>(s.usable(), before(page_size) + std::count_if(large.begin(), large.end(), is_large));
         uint64_t own  = store.own[page_size];
         auto takers = page_size == smallest ? rest : std::vector<ggml_hugepages_consumed>();
         for (const auto & e : store.entries) {
@@ -264,13 +471,7 @@ void ggml_hugepages_planner::hand_out() {
             const uint64_t pages    = from_own + std::min(left, want - from_own);
             own  -= from_own;
             left -= pages - from_own;
-            if (b.image && pages > 0) {
-                ggml_hugepages_run run = { b.first, b.first + pages*page_size, page_size, std::max(0, b.rank) };
-                run.owner = b.file ? GGML_HUGEPAGES_OWNER_FILLING : GGML_HUGEPAGES_OWNER_PROCESS;
-                b.image->runs.push_back(run);
-            } else if (!b.file) {
-                grant(consumer, page_size, pages);
-            }
+            give(consumer, b, page_size, pages);
             if (!b.image) {
                 ordinary[consumers[consumer].kind] += (want - pages)*page_size;
             }
@@ -303,6 +504,8 @@ bool ggml_hugepages_planner::check_ordinary() {
 }
 
 bool ggml_hugepages_planner::end_plan(bool ok) {
+    leave_rooms();
+    ggml_hugepages_set_planned_rooms(rooms);
     return ggml_hugepages_end_plan(consumers, ordinary_bytes(), store_bytes, own_images(), ok, error);
 }
 
@@ -327,9 +530,12 @@ bool ggml_hugepages_decide(
     if (p.supplies.empty()) {
         p.count_rest();
         const bool ok = p.decide_thp() && p.check_ordinary();
-        ggml_hugepages_join_runs(images, n_images);
+        for (size_t i = 0; i < n_images; i++) {
+            ggml_hugepages_join_runs(images[i]->runs);
+        }
         return params.plan_only ? p.end_plan(ok) : ok;
     }
+    p.take_rooms();
     p.store_bytes = p.store.bytes();
     if (params.plan_only && p.store.free != UINT64_MAX) {
         p.store.free -= std::min(p.store.free, ggml_hugepages_planned_store_bytes());
@@ -341,6 +547,7 @@ bool ggml_hugepages_decide(
     p.store.note(p.consumers);
     p.add_pools_of_store();
     p.take_large_pages();
+    p.take_pages_with_waste();
     p.count_rest();
     bool ok = p.check_shortage() && p.check_by_trying();
     // a plan also tells what a load with `prefer` would leave out
@@ -351,7 +558,13 @@ bool ggml_hugepages_decide(
     if (params.plan_only) {
         return p.end_plan(ok);
     }
-    ggml_hugepages_join_runs(images, n_images);
+    for (size_t i = 0; i < n_images; i++) {
+        ggml_hugepages_join_runs(images[i]->runs);
+    }
+    if (n_images > 0 && p.share.size > 0) {
+        ggml_hugepages_join_runs(p.share.runs);
+        images[0]->share = p.share;
+    }
     return ok;
 }
 

@@ -7,6 +7,7 @@
 #include "plan-needs.h"
 #include "plan-store.h"
 #include "pool.h"
+#include "shared-range.h"
 
 #include <map>
 #include <set>
@@ -30,8 +31,26 @@ struct ggml_hugepages_planner {
     size_t                             smallest = 0; // page size, or the size of a THP
     bool                               thp_enabled = false;
 
+    size_t                 unit     = 0; // the blocks of buffers are multiples of it
+
+    // Consumers with offsets in one address range: an image, a buffer, or all buffers of a model, one after the other.
+    static const size_t NONE = SIZE_MAX;
+    std::vector<std::vector<size_t>> spaces;
+    size_t                           buffers      = NONE; // the space of all buffers of the model
+    size_t                           buffers_size = 0;
+
+    // a page that is larger than the smallest, and its space
+    struct large_page {
+        size_t                space;
+        ggml_hugepages_blocks page;
+        size_t                page_size;
+    };
+
     std::vector<ggml_hugepages_consumer>            consumers;
     std::vector<std::vector<ggml_hugepages_blocks>> blocks;   // of each consumer, outside the store
+    std::vector<large_page>                         large;
+    ggml_hugepages_share                            share;    // of the buffers of the model
+    std::vector<ggml_hugepages_room>                rooms;
     ggml_hugepages_plan_store                       store;
     uint64_t                                        store_bytes = 0; // that the store lacks
     std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
@@ -45,11 +64,13 @@ struct ggml_hugepages_planner {
     bool find_pools();
     void add_image(size_t i);
     void add_demand(const ggml_hugepages_demand & demand);
+    void take_rooms();
     bool decide_thp();
     void make_room_in_store();
     void leave_full_store();
     void add_pools_of_store();
     void take_large_pages();
+    void take_pages_with_waste();
     void count_rest();
     bool check_shortage();
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
@@ -65,7 +86,18 @@ struct ggml_hugepages_planner {
     bool check_ordinary();
     bool end_plan(bool ok);
 
-    void grant(size_t consumer, size_t page_size, uint64_t pages);
+    size_t add_consumer(const ggml_hugepages_consumer & consumer, size_t space);
+    size_t space_of(size_t consumer) const;
+    bool is_of_buffers(size_t space) const;
+    bool is_shared() const;
+    std::vector<ggml_hugepages_blocks> blocks_of(size_t space) const;
+    uint64_t left_of(const ggml_hugepages_supply & supply) const;
+    bool may_take(size_t page_size) const;
+    void take(size_t space, const ggml_hugepages_blocks & page, size_t page_size);
+    void note(size_t space, const ggml_hugepages_blocks & b, size_t page_size);
+    void give(size_t consumer, const ggml_hugepages_blocks & b, size_t page_size, uint64_t pages);
+    void share_buffers();
+    void leave_rooms();
     uint64_t before(size_t page_size) const;
     uint64_t wanted(size_t page_size) const;
 };

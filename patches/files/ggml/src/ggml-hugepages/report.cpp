@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include <unistd.h>
 
@@ -33,6 +34,15 @@ static ggml_hugepages_usage * usage_of(ggml_hugepages_report * report, ggml_huge
     return &u;
 }
 
+// the pages of a mapping under [first, last) that are not counted yet
+static uint64_t count_new(const ggml_hugepages_vma & vma, size_t first, size_t last, std::set<size_t> & counted) {
+    uint64_t n = 0;
+    for (size_t page = ggml_hugepages_align_down(std::max(vma.first, first), vma.page_size); page < std::min(vma.last, last); page += vma.page_size) {
+        n += counted.insert(page).second;
+    }
+    return n;
+}
+
 bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report) noexcept try {
     *report = {};
     report->load = ggml_hugepages_last_load(model_id);
@@ -45,7 +55,10 @@ bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report
     bool thp_enabled = false;
     const size_t thp_size = ggml_hugepages_thp_size("", &thp_enabled);
 
-    for (const auto & image : ggml_hugepages_alive(model_id)) {
+    auto images = ggml_hugepages_alive(model_id);
+    std::sort(images.begin(), images.end(), [](const auto & a, const auto & b) { return a.addr < b.addr; });
+    std::set<size_t> counted; // pages of shared ranges: each counts for the first buffer on it
+    for (const auto & image : images) {
         report->late += image.late;
         const size_t addr = (size_t) image.addr;
         auto it = std::lower_bound(vmas.begin(), vmas.end(), addr, [](const ggml_hugepages_vma & v, size_t x) { return v.last <= x; });
@@ -55,7 +68,9 @@ bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report
                 continue; // this part was unmapped, and another mapping may be there now
             }
             // a mapping of blocks belongs to one image, a mapping of ordinary memory may contain other memory
-            const bool is_ours = it->first >= addr && it->last <= addr + image.length;
+            const bool is_ours = !image.is_shared && it->first >= addr && it->last <= addr + image.length;
+            const uint64_t pages = it->page_size > base_page ? it->hugetlb/it->page_size : 0;
+            const uint64_t own   = pages > 0 && image.is_shared ? count_new(*it, addr, addr + image.length, counted) : pages;
             const auto add = [&](ggml_hugepages_backing backing, size_t page_size, uint64_t n, uint64_t pages, bool with_nodes) {
                 auto * u = n > 0 ? usage_of(report, image.kind, backing, page_size) : nullptr;
                 if (u) {
@@ -64,10 +79,14 @@ bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report
                     for (size_t node = 0; node < 8 && with_nodes && is_ours; node++) {
                         u->node_bytes[node] += it->node_bytes[node];
                     }
+                    for (size_t node = 0; node < 8 && with_nodes && image.is_shared && pages > 0; node++) {
+                        // the kernel reports the nodes of the whole mapping
+                        u->node_bytes[node] += it->node_bytes[node]*own/pages;
+                    }
                 }
             };
             if (it->page_size > base_page) {
-                add(GGML_HUGEPAGES_BACKING_HUGE, it->page_size, bytes, it->hugetlb/it->page_size, true);
+                add(GGML_HUGEPAGES_BACKING_HUGE, it->page_size, bytes, own, true);
             } else if (it->is_file) {
                 add(GGML_HUGEPAGES_BACKING_FILE, 0, bytes, 0, bytes > 0);
             } else {
