@@ -382,25 +382,6 @@ TEST(anywhere, nothing_is_nothing) {
     CHECK(ggml_hugepages_buffer_alloc(0) == nullptr);
 }
 
-TEST(anywhere, later_growth_below_a_page_is_ordinary_memory_and_counted) {
-    if (ggml_hugepages_page_size("") == 0) {
-        SKIP("this kernel has no huge pages");
-    }
-    const size_t size = ggml_hugepages_page_size("") - 1;
-    scoped on(require(), GGML_HUGEPAGES_KIND_COMPUTE, /*late =*/ true);
-    void * ptr = ggml_hugepages_buffer_alloc(size);
-    REQUIRE(ptr != nullptr);
-    memset(ptr, 1, size);
-    CHECK_EQ(smaps_of(ptr, "KernelPageSize"), base_page());
-    ggml_hugepages_report report;
-    CHECK(ggml_hugepages_get_report(0, &report));
-    CHECK_EQ(bytes_of(report, GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_BASE) +
-             bytes_of(report, GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_BACKING_THP), (uint64_t) size);
-    ggml_hugepages_buffer_free(ptr, size);
-    CHECK(ggml_hugepages_get_report(0, &report));
-    CHECK_EQ(report.n_usages, 0u);
-}
-
 TEST(anywhere, scopes_nest_and_end) {
     const ggml_hugepages_scope outer = { require(), GGML_HUGEPAGES_KIND_KV,      false };
     const ggml_hugepages_scope inner = { prefer(),  GGML_HUGEPAGES_KIND_COMPUTE, true  };
@@ -923,6 +904,11 @@ TEST(pool, later_growth_never_fails_and_is_counted) {
     CHECK_EQ(pool.taken(), pool.usable);
     CHECK(ggml_hugepages_get_report(0, &report));
     CHECK_EQ(report.late - before, (uint64_t) (3*PAGE + 123));
+    void * small = ggml_hugepages_buffer_alloc(PAGE - 1);
+    REQUIRE(small != nullptr);
+    CHECK(ggml_hugepages_get_report(0, &report));
+    CHECK_EQ(report.late - before, (uint64_t) (3*PAGE + 123 + PAGE - 1));
+    ggml_hugepages_buffer_free(small, PAGE - 1);
     ggml_hugepages_buffer_free(ptr, size);
     ggml_hugepages_buffer_free(fits, 3*PAGE);
 }

@@ -26,6 +26,7 @@ mod memory;
 mod messages;
 mod off;
 mod packaging;
+mod page_sizes;
 mod plan;
 mod pool;
 mod pool_made_up;

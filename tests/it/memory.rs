@@ -243,7 +243,6 @@ fn the_plan_counts_ordinary_memory() {
         let launch = launch.clone().hugepages(policy);
         let plan = plan::of(&launch);
         let memory = |name: &str| plan["memory"][name].as_u64().expect("a number");
-        // with `require`, only buffers smaller than a page
         let is_ordinary = policy == "prefer";
         let compute: u64 = plan["needs"]
             .as_array()

@@ -478,15 +478,16 @@ fn pages_of_1_gib_where_there_are_only_smaller_ones_are_an_error_with_a_hint() {
     let ended = Mapped.require().args(["--hugepage-size", "1G"]).run();
     assert_says(
         &ended,
-        &["needs 1 huge pages of 1 GiB", "only 0 are usable: free 0"],
-        &[&format!("echo 1 > {}/nr_hugepages", dir.display())],
+        // one for the weights, and one for all buffers
+        &["needs 2 huge pages of 1 GiB", "only 0 are usable: free 0"],
+        &[&format!("echo 2 > {}/nr_hugepages", dir.display())],
     );
     pool.assert_all_back();
 
     let server = Mapped.prefer().args(["--hugepage-size", "1G"]).start();
     assert_eq!(assert_serves(Mapped, &server, &pool, 0), 0);
     assert!(
-        server.log().contains("0 of 1 huge pages of 1 GiB"),
+        server.log().contains("0 of 2 huge pages of 1 GiB"),
         "no report of the shortage\n{}",
         server.log()
     );

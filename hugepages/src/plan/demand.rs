@@ -133,7 +133,10 @@ impl<'a> Demand<'a> {
 }
 
 fn waste(plan: &Plan, size: HugePageSize, needed: u64) -> u64 {
-    let of_size = plan.needs.iter().filter(|need| need.page_size == size.bytes());
+    let of_size = plan
+        .needs
+        .iter()
+        .filter(|need| need.page_size == size.bytes());
     let bytes: u64 = of_size.map(|need| need.bytes).sum();
     (needed * size.bytes()).saturating_sub(bytes)
 }

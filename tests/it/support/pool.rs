@@ -113,7 +113,7 @@ pub struct Pool {
     /// The pages that this test added so far.
     added: i64,
     overcommit: Option<u64>,
-    large_added: u64,
+    large_added: i64,
     /// The counts at the start of the test.
     pub counts: Counts,
 }
@@ -188,31 +188,39 @@ impl Pool {
         self.counts = Counts::read();
     }
 
-    /// Adds usable pages of 1 GiB, once. An error is the reason to skip the test: the kernel rarely finds such a piece of memory.
+    /// Sets the number of usable pages of 1 GiB. An error is the reason to skip the test: the kernel rarely finds such a piece of memory.
     pub fn set_large(&mut self, pages: u64) -> Result<(), String> {
         let Some([total, free, reserved]) = large() else {
             return Err("this kernel has no 1 GiB pages".to_owned());
         };
-        let added = pages
-            .checked_sub(free - reserved)
-            .ok_or("another process uses 1 GiB pages")?;
+        let change = pages.cast_signed() - (free - reserved).cast_signed();
+        if self.large_added + change < 0 {
+            return Err("another process uses 1 GiB pages".to_owned());
+        }
+        let before = self.large_added;
         // As above, the guardian learns of the change first.
-        self.large_added = added;
+        self.large_added = before + change.max(0);
         self.tell(self.added);
         let nr = format!("{LARGE_DIR}/nr_hugepages");
         let set = |pages: u64| fs::write(&nr, pages.to_string());
         let _ = fs::write("/proc/sys/vm/compact_memory", "1");
-        set(total + added).map_err(|error| format!("no right to 1 GiB pages: {error}"))?;
-        let got = large().expect("as above")[0] - total;
-        if got < added {
+        let wanted = total.checked_add_signed(change).expect("just checked");
+        set(wanted).map_err(|error| format!("no right to 1 GiB pages: {error}"))?;
+        let got = large().expect("as above")[0];
+        let is_enough = got >= wanted;
+        if !is_enough {
             set(total).expect("nr_hugepages can be written");
-            self.large_added = 0;
-            self.tell(self.added);
-            return Err(format!(
-                "the kernel found memory for {got} of {added} pages of 1 GiB"
-            ));
         }
-        Ok(())
+        self.large_added = before + if is_enough { change } else { 0 };
+        self.tell(self.added);
+        if is_enough {
+            Ok(())
+        } else {
+            Err(format!(
+                "the kernel found memory for {} of {change} pages of 1 GiB",
+                got.saturating_sub(total)
+            ))
+        }
     }
 
     fn tell(&mut self, added: i64) {
@@ -232,7 +240,8 @@ impl Pool {
     pub fn assert_all_back(&self) {
         let back = || {
             let now = Counts::read();
-            if self.large_added > 0 && large().is_none_or(|[_, free, _]| free < self.large_added) {
+            let large_free = large().map_or(0, |[_, free, _]| free.cast_signed());
+            if large_free < self.large_added {
                 return false;
             }
             (now.free, now.reserved, now.surplus)

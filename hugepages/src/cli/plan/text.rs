@@ -93,7 +93,15 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     });
     if !demand.pools.is_empty() {
         let head = [
-            "pool", "needed", "usable", "missing", "total", "free", "reserved", "surplus", "waste MiB",
+            "pool",
+            "needed",
+            "usable",
+            "missing",
+            "total",
+            "free",
+            "reserved",
+            "surplus",
+            "waste MiB",
         ];
         parts.push(output::table(screen, &head, pools));
     }

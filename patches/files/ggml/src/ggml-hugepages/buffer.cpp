@@ -245,7 +245,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     const size_t smallest = params.page_size == GGML_HUGEPAGES_SIZE_AUTO ? ggml_hugepages_page_size("") :
                             params.page_size == GGML_HUGEPAGES_SIZE_THP  ? ggml_hugepages_thp_size("", &thp_enabled) : params.page_size;
     // a process that only fills a store ends soon
-    const bool is_ordinary = size < smallest && (buffer->is_thp() || scope.late || params.load_only);
+    const bool is_ordinary = size < smallest && (buffer->is_thp() || params.load_only);
     const bool is_shared   = !buffer->is_thp() && !buffer->resident && ggml_hugepages_shared_take(*buffer);
     if (is_ordinary && !is_shared) {
         buffer->is_malloc = true;

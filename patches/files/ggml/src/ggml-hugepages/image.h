@@ -49,6 +49,9 @@ struct ggml_hugepages_grant {
     uint64_t            pages;
 };
 
+// kinds whose buffers are allocated after the load of their model
+static inline bool ggml_hugepages_follows_load(ggml_hugepages_kind kind) { return kind == GGML_HUGEPAGES_KIND_KV || kind == GGML_HUGEPAGES_KIND_COMPUTE; }
+
 // bytes [first, last) of a shared range, for buffers of one kind
 struct ggml_hugepages_part {
     ggml_hugepages_kind kind;
@@ -84,7 +87,7 @@ struct ggml_hugepages_image {
     uint8_t             * addr   = nullptr;
     size_t                length = 0;       // of the address range
     bool                  is_malloc = false; // a buffer smaller than one page, in ordinary memory
-    bool                  is_shared = false; // a buffer in a shared range
+    bool                  is_shared = false; // a shared range, or a buffer in one
     bool                  limits_may_hide = false; // a limit above the cgroup namespace may be invisible
     uint64_t              late      = 0; // bytes on ordinary memory, if it was allocated after the start
     bool                  is_lazy   = false; // a buffer whose writers populate its pages

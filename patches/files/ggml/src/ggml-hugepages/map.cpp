@@ -32,7 +32,7 @@
 #endif
 
 static std::string mapping_name(const ggml_hugepages_image & image) {
-    return std::string("llama-") + ggml_hugepages_kind_name(image.kind);
+    return std::string("llama-") + (image.is_shared ? "buffers" : ggml_hugepages_kind_name(image.kind));
 }
 
 // shown in /proc/PID/maps as [anon:NAME]; the kernel does not merge it with neighbours of another name

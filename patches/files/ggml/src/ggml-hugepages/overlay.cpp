@@ -186,7 +186,7 @@ static ggml_hugepages_range_ptr make_range(ggml_hugepages_image & first) {
     ggml_hugepages_range_ptr range;
     if (first.share.size > 0 && first.share.room == 0) {
         range.reset(new ggml_hugepages_image());
-        range->kind   = GGML_HUGEPAGES_KIND_OTHER;
+        range->is_shared = true;
         range->path   = "the buffers";
         range->size   = first.share.size;
         range->length = first.share.size;

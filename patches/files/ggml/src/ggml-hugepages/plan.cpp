@@ -434,8 +434,7 @@ void ggml_hugepages_planner::give(size_t consumer, const ggml_hugepages_blocks &
         share.runs.push_back(run);
     } else if (!b.file) {
         const auto & c = consumers[consumer];
-        const bool follows = c.kind == GGML_HUGEPAGES_KIND_KV || c.kind == GGML_HUGEPAGES_KIND_COMPUTE;
-        if (n_images > 0 && c.image == -1 && follows) {
+        if (n_images > 0 && c.image == -1 && ggml_hugepages_follows_load(c.kind)) {
             // the buffers after the weights get these pages when they are allocated
             images[0]->grants.push_back({ c.kind, page_size, pages });
         }

@@ -53,7 +53,7 @@ struct shared_range {
     ggml_hugepages_range_ptr image;
     std::vector<kept>        parts;
     ggml_hugepages_ranges    used;
-    std::set<uint32_t>       open; // models whose buffers are still allocated
+    std::set<uint32_t>       open; // models that still allocate buffers after their load
 
     ggml_hugepages_ranges taken() const {
         auto result = used;
@@ -133,8 +133,9 @@ struct shared_range {
 
 }
 
-static std::mutex                g_mutex; // for g_ranges and its elements
-static std::vector<shared_range> g_ranges;
+static std::mutex g_mutex; // for g_ranges and its elements
+// never destroyed: at the exit of the process, other threads may still use their buffers
+static auto & g_ranges = *new std::vector<shared_range>();
 
 static size_t size_in_range(size_t size) {
     return ggml_hugepages_align_up(size, GGML_HUGEPAGES_SHARED_UNIT);
@@ -180,8 +181,10 @@ static shared_range * find_room(size_t size, const ggml_hugepages_params & param
 }
 
 static void keep_parts(shared_range & range, uint32_t model_id, const std::vector<ggml_hugepages_part> & parts, size_t at) {
-    range.open.insert(model_id);
     for (const auto & part : parts) {
+        if (ggml_hugepages_follows_load(part.kind)) {
+            range.open.insert(model_id);
+        }
         range.keep({ model_id, part.kind, { at + part.first, at + part.last } });
     }
 }
@@ -252,8 +255,7 @@ void ggml_hugepages_shared_return(const ggml_hugepages_image & buffer) {
             const ggml_hugepages_range bytes = { at, at + size_in_range(buffer.size) };
             range.used = ggml_hugepages_minus(range.used, { bytes });
             // the start may free a compute buffer and allocate another one
-            const bool follows = buffer.kind == GGML_HUGEPAGES_KIND_KV || buffer.kind == GGML_HUGEPAGES_KIND_COMPUTE;
-            if (follows && range.open.count(buffer.params.model_id) > 0) {
+            if (ggml_hugepages_follows_load(buffer.kind) && range.open.count(buffer.params.model_id) > 0) {
                 range.keep({ buffer.params.model_id, buffer.kind, bytes });
             } else {
                 range.return_unused();
@@ -267,10 +269,9 @@ void ggml_hugepages_shared_end(uint32_t model_id) {
     std::lock_guard<std::mutex> lock(g_mutex);
     const auto is_of_model = [&](const kept & part) { return part.model_id == model_id; };
     for (auto & range : g_ranges) {
-        if (range.open.erase(model_id) > 0) {
-            range.parts.erase(std::remove_if(range.parts.begin(), range.parts.end(), is_of_model), range.parts.end());
-            range.return_unused();
-        }
+        range.open.erase(model_id);
+        range.parts.erase(std::remove_if(range.parts.begin(), range.parts.end(), is_of_model), range.parts.end());
+        range.return_unused();
     }
     remove_empty();
 }
