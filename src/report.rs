@@ -52,6 +52,11 @@ pub struct Usage {
     pub pages: u64,
     /// Resident bytes on each NUMA node, whole pages. Empty if the kernel does not report it.
     pub node_bytes: Vec<u64>,
+    /// Bytes of weight matrices on the node of the threads that read them. Zero, like `remote_bytes`, if the weights are not placed by
+    /// rows (`--numa distribute`), or if the kernel does not report the node of each page.
+    pub local_bytes: u64,
+    /// Bytes of weight matrices on other nodes.
+    pub remote_bytes: u64,
 }
 
 /// Bytes and times of the last load: of this model, or of any model of the process.
@@ -185,6 +190,8 @@ impl Usage {
             bytes: raw.bytes,
             pages: raw.pages,
             node_bytes: raw.node_bytes.iter().take(nodes).copied().collect(),
+            local_bytes: raw.local_bytes,
+            remote_bytes: raw.remote_bytes,
         })
     }
 }

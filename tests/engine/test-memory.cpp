@@ -9,6 +9,7 @@
 #include "ggml-hugepages/syscalls.h"
 #include "ggml-hugepages/held-pages.h"
 #include "ggml-hugepages/kernel.h"
+#include "ggml-hugepages/placement.h"
 #include "ggml-hugepages/registry.h"
 
 #include <algorithm>
@@ -25,6 +26,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1023,6 +1025,38 @@ TEST(pool, what_is_not_wanted_stays_the_file_mapping) {
     CHECK(ggml_hugepages_image_read(l.entries[0].image, 2, &first, &last));
     CHECK_EQ(std::make_pair(first, last), std::make_pair(20*MIB, 22*MIB));
     CHECK(!ggml_hugepages_image_read(l.entries[0].image, 3, &first, &last));
+}
+
+TEST(pool, weights_that_are_placed_by_rows_are_local_to_the_threads_that_read_them) {
+    NEEDS_POOL();
+    const auto nodes = ggml_hugepages_thread_nodes("");
+    if (nodes.empty()) {
+        SKIP("this kernel has no nodes");
+    }
+    const temp_file file(16*MIB, 23);
+    auto params = require();
+    params.placement         = GGML_HUGEPAGES_PLACEMENT_ROWS;
+    params.n_compute_threads = 2;
+    load l(params);
+    l.add(file).want(0, 16*MIB);
+    const ggml_hugepages_matrices matrices = { 1*MIB, 4*KIB, 1024, 3 }; // 12 MiB
+    ggml_hugepages_image_share(l.entries[0].image, &matrices);
+    REQUIRE(l.run());
+    l.check_bytes();
+
+    ggml_hugepages_report report;
+    CHECK(ggml_hugepages_get_report(0, &report));
+    const auto * huge = usage_of(report, GGML_HUGEPAGES_KIND_WEIGHTS, GGML_HUGEPAGES_BACKING_HUGE);
+    REQUIRE(huge != nullptr);
+    CHECK_EQ(report.n_usages, 1u);
+    CHECK_EQ(huge->local_bytes + huge->remote_bytes, (uint64_t) 12*MIB);
+    CHECK(nodes.size() > 1 || huge->remote_bytes == 0);
+    // threads run where their rows are
+    CHECK_EQ(ggml_hugepages_node_of_thread(0, 2, 99), nodes.front());
+    // the policy of this thread is the one before
+    int mode = -1;
+    CHECK_EQ(syscall(SYS_get_mempolicy, &mode, nullptr, 0, 0, 0), 0l);
+    CHECK_EQ(mode, 0);
 }
 
 TEST(pool, pieces_and_blocks_are_read_together) {

@@ -88,6 +88,12 @@ TEST(names, a_report_never_rounds_up_to_all) {
     CHECK(std::string(buf).find(", 3.00 MiB of later growth in ordinary memory") != std::string::npos);
     CHECK_EQ(ggml_hugepages_report_to_str(&report, nullptr, 0), (int) std::string(buf).size());
 
+    CHECK(std::string(buf).find("node that reads") == std::string::npos);
+    report.usages[0].local_bytes  = 3999*MIB;
+    report.usages[0].remote_bytes = 1*MIB;
+    ggml_hugepages_report_to_str(&report, buf, sizeof(buf));
+    CHECK(std::string(buf).find("\nweights on 2M: 3999.00 of 4000.00 MiB of matrices are on the node that reads them (99.9 %)\n") != std::string::npos);
+
     report = {};
     ggml_hugepages_report_to_str(&report, buf, sizeof(buf));
     CHECK(std::string(buf).find("0.00 of 0.00 MiB on huge pages (0.0 %)") != std::string::npos);

@@ -17,11 +17,12 @@
 ggml_hugepages_params common_hugepages_params(const common_params & params) {
     auto result = params.hugepages;
     switch (params.numa) {
-        case GGML_NUMA_STRATEGY_DISTRIBUTE: result.placement = GGML_HUGEPAGES_PLACEMENT_INTERLEAVE; break;
+        case GGML_NUMA_STRATEGY_DISTRIBUTE: result.placement = GGML_HUGEPAGES_PLACEMENT_ROWS;       break;
         case GGML_NUMA_STRATEGY_ISOLATE:    result.placement = GGML_HUGEPAGES_PLACEMENT_LOCAL;      break;
         case GGML_NUMA_STRATEGY_NUMACTL:    result.placement = GGML_HUGEPAGES_PLACEMENT_BIND;       break;
         default:                                                                                    break;
     }
+    result.n_compute_threads = std::max(0, params.cpuparams.n_threads);
     return result;
 }
 
@@ -113,7 +114,7 @@ struct progress {
 }
 
 static void set_default(const common_params & params, bool late) {
-    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false, /*.resident =*/ nullptr };
+    const ggml_hugepages_scope scope = { common_hugepages_params(params), GGML_HUGEPAGES_KIND_OTHER, late, /*.lazy =*/ false, /*.resident =*/ nullptr, /*.matrices =*/ nullptr, /*.n_matrices =*/ 0 };
     ggml_hugepages_scope_set_default(&scope);
 }
 

@@ -8,6 +8,7 @@
 #include <exception>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -41,6 +42,9 @@ struct llama_hugepages {
     // name: the first file. shards: the names of all files, empty if there is only one
     void begin(const llama_model_params & model_params, const std::string & name, const std::vector<std::string> & shards);
 
+    // The loader chose this buffer type for a weight and the operation that reads it.
+    void chosen(const ggml_tensor * weight, ggml_op op, ggml_backend_buffer_type_t buft);
+
     // Before the files are mapped: opens resident images, chooses the blocks of each file, and gives each mapped file its image. Throws if
     // the policy cannot be met.
     void plan(const llama_model_loader & ml);
@@ -57,6 +61,9 @@ struct llama_hugepages {
 
     // the resident image of the buffer of these tensors, nullptr if it has none
     ggml_hugepages_resident_t resident(const ggml_context * ctx) const;
+
+    // the matrices in the buffer of these tensors
+    const std::vector<ggml_hugepages_matrices> & matrices(const ggml_context * ctx) const;
 
     // False for memory of a GPU, and for host memory that its driver pins.
     static bool is_of_cpu(ggml_backend_buffer_type_t buft);
@@ -90,6 +97,8 @@ private:
     std::vector<ggml_context *>             buffered; // of these, contexts in buffers
     std::vector<const ggml_context *>       attached; // of these, contexts that are already resident
     std::map<const ggml_context *, llama_hugepages_resident> resident_buffers;
+    std::set<std::pair<ggml_backend_buffer_type_t, std::string>>               multiplied; // names of weight matrices
+    std::map<const ggml_context *, std::vector<ggml_hugepages_matrices>> matrices_of; // in buffers
     std::unordered_set<const ggml_tensor *> loaded_tensors;
     std::unordered_set<const ggml_tensor *> checked_tensors;
     std::shared_ptr<void>                   turn;         // until all pages are reserved
@@ -98,6 +107,9 @@ private:
 
     std::vector<ggml_hugepages_image_t> handles() const;
     void open_residents(const llama_model_loader & ml);
+    bool is_matrix(const ggml_tensor * cur, ggml_backend_buffer_type_t buft) const;
+    void find_matrices(const llama_model_loader & ml);
+    void check_matrices(ggml_context * ctx) const;
     bool is_attached(const ggml_context * ctx) const;
 };
 

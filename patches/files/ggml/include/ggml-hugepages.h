@@ -42,6 +42,7 @@ enum ggml_hugepages_placement {
     GGML_HUGEPAGES_PLACEMENT_INTERLEAVE = 1, // all nodes in turn
     GGML_HUGEPAGES_PLACEMENT_LOCAL      = 2, // the node on which the process runs
     GGML_HUGEPAGES_PLACEMENT_BIND       = 3, // the nodes of the CPUs that the process may use
+    GGML_HUGEPAGES_PLACEMENT_ROWS       = 4, // weights: the node of the threads that read them; other memory: all nodes in turn
 };
 
 // the purpose of a buffer or an image
@@ -92,6 +93,7 @@ struct ggml_hugepages_params {
     bool                          verify;        // compare resident images with their checksums before use
     uint32_t                      model_id;      // a number that the caller chose for this model, for ggml_hugepages_get_report; 0: none
     char                          store[512];    // hugetlbfs directory for resident images, "auto" for a mounted one, "" for none
+    int32_t                       n_compute_threads; // threads of a token, for GGML_HUGEPAGES_PLACEMENT_ROWS; 0: unknown
 };
 
 enum ggml_hugepages_status {
@@ -136,6 +138,8 @@ struct ggml_hugepages_usage {
     uint64_t                    bytes;     // of tensors
     uint64_t                    pages;     // huge pages under these bytes; blocks are whole, so this can be more than the bytes need
     uint64_t                    node_bytes[8]; // resident memory on each node, all zero if the kernel does not report it
+    uint64_t                    local_bytes;   // of matrices, on the node of the threads that read them with GGML_HUGEPAGES_PLACEMENT_ROWS,
+    uint64_t                    remote_bytes;  // and on other nodes. Both zero with another placement, or if the kernel does not report it
 };
 
 // bytes and times of the last load of a model
@@ -222,6 +226,18 @@ GGML_API bool ggml_hugepages_image_is_wanted(ggml_hugepages_image_t image);
 
 // whether the file itself is on hugetlbfs: its mapping is on huge pages, so the image needs no blocks
 GGML_API bool ggml_hugepages_image_is_huge(ggml_hugepages_image_t image);
+
+// Weight matrices of one shape in an image or a buffer, one after the other: one, or one for each expert. The threads of a multiplication
+// share the rows of each matrix.
+struct ggml_hugepages_matrices {
+    size_t first;    // offset of the first matrix
+    size_t row_size; // bytes
+    size_t n_rows;   // of one matrix
+    size_t n;
+};
+
+// tells GGML_HUGEPAGES_PLACEMENT_ROWS which rows the threads share
+GGML_API void ggml_hugepages_image_share(ggml_hugepages_image_t image, const struct ggml_hugepages_matrices * matrices);
 
 // announces that the bytes [first, last) of the file will be read as pieces
 GGML_API void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last);
@@ -343,6 +359,8 @@ struct ggml_hugepages_scope {
     bool                         late; // growth after the start: uses ordinary memory if pages are short, and the report counts it
     bool                         lazy; // all writers call ggml_hugepages_buffer_populate before they write to the buffer
     ggml_hugepages_resident_t    resident; // the resident image that will hold the buffer, or NULL
+    const struct ggml_hugepages_matrices * matrices; // in the buffer, as for ggml_hugepages_image_share, by offset
+    size_t                                 n_matrices;
 };
 
 // Returns the previous scope, which the caller sets again at the end. NULL: no scope.
@@ -477,6 +495,13 @@ GGML_API bool ggml_hugepages_store_find(
         size_t                        path_size,
         size_t *                      found,
         struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+
+//
+// threads
+//
+
+// The node for thread ith of nth if weights of this process are placed by rows: adjacent threads are on the same node. Else `other`.
+GGML_API int ggml_hugepages_node_of_thread(int ith, int nth, int other) GGML_HUGEPAGES_NOEXCEPT;
 
 //
 // report

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) :
-    scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr } {
+    scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr, /*.matrices =*/ nullptr, /*.n_matrices =*/ 0 } {
     if (params.enabled) {
         before = ggml_hugepages_scope_set(&scope);
     }
@@ -18,8 +18,11 @@ llama_hugepages_scope::llama_hugepages_scope(const llama_model & model, ggml_hug
 
 llama_hugepages_scope::llama_hugepages_scope(const llama_hugepages & hugepages, const ggml_context * ctx, ggml_backend_buffer_type_t buft) :
     llama_hugepages_scope(hugepages.params, llama_hugepages::kind(buft)) {
-    scope.lazy     = hugepages.is_buffered(ctx);
-    scope.resident = hugepages.resident(ctx);
+    const auto & matrices = hugepages.matrices(ctx);
+    scope.lazy       = hugepages.is_buffered(ctx);
+    scope.resident   = hugepages.resident(ctx);
+    scope.matrices   = matrices.data();
+    scope.n_matrices = matrices.size();
 }
 
 llama_hugepages_scope::~llama_hugepages_scope() {

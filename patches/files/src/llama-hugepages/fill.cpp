@@ -23,6 +23,7 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
     std::deque<llama_hugepages_rows>           targets; // pieces point to them
     std::vector<ggml_hugepages_piece> pieces;
     for (auto * ctx : buffered) {
+        check_matrices(ctx);
         llama_hugepages_for_each_weight(ml, ctx, [&](ggml_tensor * cur, const auto & weight) {
             // CPU_REPACK interleaves up to 64 rows, and keeps each group of rows at its offset
             const std::string buft     = ggml_backend_buft_name(ggml_backend_buffer_get_type(cur->buffer));

@@ -80,6 +80,9 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
             in_buffers.emplace_back(ctx.get(), key.buft);
         }
     }
+    if (params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS) {
+        find_matrices(ml);
+    }
     if (params.store[0]) {
         open_residents(ml);
     }

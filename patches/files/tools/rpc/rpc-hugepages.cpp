@@ -142,7 +142,7 @@ bool rpc_hugepages_begin() {
     }
     fflush(stdout);
 
-    const ggml_hugepages_scope scope = { params, GGML_HUGEPAGES_KIND_OTHER, /*.late =*/ false, /*.lazy =*/ false, /*.resident =*/ nullptr };
+    const ggml_hugepages_scope scope = { params, GGML_HUGEPAGES_KIND_OTHER, /*.late =*/ false, /*.lazy =*/ false, /*.resident =*/ nullptr, /*.matrices =*/ nullptr, /*.n_matrices =*/ 0 };
     ggml_hugepages_scope_set_default(&scope);
     return true;
 }

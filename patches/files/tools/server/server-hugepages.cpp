@@ -282,6 +282,7 @@ json server_hugepages_props(const common_params & params) {
             for (uint32_t node = 0; node < report.n_nodes; node++) {
                 node_bytes.push_back(usage.node_bytes[node]);
             }
+            const bool is_dealt = usage.local_bytes + usage.remote_bytes > 0;
             usages.push_back({
                 { "kind",       ggml_hugepages_kind_name(usage.kind) },
                 { "backing",    backing_of(usage) },
@@ -289,6 +290,9 @@ json server_hugepages_props(const common_params & params) {
                 { "bytes",      usage.bytes },
                 { "pages",      usage.pages },
                 { "node_bytes", node_bytes },
+                // null: not placed by rows, or not reported by the kernel
+                { "local_bytes",  is_dealt ? json(usage.local_bytes)  : json(nullptr) },
+                { "remote_bytes", is_dealt ? json(usage.remote_bytes) : json(nullptr) },
             });
         }
     }
@@ -344,6 +348,14 @@ std::string server_hugepages_metrics(const common_params & params) {
         for (uint32_t node = 0; node < report.n_nodes; node++) {
             add_item("node_bytes", report.usages[i], ",node=\"" + std::to_string(node) + "\"", report.usages[i].node_bytes[node]);
         }
+    }
+    add_head("local_bytes", "Bytes of weight matrices on the NUMA node of the threads that read them");
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        add_item("local_bytes", report.usages[i], "", report.usages[i].local_bytes);
+    }
+    add_head("remote_bytes", "Bytes of weight matrices on other NUMA nodes");
+    for (uint32_t i = 0; i < report.n_usages; i++) {
+        add_item("remote_bytes", report.usages[i], "", report.usages[i].remote_bytes);
     }
     add_head("late_bytes", "Bytes that were allocated after the start on ordinary memory");
     prometheus << "llamacpp:hugepages_late_bytes " << report.late << "\n";

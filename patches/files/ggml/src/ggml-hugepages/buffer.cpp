@@ -8,6 +8,7 @@
 #include "map.h"
 #include "overlay.h"
 #include "params.h"
+#include "placement.h"
 #include "policy.h"
 #include "read.h"
 #include "registry.h"
@@ -138,7 +139,7 @@ static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t la
         if (!accepts_less) {
             lock.unlock();
         }
-        const bool ok  = ggml_hugepages_populate(buffer.addr + range.first, range.second - range.first);
+        const bool ok  = ggml_hugepages_populate_placed(buffer, range.first, range.second, page_size);
         const int  err = errno;
         if (!accepts_less) {
             lock.lock();
@@ -151,7 +152,7 @@ static bool populate_lazy(ggml_hugepages_image & buffer, size_t first, size_t la
             return false;
         }
         for (size_t page = range.first; !ok && page < range.second; page += page_size) {
-            if (!ggml_hugepages_populate(buffer.addr + page, page_size) && !ggml_hugepages_policy_refused(buffer,
+            if (!ggml_hugepages_populate_placed(buffer, page, page + page_size, page_size) && !ggml_hugepages_policy_refused(buffer,
                     { "madvise", errno, page_size, page, buffer.resident != nullptr }, page, page + page_size, error)) {
                 return false;
             }
@@ -237,6 +238,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     // populate_thp counts the THP before the first write, so such a buffer is not lazy
     buffer->is_lazy = scope.lazy && params.page_size != GGML_HUGEPAGES_SIZE_THP;
     buffer->wants.push_back({ 0, size, 0 });
+    buffer->matrices.assign(scope.matrices, scope.matrices + scope.n_matrices);
     if (scope.resident && scope.resident->file->is_open() && scope.resident->file->size == size) {
         buffer->resident = scope.resident->file;
     }

@@ -53,6 +53,12 @@ size_t ggml_hugepages_image_length(ggml_hugepages_image_t image) {
     return image->length;
 }
 
+void ggml_hugepages_image_share(ggml_hugepages_image_t image, const ggml_hugepages_matrices * matrices) {
+    auto & all = image->matrices;
+    const auto at = std::upper_bound(all.begin(), all.end(), *matrices, [](const auto & a, const auto & b) { return a.first < b.first; });
+    all.insert(at, *matrices);
+}
+
 void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last) {
     GGML_ASSERT(first <= last && last <= image->size);
     image->expected.emplace_back(first, last);

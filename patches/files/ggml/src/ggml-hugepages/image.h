@@ -80,6 +80,7 @@ struct ggml_hugepages_image {
     std::vector<ggml_hugepages_want> wants;
     ggml_hugepages_ranges            wanted; // sorted and disjoint after the plan
     std::vector<ggml_hugepages_run>  runs;   // sorted by offset and disjoint
+    std::vector<ggml_hugepages_matrices> matrices; // sorted by offset and disjoint
     ggml_hugepages_ranges            expected; // ranges that will be read as pieces
     ggml_hugepages_arrived_callback  arrived = nullptr;
     void                           * arrived_data = nullptr;

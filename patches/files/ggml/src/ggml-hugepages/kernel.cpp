@@ -86,6 +86,23 @@ static bool list_has(const std::string & list, int number) {
     return false;
 }
 
+std::vector<int> ggml_hugepages_nodes_with_cpus(const char * root) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    const bool is_known = !ggml_hugepages_is_killing(SYS_sched_getaffinity) && sched_getaffinity(0, sizeof(cpus), &cpus) == 0;
+    std::vector<int> result;
+    for (const int node : ggml_hugepages_all_nodes(root)) {
+        const std::string list = ggml_hugepages_read_text(ggml_hugepages_node_dir(root, node) + "/cpulist");
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+            if ((!is_known || CPU_ISSET(cpu, &cpus)) && list_has(list, cpu)) {
+                result.push_back(node);
+                break;
+            }
+        }
+    }
+    return result;
+}
+
 std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepages_placement placement) {
     std::vector<int> result;
     const auto nodes = ggml_hugepages_all_nodes(root);
@@ -106,19 +123,7 @@ std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepage
         if (ggml_hugepages_call(SYS_get_mempolicy, (long) &mode) == 0 && mode != MPOL_DEFAULT) {
             return {};
         }
-        cpu_set_t cpus;
-        CPU_ZERO(&cpus);
-        if (!ggml_hugepages_is_killing(SYS_sched_getaffinity) && sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
-            for (const int node : nodes) {
-                const std::string list = ggml_hugepages_read_text(ggml_hugepages_node_dir(root, node) + "/cpulist");
-                for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-                    if (CPU_ISSET(cpu, &cpus) && list_has(list, cpu)) {
-                        result.push_back(node);
-                        break;
-                    }
-                }
-            }
-        }
+        result = ggml_hugepages_nodes_with_cpus(root);
     }
     if (result.size() == nodes.size()) {
         result.clear();

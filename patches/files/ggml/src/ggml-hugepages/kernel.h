@@ -20,6 +20,9 @@ std::vector<size_t> ggml_hugepages_numbered_entries(const std::string & path, co
 // the nodes that a placement binds to, empty for all
 std::vector<int> ggml_hugepages_placement_nodes(const char * root, ggml_hugepages_placement placement);
 
+// the nodes with a CPU that the process may use; if this is unknown, with any CPU
+std::vector<int> ggml_hugepages_nodes_with_cpus(const char * root);
+
 // every node of the machine
 std::vector<int> ggml_hugepages_all_nodes(const char * root);
 

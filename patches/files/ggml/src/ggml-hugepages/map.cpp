@@ -9,6 +9,7 @@
 #include "error.h"
 #include "held-pages.h"
 #include "kernel.h"
+#include "placement.h"
 #include "shortage.h"
 #include "store-file.h"
 #include "syscalls.h"
@@ -145,14 +146,19 @@ static std::pair<int, size_t> file_of(ggml_hugepages_image & image, const ggml_h
     return { image.resident->fd, run.first };
 }
 
-// Sets the nodes of a range. Call it before the pages are populated, because it moves no page.
+// Sets the nodes of a range, unless the threads that populate its pages choose them. Call it before the pages are populated, because it
+// moves no page.
 static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size_t size) {
     // linux/mempolicy.h, which some libcs lack
     const int MPOL_BIND       = 2;
     const int MPOL_INTERLEAVE = 3;
 
     std::vector<int> nodes;
-    if (image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE) {
+    const bool is_interleaved = image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE || image.params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS;
+    if (ggml_hugepages_is_placed(image)) {
+        return;
+    }
+    if (is_interleaved) {
         nodes = ggml_hugepages_all_nodes("");
     } else if (image.params.placement != GGML_HUGEPAGES_PLACEMENT_DEFAULT) {
         nodes = ggml_hugepages_placement_nodes("", image.params.placement);
@@ -167,7 +173,7 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
             mask[node/bits] |= 1ul << (node % bits);
         }
     }
-    const int mode = image.params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE ? MPOL_INTERLEAVE : MPOL_BIND;
+    const int mode = is_interleaved ? MPOL_INTERLEAVE : MPOL_BIND;
     if (ggml_hugepages_call(SYS_mbind, (long) addr, (long) size, mode, (long) mask, 16*bits, 0) != 0) {
         // the default seccomp profiles of containers forbid mbind
         GGML_LOG_WARN("%s: cannot choose the nodes of %s (mbind: %s), the kernel chooses them\n", __func__, image.path.c_str(), strerror(errno));
@@ -175,6 +181,9 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
 }
 
 bool ggml_hugepages_map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
+    if (ggml_hugepages_is_placed(image)) {
+        ggml_hugepages_deal_threads();
+    }
     for (const auto & r : image.runs) {
         void * addr = image.addr + r.first;
         const size_t size = r.last - r.first;

@@ -57,6 +57,9 @@ void ggml_hugepages_image_free(ggml_hugepages_image_t) {
 void ggml_hugepages_image_want(ggml_hugepages_image_t, size_t, size_t, ggml_hugepages_rank) {
 }
 
+void ggml_hugepages_image_share(ggml_hugepages_image_t, const ggml_hugepages_matrices *) {
+}
+
 bool ggml_hugepages_image_is_wanted(ggml_hugepages_image_t) {
     return false;
 }
@@ -190,6 +193,10 @@ bool ggml_hugepages_resident_drop(int, const char *, bool, ggml_hugepages_error 
 
 bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) noexcept {
     return unsupported(error);
+}
+
+int ggml_hugepages_node_of_thread(int, int, int other) noexcept {
+    return other;
 }
 
 int ggml_hugepages_mlock(const void * addr, size_t size) noexcept {

@@ -22,6 +22,7 @@ ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
         /*.verify        =*/ false,
         /*.model_id      =*/ 0,
         /*.store         =*/ "",
+        /*.n_compute_threads =*/ 0,
     };
     return result;
 }

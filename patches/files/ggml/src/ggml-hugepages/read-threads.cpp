@@ -2,6 +2,7 @@
 
 #include "read-threads.h"
 #include "error.h"
+#include "placement.h"
 #include "policy.h"
 #include "queue-depth.h"
 #include "syscalls.h"
@@ -134,12 +135,11 @@ bool ggml_hugepages_reader::on_shortage(const ggml_hugepages_job & j, size_t fir
 
 size_t ggml_hugepages_reader::populate(const ggml_hugepages_job & j) {
     ggml_hugepages_stopwatch time(us_populate);
-    uint8_t * addr = j.image->addr;
     if (j.large) {
         std::lock_guard<std::mutex> lock(j.large->mutex);
         const size_t page = ggml_hugepages_align_down(j.first, j.page_size);
         if (j.large->state == ggml_hugepages_large_page::UNTOUCHED) {
-            const bool ok = ggml_hugepages_populate(addr + page, j.page_size);
+            const bool ok = ggml_hugepages_populate_placed(*j.image, page, page + j.page_size, j.page_size);
             j.large->state = ok ? ggml_hugepages_large_page::POPULATED : ggml_hugepages_large_page::DROPPED;
             if (!ok) {
                 on_shortage(j, page, page + j.page_size, errno);
@@ -147,12 +147,12 @@ size_t ggml_hugepages_reader::populate(const ggml_hugepages_job & j) {
         }
         return j.large->state == ggml_hugepages_large_page::POPULATED ? j.last : j.first;
     }
-    if (ggml_hugepages_populate(addr + j.first, j.last - j.first)) {
+    if (ggml_hugepages_populate_placed(*j.image, j.first, j.last, j.page_size)) {
         return j.last;
     }
     // page by page, to use the last free pages; ordinary memory replaces the pages after the first refusal
     for (size_t at = j.first; at < j.last; at += j.page_size) {
-        if (!ggml_hugepages_populate(addr + at, j.page_size)) {
+        if (!ggml_hugepages_populate_placed(*j.image, at, at + j.page_size, j.page_size)) {
             on_shortage(j, at, j.last, errno);
             return at;
         }

@@ -34,6 +34,17 @@ int ggml_hugepages_report_to_str(const ggml_hugepages_report * report, char * bu
             huge += u.bytes;
         }
     }
+    for (uint32_t i = 0; i < report->n_usages; i++) {
+        const auto & u = report->usages[i];
+        char backing[16];
+        ggml_hugepages_backing_to_str(u.backing, u.page_size, backing, sizeof(backing));
+        const double dealt = u.local_bytes + u.remote_bytes;
+        if (dealt > 0) {
+            snprintf(line, sizeof(line), "\n%s on %s: %.2f of %.2f MiB of matrices are on the node that reads them (%.1f %%)", ggml_hugepages_kind_name(u.kind),
+                backing, u.local_bytes/1024.0/1024.0, dealt/1024.0/1024.0, (double) (int64_t) (1000.0*u.local_bytes/dealt)/10.0);
+            text += line;
+        }
+    }
     // rounds down, so that "100" means all
     snprintf(line, sizeof(line), "\n%.2f of %.2f MiB on huge pages (%.1f %%)", huge/1024.0/1024.0, total/1024.0/1024.0,
         total > 0 ? (double) (int64_t) (1000.0*huge/total)/10.0 : 0.0);

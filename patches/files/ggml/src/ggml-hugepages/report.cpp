@@ -4,6 +4,7 @@
 
 #include "image.h"
 #include "kernel.h"
+#include "placement.h"
 #include "ranges.h"
 #include "registry.h"
 #include "vmas.h"
@@ -95,6 +96,18 @@ bool ggml_hugepages_get_report(uint32_t model_id, ggml_hugepages_report * report
                 const size_t thp  = bytes - std::min(bytes, base);
                 add(GGML_HUGEPAGES_BACKING_THP,  thp_size, thp, thp_size && is_ours ? it->anon_huge/thp_size : 0, thp > 0);
                 add(GGML_HUGEPAGES_BACKING_BASE, 0, bytes - thp, 0, thp == 0);
+            }
+        }
+    }
+    for (const auto & image : images) {
+        for (const auto & run : image.runs) {
+            uint64_t local  = 0;
+            uint64_t remote = 0;
+            ggml_hugepages_add_locality(image, run, &local, &remote);
+            auto * u = local + remote > 0 ? usage_of(report, image.kind, image.is_thp() ? GGML_HUGEPAGES_BACKING_THP : GGML_HUGEPAGES_BACKING_HUGE, run.page_size) : nullptr;
+            if (u) {
+                u->local_bytes  += local;
+                u->remote_bytes += remote;
             }
         }
     }

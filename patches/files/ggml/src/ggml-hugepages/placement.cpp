@@ -1,0 +1,192 @@
+// Placement of weights by rows.
+//
+//   rows of a matrix   |--- node 0: threads 0 to n/2 ---|--- node 1: threads n/2 to n ---|
+//   pages              [  0  ][  0  ][  0  ][  0  ][ 0|1 ][  1  ][  1  ][  1  ][  1  ]
+//
+// A page on the border goes to the node that reads more of it. The policy of the populating thread places a page. A policy for each run of
+// pages (mbind) would split the mapping, and the number of mappings is limited (vm.max_map_count).
+
+#ifdef __linux__
+
+#include "placement.h"
+#include "kernel.h"
+#include "syscalls.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+#include <sys/syscall.h>
+
+// The nodes that ggml-cpu.c knows: GGML_NUMA_MAX_NODES, up to the first missing number.
+static int n_known_nodes(const char * root) {
+    const auto all = ggml_hugepages_all_nodes(root);
+    int n = 0;
+    while (n < 8 && n < (int) all.size() && all[n] == n) {
+        n++;
+    }
+    return n;
+}
+
+std::vector<int> ggml_hugepages_thread_nodes(const char * root) {
+    std::vector<int> result;
+    const int n_known = n_known_nodes(root);
+    for (const int node : ggml_hugepages_nodes_with_cpus(root)) {
+        if (node < n_known) {
+            result.push_back(node);
+        }
+    }
+    return result;
+}
+
+// once, because ggml-cpu pins the threads that ask later
+static const std::vector<int> & thread_nodes() {
+    static const std::vector<int> nodes = ggml_hugepages_thread_nodes("");
+    return nodes;
+}
+
+static std::atomic<bool> g_deals_threads{false};
+
+void ggml_hugepages_deal_threads() {
+    g_deals_threads = true;
+}
+
+int ggml_hugepages_node_of_thread(int ith, int nth, int other) noexcept {
+    if (!g_deals_threads || thread_nodes().empty()) {
+        return other;
+    }
+    return thread_nodes()[(size_t) ith*thread_nodes().size()/nth];
+}
+
+// The first row that the threads of a node read. mul_mat gives each thread the same number of rows; repack.cpp rounds it to whole groups,
+// which moves a border by less than a group.
+static size_t first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads) {
+    const size_t thread = (node*n_threads + n_nodes - 1)/n_nodes;
+    return std::min(n_rows, thread*((n_rows + n_threads - 1)/n_threads));
+}
+
+std::vector<uint64_t> ggml_hugepages_read_bytes(const ggml_hugepages_image & image, size_t first, size_t last, size_t n_nodes) {
+    std::vector<uint64_t> result(n_nodes);
+    const size_t n_threads = image.params.n_compute_threads > 0 ? image.params.n_compute_threads : n_nodes;
+    const auto end_of = [](const ggml_hugepages_matrices & m) { return m.first + m.n*m.n_rows*m.row_size; };
+    auto it = std::partition_point(image.matrices.begin(), image.matrices.end(), [&](const auto & m) { return end_of(m) <= first; });
+    for (; it != image.matrices.end() && it->first < last; ++it) {
+        const size_t size = it->n_rows*it->row_size; // of one matrix
+        const size_t from = std::max(first, it->first);
+        const size_t to   = std::min(last, end_of(*it));
+        for (size_t at = it->first + ggml_hugepages_align_down(from - it->first, size); at < to; at += size) {
+            for (size_t node = 0; node < n_nodes; node++) {
+                const size_t begin = std::max(from, at + it->row_size*first_row(it->n_rows, node,     n_nodes, n_threads));
+                const size_t end   = std::min(to,   at + it->row_size*first_row(it->n_rows, node + 1, n_nodes, n_threads));
+                result[node] += end > begin ? end - begin : 0;
+            }
+        }
+    }
+    return result;
+}
+
+size_t ggml_hugepages_page_node(const ggml_hugepages_image & image, size_t first, size_t last, size_t n_nodes) {
+    const auto bytes = ggml_hugepages_read_bytes(image, first, last, n_nodes);
+    const auto most  = *std::max_element(bytes.begin(), bytes.end());
+    // Nodes that read about as much take turns. Pages of small experts would else pile up on the node that reads a little more of each.
+    std::vector<size_t> equal;
+    for (size_t node = 0; node < n_nodes; node++) {
+        if (bytes[node] + (last - first)/16 >= most) {
+            equal.push_back(node);
+        }
+    }
+    return equal[first/(last - first) % equal.size()];
+}
+
+bool ggml_hugepages_is_placed(const ggml_hugepages_image & image) {
+    const bool is_weights = image.kind == GGML_HUGEPAGES_KIND_WEIGHTS || image.kind == GGML_HUGEPAGES_KIND_REPACKED;
+    return image.params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS && is_weights && !thread_nodes().empty();
+}
+
+// Prefers a node for the pages that this thread populates, until the end of the scope. If this node has no page, the kernel takes the
+// nearest one.
+struct preferred_node {
+    // linux/mempolicy.h, which some libcs lack
+    static const int    MPOL_PREFERRED = 1;
+    static const size_t BITS           = 1024; // a kernel with more nodes refuses the call
+
+    int           mode = -1; // of the thread before; -1: unchanged
+    unsigned long mask[BITS/8/sizeof(unsigned long)] = {};
+
+    explicit preferred_node(int node) {
+        const char * call   = "get_mempolicy";
+        int          before = 0;
+        if (ggml_hugepages_call(SYS_get_mempolicy, (long) &before, (long) mask, BITS) == 0) {
+            unsigned long preferred[sizeof(mask)/sizeof(mask[0])] = {};
+            preferred[node/(8*sizeof(mask[0]))] = 1ul << node % (8*sizeof(mask[0]));
+            call = "set_mempolicy";
+            if (ggml_hugepages_call(SYS_set_mempolicy, MPOL_PREFERRED, (long) preferred, BITS) == 0) {
+                mode = before;
+                return;
+            }
+        }
+        // the default seccomp profiles of containers forbid both
+        static std::atomic<bool> is_told{false};
+        if (!is_told.exchange(true)) {
+            GGML_LOG_WARN("%s: cannot choose the nodes of the weights (%s: %s), the kernel chooses them\n", __func__, call, strerror(errno));
+        }
+    }
+
+    preferred_node(const preferred_node &) = delete;
+
+    ~preferred_node() {
+        const int err = errno; // of the caller
+        if (mode != -1) {
+            ggml_hugepages_call(SYS_set_mempolicy, mode, (long) mask, BITS);
+        }
+        errno = err;
+    }
+};
+
+bool ggml_hugepages_populate_placed(const ggml_hugepages_image & image, size_t first, size_t last, size_t page_size) {
+    if (!ggml_hugepages_is_placed(image)) {
+        return ggml_hugepages_populate(image.addr + first, last - first);
+    }
+    const auto & nodes = thread_nodes();
+    const auto node_at = [&](size_t at) { return ggml_hugepages_page_node(image, at, at + page_size, nodes.size()); };
+    while (first < last) {
+        const size_t node = node_at(first);
+        size_t end = first + page_size;
+        while (end < last && node_at(end) == node) {
+            end += page_size;
+        }
+        const preferred_node preferred(nodes[node]);
+        if (!ggml_hugepages_populate(image.addr + first, end - first)) {
+            return false;
+        }
+        first = end;
+    }
+    return true;
+}
+
+void ggml_hugepages_add_locality(const ggml_hugepages_image & image, const ggml_hugepages_run & run, uint64_t * local, uint64_t * remote) {
+    if (!ggml_hugepages_is_placed(image) || image.matrices.empty()) {
+        return;
+    }
+    const auto & nodes = thread_nodes();
+    std::vector<void *> pages;
+    for (size_t at = run.first; at < run.last; at += run.page_size) {
+        pages.push_back(image.addr + at);
+    }
+    // move_pages(2): without target nodes it moves nothing, and returns the node of each page or a negative errno
+    std::vector<int> status(pages.size(), -1);
+    if (ggml_hugepages_call(SYS_move_pages, 0, (long) pages.size(), (long) pages.data(), 0, (long) status.data(), 0) != 0) {
+        return;
+    }
+    for (size_t i = 0; i < pages.size(); i++) {
+        const size_t first = run.first + i*run.page_size;
+        const auto   bytes = ggml_hugepages_read_bytes(image, first, first + run.page_size, nodes.size());
+        for (size_t node = 0; node < nodes.size() && status[i] >= 0; node++) {
+            *(nodes[node] == status[i] ? local : remote) += bytes[node];
+        }
+    }
+}
+
+#endif // __linux__
