@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "K", requires = "experts")]
     experts_used: Option<u32>,
 
+    /// Make N layers [default: the usual number for the size]
+    #[arg(long, value_name = "N")]
+    layers: Option<u64>,
+
     /// Use the token embeddings as output layer
     #[arg(long)]
     tied: bool,
@@ -129,6 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
             count,
             used: args.experts_used.unwrap_or(2),
         }),
+        layers: args.layers,
         tied: args.tied,
         seed: args.seed,
         context: args.context,

@@ -7,6 +7,7 @@ use llama_hugepages::gguf::{GgufError, TensorType};
 
 use super::Arch;
 use super::arch::MAX_EXPERTS;
+use super::fit::MAX_LAYERS;
 use crate::size::ByteSize;
 
 /// Why a model was not written. [`Error::hint`] names the remedy if the user has one.
@@ -28,6 +29,8 @@ pub enum Error {
     TakesNoExperts(Arch),
     #[error("invalid number of experts: {used} used of {count}; expected 2 to {max} experts, and 1 to all of them used", max = MAX_EXPERTS)]
     Experts { count: u32, used: u32 },
+    #[error("invalid number of layers: {0}; expected 1 to {max}", max = MAX_LAYERS)]
+    Layers(u64),
     #[error("{arch} has no output layer to tie, because it is an encoder", arch = .0.name())]
     CannotTie(Arch),
     #[error("context of {0} tokens is out of range: expected 8 to 16777216")]

@@ -11,7 +11,7 @@ const WIDTHS: [u64; 21] = [
     64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192,
     10240, 12288, 14336, 16384,
 ];
-const MAX_LAYERS: u64 = 128;
+pub(super) const MAX_LAYERS: u64 = 128;
 
 /// Approximate size of the header without the table of tensors: keys and vocabulary.
 const HEADER_BYTES: u64 = 7000;
@@ -46,7 +46,7 @@ impl Shape {
             .layer_bytes(weights)
                 - layer;
             let most = (8 * embedding / step).max(1);
-            for layers in 1..=MAX_LAYERS {
+            for layers in spec.layers.map_or(1..=MAX_LAYERS, |layers| layers..=layers) {
                 let least_bytes = head + layers * layer;
                 let steps = (target.saturating_sub(least_bytes) + layers * slope / 2)
                     / (layers * slope)
@@ -230,6 +230,20 @@ mod tests {
     }
 
     #[test]
+    fn a_model_of_one_layer_has_wide_matrices() {
+        for weights in [TensorType::F32, TensorType::Q4_0] {
+            let one = Spec {
+                layers: Some(1),
+                ..spec(Arch::Llama, weights, "300M")
+            };
+            let layout = one.layout().unwrap();
+            assert_eq!(layout.shape.layers, 1);
+            let off = layout.data_bytes() as f64 / layout.spec.size.bytes() as f64 - 1.0;
+            assert!(off.abs() < 0.05, "{off:+.2} ({:?})", layout.shape);
+        }
+    }
+
+    #[test]
     fn a_size_out_of_reach_names_what_can_be() {
         let error = spec(Arch::Llama, TensorType::Q8_0, "10K")
             .layout()
@@ -300,6 +314,13 @@ mod tests {
                     ..base.clone()
                 },
                 "2 used of 1000",
+            ),
+            (
+                Spec {
+                    layers: Some(129),
+                    ..base.clone()
+                },
+                "number of layers: 129",
             ),
             (
                 Spec {

@@ -3,6 +3,7 @@
 use llama_hugepages::gguf::TensorType;
 
 use super::arch::MAX_EXPERTS;
+use super::fit::MAX_LAYERS;
 use super::{Arch, Error, Experts};
 use crate::size::ByteSize;
 
@@ -28,6 +29,8 @@ pub struct Spec {
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
+    /// Number of layers, at most [`MAX_LAYERS`]; `None` means the usual number for the size.
+    pub layers: Option<u64>,
     /// No separate output layer, as in small models.
     pub tied: bool,
     /// Seed of the random weights.
@@ -44,6 +47,7 @@ impl Default for Spec {
             weights: TensorType::Q8_0,
             size: ByteSize::new(1 << 30),
             experts: None,
+            layers: None,
             tied: false,
             seed: 0,
             context: None,
@@ -66,6 +70,12 @@ impl Spec {
                 return Err(Error::Experts { count, used });
             }
             _ => {}
+        }
+        if let Some(layers) = self
+            .layers
+            .filter(|layers| !(1..=MAX_LAYERS).contains(layers))
+        {
+            return Err(Error::Layers(layers));
         }
         if self.tied && self.arch == Arch::Bert {
             return Err(Error::CannotTie(self.arch));
