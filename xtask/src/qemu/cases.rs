@@ -1,21 +1,87 @@
 //! The cases of the guest, and their expectations.
 
-/// Pages of each node at boot: twelve times the model, so that only the short cases lack pages.
+/// Pages of each node at boot: enough for half of the largest model and its buffers, so that only the short cases lack pages.
 pub const PAGES_PER_NODE: u64 = 256;
-/// Fewer pages than the model needs.
+/// Fewer pages than the smallest model needs.
 const SHORT: u64 = 4;
 
-/// The model's path in the guest.
-pub const MODEL: &str = "/model.gguf";
+/// An emulated machine with CPUs on each node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    pub nodes: u32,
+    pub cpus_per_node: u32,
+    /// Memory of each node.
+    pub node_gib: u32,
+    /// Whether each node has a page of 1 GiB.
+    pub has_large: bool,
+}
+
+pub const TWO_NODES: Machine = Machine {
+    nodes: 2,
+    cpus_per_node: 2,
+    node_gib: 4,
+    has_large: true,
+};
+/// The host needs room for all nodes, so they have no pages of 1 GiB.
+pub const FOUR_NODES: Machine = Machine {
+    nodes: 4,
+    cpus_per_node: 2,
+    node_gib: 2,
+    has_large: false,
+};
+
+/// A model in the guest.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Model {
+    pub name: &'static str,
+    /// Arguments of `hugepages demo-model`.
+    pub arguments: &'static str,
+    /// The prompt of the request, and the tokens of its answer: few, because an emulated CPU takes seconds for a token of a dense model.
+    request: (&'static str, u32),
+}
+
+impl Model {
+    /// The model's path in the guest.
+    pub fn path(&self) -> String {
+        format!("/{}.gguf", self.name)
+    }
+}
+
+pub const MODELS: &[&Model] = &[EXPERTS, EXPERTS_REPACKED, DENSE, DENSE_REPACKED];
+
+/// An emulated CPU repacks no `Q8_0`, so the weights stay mapped.
+pub const EXPERTS: &Model = &Model {
+    name: "experts",
+    arguments: "--size 40M --type Q8_0 --experts 16 --experts-used 1",
+    request: ("Once upon a time", 8),
+};
+const EXPERTS_REPACKED: &Model = &Model {
+    name: "experts-repacked",
+    arguments: "--size 40M --type Q4_0 --experts 16 --experts-used 1",
+    request: ("Once upon a time", 8),
+};
+/// One layer, because its matrices must be much larger than a page. F32 has the most bytes for each multiplication.
+pub const DENSE: &Model = &Model {
+    name: "dense",
+    arguments: "--size 430M --type F32 --layers 1",
+    request: ("a", 3),
+};
+const DENSE_REPACKED: &Model = &Model {
+    name: "dense-repacked",
+    arguments: "--size 265M --type Q4_0 --layers 1",
+    request: ("a", 3),
+};
 
 /// The two page sizes, in KiB.
 pub const SMALL_KB: u64 = 2 << 10;
 pub const LARGE_KB: u64 = 1 << 20;
 
 /// One start of the server.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Case {
+    pub machine: Machine,
     pub name: &'static str,
+    pub model: &'static Model,
     cpus: &'static str,
     /// Pages of 2 MiB in the pool of node 1.
     pub pages: u64,
@@ -27,8 +93,9 @@ pub struct Case {
 pub enum Expect {
     /// No huge page. The other cases must give the same answer.
     Plain,
-    /// Every mapping of weights has the same number of pages on both nodes. A difference of one page is allowed.
-    Spread,
+    /// All weights are on huge pages, and this percentage of their matrices is on the nodes of the threads that read it. Adjacent threads
+    /// run on one node.
+    ByRows(u32),
     /// All weights are on huge pages.
     Anywhere,
     /// All huge pages are on this node, and the weights are on pages of this size.
@@ -39,40 +106,69 @@ pub enum Expect {
     RefusedFor(u32),
 }
 
-/// The plain cases run first, because the other cases need their answers for the same number of threads.
+/// Of each machine and model, the plain cases run first, because the other cases need their answers for the same number of threads.
+///
+/// A page has rows of two nodes at the begin, the end and the borders of a matrix. So experts that are smaller than a page have no
+/// expected share.
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
-    case("plain-1",          NODE_0, "", Expect::Plain),
-    case("plain-2",          BOTH,   "", Expect::Plain),
-    case("distribute",       BOTH,   "--numa distribute --hugepages", Expect::Spread),
-    case("numactl",          NODE_1, "--numa numactl --hugepages", Expect::On(1, SMALL_KB)),
-    case("isolate",          NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
-    case("short-require",    NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
-    case("short-prefer",     NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
+    two("plain-1",          EXPERTS, NODE_0, "", Expect::Plain),
+    two("plain-4",          EXPERTS, BOTH,   "", Expect::Plain),
+    two("distribute",       EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::ByRows(0)),
+    two("numactl",          EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::On(1, SMALL_KB)),
+    two("isolate",          EXPERTS, NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
+    two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
+    two("short-prefer",     EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
     // `distribute` is a preference: if one node lacks pages, the other node provides them.
-    case("short-distribute", BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
-    case("size-1g",          NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
+    two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
+    two("size-1g",          EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.
-    case("size-auto",        NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
+    two("size-auto",        EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
+    two("experts-repacked-plain",      EXPERTS_REPACKED, BOTH, "", Expect::Plain),
+    two("experts-repacked-distribute", EXPERTS_REPACKED, BOTH, "--numa distribute --hugepages", Expect::ByRows(0)),
+    two("dense-plain",                 DENSE,            BOTH, "", Expect::Plain),
+    two("dense-distribute",            DENSE,            BOTH, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(97)),
+    two("dense-repacked-plain",        DENSE_REPACKED,   BOTH, "", Expect::Plain),
+    two("dense-repacked-distribute",   DENSE_REPACKED,   BOTH, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(97)),
+    four("four-experts-plain",      EXPERTS, "", Expect::Plain),
+    four("four-experts-distribute", EXPERTS, "--numa distribute --hugepages", Expect::ByRows(0)),
+    four("four-dense-plain",        DENSE,   "", Expect::Plain),
+    four("four-dense-distribute",   DENSE,   "--numa distribute --hugepages", Expect::ByRows(97)),
 ];
 
-/// The CPUs that the process may use. Each node has one.
+/// The CPUs that the process may use: one of a node, or all of both nodes.
 const NODE_0: &str = "0";
-const NODE_1: &str = "1";
-const BOTH: &str = "0,1";
+const NODE_1: &str = "2";
+const BOTH: &str = "0,1,2,3";
+const ALL_OF_FOUR: &str = "0,1,2,3,4,5,6,7";
 
-const fn case(
+const fn two(
     name: &'static str,
+    model: &'static Model,
     cpus: &'static str,
     arguments: &'static str,
     expect: Expect,
 ) -> Case {
     Case {
+        machine: TWO_NODES,
         name,
+        model,
         cpus,
         pages: PAGES_PER_NODE,
         arguments,
         expect,
+    }
+}
+
+const fn four(
+    name: &'static str,
+    model: &'static Model,
+    arguments: &'static str,
+    expect: Expect,
+) -> Case {
+    Case {
+        machine: FOUR_NODES,
+        ..two(name, model, ALL_OF_FOUR, arguments, expect)
     }
 }
 
@@ -87,14 +183,16 @@ impl Case {
     pub fn command(&self) -> String {
         let Self {
             name,
+            model,
             cpus,
             pages,
             arguments,
             ..
         } = self;
+        let (prompt, tokens) = model.request;
+        let (path, threads) = (model.path(), self.threads());
         format!(
-            "run {name} {cpus} {pages} -t {} {arguments}\n",
-            self.threads()
+            "run {name} {cpus} {pages} {tokens} '{prompt}' -m {path} -t {threads} {arguments}\n"
         )
     }
 
@@ -119,8 +217,10 @@ mod tests {
     #[test]
     fn each_case_has_a_plain_answer_for_its_threads() {
         for case in CASES {
-            let plain =
-                |one: &&Case| one.expect == Expect::Plain && one.threads() == case.threads();
+            let plain = |one: &&Case| {
+                (one.expect, one.model, one.threads(), one.machine)
+                    == (Expect::Plain, case.model, case.threads(), case.machine)
+            };
             assert!(CASES.iter().any(|one| plain(&one)), "{}", case.name);
         }
     }
@@ -129,7 +229,7 @@ mod tests {
     fn a_case_is_a_line_of_the_guests_script() {
         assert_eq!(
             CASES[2].command(),
-            "run distribute 0,1 256 -t 2 --numa distribute --hugepages\n"
+            "run distribute 0,1,2,3 256 8 'Once upon a time' -m /experts.gguf -t 4 --numa distribute --hugepages\n"
         );
     }
 }

@@ -4,7 +4,8 @@
 # server. The host compares the data with the expectations. The report uses the second serial line, because the kernel
 # writes its own messages to the first.
 /bin/busybox --install -s /bin
-export PATH=/bin LD_LIBRARY_PATH=/lib
+# The threads of a server wait in the kernel, because the host may have fewer CPUs than the guest.
+export PATH=/bin LD_LIBRARY_PATH=/lib OMP_WAIT_POLICY=passive
 mkdir -p /dev /proc /sys /tmp
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -23,10 +24,10 @@ ready() {
     wget -q -O /dev/null $server/health 2>/dev/null
 }
 
-# NAME CPUS PAGES ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
+# NAME CPUS PAGES TOKENS PROMPT ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
 run() {
-    name=$1 cpus=$2 pages=$3
-    shift 3
+    name=$1 cpus=$2 pages=$3 tokens=$4 prompt=$5
+    shift 5
     rm -f /tmp/*
     # A subshell writes to the pool: a signal stops the kernel before the pool is full, and init gets one for each orphan that
     # ends.
@@ -36,7 +37,7 @@ run() {
     pools
     # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
-        timeout -s KILL 60 taskset -c "$cpus" llama-server -m /model.gguf -c 4096 -np 1 --no-warmup "$@" \
+        timeout -s KILL 120 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
             >/tmp/log 2>&1 </dev/null
         echo $? >/tmp/exit
     } &
@@ -49,9 +50,14 @@ run() {
         grep -E '^[0-9a-f]+-|^KernelPageSize|^VmFlags' "/proc/$pid/smaps"
         echo '@@ answer'
         wget -q -O - --post-data \
-            '{"prompt": "Once upon a time", "n_predict": 8, "temperature": 0, "seed": 1, "return_tokens": true}' \
+            "{\"prompt\": \"$prompt\", \"n_predict\": $tokens, \"temperature\": 0, \"seed\": 1, \"return_tokens\": true}" \
             $server/completion
         echo
+        # ggml pins a thread when it computes
+        echo '@@ threads'
+        for task in "/proc/$pid"/task/*; do
+            echo "${task##*/} $(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "$task/status")"
+        done
         kill -TERM "$pid"
     fi
     wait

@@ -2,22 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use super::cases::{Case, Expect, LARGE_KB, MODEL, PAGES_PER_NODE, SMALL_KB};
-use super::placement::{OURS, WEIGHTS, elsewhere, pages, summary, table};
+use super::cases::{Case, Expect, LARGE_KB, Machine, Model, PAGES_PER_NODE, SMALL_KB};
+use super::placement::{OURS, REPACKED, WEIGHTS, elsewhere, pages, summary, table};
 use super::report::{self, Pool, Seen};
 
 /// Remembers the answers of the plain cases.
 #[derive(Debug)]
 pub struct Judge {
-    model_bytes: u64,
-    /// Answers by number of threads.
-    answers: BTreeMap<usize, String>,
+    /// Bytes of each model's file.
+    sizes: BTreeMap<&'static Model, u64>,
+    /// Answers by model and number of threads.
+    answers: BTreeMap<(&'static Model, usize), String>,
 }
 
 impl Judge {
-    pub fn new(model_bytes: u64) -> Self {
+    pub fn new(sizes: BTreeMap<&'static Model, u64>) -> Self {
         Self {
-            model_bytes,
+            sizes,
             answers: BTreeMap::new(),
         }
     }
@@ -59,26 +60,27 @@ impl Judge {
             return Some("no answer".to_owned());
         };
         if case.expect == Expect::Plain {
-            self.answers.insert(case.threads(), tokens.clone());
+            let key = (case.model, case.threads());
+            self.answers.insert(key, tokens.clone());
             return None;
         }
-        let plain = self.answers.get(&case.threads())?;
+        let plain = self.answers.get(&(case.model, case.threads()))?;
         (plain != tokens).then(|| format!("tokens {tokens}, but {plain} without huge pages"))
     }
 
     fn placement(&self, case: &Case, seen: &Seen) -> Vec<String> {
         let (ours, weights) = (pages(seen, OURS), pages(seen, WEIGHTS));
-        let on_pages: u64 = weights
-            .iter()
+        let model_bytes = self.sizes.get(case.model).copied().unwrap_or_default();
+        let on_pages: u64 = (weights.iter())
+            .chain(&pages(seen, REPACKED))
             .map(|((kb, _), pages)| (kb << 10) * pages)
             .sum();
         let mut wrong = Vec::new();
         let mut all_of_them = || {
             // Header and vocabulary are no weights, and together smaller than a page.
-            if on_pages + (SMALL_KB << 10) <= self.model_bytes {
+            if on_pages + (SMALL_KB << 10) <= model_bytes {
                 wrong.push(format!(
-                    "only {on_pages} of the model's {} bytes are on huge pages",
-                    self.model_bytes
+                    "only {on_pages} of the model's {model_bytes} bytes are on huge pages"
                 ));
             }
         };
@@ -90,15 +92,16 @@ impl Judge {
                 }
             }
             Expect::Anywhere => all_of_them(),
-            Expect::Spread => {
+            Expect::ByRows(percent) => {
                 all_of_them();
-                for mapping in seen.mappings.iter().filter(|one| one.file == WEIGHTS) {
-                    let [here, there] = [0, 1].map(|node| mapping.pages.get(&node).unwrap_or(&0));
-                    if here.abs_diff(*there) > 1 {
-                        wrong.push(format!(
-                            "a mapping has {here} pages on node 0 and {there} on node 1"
-                        ));
-                    }
+                wrong.extend(threads(case, seen));
+                let (local, all) = report::locality(&seen.log);
+                if all <= 0.0 {
+                    wrong.push("the log lacks the local bytes".to_owned());
+                } else if local * 100.0 < all * f64::from(percent) {
+                    wrong.push(format!(
+                        "only {local:.2} of {all:.2} MiB are local, expected {percent} %"
+                    ));
                 }
             }
             Expect::On(node, page_kb) => {
@@ -110,15 +113,17 @@ impl Judge {
             }
             Expect::PartlyOn(node) => {
                 wrong.extend(elsewhere(&ours, node));
-                let on_file = seen.areas.iter().filter(|area| area.file == MODEL);
+                let on_file = seen
+                    .areas
+                    .iter()
+                    .filter(|area| area.file == case.model.path());
                 let on_file: u64 = on_file.map(|area| area.bytes).sum();
                 if ours.values().sum::<u64>() != case.pages {
                     wrong.push(format!("not all of the {} pages are used", case.pages));
                 }
-                if on_pages + on_file < self.model_bytes {
+                if on_pages + on_file < model_bytes {
                     wrong.push(format!(
-                        "{on_pages} bytes on huge pages and {on_file} bytes in the file mapping do not cover the model's {} bytes",
-                        self.model_bytes
+                        "{on_pages} bytes on huge pages and {on_file} bytes in the file mapping do not cover the model's {model_bytes} bytes"
                     ));
                 }
             }
@@ -127,10 +132,42 @@ impl Judge {
     }
 }
 
+/// Threads that compute: the first one is also the program's main thread and not pinned after the answer, the others keep their node's
+/// CPUs. The number of a thread grows with its index, so the nodes follow each other.
+fn threads(case: &Case, seen: &Seen) -> Option<String> {
+    let Machine {
+        nodes,
+        cpus_per_node,
+        ..
+    } = case.machine;
+    let node_of = |cpus: &String| {
+        let cpus_of = |node| {
+            format!(
+                "{}-{}",
+                node * cpus_per_node,
+                (node + 1) * cpus_per_node - 1
+            )
+        };
+        (0..nodes).find(|node| *cpus == cpus_of(*node))
+    };
+    let found: Vec<_> = seen.threads.values().filter_map(node_of).collect();
+    let expected: Vec<_> = (1..case.threads() as u32)
+        .map(|thread| thread * nodes / case.threads() as u32)
+        .collect();
+    (found != expected)
+        .then(|| format!("the threads run on nodes {found:?}, expected {expected:?}"))
+}
+
 /// All pages are free at the start, and again at the end.
 fn pools(case: &Case, seen: &Seen) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (node, page_kb) in [(0, SMALL_KB), (0, LARGE_KB), (1, SMALL_KB), (1, LARGE_KB)] {
+    let sizes: &[u64] = if case.machine.has_large {
+        &[SMALL_KB, LARGE_KB]
+    } else {
+        &[SMALL_KB]
+    };
+    let pools = (0..case.machine.nodes).flat_map(|node| sizes.iter().map(move |kb| (node, *kb)));
+    for (node, page_kb) in pools {
         let total = match (node, page_kb) {
             (_, LARGE_KB) => 1,
             (1, _) => case.pages,
@@ -155,7 +192,7 @@ fn pools(case: &Case, seen: &Seen) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::cases::CASES;
+    use crate::qemu::cases::{CASES, EXPERTS};
     use crate::qemu::report::{Area, Mapping, Pools};
 
     /// A little more than 20 pages.
@@ -191,9 +228,10 @@ mod tests {
             }],
             areas: vec![
                 area(WEIGHTS, SMALL_KB, huge),
-                area(MODEL, 4, MODEL_BYTES.saturating_sub(huge)),
+                area(&case.model.path(), 4, MODEL_BYTES.saturating_sub(huge)),
             ],
             tokens: Some("1,2".to_owned()),
+            threads: BTreeMap::new(),
             exit: Some(0),
             log: format!(
                 "0.1 I hugepages: weights    2M   40.20   21 {:14}.00 {:14}.00\n",
@@ -203,21 +241,43 @@ mod tests {
         }
     }
 
+    fn judge() -> Judge {
+        Judge::new([(EXPERTS, MODEL_BYTES)].into())
+    }
+
     fn findings(case: &str, seen: &Seen) -> Vec<String> {
-        Judge::new(MODEL_BYTES).findings(find(case), seen)
+        judge().findings(find(case), seen)
     }
 
     #[test]
-    fn weights_are_spread_when_the_nodes_differ_by_one_page() {
-        let check = |pages| findings("distribute", &seen(find("distribute"), pages));
-        assert_eq!(check([11, 10]), Vec::<String>::new());
+    fn rows_are_local_and_adjacent_threads_are_on_one_node() {
+        let mut case = *find("distribute");
+        case.expect = Expect::ByRows(97);
+        let mut good = seen(&case, [11, 10]);
+        good.log += "0.1 I hugepages: weights on 2M: 39.00 of 40.00 MiB of matrices are on the node that reads them (97.5 %)\n";
+        let cpus = |list: [&str; 5]| (7..).zip(list.map(str::to_owned)).collect();
+        good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
+        assert_eq!(judge().findings(&case, &good), Vec::<String>::new());
+        case.expect = Expect::ByRows(98);
         assert_eq!(
-            check([12, 9]),
-            ["a mapping has 12 pages on node 0 and 9 on node 1"]
+            judge().findings(&case, &good),
+            ["only 39.00 of 40.00 MiB are local, expected 98 %"]
+        );
+        case.expect = Expect::ByRows(97);
+        good.threads = cpus(["0-3", "0-3", "2-3", "0-1", "2-3"]);
+        assert_eq!(
+            judge().findings(&case, &good),
+            ["the threads run on nodes [1, 0, 1], expected [0, 1, 1]"]
+        );
+        good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
+        good.log = good.log.replace(" of matrices", "");
+        assert_eq!(
+            judge().findings(&case, &good),
+            ["the log lacks the local bytes"]
         );
         assert_eq!(
-            check([5, 5]),
-            ["only 20971520 of the model's 42161504 bytes are on huge pages"]
+            judge().findings(&case, &seen(&case, [5, 5]))[0],
+            "only 20971520 of the model's 42161504 bytes are on huge pages"
         );
     }
 
@@ -280,7 +340,7 @@ mod tests {
 
     #[test]
     fn other_tokens_than_without_huge_pages_are_found() {
-        let mut judge = Judge::new(MODEL_BYTES);
+        let mut judge = judge();
         let mut plain = seen(find("plain-1"), [0, 0]);
         plain.mappings.clear();
         assert_eq!(

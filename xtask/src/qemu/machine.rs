@@ -1,7 +1,8 @@
-//! Starts the emulated machine, two nodes with a CPU and a pool each, and always stops it.
+//! Starts the emulated machine, nodes with CPUs and a pool each, and always stops it.
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
+use std::iter;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,20 +13,57 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::cases::PAGES_PER_NODE;
+use super::cases::{self, PAGES_PER_NODE};
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. Firmware, kernel and initramfs use the little
+/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. Firmware, kernel and initramfs use the
 /// memory below 4 GiB. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its 1 GiB page.
-const MACHINE: &str = "
-    -machine q35,accel=tcg,max-ram-below-4g=1G -cpu max -smp 2 -m 6G
-    -object memory-backend-ram,id=memory0,size=3G -numa node,nodeid=0,cpus=0,memdev=memory0
-    -object memory-backend-ram,id=memory1,size=3G -numa node,nodeid=1,cpus=1,memdev=memory1
-    -nodefaults -display none -no-reboot";
+fn arguments(machine: cases::Machine) -> Vec<String> {
+    let cases::Machine {
+        nodes,
+        cpus_per_node,
+        node_gib,
+        ..
+    } = machine;
+    let (cpus, gib) = (nodes * cpus_per_node, nodes * node_gib);
+    let machine = format!(
+        "-machine q35,accel=tcg,max-ram-below-4g=2G -cpu max -smp {cpus} -m {gib}G
+         -nodefaults -display none -no-reboot"
+    );
+    let of_nodes = (0..nodes).map(|node| {
+        let (first, last) = (node * cpus_per_node, (node + 1) * cpus_per_node - 1);
+        format!(
+            "-object memory-backend-ram,id=memory{node},size={node_gib}G
+             -numa node,nodeid={node},cpus={first}-{last},memdev=memory{node}"
+        )
+    });
+    iter::once(machine)
+        .chain(of_nodes)
+        .flat_map(|text| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
 
-/// The limit for all cases together, which take a minute.
-const LIMIT: Duration = Duration::from_secs(240);
+/// The pools at boot, as arguments of the kernel.
+fn pools(machine: cases::Machine) -> String {
+    let of_each = |pages: u64| {
+        let pools = (0..machine.nodes).map(|node| format!("{node}:{pages}"));
+        pools.collect::<Vec<_>>().join(",")
+    };
+    let large = if machine.has_large {
+        format!("hugepagesz=1G hugepages={} ", of_each(1))
+    } else {
+        String::new()
+    };
+    format!("{large}hugepagesz=2M hugepages={}", of_each(PAGES_PER_NODE))
+}
+
+/// The limit for all cases of a machine together, which take some minutes.
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// The machine runs until this value is dropped.
 pub struct Machine {
@@ -38,12 +76,13 @@ pub struct Machine {
 impl Machine {
     /// Starts QEMU. The file `console` receives the kernel's messages.
     pub fn start(
+        machine: cases::Machine,
         kernel: &Path,
         initramfs: &Path,
         console: &Path,
         interrupted: Arc<AtomicBool>,
     ) -> Result<Self> {
-        let mut child = command(kernel, initramfs, console)
+        let mut child = command(machine, kernel, initramfs, console)
             .spawn()
             .with_context(|| format!("cannot run `{QEMU}`"))?;
         let report = child.stdout.take().context("no output")?;
@@ -93,14 +132,14 @@ impl Drop for Machine {
     }
 }
 
-fn command(kernel: &Path, initramfs: &Path, console: &Path) -> Command {
+fn command(machine: cases::Machine, kernel: &Path, initramfs: &Path, console: &Path) -> Command {
     let mut console_file = OsString::from("file:");
     console_file.push(console);
     // The machine must end even if this process is killed.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--", QEMU])
-        .args(MACHINE.split_whitespace())
+        .args(arguments(machine))
         .arg("-serial")
         .arg(console_file)
         .args(["-serial", "stdio"])
@@ -110,8 +149,9 @@ fn command(kernel: &Path, initramfs: &Path, console: &Path) -> Command {
         .arg(initramfs)
         .arg("-append")
         .arg(format!(
-            "console=ttyS0 panic=-1 hugepagesz=1G hugepages=0:1,1:1 \
-             hugepagesz=2M hugepages=0:{PAGES_PER_NODE},1:{PAGES_PER_NODE} hugetlb_free_vmemmap=on"
+            // A busy host may be too slow for the kernel's check of the timer.
+            "console=ttyS0 panic=-1 no_timer_check {} hugetlb_free_vmemmap=on",
+            pools(machine)
         ))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());

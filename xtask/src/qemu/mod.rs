@@ -1,4 +1,4 @@
-//! `cargo xtask qemu-test`: huge pages on an emulated machine with two NUMA nodes and two page sizes.
+//! `cargo xtask qemu-test`: huge pages on emulated machines with two and with four NUMA nodes.
 //!
 //! The guest only starts servers and reports the data of its kernel (`guest.sh`). The host checks the data, so the checks
 //! can be tested without a machine.
@@ -10,10 +10,12 @@ mod machine;
 mod placement;
 mod report;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +25,7 @@ use crate::hint::Hint as _;
 use crate::programs::{self, Kind};
 use crate::repo::Repo;
 use crate::signals;
-use cases::{CASES, Case};
+use cases::{CASES, Case, FOUR_NODES, MODELS, Model, TWO_NODES};
 use image::Image;
 use judge::Judge;
 use machine::Machine;
@@ -95,21 +97,42 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
         .prefix(".run-")
         .tempdir_in(&folder)
         .with_context(|| format!("cannot write `{}`", folder.display()))?;
-    let model = scratch.path().join("model.gguf");
-    write_model(repo, &model)?;
-    let initramfs = scratch.path().join("initramfs");
-    write_initramfs(&initramfs, &needs.busybox, &programs, &model)?;
-
-    let (console, log) = (folder.join("console.log"), folder.join("guest.log"));
-    let machine = Machine::start(&needs.kernel, &initramfs, &console, interrupted)?;
-    let start = Instant::now();
-    let mut judge = Judge::new(fs::metadata(&model)?.len());
-    let good = watch(&machine, &log, &mut judge);
-    if !matches!(good, Ok(good) if good == CASES.len()) {
-        eprintln!("the guest's report: {}", log.display());
-        eprintln!("messages of the guest's kernel: {}", console.display());
+    let mut sizes = BTreeMap::new();
+    for model in MODELS {
+        let path = scratch.path().join(model.name);
+        write_model(repo, model, &path)?;
+        sizes.insert(*model, fs::metadata(&path)?.len());
     }
-    let good = good?;
+
+    let start = Instant::now();
+    let mut judge = Judge::new(sizes);
+    let mut good = 0;
+    for layout in [TWO_NODES, FOUR_NODES] {
+        let cases: Vec<_> = CASES.iter().filter(|case| case.machine == layout).collect();
+        let initramfs = scratch.path().join("initramfs");
+        write_initramfs(
+            &initramfs,
+            &needs.busybox,
+            &programs,
+            scratch.path(),
+            &cases,
+        )?;
+        let file = |name: &str| folder.join(format!("{name}-{}.log", layout.nodes));
+        let (console, log) = (file("console"), file("guest"));
+        let machine = Machine::start(
+            layout,
+            &needs.kernel,
+            &initramfs,
+            &console,
+            Arc::clone(&interrupted),
+        )?;
+        let passed = watch(&machine, &log, &cases, &mut judge);
+        if !matches!(passed, Ok(passed) if passed == cases.len()) {
+            eprintln!("the guest's report: {}", log.display());
+            eprintln!("messages of the guest's kernel: {}", console.display());
+        }
+        good += passed?;
+    }
     println!(
         "{good} of {} cases passed, {:.0} s",
         CASES.len(),
@@ -119,10 +142,10 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
 }
 
 /// Prints one line when a case ends; returns the number of passed cases.
-fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
+fn watch(machine: &Machine, log: &Path, cases: &[&Case], judge: &mut Judge) -> Result<usize> {
     let mut log = File::create(log).with_context(|| format!("cannot write `{}`", log.display()))?;
     let mut reader = Reader::default();
-    let mut left = CASES.iter();
+    let mut left = cases.iter();
     let mut good = 0;
     while let Some(line) = machine.line()? {
         log.write_all(line.as_bytes())?;
@@ -147,11 +170,17 @@ fn watch(machine: &Machine, log: &Path, judge: &mut Judge) -> Result<usize> {
 }
 
 fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
+    let (local, all) = report::locality(&seen.log);
+    let local = if all > 0.0 {
+        format!("; local: {:.1} %", 100.0 * local / all)
+    } else {
+        String::new()
+    };
     if findings.is_empty() {
-        println!("ok   {}: {}", case.name, placement::summary(seen));
+        println!("ok   {}: {}{local}", case.name, placement::summary(seen));
         return true;
     }
-    println!("FAIL {}: {}", case.name, placement::summary(seen));
+    println!("FAIL {}: {}{local}", case.name, placement::summary(seen));
     for finding in findings {
         println!("     {finding}");
     }
@@ -162,9 +191,8 @@ fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
     false
 }
 
-/// Writes the model with our own tool, which `cargo build` built. The weights stay mapped. The model is a mixture of experts,
-/// because a token of a dense model takes seconds on an emulated CPU.
-fn write_model(repo: &Repo, model: &Path) -> Result<()> {
+/// Writes a model with our own tool, which `cargo build` built.
+fn write_model(repo: &Repo, model: &Model, path: &Path) -> Result<()> {
     let tool = repo.target().join("release/hugepages");
     ensure!(
         tool.is_file(),
@@ -173,9 +201,8 @@ fn write_model(repo: &Repo, model: &Path) -> Result<()> {
     );
     let status = Command::new(&tool)
         .arg("demo-model")
-        .arg(model)
-        .args(["--size", "40M", "--type", "Q8_0"])
-        .args(["--experts", "16", "--experts-used", "1"])
+        .arg(path)
+        .args(model.arguments.split_whitespace())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .status()
@@ -184,17 +211,27 @@ fn write_model(repo: &Repo, model: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_initramfs(path: &Path, busybox: &Path, programs: &[PathBuf], model: &Path) -> Result<()> {
+/// With the models of the cases, from the folder `models`.
+fn write_initramfs(
+    path: &Path,
+    busybox: &Path,
+    programs: &[PathBuf],
+    models: &Path,
+    cases: &[&Case],
+) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let mut image = Image::new(BufWriter::new(file));
     image.file("init", include_bytes!("guest.sh"))?;
-    let commands: String = CASES.iter().map(Case::command).collect();
+    let commands: String = cases.iter().map(|case| case.command()).collect();
     image.file("cases", commands.as_bytes())?;
     image.program("bin/busybox", busybox)?;
     for program in programs {
         let name = program.file_name().context("a program without a name")?;
         image.program(Path::new("bin").join(name), program)?;
     }
-    image.file(cases::MODEL, &fs::read(model)?)?;
+    for case in cases {
+        let model = case.model;
+        image.file(model.path(), &fs::read(models.join(model.name))?)?;
+    }
     image.finish()
 }

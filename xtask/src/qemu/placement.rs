@@ -8,6 +8,7 @@ use super::report::{Seen, Table};
 /// The kernel's name of the engine's mappings, without the kind.
 pub const OURS: &str = "/memfd:llama-";
 pub const WEIGHTS: &str = "/memfd:llama-weights";
+pub const REPACKED: &str = "/memfd:llama-repacked";
 
 /// Huge pages by size in KiB and node.
 pub type Pages = BTreeMap<(u64, u32), u64>;

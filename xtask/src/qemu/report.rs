@@ -44,6 +44,8 @@ pub struct Seen {
     pub mappings: Vec<Mapping>,
     pub areas: Vec<Area>,
     pub tokens: Option<String>,
+    /// The CPUs that each thread may use after the answer, by the number of the thread.
+    pub threads: BTreeMap<u32, String>,
     /// The exit code of a shell: 128 and more means a signal.
     pub exit: Option<u32>,
     pub log: String,
@@ -100,6 +102,7 @@ impl Reader {
             mappings: section("numa_maps").lines().filter_map(mapping).collect(),
             areas: areas(&section("smaps")),
             tokens: tokens(&section("answer")),
+            threads: threads(&section("threads")),
             exit: section("exit").trim().parse().ok(),
             log: section("log"),
         })
@@ -192,6 +195,35 @@ fn tokens(answer: &str) -> Option<String> {
     (!tokens.is_empty()).then(|| tokens.to_owned())
 }
 
+/// `123 0-1`: a thread, and the CPUs that it may use.
+fn threads(text: &str) -> BTreeMap<u32, String> {
+    let thread = |line: &str| {
+        let (id, cpus) = line.split_once(' ')?;
+        Some((id.parse().ok()?, cpus.to_owned()))
+    };
+    text.lines().filter_map(thread).collect()
+}
+
+/// MiB of matrices on the nodes that read them, and of all matrices, from the lines below the table:
+/// `0.1 I hugepages: weights on 2M: 39.50 of 40.20 MiB of matrices are on the node that reads them (98.2 %)`.
+pub fn locality(log: &str) -> (f64, f64) {
+    let mut sums = (0.0, 0.0);
+    for line in log
+        .lines()
+        .filter(|line| line.contains(" MiB of matrices "))
+    {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let numbers = words.windows(3).find_map(|three| match three {
+            [local, "of", all] => Some((local.parse::<f64>().ok()?, all.parse::<f64>().ok()?)),
+            _ => None,
+        });
+        if let Some((local, all)) = numbers {
+            sums = (sums.0 + local, sums.1 + all);
+        }
+    }
+    sums
+}
+
 /// From the table in a server's log, with a column for each node:
 /// `0.00.556.715 I hugepages: weights    2M              40.20       21           0.00          42.00`.
 pub fn table(log: &str) -> Table {
@@ -245,6 +277,9 @@ KernelPageSize:        4 kB\r
 VmFlags: rd wr mr mw me rr \r
 @@ answer\r
 {\"index\":0,\"content\":\"x\",\"tokens\":[5,6],\"id_slot\":0}\r
+@@ threads\r
+99 2-3\r
+100 0-3\r
 @@ exit\r
 0\r
 @@ log\r
@@ -278,6 +313,10 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
         assert_eq!(seen.before[&(1, 2048)].free, 256);
         assert_eq!(seen.after[&(1, 2048)].free, 255);
         assert_eq!(seen.tokens.as_deref(), Some("5,6"));
+        assert_eq!(
+            seen.threads.into_iter().collect::<Vec<_>>(),
+            [(99, "2-3".to_owned()), (100, "0-3".to_owned())]
+        );
         assert_eq!(seen.exit, Some(0));
         assert_eq!(seen.log, "first\nsecond\n");
     }
@@ -316,6 +355,18 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
 ";
         let kind = || "weights".to_owned();
         assert_eq!(table(log), [((kind(), 0), 22), ((kind(), 1), 1044)].into());
+    }
+
+    #[test]
+    fn the_local_bytes_are_summed_over_the_lines() {
+        let log = "\
+0.557.029 I hugepages: weights    2M              40.20       21          22.00          20.00
+0.557.279 I hugepages: weights on 2M: 1.50 of 2.00 MiB of matrices are on the node that reads them (75.0 %)
+0.557.279 I hugepages: repacked on 2M: 39.50 of 40.00 MiB of matrices are on the node that reads them (98.7 %)
+0.557.279 I hugepages: 48.58 of 49.89 MiB on huge pages (97.3 %)
+";
+        assert_eq!(locality(log), (41.0, 42.0));
+        assert_eq!(locality(""), (0.0, 0.0));
     }
 
     #[test]
