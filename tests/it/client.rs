@@ -116,6 +116,51 @@ fn health_props_and_metrics_are_as_with_stock() {
     );
 }
 
+/// The sum of a field of /props over the weights; `None` if a value is null.
+fn of_weights(server: &Server, field: &str) -> Option<u64> {
+    let props = http::get_json(&server.url("/props"));
+    let usages = props["hugepages"]["usages"].as_array().expect("usages");
+    (usages.iter())
+        .filter(|usage| matches!(usage["kind"].as_str(), Some("weights" | "repacked")))
+        .filter(|usage| usage["page_size"].as_u64() > Some(0))
+        .map(|usage| usage[field].as_u64())
+        .sum()
+}
+
+#[test]
+fn distribute_reports_the_bytes_that_are_local_to_the_threads_that_read_them() {
+    for kind in ["Q8_0", "Q4_0"] {
+        let model = models::demo("20M", kind);
+        let launch = Launch::ours().model(&model);
+        let _pool = or_skip!(Pool::with(need::of(&launch)));
+        let server = launch.hugepages("require").start();
+        assert_eq!(of_weights(&server, "local_bytes"), None);
+        assert!(!server.log().contains("of matrices"), "{}", server.log());
+        drop(server);
+
+        let launch = Launch::ours()
+            .model(&model)
+            .args(["--numa", "distribute", "--metrics"]);
+        let server = launch.hugepages("require").start();
+        let local = of_weights(&server, "local_bytes").expect("local bytes");
+        let remote = of_weights(&server, "remote_bytes").expect("remote bytes");
+        let all = of_weights(&server, "bytes").expect("bytes");
+        // Embeddings and norms are no matrices.
+        assert!(
+            (all / 2..all).contains(&(local + remote)),
+            "{all}: {local}, {remote}"
+        );
+        let is_one_node = !Path::new("/sys/devices/system/node/node1").exists();
+        assert_eq!(remote == 0, is_one_node, "{remote}");
+        assert!(server.log().contains("of matrices"), "{}", server.log());
+        let (_, metrics) = http::get(&server.url("/metrics"));
+        let is_gauge = |line: &str| line.starts_with("llamacpp:hugepages_local_bytes{");
+        let gauges = metrics.lines().filter(|line| is_gauge(line));
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
+        assert_eq!(gauges.filter_map(value).sum::<u64>(), local);
+    }
+}
+
 /// The pages that the server holds: `llamacpp:hugepages_pages{kind="weights",backing="2M"} 12`.
 fn gauges(server: &Server) -> BTreeSet<String> {
     let (status, text) = http::get(&server.url("/metrics"));

@@ -87,6 +87,9 @@ const OPTIONAL: &[Optional] = &[
         .with(&["--numa", "numactl"]),
     Optional::of("set_mempolicy", &[Match::any(libc::SYS_set_mempolicy)])
         .with(&["--numa", "distribute"]),
+    Optional::of("get_mempolicy", &[Match::any(libc::SYS_get_mempolicy)])
+        .with(&["--numa", "distribute"]),
+    Optional::of("move_pages", &[Match::any(libc::SYS_move_pages)]).with(&["--numa", "distribute"]),
     Optional::of("getcpu", &[Match::any(libc::SYS_getcpu)])
         .with(&["--numa", "isolate"])
         .stock_dies(),
