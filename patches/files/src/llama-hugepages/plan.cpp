@@ -17,10 +17,12 @@ static ggml_hugepages_rank rank_of(const llama_model_loader & ml, const char * n
     return strstr(name, "token_embd") ? GGML_HUGEPAGES_RANK_EMBEDDINGS : GGML_HUGEPAGES_RANK_LAYERS;
 }
 
-// Whether a mapping would take a tenth more pages than a buffer. Of a repacked model only norms and embeddings are mapped, and each norm
-// would take a block of its own.
+// Whether a mapping would take a tenth more blocks than a buffer. Of a repacked model only norms and embeddings are mapped, and each norm
+// would take a block of its own. A buffer shares larger pages with others, so the size of the pages does not matter.
 static bool is_sparse(const llama_model_loader & ml, ggml_context * ctx, const ggml_hugepages_params & params) {
-    const size_t page_size = llama_hugepages_smallest_page(params);
+    const size_t smallest  = llama_hugepages_smallest_page(params);
+    const size_t unit      = ggml_hugepages_buffer_size(&params, 1);
+    const size_t page_size = unit == 0 ? smallest : std::min(smallest, unit);
     if (page_size == 0) {
         return false;
     }
