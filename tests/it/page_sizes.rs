@@ -12,7 +12,7 @@ use crate::support::pool::{LARGE_PAGE, PAGE, Pool};
 use crate::support::server::{Ended, Launch, Server};
 use crate::support::table::Table;
 use crate::support::trace::bytes_read;
-use crate::support::{full, models, need, or_skip, plan, smaps};
+use crate::support::{full, models, need, or_skip, plan, smaps, store};
 
 const MIB: u64 = 1 << 20;
 
@@ -199,29 +199,53 @@ fn a_1_gib_page_replaces_small_ones_that_are_missing() {
     }
 }
 
-/// The draft's buffers have room in the page of the model's.
+/// The server repacks both models, so all their memory is in buffers: those of the draft have room in the page of the model's.
 #[test]
 fn the_buffers_of_two_models_share_a_page() {
     let mut pool = or_skip!(Pool::with(0));
-    or_skip!(pool.set_large(3));
-    let launch = launch(Launch::ours(), "Q8_0")
-        .args([
-            "--no-repack",
-            "--spec-type",
-            "draft-simple",
-            "--model-draft",
-        ])
-        .args([models::demo("20M", "Q8_0")]);
+    or_skip!(pool.set_large(1));
+    let draft = models::demo("20M", "Q4_K");
+    let launch = launch(Launch::ours(), "Q4_K")
+        .args(["--spec-type", "draft-simple", "--model-draft"])
+        .args([&draft]);
     let plan = plan::of(&launch);
-    assert_eq!(count(&planned(&plan), LARGE_PAGE), 3, "{plan}");
+    assert_eq!(count(&planned(&plan), LARGE_PAGE), 1, "{plan}");
+    let of_draft = |need: &&Value| need["model"].as_str() == Some(&draft.to_string_lossy());
+    let needs = plan["needs"].as_array().expect("a list").iter();
+    assert!(needs.filter(of_draft).count() > 2, "{plan}");
     let server = launch.hugepages("require").start();
+    let log = server.log();
     assert_eq!(
         smaps::hugetlb_bytes(server.pid()),
-        3 * LARGE_PAGE,
-        "{plan}\n{}",
-        server.log()
+        LARGE_PAGE,
+        "{plan}\n{log}"
     );
+    assert!(Table::of(&log).percent >= 99.0, "{log}");
     server.assert_answers();
     drop(server);
     pool.assert_all_back();
+}
+
+/// The weights are in a store of 1 GiB pages, and the buffers share another page.
+#[test]
+fn a_store_of_1_gib_pages_serves_a_machine_that_has_no_others() {
+    let mut pool = or_skip!(Pool::with(0));
+    or_skip!(pool.set_large(2));
+    let mounted = or_skip!(store::Mounted::with("pagesize=1G"));
+    let launch = launch(Launch::ours(), "Q8_0").args([
+        "--no-repack",
+        "--hugepage-store",
+        mounted.path().to_str().expect("plain"),
+    ]);
+    let plan = plan::of(&launch);
+    assert_eq!(count(&planned(&plan), LARGE_PAGE), 2, "{plan}");
+    let first = launch.clone().hugepages("require").start();
+    assert_is_as_planned(&first, &plan);
+    let expected = answers(&first);
+    drop(first);
+    let plan = plan::of(&launch);
+    assert_eq!(count(&planned(&plan), LARGE_PAGE), 1, "{plan}");
+    let second = launch.hugepages("require").start();
+    assert_eq!(smaps::hugetlb_bytes(second.pid()), 2 * LARGE_PAGE);
+    assert_eq!(answers(&second), expected);
 }

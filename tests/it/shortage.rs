@@ -66,10 +66,10 @@ impl Weights {
     }
 
     /// The number of the huge page file that is for the weights. A mapped file gets its pages before KV cache and compute buffers, a
-    /// repacked one with its buffer.
+    /// repacked one with its buffer, after the buffer of the tensors that stay as they are.
     fn file(self, policy: &str) -> u32 {
         let tried = u32::from(policy == "require");
-        tried + if matches!(self, Self::Mapped) { 1 } else { 3 }
+        tried + if matches!(self, Self::Mapped) { 1 } else { 4 }
     }
 
     /// The answer without huge pages.

@@ -91,7 +91,7 @@ pub struct Need {
     pub page_size: u64,
     /// Number of pages. A page that several kinds share counts for the first of them.
     pub pages: u64,
-    /// Bytes of tensors.
+    /// Bytes of tensors. KV caches and output buffers count in whole units of 2 MiB.
     pub bytes: u64,
 }
 

@@ -136,10 +136,9 @@ fn every_architecture_has_the_same_logits_on_huge_pages() {
                     "{name}: not the same logits"
                 );
                 let report = report.expect("this is Linux");
-                // Buffers smaller than a page use ordinary memory, and small models have many of them.
                 assert_eq!(report.on_file(), 0, "{name}: {report}");
-                let ordinary = report.wanted() - report.on_huge();
-                assert!(ordinary < 16 << 20, "{name}: {report}");
+                // also buffers smaller than a page, of which small models have many
+                assert_eq!(report.wanted(), report.on_huge(), "{name}: {report}");
             }
             (Err(expected), Err(said)) => {
                 assert_eq!(said, expected, "{name}");
