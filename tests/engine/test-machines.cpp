@@ -457,13 +457,15 @@ TEST(machines, a_larger_page_with_waste_replaces_small_ones_only_if_they_are_sho
     CHECK_EQ(decide(m, { all_of(GIB + 308*MIB) }, require()).runs(), "0-2048:1G");
     CHECK_EQ(decide(m, { all_of(GIB + 308*MIB) }, prefer()).runs(), "0-2048:1G");
 
-    // of two files, the one that wastes less if it is enough
-    m.pool(2*MIB, 100, 55).pool(GIB, 2, 2);
-    auto d = decide(m, { all_of(100*MIB), all_of(20*MIB) }, require());
-    CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-100:2M, 0-1024:1G");
-    m.pool(2*MIB, 100, 12);
-    d = decide(m, { all_of(100*MIB), all_of(20*MIB) }, require());
-    CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-1024:1G, 0-20:2M");
+    // of two files, the one that wastes less, and as few pages as possible
+    for (const uint64_t small : { 59, 10 }) {
+        m.pool(2*MIB, 100, small).pool(GIB, 2, 2);
+        const auto d = decide(m, { all_of(20*MIB), all_of(100*MIB) }, require());
+        CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-20:2M, 0-1024:1G");
+    }
+    m.pool(2*MIB, 100, 9);
+    const auto d = decide(m, { all_of(20*MIB), all_of(100*MIB) }, require());
+    CHECK_EQ(d.runs(0) + ", " + d.runs(1), "0-1024:1G, 0-1024:1G");
 
     // arm64: the smaller of two larger sizes wastes less, and a larger one replaces it
     machine arm;
