@@ -11,7 +11,9 @@
 #include "error.h"
 #include "held-pages.h"
 #include "map.h"
+#include "kernel.h"
 #include "names.h"
+#include "placement.h"
 #include "plan.h"
 #include "read.h"
 #include "registry.h"
@@ -26,6 +28,7 @@
 #include <chrono>
 #include <cinttypes>
 #include <cstring>
+#include <memory>
 
 #include <sys/mman.h>
 
@@ -173,8 +176,17 @@ static bool hold(ggml_hugepages_image_t * images, size_t n, ggml_hugepages_error
     for (size_t i = 0; i < n; i++) {
         grants.insert(grants.end(), images[i]->grants.begin(), images[i]->grants.end());
     }
+    if (grants.empty()) {
+        return true;
+    }
     size_t page_size = 0;
-    if (grants.empty() || ggml_hugepages_hold(images[0]->params.model_id, grants, ggml_hugepages_accepts_less(&images[0]->params), images[0]->limits_may_hide, &page_size)) {
+    // pages that are populated now have no mapping of their buffer yet
+    std::unique_ptr<ggml_hugepages_thread_policy> policy;
+    const auto & params = images[0]->params;
+    if (images[0]->limits_may_hide && (params.placement == GGML_HUGEPAGES_PLACEMENT_INTERLEAVE || params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS)) {
+        policy = std::make_unique<ggml_hugepages_thread_policy>(true, ggml_hugepages_all_nodes(""));
+    }
+    if (ggml_hugepages_hold(params.model_id, grants, ggml_hugepages_accepts_less(&params), images[0]->limits_may_hide, &page_size)) {
         return true;
     }
     // EFAULT: the kernel refused the page on touch

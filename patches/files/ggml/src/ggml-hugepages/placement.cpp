@@ -105,45 +105,40 @@ bool ggml_hugepages_is_placed(const ggml_hugepages_image & image) {
     return image.params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS && is_weights && !thread_nodes().empty();
 }
 
-// Prefers a node for the pages that this thread populates, until the end of the scope. If this node has no page, the kernel takes the
-// nearest one.
-struct preferred_node {
-    // linux/mempolicy.h, which some libcs lack
-    static const int    MPOL_PREFERRED = 1;
-    static const size_t BITS           = 1024; // a kernel with more nodes refuses the call
+// linux/mempolicy.h, which some libcs lack
+static const int    MPOL_PREFERRED  = 1;
+static const int    MPOL_INTERLEAVE = 3;
+static const size_t POLICY_BITS     = 1024; // a kernel with more nodes refuses the call
 
-    int           mode = -1; // of the thread before; -1: unchanged
-    unsigned long mask[BITS/8/sizeof(unsigned long)] = {};
-
-    explicit preferred_node(int node) {
-        const char * call   = "get_mempolicy";
-        int          before = 0;
-        if (ggml_hugepages_call(SYS_get_mempolicy, (long) &before, (long) mask, BITS) == 0) {
-            unsigned long preferred[sizeof(mask)/sizeof(mask[0])] = {};
-            preferred[node/(8*sizeof(mask[0]))] = 1ul << node % (8*sizeof(mask[0]));
-            call = "set_mempolicy";
-            if (ggml_hugepages_call(SYS_set_mempolicy, MPOL_PREFERRED, (long) preferred, BITS) == 0) {
-                mode = before;
-                return;
-            }
+ggml_hugepages_thread_policy::ggml_hugepages_thread_policy(bool interleave, const std::vector<int> & nodes) {
+    static_assert(sizeof(mask) == POLICY_BITS/8, "one bit for each node");
+    const char * call   = "get_mempolicy";
+    int          before = 0;
+    if (ggml_hugepages_call(SYS_get_mempolicy, (long) &before, (long) mask, POLICY_BITS) == 0) {
+        unsigned long wanted[sizeof(mask)/sizeof(mask[0])] = {};
+        for (const int node : nodes) {
+            wanted[node/(8*sizeof(mask[0]))] |= 1ul << node % (8*sizeof(mask[0]));
         }
-        // the default seccomp profiles of containers forbid both
-        static std::atomic<bool> is_told{false};
-        if (!is_told.exchange(true)) {
-            GGML_LOG_WARN("%s: cannot choose the nodes of the weights (%s: %s), the kernel chooses them\n", __func__, call, strerror(errno));
+        call = "set_mempolicy";
+        if (ggml_hugepages_call(SYS_set_mempolicy, interleave ? MPOL_INTERLEAVE : MPOL_PREFERRED, (long) wanted, POLICY_BITS) == 0) {
+            mode = before;
+            return;
         }
     }
-
-    preferred_node(const preferred_node &) = delete;
-
-    ~preferred_node() {
-        const int err = errno; // of the caller
-        if (mode != -1) {
-            ggml_hugepages_call(SYS_set_mempolicy, mode, (long) mask, BITS);
-        }
-        errno = err;
+    // the default seccomp profiles of containers forbid both
+    static std::atomic<bool> is_told{false};
+    if (!is_told.exchange(true)) {
+        GGML_LOG_WARN("%s: cannot choose the nodes of huge pages (%s: %s), the kernel chooses them\n", __func__, call, strerror(errno));
     }
-};
+}
+
+ggml_hugepages_thread_policy::~ggml_hugepages_thread_policy() {
+    const int err = errno; // of the caller
+    if (mode != -1) {
+        ggml_hugepages_call(SYS_set_mempolicy, mode, (long) mask, POLICY_BITS);
+    }
+    errno = err;
+}
 
 bool ggml_hugepages_populate_placed(const ggml_hugepages_image & image, size_t first, size_t last, size_t page_size) {
     if (!ggml_hugepages_is_placed(image)) {
@@ -157,7 +152,8 @@ bool ggml_hugepages_populate_placed(const ggml_hugepages_image & image, size_t f
         while (end < last && node_at(end) == node) {
             end += page_size;
         }
-        const preferred_node preferred(nodes[node]);
+        // if this node has no page, the kernel takes the nearest one
+        const ggml_hugepages_thread_policy policy(false, { nodes[node] });
         if (!ggml_hugepages_populate(image.addr + first, end - first)) {
             return false;
         }

@@ -25,6 +25,18 @@ bool ggml_hugepages_is_placed(const ggml_hugepages_image & image);
 // From now on ggml_hugepages_node_of_thread answers.
 void ggml_hugepages_deal_threads();
 
+// The memory policy of this thread, until the end of the scope: prefer a node, or interleave. It decides where populated pages are, except
+// in ranges with a policy of their own (mbind).
+struct ggml_hugepages_thread_policy {
+    ggml_hugepages_thread_policy(bool interleave, const std::vector<int> & nodes);
+    ggml_hugepages_thread_policy(const ggml_hugepages_thread_policy &) = delete;
+    ~ggml_hugepages_thread_policy();
+
+private:
+    int           mode = -1; // before; -1: unchanged
+    unsigned long mask[1024/8/sizeof(unsigned long)] = {};
+};
+
 // Populates [first, last), whole pages, each on its node if the image is placed. Sets errno.
 bool ggml_hugepages_populate_placed(const ggml_hugepages_image & image, size_t first, size_t last, size_t page_size);
 
