@@ -93,6 +93,8 @@ pub struct Case {
 pub enum Expect {
     /// No huge page. The other cases must give the same answer.
     Plain,
+    /// No huge page, and upstream's threads: each runs on another node than the thread before.
+    Off,
     /// All weights are on huge pages, and this percentage of their matrices is on the nodes of the threads that read it. Adjacent threads
     /// run on one node.
     ByRows(u32),
@@ -115,6 +117,7 @@ pub const CASES: &[Case] = &[
     two("plain-1",          EXPERTS, NODE_0, "", Expect::Plain),
     two("plain-4",          EXPERTS, BOTH,   "", Expect::Plain),
     two("distribute",       EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::ByRows(0)),
+    two("distribute-off",   EXPERTS, BOTH,   "--numa distribute", Expect::Off),
     two("numactl",          EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::On(1, SMALL_KB)),
     two("isolate",          EXPERTS, NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
     two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),

@@ -11,6 +11,8 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 ip link set lo up
+# the kernel may then move pages to the node that reads them
+echo 1 >/proc/sys/kernel/numa_balancing
 exec >/dev/ttyS1 2>&1 </dev/null
 
 nodes=/sys/devices/system/node
@@ -53,6 +55,8 @@ run() {
             "{\"prompt\": \"$prompt\", \"n_predict\": $tokens, \"temperature\": 0, \"seed\": 1, \"return_tokens\": true}" \
             $server/completion
         echo
+        echo '@@ numa_maps_after'
+        cat "/proc/$pid/numa_maps"
         # ggml pins a thread when it computes
         echo '@@ threads'
         for task in "/proc/$pid"/task/*; do

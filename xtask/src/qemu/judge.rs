@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::cases::{Case, Expect, LARGE_KB, Machine, Model, PAGES_PER_NODE, SMALL_KB};
-use super::placement::{OURS, REPACKED, WEIGHTS, elsewhere, pages, summary, table};
+use super::placement::{BUFFERS, OURS, REPACKED, WEIGHTS, count, elsewhere, pages, summary, table};
 use super::report::{self, Pool, Seen};
 
 /// Remembers the answers of the plain cases.
@@ -85,16 +85,22 @@ impl Judge {
             }
         };
         match case.expect {
-            Expect::Plain | Expect::RefusedFor(_) => {
+            Expect::Plain | Expect::Off | Expect::RefusedFor(_) => {
                 let pages = pages(seen, "");
                 if !pages.is_empty() {
                     wrong.push(format!("unexpected huge pages: {}", summary(seen)));
+                }
+                if case.expect == Expect::Off {
+                    wrong.extend(threads(case, seen, |thread, nodes| thread % nodes));
                 }
             }
             Expect::Anywhere => all_of_them(),
             Expect::ByRows(percent) => {
                 all_of_them();
-                wrong.extend(threads(case, seen));
+                let count = case.threads() as u32;
+                wrong.extend(threads(case, seen, |thread, nodes| thread * nodes / count));
+                wrong.extend(moved(seen));
+                wrong.extend(buffers(case, seen));
                 let (local, all) = report::locality(&seen.log);
                 if all <= 0.0 {
                     wrong.push("the log lacks the local bytes".to_owned());
@@ -133,8 +139,8 @@ impl Judge {
 }
 
 /// Threads that compute: the first one is also the program's main thread and not pinned after the answer, the others keep their node's
-/// CPUs. The number of a thread grows with its index, so the nodes follow each other.
-fn threads(case: &Case, seen: &Seen) -> Option<String> {
+/// CPUs. The number of a thread grows with its index. map: the node of a thread, from its index and the number of nodes
+fn threads(case: &Case, seen: &Seen, map: impl Fn(u32, u32) -> u32) -> Option<String> {
     let Machine {
         nodes,
         cpus_per_node,
@@ -152,10 +158,43 @@ fn threads(case: &Case, seen: &Seen) -> Option<String> {
     };
     let found: Vec<_> = seen.threads.values().filter_map(node_of).collect();
     let expected: Vec<_> = (1..case.threads() as u32)
-        .map(|thread| thread * nodes / case.threads() as u32)
+        .map(|thread| map(thread, nodes))
         .collect();
     (found != expected)
         .then(|| format!("the threads run on nodes {found:?}, expected {expected:?}"))
+}
+
+/// Weights whose pages moved during the answer, although NUMA balancing is on.
+fn moved(seen: &Seen) -> Vec<String> {
+    let differs =
+        |file: &&'static str| count(&seen.mappings, file) != count(&seen.mappings_after, file);
+    [WEIGHTS, REPACKED]
+        .into_iter()
+        .filter(differs)
+        .map(|file| format!("pages of `{file}` moved during the answer"))
+        .collect()
+}
+
+/// KV cache and compute buffers whose pages are not spread over all nodes. A buffer may take pages of a freed one, so that its pages are
+/// not adjacent.
+fn buffers(case: &Case, seen: &Seen) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for mapping in seen
+        .mappings
+        .iter()
+        .filter(|one| BUFFERS.contains(&&*one.file))
+    {
+        let on = |node| mapping.pages.get(&node).copied().unwrap_or_default();
+        let most = (0..case.machine.nodes).map(on).max().unwrap_or_default();
+        let least = (0..case.machine.nodes).map(on).min().unwrap_or_default();
+        if most > least + 2 {
+            wrong.push(format!(
+                "`{}` has {most} pages on one node and {least} on another",
+                mapping.file
+            ));
+        }
+    }
+    wrong
 }
 
 /// All pages are free at the start, and again at the end.
@@ -218,14 +257,16 @@ mod tests {
             flags: vec!["rd".to_owned()],
         };
         let huge = (pages[0] + pages[1]) * (SMALL_KB << 10);
+        let mappings = vec![Mapping {
+            file: WEIGHTS.to_owned(),
+            page_kb: SMALL_KB,
+            pages: (0..).zip(pages).filter(|(_, pages)| *pages > 0).collect(),
+        }];
         Seen {
             before: pools.clone(),
             after: pools,
-            mappings: vec![Mapping {
-                file: WEIGHTS.to_owned(),
-                page_kb: SMALL_KB,
-                pages: (0..).zip(pages).filter(|(_, pages)| *pages > 0).collect(),
-            }],
+            mappings: mappings.clone(),
+            mappings_after: mappings,
             areas: vec![
                 area(WEIGHTS, SMALL_KB, huge),
                 area(&case.model.path(), 4, MODEL_BYTES.saturating_sub(huge)),
@@ -270,6 +311,23 @@ mod tests {
             ["the threads run on nodes [1, 0, 1], expected [0, 1, 1]"]
         );
         good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
+        let mut moved = good.clone();
+        moved.mappings_after[0].pages = [(0, 10), (1, 11)].into();
+        assert_eq!(
+            judge().findings(&case, &moved),
+            ["pages of `/memfd:llama-weights` moved during the answer"]
+        );
+        let mut piled = good.clone();
+        piled.mappings.push(Mapping {
+            file: BUFFERS[0].to_owned(),
+            page_kb: SMALL_KB,
+            pages: [(0, 5), (1, 2)].into(),
+        });
+        piled.log += "0.1 I hugepages: kv    2M   14.00   7   10.00   4.00\n";
+        assert_eq!(
+            judge().findings(&case, &piled),
+            ["`/memfd:llama-kv` has 5 pages on one node and 2 on another"]
+        );
         good.log = good.log.replace(" of matrices", "");
         assert_eq!(
             judge().findings(&case, &good),
@@ -278,6 +336,21 @@ mod tests {
         assert_eq!(
             judge().findings(&case, &seen(&case, [5, 5]))[0],
             "only 20971520 of the model's 42161504 bytes are on huge pages"
+        );
+    }
+
+    #[test]
+    fn without_huge_pages_the_threads_alternate_as_upstreams_do() {
+        let case = find("distribute-off");
+        let mut off = seen(case, [0, 0]);
+        off.mappings.clear();
+        let cpus = |list: [&str; 4]| (7..).zip(list.map(str::to_owned)).collect();
+        off.threads = cpus(["0-3", "2-3", "0-1", "2-3"]);
+        assert_eq!(findings(case.name, &off), Vec::<String>::new());
+        off.threads = cpus(["0-3", "0-1", "2-3", "2-3"]);
+        assert_eq!(
+            findings(case.name, &off),
+            ["the threads run on nodes [0, 1, 1], expected [1, 0, 1]"]
         );
     }
 

@@ -150,7 +150,8 @@ fn command(machine: cases::Machine, kernel: &Path, initramfs: &Path, console: &P
         .arg("-append")
         .arg(format!(
             // A busy host may be too slow for the kernel's check of the timer.
-            "console=ttyS0 panic=-1 no_timer_check {} hugetlb_free_vmemmap=on",
+            // A kernel at a random place may be in the only gigabytes that a node has for its page.
+            "console=ttyS0 panic=-1 no_timer_check nokaslr {} hugetlb_free_vmemmap=on",
             pools(machine)
         ))
         .stdin(Stdio::null())

@@ -3,20 +3,26 @@
 use std::collections::BTreeMap;
 
 use super::cases::SMALL_KB;
-use super::report::{Seen, Table};
+use super::report::{Mapping, Seen, Table};
 
 /// The kernel's name of the engine's mappings, without the kind.
 pub const OURS: &str = "/memfd:llama-";
 pub const WEIGHTS: &str = "/memfd:llama-weights";
 pub const REPACKED: &str = "/memfd:llama-repacked";
+pub const BUFFERS: [&str; 2] = ["/memfd:llama-kv", "/memfd:llama-compute"];
 
 /// Huge pages by size in KiB and node.
 pub type Pages = BTreeMap<(u64, u32), u64>;
 
 /// The huge pages of the mappings whose file begins with `file`.
 pub fn pages(seen: &Seen, file: &str) -> Pages {
+    count(&seen.mappings, file)
+}
+
+/// The same for any list of mappings.
+pub fn count(mappings: &[Mapping], file: &str) -> Pages {
     let mut found = Pages::new();
-    for mapping in &seen.mappings {
+    for mapping in mappings {
         if mapping.page_kb >= SMALL_KB && mapping.file.starts_with(file) {
             for (node, pages) in &mapping.pages {
                 *found.entry((mapping.page_kb, *node)).or_default() += pages;

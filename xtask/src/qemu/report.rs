@@ -37,11 +37,13 @@ pub struct Area {
 pub type Table = BTreeMap<(String, u32), u64>;
 
 /// One case in the guest. Mappings and answer exist only if the server became ready.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Seen {
     pub before: Pools,
     pub after: Pools,
     pub mappings: Vec<Mapping>,
+    /// The same after the answer.
+    pub mappings_after: Vec<Mapping>,
     pub areas: Vec<Area>,
     pub tokens: Option<String>,
     /// The CPUs that each thread may use after the answer, by the number of the thread.
@@ -61,7 +63,7 @@ pub struct Reader {
 
 #[derive(Debug)]
 pub enum Event {
-    Case(String, Seen),
+    Case(String, Box<Seen>),
     /// All cases have run.
     Done,
 }
@@ -86,7 +88,7 @@ impl Reader {
                 let seen = self
                     .seen()
                     .with_context(|| format!("cannot read the report of `{name}`"))?;
-                return Ok(Some(Event::Case(name, seen)));
+                return Ok(Some(Event::Case(name, Box::new(seen))));
             }
             ("done", _) => return Ok(Some(Event::Done)),
             (section, _) => section.clone_into(&mut self.section),
@@ -100,6 +102,10 @@ impl Reader {
             before: pools(&section("before"))?,
             after: pools(&section("after"))?,
             mappings: section("numa_maps").lines().filter_map(mapping).collect(),
+            mappings_after: section("numa_maps_after")
+                .lines()
+                .filter_map(mapping)
+                .collect(),
             areas: areas(&section("smaps")),
             tokens: tokens(&section("answer")),
             threads: threads(&section("threads")),
@@ -300,7 +306,7 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
             .collect::<Vec<_>>();
         assert!(matches!(events.pop(), Some(Event::Done)));
         match events.pop() {
-            Some(Event::Case(name, seen)) => (name, seen),
+            Some(Event::Case(name, seen)) => (name, *seen),
             other => panic!("{other:?}"),
         }
     }
