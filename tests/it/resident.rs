@@ -68,6 +68,31 @@ fn is_read(server: &Server) -> bool {
 }
 
 #[test]
+fn an_image_with_another_placement_is_used_and_its_local_bytes_are_reported() {
+    for kind in TYPES {
+        let model = model(kind);
+        let store = or_skip!(Store::with(PAGES));
+        let server = launch(&model, &store).start();
+        assert!(is_read(&server));
+        drop(server);
+        let server = launch(&model, &store)
+            .args(["--numa", "distribute"])
+            .start();
+        assert!(!is_read(&server));
+        let props = http::get_json(&server.url("/props"));
+        let usages = props["hugepages"]["usages"].as_array().expect("usages");
+        let sum = |field: &str| -> u64 {
+            usages
+                .iter()
+                .filter_map(|usage| usage[field].as_u64())
+                .sum()
+        };
+        let dealt = sum("local_bytes") + sum("remote_bytes");
+        assert!(dealt > attached(&server) / 2, "{props}");
+    }
+}
+
+#[test]
 fn the_next_server_attaches_and_says_what_stock_says() {
     for kind in TYPES {
         let model = model(kind);
