@@ -36,3 +36,5 @@ pub struct Experts {
 
 /// llama.cpp's `LLAMA_MAX_EXPERTS`.
 pub(super) const MAX_EXPERTS: u32 = 512;
+/// The largest number of layers.
+pub(super) const MAX_LAYERS: u64 = 128;

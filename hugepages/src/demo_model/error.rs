@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use llama_hugepages::gguf::{GgufError, TensorType};
 
 use super::Arch;
-use super::arch::MAX_EXPERTS;
-use super::fit::MAX_LAYERS;
+use super::arch::{MAX_EXPERTS, MAX_LAYERS};
 use crate::size::ByteSize;
 
 /// Why a model was not written. [`Error::hint`] names the remedy if the user has one.

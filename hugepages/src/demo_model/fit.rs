@@ -2,6 +2,7 @@
 
 use llama_hugepages::gguf::TensorType;
 
+use super::arch::MAX_LAYERS;
 use super::tensors::Tensor;
 use super::{Arch, Error, Shape, Spec};
 use crate::size::ByteSize;
@@ -11,7 +12,6 @@ const WIDTHS: [u64; 21] = [
     64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192,
     10240, 12288, 14336, 16384,
 ];
-pub(super) const MAX_LAYERS: u64 = 128;
 
 /// Approximate size of the header without the table of tensors: keys and vocabulary.
 const HEADER_BYTES: u64 = 7000;

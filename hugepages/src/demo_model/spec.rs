@@ -2,8 +2,7 @@
 
 use llama_hugepages::gguf::TensorType;
 
-use super::arch::MAX_EXPERTS;
-use super::fit::MAX_LAYERS;
+use super::arch::{MAX_EXPERTS, MAX_LAYERS};
 use super::{Arch, Error, Experts};
 use crate::size::ByteSize;
 
@@ -29,7 +28,7 @@ pub struct Spec {
     pub size: ByteSize,
     /// Needed for [`Arch::Qwen3Moe`], possible for [`Arch::Llama`].
     pub experts: Option<Experts>,
-    /// Number of layers, at most [`MAX_LAYERS`]; `None` means the usual number for the size.
+    /// Number of layers, at most 128; `None` means the usual number for the size.
     pub layers: Option<u64>,
     /// No separate output layer, as in small models.
     pub tied: bool,
