@@ -110,7 +110,7 @@ pub enum Expect {
 
 /// Of each machine and model, the plain cases run first, because the other cases need their answers for the same number of threads.
 ///
-/// A page has rows of two nodes at the begin, the end and the borders of a matrix. So experts that are smaller than a page have no
+/// A page has rows of two nodes at the beginning, the end and the borders of a matrix. So experts that are smaller than a page have no
 /// expected share.
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
