@@ -2,7 +2,7 @@
 
 #include "ggml-hugepages.h"
 
-#include "../ggml-impl.h"
+#include "ggml-impl.h"
 
 #include <atomic>
 #include <cstdio>
