@@ -80,13 +80,20 @@ TEST(placement, nodes_read_the_rows_of_their_threads_for_all_counts) {
     }
 }
 
+TEST(placement, repacked_experts_divide_their_rows_exactly) {
+    auto image = image_of({ { 0, 1*KIB, 512, 2 } }, 96);
+    CHECK_EQ(ggml_hugepages_read_bytes(image, 0, 512*KIB, 2), (std::vector<uint64_t>{ 288*KIB, 224*KIB }));
+    image.kind = GGML_HUGEPAGES_KIND_REPACKED;
+    CHECK_EQ(ggml_hugepages_read_bytes(image, 0, 512*KIB, 2), (std::vector<uint64_t>{ 256*KIB, 256*KIB }));
+}
+
 TEST(placement, nodes_without_a_cpu_of_this_process_run_no_threads) {
     machine m;
     m.pool(2*MIB, 300, 120).node(0, 2*MIB, 100, 40, "0-4095").node(1, 2*MIB, 100, 40, "").node(2, 2*MIB, 100, 40, "0-4095");
     CHECK_EQ(ggml_hugepages_thread_nodes(m.root()), (std::vector<int>{ 0, 2 }));
     machine gap;
     gap.pool(2*MIB, 300, 120).node(0, 2*MIB, 100, 40, "0-4095").node(2, 2*MIB, 100, 40, "0-4095");
-    CHECK_EQ(ggml_hugepages_thread_nodes(gap.root()), (std::vector<int>{ 0 })); // as ggml-cpu.c counts them
+    CHECK(ggml_hugepages_thread_nodes(gap.root()).empty()); // ggml-cpu.c counts one node, and pins no thread
     machine without_numa;
     without_numa.pool(2*MIB, 300, 120);
     CHECK(ggml_hugepages_thread_nodes(without_numa.root()).empty());

@@ -39,7 +39,7 @@ run() {
     pools
     # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
-        timeout -s KILL 120 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
+        timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
             >/tmp/log 2>&1 </dev/null
         echo $? >/tmp/exit
     } &

@@ -181,7 +181,7 @@ static void place_on_nodes(const ggml_hugepages_image & image, void * addr, size
 }
 
 bool ggml_hugepages_map_runs(ggml_hugepages_image & image, ggml_hugepages_error * error) {
-    if (ggml_hugepages_is_placed(image)) {
+    if (!image.runs.empty() && ggml_hugepages_is_placed(image)) {
         ggml_hugepages_deal_threads();
     }
     for (const auto & r : image.runs) {

@@ -199,6 +199,7 @@ static ggml_hugepages_range_ptr make_range(ggml_hugepages_image & first) {
     if (first.share.size > 0 && first.share.room == 0) {
         range.reset(new ggml_hugepages_image());
         range->is_shared = true;
+        range->kind   = GGML_HUGEPAGES_KIND_OTHER; // its pages hold memory of several kinds, so they are on all nodes in turn
         range->path   = "the buffers";
         range->size   = first.share.size;
         range->length = first.share.size;

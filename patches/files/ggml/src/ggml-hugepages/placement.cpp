@@ -33,6 +33,9 @@ static int n_known_nodes(const char * root) {
 std::vector<int> ggml_hugepages_thread_nodes(const char * root) {
     std::vector<int> result;
     const int n_known = n_known_nodes(root);
+    if (n_known < 2 && ggml_hugepages_all_nodes(root).size() > 1) {
+        return result; // ggml-cpu.c pins no thread
+    }
     for (const int node : ggml_hugepages_nodes_with_cpus(root)) {
         if (node < n_known) {
             result.push_back(node);
@@ -60,11 +63,11 @@ int ggml_hugepages_node_of_thread(int ith, int nth, int other) noexcept {
     return thread_nodes()[(size_t) ith*thread_nodes().size()/nth];
 }
 
-// The first row that the threads of a node read. mul_mat gives each thread the same number of rows; repack.cpp rounds it to whole groups,
-// which moves a border by less than a group.
-static size_t first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads) {
+// The first row that the threads of a node read. mul_mat gives each thread the same number of rows, rounded up; repack.cpp divides the rows
+// of an expert exactly. Its whole groups move a border by less than a group.
+static size_t first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads, bool is_exact) {
     const size_t thread = (node*n_threads + n_nodes - 1)/n_nodes;
-    return std::min(n_rows, thread*((n_rows + n_threads - 1)/n_threads));
+    return is_exact ? n_rows*thread/n_threads : std::min(n_rows, thread*((n_rows + n_threads - 1)/n_threads));
 }
 
 std::vector<uint64_t> ggml_hugepages_read_bytes(const ggml_hugepages_image & image, size_t first, size_t last, size_t n_nodes) {
@@ -76,10 +79,11 @@ std::vector<uint64_t> ggml_hugepages_read_bytes(const ggml_hugepages_image & ima
         const size_t size = it->n_rows*it->row_size; // of one matrix
         const size_t from = std::max(first, it->first);
         const size_t to   = std::min(last, end_of(*it));
+        const bool is_exact = image.kind == GGML_HUGEPAGES_KIND_REPACKED && it->n > 1;
         for (size_t at = it->first + ggml_hugepages_align_down(from - it->first, size); at < to; at += size) {
             for (size_t node = 0; node < n_nodes; node++) {
-                const size_t begin = std::max(from, at + it->row_size*first_row(it->n_rows, node,     n_nodes, n_threads));
-                const size_t end   = std::min(to,   at + it->row_size*first_row(it->n_rows, node + 1, n_nodes, n_threads));
+                const size_t begin = std::max(from, at + it->row_size*first_row(it->n_rows, node,     n_nodes, n_threads, is_exact));
+                const size_t end   = std::min(to,   at + it->row_size*first_row(it->n_rows, node + 1, n_nodes, n_threads, is_exact));
                 result[node] += end > begin ? end - begin : 0;
             }
         }
@@ -120,7 +124,15 @@ ggml_hugepages_thread_policy::ggml_hugepages_thread_policy(bool interleave, cons
             wanted[node/(8*sizeof(mask[0]))] |= 1ul << node % (8*sizeof(mask[0]));
         }
         call = "set_mempolicy";
-        if (ggml_hugepages_call(SYS_set_mempolicy, interleave ? MPOL_INTERLEAVE : MPOL_PREFERRED, (long) wanted, POLICY_BITS) == 0) {
+        bool ok = ggml_hugepages_call(SYS_set_mempolicy, interleave ? MPOL_INTERLEAVE : MPOL_PREFERRED, (long) wanted, POLICY_BITS) == 0;
+        if (!ok && errno == EINVAL && !interleave) {
+            // these nodes have CPUs, but no memory that this process may use
+            for (const int node : ggml_hugepages_all_nodes("")) {
+                wanted[node/(8*sizeof(mask[0]))] |= 1ul << node % (8*sizeof(mask[0]));
+            }
+            ok = ggml_hugepages_call(SYS_set_mempolicy, MPOL_INTERLEAVE, (long) wanted, POLICY_BITS) == 0;
+        }
+        if (ok) {
             mode = before;
             return;
         }
@@ -167,9 +179,10 @@ void ggml_hugepages_add_locality(const ggml_hugepages_image & image, const ggml_
         return;
     }
     const auto & nodes = thread_nodes();
-    std::vector<void *> pages;
-    for (size_t at = run.first; at < run.last; at += run.page_size) {
-        pages.push_back(image.addr + at);
+    std::vector<void *> pages; // a buffer in a shared range may begin and end inside a page
+    const size_t begin = ggml_hugepages_align_down((size_t) image.addr + run.first, run.page_size);
+    for (size_t page = begin; page < (size_t) image.addr + run.last; page += run.page_size) {
+        pages.push_back((void *) page);
     }
     // move_pages(2): without target nodes it moves nothing, and returns the node of each page or a negative errno
     std::vector<int> status(pages.size(), -1);
@@ -177,8 +190,10 @@ void ggml_hugepages_add_locality(const ggml_hugepages_image & image, const ggml_
         return;
     }
     for (size_t i = 0; i < pages.size(); i++) {
-        const size_t first = run.first + i*run.page_size;
-        const auto   bytes = ggml_hugepages_read_bytes(image, first, first + run.page_size, nodes.size());
+        const size_t page  = (size_t) pages[i];
+        const size_t first = std::max((size_t) image.addr + run.first, page)                - (size_t) image.addr;
+        const size_t last  = std::min((size_t) image.addr + run.last, page + run.page_size) - (size_t) image.addr;
+        const auto   bytes = ggml_hugepages_read_bytes(image, first, last, nodes.size());
         for (size_t node = 0; node < nodes.size() && status[i] >= 0; node++) {
             *(nodes[node] == status[i] ? local : remote) += bytes[node];
         }
