@@ -121,6 +121,9 @@ impl Model {
         });
         // If the load finished despite a cancel, dropping `model` frees the memory.
         let model = NonNull::new(model).map(|model| Inner::new(model, &raw));
+        if model.is_none() {
+            return_unused_pages(raw.hugepages.model_id);
+        }
         match (progress.end, model) {
             (Some(End::Panic(payload)), model) => {
                 drop(model);
@@ -255,12 +258,16 @@ impl Inner {
         }
     }
 
-    /// Returns the pages that the load keeps for the first context and that no buffer uses.
     fn return_unused_pages(&self) {
-        if self.id != 0 {
-            // SAFETY: takes a number. Pages of other models stay.
-            unsafe { ffi::ggml_hugepages_hold_end(self.id) };
-        }
+        return_unused_pages(self.id);
+    }
+}
+
+/// Returns the pages that the load of a model keeps for its first context and that no buffer uses.
+fn return_unused_pages(id: u32) {
+    if id != 0 {
+        // SAFETY: takes a number. Pages of other models stay.
+        unsafe { ffi::ggml_hugepages_hold_end(id) };
     }
 }
 

@@ -123,9 +123,12 @@ static void no_plan(common_hugepages_plan & plan, const std::string & path, cons
 static void add_buffers(common_hugepages_plan & plan, const std::string & path, const std::vector<ggml_hugepages_demand> & demands, ggml_hugepages_params params) {
     ggml_hugepages_error error = {};
     params.plan_only = true;
-    ggml_hugepages_plan(nullptr, 0, demands.data(), demands.size(), &params, &error);
-    plan.files.push_back(path);
-    note(plan, error);
+    // one after the other, because a buffer may use what the page of the one before has left
+    for (const auto & demand : demands) {
+        ggml_hugepages_plan(nullptr, 0, &demand, 1, &params, &error);
+        plan.files.push_back(path);
+        note(plan, error);
+    }
 }
 
 // False if the model cannot be loaded for another reason than pages.

@@ -305,5 +305,7 @@ void common_hugepages_ready(common_params & params) {
 void common_hugepages_after_load(common_params & params, bool is_loaded) {
     if (is_loaded) {
         common_hugepages_ready(params);
+    } else if (params.hugepages.enabled) {
+        ggml_hugepages_hold_end(params.hugepages.model_id);
     }
 }

@@ -58,7 +58,7 @@ static uint64_t bytes_of(const plan_json & plan) {
 }
 
 // Ordinary memory of several models and of the router itself. The prompt caches of all models share what is left.
-static plan_json memory_of(const std::vector<plan_json> & plans) {
+static plan_json memory_of(const common_params & params, const std::vector<plan_json> & plans) {
     const auto own = ggml_hugepages_planned_memory();
     uint64_t process   = own.process;
     uint64_t buffers   = 0;
@@ -72,7 +72,8 @@ static plan_json memory_of(const std::vector<plan_json> & plans) {
         cache    += has_limit ? memory["prompt_cache"].get<uint64_t>() : 0;
     }
     if (own.available > 0) {
-        cache = std::min(cache, own.available - std::min(own.available, process + buffers));
+        const uint64_t margin = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
+        cache = std::min(cache, own.available - std::min(own.available, process + buffers + margin));
     }
     return {
         { "process",      process },
@@ -145,7 +146,7 @@ static int plan_router(const common_params & params, int argc, char ** argv) {
         { "message", message },
         { "hint",    fits ? "" : error.hint },
         { "context", nullptr },
-        { "memory",  memory_of(plans) },
+        { "memory",  memory_of(params, plans) },
         { "needs",   needs },
         { "router",  rows },
     };
@@ -208,6 +209,7 @@ void server_hugepages_stay_asleep(const common_params & params) {
     if (!params.hugepages.enabled) {
         return;
     }
+    ggml_hugepages_hold_end(params.hugepages.model_id); // what was kept for the rest of the load
     const std::string cause = failure();
     const std::string message = "the model cannot be loaded again" + (cause.empty() ? "" : ": " + cause);
     SRV_ERR("%s\n", message.c_str());
@@ -243,13 +245,26 @@ static void return_free_memory() {
 }
 
 template <typename Entry> static bool make_room(common_hugepages_cache cache, const char * what, std::list<Entry> & entries, size_t size) {
-    for (uint64_t missing; (missing = common_hugepages_cache_missing(cache, size)) > 0; return_free_memory()) {
-        if (entries.empty()) {
-            SRV_WRN("hugepages: a %s of %.2f MiB is not kept, because %.2f MiB of ordinary memory are missing\n", what, size/1024.0/1024.0, missing/1024.0/1024.0);
-            return false;
-        }
+    uint64_t missing = common_hugepages_cache_missing(cache, size);
+    if (missing == 0) {
+        return true;
+    }
+    uint64_t kept = 0;
+    for (const auto & entry : entries) {
+        kept += entry.size();
+    }
+    // an entry that is too large for all that is there replaces nothing
+    const bool   fits   = missing <= kept;
+    const size_t wanted = fits ? size : 0;
+    while (!entries.empty() && (missing = common_hugepages_cache_missing(cache, wanted)) > 0) {
         SRV_WRN("hugepages: the oldest %s of %.2f MiB is dropped, because %.2f MiB of ordinary memory are missing\n", what, entries.front().size()/1024.0/1024.0, missing/1024.0/1024.0);
         entries.pop_front();
+        return_free_memory();
+    }
+    missing = common_hugepages_cache_missing(cache, size);
+    if (!fits || missing > 0) {
+        SRV_WRN("hugepages: a %s of %.2f MiB is not kept, because %.2f MiB of ordinary memory are missing\n", what, size/1024.0/1024.0, missing/1024.0/1024.0);
+        return false;
     }
     return true;
 }

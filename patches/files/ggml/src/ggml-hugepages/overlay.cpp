@@ -226,10 +226,10 @@ static bool fill_range(ggml_hugepages_image_t * images, size_t n, ggml_hugepages
     if (refused) {
         return ggml_hugepages_fail_load(images, n, *range, refusal, error);
     }
+    ggml_hugepages_forget_promise(*range);
     if (!ok) {
         return false;
     }
-    ggml_hugepages_forget_promise(*range);
     share.runs = range->runs;
     ggml_hugepages_shared_add(std::move(range), images[0]->params.model_id, share.parts);
     return true;

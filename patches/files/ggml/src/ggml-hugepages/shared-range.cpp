@@ -14,6 +14,7 @@
 #include "shared-range.h"
 #include "held-pages.h"
 #include "map.h"
+#include "syscalls.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -63,14 +64,16 @@ struct shared_range {
         return ggml_hugepages_normalized(result);
     }
 
-    // free bytes on huge pages
-    ggml_hugepages_ranges rooms() const {
-        ggml_hugepages_ranges on_huge;
+    ggml_hugepages_ranges on_huge() const {
+        ggml_hugepages_ranges result;
         for (const auto & r : image->runs) {
-            on_huge.emplace_back(r.first, r.last);
+            result.emplace_back(r.first, r.last);
         }
-        return ggml_hugepages_minus(ggml_hugepages_normalized(on_huge), taken());
+        return ggml_hugepages_normalized(result);
     }
+
+    // free bytes on huge pages
+    ggml_hugepages_ranges rooms() const { return ggml_hugepages_minus(on_huge(), taken()); }
 
     size_t page_size_at(size_t offset) const {
         for (const auto & r : image->runs) {
@@ -116,6 +119,13 @@ struct shared_range {
         used = ggml_hugepages_normalized(used);
     }
 
+    // Returns ordinary memory: with prefer, a range has some between its pages.
+    void return_ordinary(const ggml_hugepages_range & bytes) const {
+        for (const auto & r : ggml_hugepages_minus({ bytes }, on_huge())) {
+            ggml_hugepages_advise(image->addr + r.first, r.second - r.first, MADV_DONTNEED);
+        }
+    }
+
     // Returns the pages that have no byte in use. Without an open memfd they return with the whole range.
     void return_unused() {
         const auto taken_now = taken();
@@ -125,6 +135,8 @@ struct shared_range {
                 ggml_hugepages_error error = {};
                 if (ggml_hugepages_overlap(taken_now, page, page + r.page_size) == 0 && !ggml_hugepages_drop(*image, r.page_size, page, page + r.page_size, &error)) {
                     GGML_LOG_WARN("%s: cannot return a huge page: %s\n", __func__, error.message);
+                    used.emplace_back(page, page + r.page_size); // it may have lost its mapping, so no buffer gets it
+                    used = ggml_hugepages_normalized(used);
                 }
             }
         }
@@ -223,10 +235,23 @@ bool ggml_hugepages_shared_take(ggml_hugepages_image & buffer) {
             }
         }
     }
+    // A part that is too small for this buffer is room for it, together with what is free beside it.
+    const auto is_for_it = [&](const kept & part) { return part.model_id == buffer.params.model_id && part.kind == buffer.kind; };
+    bool is_freed = false;
+    for (auto & range : g_ranges) {
+        const auto end = std::remove_if(range.parts.begin(), range.parts.end(), is_for_it);
+        is_freed = is_freed || end != range.parts.end();
+        range.parts.erase(end, range.parts.end());
+    }
     size_t at = 0;
     auto * range = is_held ? nullptr : find_room(size, buffer.params, &at);
     if (range) {
         range->place(buffer, at, size);
+    }
+    for (auto & other : g_ranges) {
+        if (is_freed) {
+            other.return_unused();
+        }
     }
     return range != nullptr;
 }
@@ -254,6 +279,7 @@ void ggml_hugepages_shared_return(const ggml_hugepages_image & buffer) {
             const size_t at = buffer.addr - range.image->addr;
             const ggml_hugepages_range bytes = { at, at + size_in_range(buffer.size) };
             range.used = ggml_hugepages_minus(range.used, { bytes });
+            range.return_ordinary(bytes);
             // the start may free a compute buffer and allocate another one
             if (ggml_hugepages_follows_load(buffer.kind) && range.open.count(buffer.params.model_id) > 0) {
                 range.keep({ buffer.params.model_id, buffer.kind, bytes });
