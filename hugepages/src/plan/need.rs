@@ -95,6 +95,14 @@ pub struct Need {
     pub bytes: u64,
 }
 
+impl Need {
+    /// Whether a store keeps it: weights, except a buffer smaller than a page.
+    pub fn is_for_store(&self) -> bool {
+        let is_weight = matches!(self.kind.as_str(), "weights" | "repacked");
+        is_weight && (self.file.is_some() || self.bytes >= self.page_size)
+    }
+}
+
 impl Plan {
     /// Pages of each size.
     ///
@@ -118,10 +126,9 @@ impl Plan {
         pages
     }
 
-    /// Pages of weights only, because a store keeps neither KV cache nor compute buffers.
+    /// Pages of what a store keeps: neither KV cache nor compute buffers.
     pub fn pages_of_weights(mut self) -> BTreeMap<HugePageSize, u64> {
-        let is_weight = |need: &Need| matches!(need.kind.as_str(), "weights" | "repacked");
-        self.needs.retain(is_weight);
+        self.needs.retain(Need::is_for_store);
         self.pages()
     }
 

@@ -179,7 +179,7 @@ impl Session<'_> {
         let plan = ours.plan().map(|plan| {
             let mut wanted = Wanted::new();
             for need in &plan.needs {
-                let is_shared = shared.is_some() && ["weights", "repacked"].contains(&&*need.kind);
+                let is_shared = shared.is_some() && need.is_for_store();
                 if let Some(size) = HugePageSize::new(need.page_size) {
                     let times = if is_shared { 1 } else { servers };
                     *wanted.entry(size).or_default() += need.pages * times;
