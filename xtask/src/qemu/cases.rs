@@ -120,11 +120,13 @@ pub const CASES: &[Case] = &[
     two("distribute-off",   EXPERTS, BOTH,   "--numa distribute", Expect::Off),
     two("numactl",          EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::On(1, SMALL_KB)),
     two("isolate",          EXPERTS, NODE_0, "--numa isolate --hugepages", Expect::On(0, SMALL_KB)),
-    two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages", Expect::RefusedFor(1)).short(),
-    two("short-prefer",     EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
+    // Pages of 1 GiB would replace the small ones.
+    two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
+    two("short-prefer",     EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
     // `distribute` is a preference: if one node lacks pages, the other node provides them.
     two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
-    two("size-1g",          EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 1G", Expect::On(1, LARGE_KB)),
+    // The weights need one page, and all buffers together another one. Each node has one.
+    two("size-1g",          EXPERTS, BOTH,   "--numa numactl --hugepages --hugepage-size 1G", Expect::Anywhere),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.
     two("size-auto",        EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
     two("experts-repacked-plain",      EXPERTS_REPACKED, BOTH, "", Expect::Plain),

@@ -50,6 +50,8 @@ pub fn table(seen: &Seen) -> Table {
     let mut table = Table::new();
     for mapping in seen.mappings.iter().filter(|one| one.page_kb >= SMALL_KB) {
         if let Some(kind) = mapping.file.strip_prefix(OURS) {
+            // A page that several buffers share counts for the first of them.
+            let kind = if kind == "buffers" { "kv" } else { kind };
             for (node, pages) in &mapping.pages {
                 *table.entry((kind.to_owned(), *node)).or_default() +=
                     (mapping.page_kb >> 10) * pages;
