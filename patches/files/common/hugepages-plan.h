@@ -63,6 +63,9 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
 // available: bytes of ordinary memory, 0 if unknown
 int32_t common_hugepages_prompt_cache(const common_params & params, uint64_t available);
 
+// The bytes of ordinary memory that the caches of a server leave.
+uint64_t common_hugepages_cache_margin(const common_params & params);
+
 // forgets what common_hugepages_also_plan() and common_hugepages_measured() were told
 void common_hugepages_plan_forget();
 

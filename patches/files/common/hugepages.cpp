@@ -207,8 +207,7 @@ llama_model * common_hugepages_load(const common_params & params, bool model_onl
     return model;
 }
 
-// memory that the caches of a server leave
-static uint64_t cache_margin(const common_params & params) {
+uint64_t common_hugepages_cache_margin(const common_params & params) {
     return params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
 }
 
@@ -217,7 +216,7 @@ static bool has_default_cache_ram(const common_params & params) {
 }
 
 int32_t common_hugepages_prompt_cache(const common_params & params, uint64_t available) {
-    const uint64_t margin = cache_margin(params);
+    const uint64_t margin = common_hugepages_cache_margin(params);
     const int32_t  left   = std::min<uint64_t>(INT32_MAX, (available - std::min(available, margin))/1024/1024);
     return available == 0 || !has_default_cache_ram(params) ? params.cache_ram_mib : std::min(left, params.cache_ram_mib);
 }
@@ -227,11 +226,11 @@ static std::atomic<uint64_t> g_margins[COMMON_HUGEPAGES_CACHE_CHECKPOINTS + 1];
 
 static void bound_caches(const common_params & params) {
     if (has_default_cache_ram(params)) {
-        g_margins[COMMON_HUGEPAGES_CACHE_PROMPTS] = cache_margin(params);
+        g_margins[COMMON_HUGEPAGES_CACHE_PROMPTS] = common_hugepages_cache_margin(params);
     }
     if (params.n_ctx_checkpoints == common_params().n_ctx_checkpoints) {
         // the next message of a conversation needs its checkpoint more than another conversation needs its prompt
-        g_margins[COMMON_HUGEPAGES_CACHE_CHECKPOINTS] = cache_margin(params)/4;
+        g_margins[COMMON_HUGEPAGES_CACHE_CHECKPOINTS] = common_hugepages_cache_margin(params)/4;
     }
 }
 

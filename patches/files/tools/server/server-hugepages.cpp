@@ -1,6 +1,7 @@
 #include "server-hugepages.h"
 
 #include "ggml-cpp.h"
+#include "hugepages-plan.h"
 #include "gguf.h"
 #include "log.h"
 #include "mtmd.h"
@@ -72,8 +73,8 @@ static plan_json memory_of(const common_params & params, const std::vector<plan_
         cache    += has_limit ? memory["prompt_cache"].get<uint64_t>() : 0;
     }
     if (own.available > 0) {
-        const uint64_t margin = params.fit_params_target.empty() ? 0 : params.fit_params_target[0];
-        cache = std::min(cache, own.available - std::min(own.available, process + buffers + margin));
+        const uint64_t taken = process + buffers + common_hugepages_cache_margin(params);
+        cache = std::min(cache, own.available - std::min(own.available, taken));
     }
     return {
         { "process",      process },
@@ -350,28 +351,23 @@ std::string server_hugepages_metrics(const common_params & params) {
                    << "\",backing=\"" << backing_of(usage) << "\"" << more << "} " << value << "\n";
     };
 
-    add_head("bytes", "Bytes of tensors that the CPU reads, by kind and backing");
-    for (uint32_t i = 0; i < report.n_usages; i++) {
-        add_item("bytes", report.usages[i], "", report.usages[i].bytes);
-    }
-    add_head("pages", "Huge pages under these bytes");
-    for (uint32_t i = 0; i < report.n_usages; i++) {
-        add_item("pages", report.usages[i], "", report.usages[i].pages);
-    }
+    auto add_all = [&](const char * name, const char * description, uint64_t ggml_hugepages_usage::* value) {
+        add_head(name, description);
+        for (uint32_t i = 0; i < report.n_usages; i++) {
+            add_item(name, report.usages[i], "", report.usages[i].*value);
+        }
+    };
+
+    add_all("bytes", "Bytes of tensors that the CPU reads, by kind and backing", &ggml_hugepages_usage::bytes);
+    add_all("pages", "Huge pages under these bytes", &ggml_hugepages_usage::pages);
     add_head("node_bytes", "Resident memory under these bytes on each NUMA node");
     for (uint32_t i = 0; i < report.n_usages; i++) {
         for (uint32_t node = 0; node < report.n_nodes; node++) {
             add_item("node_bytes", report.usages[i], ",node=\"" + std::to_string(node) + "\"", report.usages[i].node_bytes[node]);
         }
     }
-    add_head("local_bytes", "Bytes of weight matrices on the NUMA node of the threads that read them");
-    for (uint32_t i = 0; i < report.n_usages; i++) {
-        add_item("local_bytes", report.usages[i], "", report.usages[i].local_bytes);
-    }
-    add_head("remote_bytes", "Bytes of weight matrices on other NUMA nodes");
-    for (uint32_t i = 0; i < report.n_usages; i++) {
-        add_item("remote_bytes", report.usages[i], "", report.usages[i].remote_bytes);
-    }
+    add_all("local_bytes", "Bytes of weight matrices on the NUMA node of the threads that read them", &ggml_hugepages_usage::local_bytes);
+    add_all("remote_bytes", "Bytes of weight matrices on other NUMA nodes", &ggml_hugepages_usage::remote_bytes);
     add_head("late_bytes", "Bytes that were allocated after the start on ordinary memory");
     prometheus << "llamacpp:hugepages_late_bytes " << report.late << "\n";
     return prometheus.str();
