@@ -21,6 +21,7 @@ struct Company {
     model: PathBuf,
     draft: PathBuf,
     adapter: PathBuf,
+    control: PathBuf,
     projector: PathBuf,
 }
 
@@ -33,28 +34,31 @@ impl Company {
             model: models::copy_to(&path, &models::demo("100M", "Q8_0")),
             draft: models::demo("20M", "Q8_0"),
             adapter: path.join("adapter.gguf"),
+            control: path.join("control.gguf"),
             projector: path.join("projector.gguf"),
             dir,
         };
         made::lora(&made.model, 64, &made.adapter);
+        made::control_vector(&made.model, &made.control);
         made::projector(&made.model, &made.projector);
         made
     }
 
     /// Each combination of one kind, and all of them together.
     fn lines(&self) -> Vec<Vec<OsString>> {
-        let [mut draft, adapter, projector] = [
+        let [mut draft, adapter, control, projector] = [
             ("--model-draft", &self.draft),
             ("--lora", &self.adapter),
+            ("--control-vector", &self.control),
             ("--mmproj", &self.projector),
         ]
         .map(|(option, path)| vec![OsString::from(option), path.into()]);
         // Otherwise upstream frees the draft after its load.
         draft.extend(["--spec-type", "draft-simple"].map(OsString::from));
-        let all = [&draft[..], &adapter[..], &projector[..]].concat();
+        let all = [&draft[..], &adapter[..], &control[..], &projector[..]].concat();
         let mut sizes = draft.clone();
         sizes.extend(["--spec-draft-type-k", "f32"].map(OsString::from));
-        vec![draft, adapter, projector, sizes, all]
+        vec![draft, adapter, control, projector, sizes, all]
     }
 }
 
@@ -68,40 +72,75 @@ fn pages_of(plan: &Value, model: Option<&Path>) -> u64 {
         .sum()
 }
 
+/// Asserts that the server takes exactly the pages of its plan, and with one page less reads no tensor. Returns an answer.
+fn takes_what_is_planned(launch: &Launch, model: &Path, dir: &Path) -> Result<Value, String> {
+    let plan = plan::of(launch);
+    let pages = pages_of(&plan, None);
+    let mut pool = Pool::with(pages)?;
+    let server = launch.clone().hugepages("require").start();
+    let taken = smaps::hugetlb_bytes(server.pid()) / (2 * MIB);
+    assert_eq!(taken, pages, "{plan}\n{}", server.log());
+    let answer = server.complete("Once upon a time", &json!({ "temperature": 0 }));
+    drop(server);
+    pool.assert_all_back();
+
+    pool.set(pages - 1);
+    let trace = dir.join("trace");
+    let ended = launch
+        .clone()
+        .hugepages("require")
+        .traced("read,pread64,readv,preadv,preadv2", &trace)
+        .run();
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
+    let need = format!("{pages} huge pages of 2 MiB");
+    assert!(ended.log.contains(&need), "{plan}: {}", ended.log);
+    let read = bytes_read(&trace, model);
+    // Upstream reads the header more than once.
+    let header = Gguf::read(model).data;
+    assert!(read <= 8 * (header + MIB), "{plan}: {read} bytes");
+    pool.assert_all_back();
+    Ok(answer)
+}
+
 #[test]
 fn the_plan_of_several_models_is_what_they_take_and_one_page_less_is_refused_before_the_first_byte()
 {
     let company = Company::new();
-    let header = Gguf::read(&company.model).data;
     for line in company.lines() {
         let launch = Launch::ours().repacked_model(&company.model).args(&line);
         let plan = plan::of(&launch);
-        let pages = pages_of(&plan, None);
         for file in line.iter().map(Path::new).filter(|file| file.is_file()) {
             assert_ne!(pages_of(&plan, Some(file)), 0, "{}: {plan}", file.display());
         }
-        let mut pool = or_skip!(Pool::with(pages));
-        let server = launch.clone().hugepages("require").start();
-        let taken = smaps::hugetlb_bytes(server.pid()) / (2 * MIB);
-        assert_eq!(taken, pages, "{line:?}: {plan}\n{}", server.log());
-        server.assert_answers();
-        drop(server);
-        pool.assert_all_back();
-
-        pool.set(pages - 1);
-        let trace = company.dir.path().join("trace");
-        let ended = launch
-            .hugepages("require")
-            .traced("read,pread64,readv,preadv,preadv2", &trace)
-            .run();
-        assert_eq!(ended.status.code(), Some(3), "{}", ended.log);
-        let need = format!("{pages} huge pages of 2 MiB");
-        assert!(ended.log.contains(&need), "{line:?}: {}", ended.log);
-        let read = bytes_read(&trace, &company.model);
-        // Upstream reads the header more than once.
-        assert!(read <= 8 * (header + MIB), "{line:?}: {read} bytes");
-        pool.assert_all_back();
+        or_skip!(takes_what_is_planned(
+            &launch,
+            &company.model,
+            company.dir.path()
+        ));
     }
+}
+
+#[test]
+fn a_context_for_multi_token_prediction_is_part_of_the_plan() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let model = dir.path().join("mimo2.gguf");
+    made::mimo2(&model);
+    let with_mtp = |launch: Launch| {
+        let launch = launch.repacked_model(&model);
+        launch.args(["--spec-type", "draft-mtp"])
+    };
+    let stock = with_mtp(or_skip!(Launch::stock())).start();
+    let expected = stock.complete("Once upon a time", &json!({ "temperature": 0 }));
+    drop(stock);
+    let launch = with_mtp(Launch::ours());
+    let without = plan::of(&Launch::ours().repacked_model(&model));
+    let plan = plan::of(&launch);
+    assert!(
+        pages_of(&plan, None) > pages_of(&without, None),
+        "{without}\n{plan}"
+    );
+    let answer = or_skip!(takes_what_is_planned(&launch, &model, dir.path()));
+    assert_eq!(answer, expected);
 }
 
 /// With a million tokens, the context needs far more than the weights.
@@ -195,10 +234,10 @@ fn a_server_without_a_size_keeps_its_context_when_it_wakes_up() {
 }
 
 #[test]
-fn a_file_that_is_no_adapter_or_projector_has_no_plan() {
+fn a_file_of_another_kind_has_no_plan() {
     let model = models::demo("20M", "Q8_0");
     let no_model = Path::new("/no/such.gguf");
-    for option in ["--lora", "--mmproj"] {
+    for option in ["--lora", "--control-vector", "--mmproj"] {
         for file in [no_model, &model] {
             let launch = Launch::ours().model(&model);
             let launch = launch.args([OsStr::new(option), file.as_os_str()]);

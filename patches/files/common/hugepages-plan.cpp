@@ -9,6 +9,7 @@
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
 #include "gguf.h"
+#include "llama-cpp.h"
 
 #include <nlohmann/json.hpp>
 
@@ -165,6 +166,39 @@ static void add_adapter(common_hugepages_plan & plan, const std::string & path, 
     add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, params);
 }
 
+static bool is_control_vector(const std::string & path) {
+    const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }));
+    bool is_one = file && gguf_get_n_tensors(file.get()) > 0;
+    for (int64_t i = 0; is_one && i < gguf_get_n_tensors(file.get()); i++) {
+        is_one = string_starts_with(gguf_get_tensor_name(file.get(), i), "direction.");
+    }
+    return is_one;
+}
+
+// All control vectors share one tensor for each layer but the first. With other devices this is more than the CPU needs.
+static void add_control_vectors(common_hugepages_plan & plan, const common_params & params, llama_model_params mparams) {
+    for (const auto & vector : params.control_vectors) {
+        if (!is_control_vector(vector.fname)) {
+            no_plan(plan, vector.fname, "is no control vector");
+            return;
+        }
+    }
+    mparams.no_alloc  = true;
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE;
+    common_hugepages_errors errors(true);
+    const llama_model_ptr model(llama_model_load_from_file(params.model.path.c_str(), mparams));
+    if (!model) {
+        return; // its own plan says why
+    }
+    const int n_tensors = llama_model_n_layer(model.get()) - 1;
+    const ggml_context_ptr tensors(ggml_init({ /*.mem_size =*/ (n_tensors + 1)*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true }));
+    for (int i = 0; i < n_tensors; i++) {
+        ggml_new_tensor_1d(tensors.get(), GGML_TYPE_F32, llama_model_n_embd(model.get()));
+    }
+    const uint64_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(tensors.get(), ggml_backend_cpu_buffer_type());
+    add_buffers(plan, params.control_vectors.front().fname, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, mparams.hugepages);
+}
+
 // The draft model, or the MTP context, which uses the weights of the model.
 static bool add_draft(common_hugepages_plan & plan, const common_params & params, uint32_t n_ctx, bool evict) {
     const bool has_draft = params.speculative.has_dft();
@@ -211,6 +245,9 @@ static common_hugepages_plan plan_parts(
         for (const auto & adapter : params.lora_adapters) {
             add_adapter(plan, adapter.path, hugepages);
         }
+        if (!params.control_vectors.empty()) {
+            add_control_vectors(plan, params, *mparams);
+        }
         for (const auto & [path, buffers] : g_also) {
             if (buffers.empty()) {
                 no_plan(plan, path, "is no projector");
@@ -244,7 +281,8 @@ bool common_hugepages_may_choose_context(const common_params & params, bool mode
 
 bool common_hugepages_is_plan_needed(const common_params & params, bool model_only, const llama_model_params & mparams) {
     const auto & hugepages = mparams.hugepages;
-    const bool has_others = !model_only && (!params.lora_adapters.empty() || !g_also.empty() || params.speculative.has_dft() || has_mtp(params));
+    const bool has_others = !model_only && (!params.lora_adapters.empty() || !params.control_vectors.empty() || !g_also.empty() ||
+        params.speculative.has_dft() || has_mtp(params));
     const bool accepts_less = hugepages.policy == GGML_HUGEPAGES_POLICY_PREFER && !hugepages.load_only;
     return hugepages.plan_only || (has_others && !accepts_less);
 }

@@ -68,6 +68,24 @@ pub fn lora(model: &Path, rank: u64, path: &Path) -> u64 {
     header.tensors().map(|tensor| tensor.size).sum()
 }
 
+/// A control vector with a direction for each layer of a model but the first.
+pub fn control_vector(model: &Path, path: &Path) {
+    let model = Gguf::open(model).expect("a model");
+    let arch = model.str("general.architecture").expect("a model");
+    let number = |key: &str| model.u32(&format!("{arch}.{key}")).expect("a model");
+    let mut header = Gguf::new().expect("the process has memory");
+    header
+        .set_str("general.architecture", "controlvector")
+        .expect("a key");
+    for layer in 1..number("block_count") {
+        let shape = [u64::from(number("embedding_length"))];
+        header
+            .add_tensor(&format!("direction.{layer}"), TensorType::F32, &shape)
+            .expect("a new name");
+    }
+    write(&header, path);
+}
+
 /// A vision encoder for a model. Its weights and its computation take several huge pages.
 pub fn projector(model: &Path, path: &Path) {
     const WIDTH: u64 = 256;
@@ -243,6 +261,75 @@ pub fn gemma4(path: &Path) {
         add("ffn_down", &[INNER, WIDTH]);
         add("inp_gate", &[WIDTH, PER_LAYER]);
         add("proj", &[PER_LAYER, WIDTH]);
+    }
+    write(&header, path);
+}
+
+/// A MiMo 2 of about 40 MB without experts. Its last block predicts the token after the next (MTP).
+pub fn mimo2(path: &Path) {
+    const LAYERS: u32 = 5;
+    const WIDTH: u64 = 512;
+    const INNER: u64 = 1024;
+    const HEADS: u64 = 8;
+    const HEAD: u64 = 64;
+
+    let mut header = Gguf::new().expect("the process has memory");
+    header
+        .set_str("general.architecture", "mimo2")
+        .expect("a key");
+    for (key, value) in [
+        ("block_count", LAYERS),
+        ("nextn_predict_layers", 1),
+        ("context_length", 4096),
+        ("embedding_length", WIDTH as u32),
+        ("feed_forward_length", INNER as u32),
+        ("expert_feed_forward_length", INNER as u32),
+        ("attention.head_count", HEADS as u32),
+        ("attention.head_count_kv", HEADS as u32),
+        ("attention.key_length", HEAD as u32),
+        ("attention.value_length", HEAD as u32),
+        ("attention.sliding_window", 128),
+        ("rope.dimension_count", HEAD as u32),
+    ] {
+        header
+            .set_u32(&format!("mimo2.{key}"), value)
+            .expect("a key");
+    }
+    header
+        .set_f32("mimo2.attention.layer_norm_rms_epsilon", 1e-6)
+        .expect("a key");
+    header
+        .set_f32("mimo2.rope.freq_base", 10_000.0)
+        .expect("a key");
+    header
+        .set_i32_array("mimo2.attention.sliding_window_pattern", &[1, 1, 1, 0, 1])
+        .expect("a key");
+    let vocabulary = set_vocabulary(&mut header);
+
+    let mut add = |name: &str, shape: &[u64]| {
+        header
+            .add_tensor(&format!("{name}.weight"), TensorType::F32, shape)
+            .expect("a new name");
+    };
+    add("token_embd", &[WIDTH, vocabulary]);
+    add("output_norm", &[WIDTH]);
+    add("output", &[WIDTH, vocabulary]);
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[u64]| add(&format!("blk.{layer}.{name}"), shape);
+        for norm in ["attn_norm", "ffn_norm"] {
+            add(norm, &[WIDTH]);
+        }
+        add("attn_qkv", &[WIDTH, 3 * HEADS * HEAD]);
+        add("attn_output", &[HEADS * HEAD, WIDTH]);
+        add("ffn_gate", &[WIDTH, INNER]);
+        add("ffn_up", &[WIDTH, INNER]);
+        add("ffn_down", &[INNER, WIDTH]);
+        if layer == LAYERS - 1 {
+            add("nextn.eh_proj", &[2 * WIDTH, WIDTH]);
+            for norm in ["nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm"] {
+                add(norm, &[WIDTH]);
+            }
+        }
     }
     write(&header, path);
 }
