@@ -138,7 +138,10 @@ fn on_1_gib_alone(kind: &str, large_pages: u64) {
         } else {
             format!("needs {large_pages} huge pages of 1 GiB")
         };
-        assert_refused(launch, kind, &cause);
+        let ended = assert_refused(launch, kind, &cause);
+        let has_large = size == "auto" && large_pages > 1;
+        let hint = "or see what --hugepage-size 1G needs";
+        assert_eq!(ended.log.contains(hint), has_large, "{}", ended.log);
         pool.assert_all_back();
     }
 }

@@ -77,6 +77,17 @@ void ggml_hugepages_planner::hint_evict(const std::vector<std::pair<uint64_t, gg
     }
 }
 
+// A machine with larger pages may prefer to add those. Their number is another plan.
+void ggml_hugepages_planner::hint_larger() const {
+    const auto larger = std::find_if(supplies.rbegin(), supplies.rend(), [&](const auto & s) { return may_take(s.pool.page_size) && s.pool.total > 0; });
+    if (params.page_size == GGML_HUGEPAGES_SIZE_AUTO && larger != supplies.rend()) {
+        const std::string rest = error->hint;
+        char size[32];
+        ggml_hugepages_backing_to_str(GGML_HUGEPAGES_BACKING_HUGE, larger->pool.page_size, size, sizeof(size));
+        ggml_hugepages_hint(error, "%s, or see what --hugepage-size %s needs", rest.c_str(), size);
+    }
+}
+
 // Removes idle images if that is enough; a plan only counts them.
 void ggml_hugepages_planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) {
     const bool is_enough = params.evict && !shortages.empty() &&
@@ -101,6 +112,7 @@ bool ggml_hugepages_planner::check_shortage() {
         if (!shortages.empty()) {
             const bool is_one = before(shortages.front().second.pool.page_size) == 0;
             ggml_hugepages_fail_short(root, is_one ? "the model needs" : "the models together need", shortages, params, error);
+            hint_larger();
             hint_evict(shortages);
             return false;
         }

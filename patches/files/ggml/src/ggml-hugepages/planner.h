@@ -79,6 +79,7 @@ struct ggml_hugepages_planner {
     uint64_t idle_pages(size_t page_size) const;
     bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const;
     void make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages);
+    void hint_larger() const;
     void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;
     bool check_by_trying();
     void hand_out();
