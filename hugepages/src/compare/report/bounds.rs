@@ -127,6 +127,7 @@ mod tests {
             program: "server".into(),
             model: "m.gguf".into(),
             args: vec!["require".into()],
+            environment: std::collections::BTreeMap::new(),
         };
         CaseResult {
             case: Case {

@@ -25,6 +25,8 @@ pub enum Pages {
     All,
     /// Exactly half of the pages of its plan.
     Half,
+    /// Enough for a baseline whose malloc takes pages: those of the other side, and an eighth for what malloc rounds up.
+    ForMalloc,
 }
 
 /// How a server is started.
@@ -40,6 +42,8 @@ pub struct Recipe {
     pub pages: Pages,
     /// An option that its `--help` must list.
     pub option: Option<&'static str>,
+    /// A variable of its environment.
+    pub variable: Option<(&'static str, &'static str)>,
 }
 
 const fn recipe(name: &'static str, program: Which, args: &'static [&'static str]) -> Recipe {
@@ -49,6 +53,7 @@ const fn recipe(name: &'static str, program: Which, args: &'static [&'static str
         args,
         pages: Pages::None,
         option: None,
+        variable: None,
     }
 }
 
@@ -73,6 +78,13 @@ const STOCK_LEAN: Recipe = Recipe {
 const STOCK_DIO: Recipe = Recipe {
     option: Some("--load-mode"),
     ..recipe("stock, dio", Which::Baseline, &["--load-mode", "dio"])
+};
+/// glibc puts what malloc allocates on huge pages of the default size.
+const STOCK_MALLOC: Recipe = Recipe {
+    name: "stock, huge malloc",
+    pages: Pages::ForMalloc,
+    variable: Some(("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2")),
+    ..STOCK_NONE
 };
 /// No llama.cpp has this option yet. The comparison skips the case with this reason, and runs it as soon as the option exists.
 const STOCK_ADVISED: Recipe = Recipe {
@@ -174,7 +186,7 @@ use Cache::{Cold, Warm};
 
 /// All cases.
 #[rustfmt::skip]
-pub const CASES: [Row; 25] = [
+pub const CASES: [Row; 27] = [
     row("cold",        Cold, STOCK,    HUGE,          "stock, huge pages of any size"),
     row("warm",        Warm, STOCK,    HUGE,          "the same"),
     row("off",         Warm, STOCK,    OFF,           "stock, this llama-server without --hugepages"),
@@ -199,6 +211,8 @@ pub const CASES: [Row; 25] = [
     row("none",        Warm, STOCK,    STOCK_NONE,    "the same"),
     row("dio-cold",    Cold, STOCK,    STOCK_DIO,     "stock, stock with direct I/O"),
     row("dio",         Warm, STOCK,    STOCK_DIO,     "the same"),
+    row("malloc-cold", Cold, STOCK_MALLOC, SIZE_2M,   "stock without mmap and with malloc on huge pages (glibc.malloc.hugetlb=2), pages of 2 MiB"),
+    row("malloc",      Warm, STOCK_MALLOC, SIZE_2M,   "the same"),
     row("advice",      Warm, STOCK,    STOCK_ADVISED, "stock, stock with THP advice on its mapping"),
 ];
 
@@ -245,6 +259,11 @@ impl Programs {
             program: self.program(recipe.program).path.clone(),
             model: model.to_owned(),
             args,
+            environment: recipe
+                .variable
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         }
     }
 }
@@ -293,23 +312,26 @@ impl Row {
     /// [`PlanError`]
     pub fn pages(&self, case: &mut Case) -> Result<BTreeMap<HugePageSize, u64>, PlanError> {
         let mut pages = BTreeMap::new();
-        for (recipe, side) in [(self.a, case.a.clone()), (self.b, case.b.clone())] {
-            if recipe.pages == Pages::None {
-                continue;
-            }
-            let plan = side.plan()?;
+        for (recipe, side) in [(self.a, &case.a), (self.b, &case.b)] {
+            let plan = match recipe.pages {
+                Pages::None => continue,
+                Pages::ForMalloc => case.b.plan()?,
+                Pages::All | Pages::Half => side.plan()?,
+            };
             let ordinary = plan.needs.iter().filter(|need| need.page_size == 0);
             case.planned_ordinary_bytes = ordinary.map(|need| need.bytes).sum();
-            for (size, mut count) in plan.pages() {
-                if recipe.pages == Pages::Half {
-                    count /= 2;
-                }
+            case.planned_bytes = 0;
+            for (size, count) in plan.pages() {
+                let count = match recipe.pages {
+                    Pages::Half => count / 2,
+                    Pages::ForMalloc => count + count.div_ceil(8),
+                    _ => count,
+                };
+                case.planned_bytes += size.bytes() * count;
                 let most = pages.entry(size).or_insert(0);
                 *most = count.max(*most);
             }
         }
-        let bytes = pages.iter().map(|(size, count)| size.bytes() * count);
-        case.planned_bytes = bytes.sum();
         Ok(pages)
     }
 }

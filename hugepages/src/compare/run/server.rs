@@ -73,17 +73,21 @@ impl<'a> Server<'a> {
         };
         let log = tempfile::tempfile().map_err(start_error)?;
         let port = Port::reserve().map_err(start_error)?;
-        let mut line = vec![side.program.to_string_lossy().into_owned()];
-        line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
         let address =
             ["--host", "127.0.0.1", "--port", &port.number.to_string()].map(str::to_owned);
-        line.extend(address);
-        line.extend(side.args.iter().cloned());
+        let args = [&address[..], &side.args].concat();
+        let variables = side.environment.iter();
+        let mut line: Vec<_> = variables
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        line.push(side.program.to_string_lossy().into_owned());
+        line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
+        line.extend(args.iter().cloned());
         let mut command = Command::new(&side.program);
         command
             .arg("--model")
             .arg(&side.model)
-            .args(&line[3..])
+            .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(start_error)?)
             .stderr(log.try_clone().map_err(start_error)?)
@@ -95,6 +99,7 @@ impl<'a> Server<'a> {
                 command.env_remove(name);
             }
         }
+        command.envs(&side.environment);
         let config = Agent::config_builder().http_status_as_error(false);
         let agent = config.timeout_global(Some(host.patience)).build().into();
         let began = Instant::now();
@@ -331,6 +336,8 @@ fn status_name(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -340,6 +347,7 @@ mod tests {
             program: "/bin/false".into(),
             model: "/none".into(),
             args: Vec::new(),
+            environment: BTreeMap::new(),
         };
         let flag = AtomicBool::new(false);
         let host = Host {
