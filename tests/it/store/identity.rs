@@ -104,6 +104,31 @@ fn an_image_of_another_user_does_not_stop_a_copy() {
     );
 }
 
+/// With mode 1777 each user has their own images, also two users of one model.
+#[test]
+fn two_users_of_one_model_have_their_own_images() {
+    const OTHER: u32 = 65534;
+    if !is_root() {
+        return skip("only root can give a file to another user");
+    }
+    let store = or_skip!(Store::with_options(PAGES, "mode=1777"));
+    let model = models::demo("100M", "Q8_0");
+    let expected = answers(&launch(&model, &store).start());
+    let image = store.image();
+    chown(&image, Some(OTHER), Some(OTHER)).expect("root");
+    assert_eq!(answers(&launch(&model, &store).start()), expected);
+    let names = store.names();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let own = names.iter().find(|name| name.starts_with("uid0."));
+    assert!(own.is_some(), "{names:?}");
+    // A restart attaches, and the image is verified and dropped by its name.
+    assert_eq!(answers(&launch(&model, &store).start()), expected);
+    assert_eq!(store.names(), names);
+    run(on(&store, ["verify", own.expect("asserted")]), 0);
+    run(on(&store, ["drop", own.expect("asserted")]), 0);
+    assert_eq!(store.images(), [image]);
+}
+
 /// Two containers with one image layer: overlayfs gives the same inode another device in each.
 #[test]
 fn two_containers_with_one_layer_share_the_image() {

@@ -287,6 +287,42 @@ fn a_user_without_rights_has_a_store_of_its_own() {
 }
 
 #[test]
+fn the_plan_of_a_user_who_may_not_fill_the_store_fails_as_the_load_does() {
+    if !is_root() {
+        return skip("only root can become another user");
+    }
+    let store = or_skip!(Store::with(PAGES));
+    let dir = copies_of_the_programs();
+    let model = models::copy_to(dir.path(), &small());
+    let as_nobody = |line: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(dir.path().join(line[0]))
+            .args(&line[1..])
+            .args(["--no-repack", "--hugepages"])
+            .args(["--hugepage-store", store.arg(), "--model"])
+            .arg(&model)
+            .stdin(Stdio::null());
+        command
+    };
+    let words = |line: &[&str]| {
+        let (_, said) = run(as_nobody(line), 1);
+        ["cannot lock ", "hint: "].map(|start| {
+            let of = said.lines().find_map(|line| line.split_once(start));
+            of.unwrap_or_else(|| panic!("{said}")).1.to_owned()
+        })
+    };
+    let plan = ["hugepages", "plan", "--"];
+    assert_eq!(words(&plan), words(&["llama-server", "--port", "0"]));
+    // Root may.
+    run(load(&store, &model), 0);
+    run(as_nobody(&plan), 0);
+    run(on(&store, ["drop", "--all"]), 0);
+    store.pool.assert_all_back();
+}
+
+#[test]
 fn a_store_that_is_none_is_1_and_says_how_to_get_one() {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     for args in [&["list"][..], &["verify"], &["gc"], &["drop", "--all"]] {

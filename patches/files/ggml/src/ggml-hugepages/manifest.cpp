@@ -66,6 +66,16 @@ std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source,
     return stem + "." + ggml_hugepages_kind_name((ggml_hugepages_kind) kind) + "-" + hex + SUFFIX;
 }
 
+std::string ggml_hugepages_image_name_of_user(const std::string & image_name, unsigned uid) {
+    return "uid" + std::to_string(uid) + "." + image_name;
+}
+
+// whether a file with this name may be the image
+static bool is_name_of(const std::string & name, const std::string & image_name) {
+    const size_t dot = name.find('.');
+    return name == image_name || (name.compare(0, 3, "uid") == 0 && name.find_first_not_of("0123456789", 3) == dot && name.substr(dot + 1) == image_name);
+}
+
 std::string ggml_hugepages_image_name_end(const std::string & image_name) {
     const size_t dot = image_name.rfind('.', image_name.rfind('-'));
     return dot == std::string::npos ? image_name : image_name.substr(dot);
@@ -132,7 +142,7 @@ bool ggml_hugepages_manifest_check(
     if (g.length != length || g.segment != h.segment || g.n_segments != h.n_segments) {
         return refuse("its size does not match its manifest");
     }
-    if (name && ggml_hugepages_image_name(h.kind, h.source, h.size, page_size, h.identity) != name) {
+    if (name && !is_name_of(name, ggml_hugepages_image_name(h.kind, h.source, h.size, page_size, h.identity))) {
         return refuse("its name does not match its manifest");
     }
     info->kind       = (ggml_hugepages_kind) h.kind;

@@ -57,6 +57,9 @@ ggml_hugepages_geometry ggml_hugepages_geometry_of(uint64_t size, uint64_t page_
 // The name ends with a hash of the identity, the size, the page size and the version, so different images get different names.
 std::string ggml_hugepages_image_name(uint32_t kind, const std::string & source, uint64_t size, uint64_t page_size, const char * identity);
 
+// The name of a user's own image in a store where another user's image has the plain name.
+std::string ggml_hugepages_image_name_of_user(const std::string & image_name, unsigned uid);
+
 // The end of the name, which is the same for all names of the source.
 std::string ggml_hugepages_image_name_end(const std::string & image_name);
 

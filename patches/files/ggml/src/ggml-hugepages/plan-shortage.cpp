@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <memory>
 
 std::vector<std::pair<uint64_t, ggml_hugepages_supply>> ggml_hugepages_planner::find_shortages() const {
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> shortages;
@@ -140,7 +141,8 @@ uint64_t ggml_hugepages_planner::wanted(size_t page_size) const {
 }
 
 // Only a trial detects an invisible limit or a forbidden call. If an invisible limit is possible, a plan populates all of its pages for a
-// moment; a load only reserves them, because it populates them soon.
+// moment; a load only reserves them, because it populates them soon. If none is possible, a plan populates nothing. A plan waits for its
+// turn, as loads do, so that it does not take the last page from one of them.
 bool ggml_hugepages_planner::check_by_trying() {
     const bool may_hide = ggml_hugepages_limits_may_hide(root);
     for (size_t i = 0; i < n_images; i++) {
@@ -149,13 +151,15 @@ bool ggml_hugepages_planner::check_by_trying() {
     if (params.plan_only && ggml_hugepages_plans_by_counts()) {
         return true;
     }
+    const int turn = params.plan_only && is_load && !accepts_less ? ggml_hugepages_turn_begin() : -1;
+    const std::shared_ptr<void> ended(nullptr, [turn](void *) { ggml_hugepages_turn_end(turn); });
     uint64_t missing = 0;
     for (const auto & s : supplies) {
         const size_t   page_size  = s.pool.page_size;
         const uint64_t pages      = wanted(page_size);
         missing += pages;
         const uint64_t n_reserve  = may_hide ? pages : 1;
-        const uint64_t n_populate = may_hide && params.plan_only ? pages : 1;
+        const uint64_t n_populate = params.plan_only ? (may_hide ? pages : 0) : 1;
         if (is_load && pages > 0 && s.usable() >= pages && !accepts_less && !ggml_hugepages_try(root, params, page_size, n_reserve, n_populate, pages, error)) {
             return false;
         }

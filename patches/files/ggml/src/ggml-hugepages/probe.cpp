@@ -32,15 +32,15 @@ bool ggml_hugepages_try(const char * root, const ggml_hugepages_params & params,
         if (!ggml_hugepages_resize(fd, n_reserve*page_size)) {
             return false;
         }
-        if (n_reserve == 0) {
+        call = "mmap";
+        if (n_reserve > 0 && !ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
+            return false;
+        }
+        if (n_populate == 0) {
             call = "madvise";
             return ggml_hugepages_advise(nullptr, 0, MADV_POPULATE_WRITE) == 0;
         }
-        call = "mmap";
-        void * addr = MAP_FAILED;
-        if (ggml_hugepages_reserve(fd, 0, n_reserve*page_size)) {
-            addr = mmap(nullptr, n_populate*page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        }
+        void * addr = mmap(nullptr, n_populate*page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (addr == MAP_FAILED) {
             return false;
         }

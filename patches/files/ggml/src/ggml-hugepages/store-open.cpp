@@ -77,8 +77,26 @@ struct ggml_hugepages_store {
         return false;
     }
 
+    // In a directory where each user has their own images, another user may have the same model.
     std::string own_name(const ggml_hugepages_store_file & file) const {
-        return ggml_hugepages_image_name(file.kind, file.source, file.size, page_size, file.identity.c_str());
+        const auto name = ggml_hugepages_image_name(file.kind, file.source, file.size, page_size, file.identity.c_str());
+        struct stat store = {}, st = {};
+        const bool is_taken = fstat(*dir, &store) == 0 && (store.st_mode & S_ISVTX) && fstatat(*dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            st.st_uid != geteuid() && st.st_uid != 0;
+        return is_taken ? ggml_hugepages_image_name_of_user(name, geteuid()) : name;
+    }
+
+    // a plan asks the kernel what the load would do, but changes nothing
+    bool may_fill(const ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        off_t holder = 0;
+        const bool is_filled = file.fd != -1 && (file.is_complete() || ggml_hugepages_is_locked(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &holder));
+        if (file.fd != -1 && !is_filled && faccessat(*dir, file.name.c_str(), W_OK, AT_EACCESS) != 0) {
+            return fail_read_only(file, error);
+        }
+        if (file.fd == -1 && faccessat(*dir, ".", W_OK | X_OK, AT_EACCESS) != 0) {
+            return fail_lock(file, errno, error);
+        }
+        return true;
     }
 
     // leaves fd at -1 if the image does not exist
@@ -224,7 +242,7 @@ struct ggml_hugepages_store {
                 return false;
             }
             if (plan_only) {
-                return file.fd == -1 || look(file, error);
+                return (file.fd == -1 || look(file, error)) && may_fill(file, error);
             }
             // another process is removing the image, or has removed it
             if (file.fd != -1 && !ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED)) {
