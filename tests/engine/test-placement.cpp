@@ -107,3 +107,66 @@ TEST(placement, the_plan_may_take_pages_of_all_nodes) {
     CHECK(decide(m, { { 240*MIB, { { 0, 240*MIB, 0 } } } }, params).ok);
     CHECK(!decide(m, { { 242*MIB, { { 0, 242*MIB, 0 } } } }, params).ok);
 }
+
+static ggml_hugepages_matrices by_node(size_t n_rows, size_t n, size_t group, size_t n_nodes, size_t n_threads) {
+    ggml_hugepages_matrices m = { 0, 64, n_rows, n, {} };
+    ggml_hugepages_set_node_rows(m, group, n_nodes, n_threads);
+    return m;
+}
+
+static std::vector<uint32_t> node_rows(const ggml_hugepages_matrices & m) {
+    return { std::begin(m.node_rows), std::begin(m.node_rows) + 3 };
+}
+
+TEST(placement, node_order_gives_each_node_the_rows_of_its_threads) {
+    CHECK_EQ(node_rows(by_node(768, 128, 16, 2, 64)), (std::vector<uint32_t>{ 384, 384, 0 }));
+    CHECK_EQ(node_rows(by_node(768, 128, 16, 2, 3)),  (std::vector<uint32_t>{ 512, 256, 0 }));
+    CHECK_EQ(node_rows(by_node(768, 128, 16, 3, 0)),  (std::vector<uint32_t>{ 256, 256, 256 }));
+    // borders are whole groups; the last node has the rest
+    CHECK_EQ(node_rows(by_node(1000, 4, 16, 3, 3)),   (std::vector<uint32_t>{ 336, 336, 328 }));
+    // no use: one matrix, one node, a node without threads or without a group
+    for (const auto & m : { by_node(768, 1, 16, 2, 64), by_node(768, 8, 16, 1, 64), by_node(768, 8, 16, 2, 1), by_node(16, 8, 16, 2, 4) }) {
+        CHECK_EQ(node_rows(m), (std::vector<uint32_t>{ 0, 0, 0 }));
+    }
+}
+
+TEST(placement, node_order_moves_each_row_to_its_node_and_loses_none) {
+    for (const size_t n_nodes : { 2, 3, 5, 8 }) {
+        const auto m = by_node(208, 3, 16, n_nodes, 13);
+        std::vector<bool> is_taken(208*3);
+        for (size_t row = 0; row < is_taken.size(); row++) {
+            size_t n;
+            const size_t place = ggml_hugepages_offset_by_node(&m, row*64 + 5, &n);
+            size_t next;
+            if (!CHECK_EQ(place % 64, 5u) || !CHECK(place/64 < is_taken.size() && !is_taken[place/64]) ||
+                    // the bytes that follow are adjacent, up to the border
+                    !CHECK(n <= 64 || ggml_hugepages_offset_by_node(&m, (row + 1)*64, &next) == (place/64 + 1)*64)) {
+                return;
+            }
+            is_taken[place/64] = true;
+        }
+    }
+    // the rows of the second node of all experts follow those of the first
+    const auto m = by_node(32, 3, 16, 2, 2);
+    size_t n;
+    CHECK_EQ(ggml_hugepages_offset_by_node(&m, 16*64, &n), 48u*64);
+    CHECK_EQ(n, 16u*64);
+    CHECK_EQ(ggml_hugepages_offset_by_node(&m, 33*64, &n), 17u*64);
+    CHECK_EQ(n, 15u*64);
+}
+
+TEST(placement, small_experts_in_node_order_are_local_on_any_page) {
+    // 64 experts of 1 MiB: a page of 2 MiB would contain rows of both nodes of two experts
+    ggml_hugepages_matrices m = { 0, 1*KIB, 1024, 64, {} };
+    ggml_hugepages_set_node_rows(m, 16, 2, 4);
+    auto image = image_of({ m }, 4);
+    image.kind = GGML_HUGEPAGES_KIND_REPACKED;
+    CHECK_EQ(ggml_hugepages_read_bytes(image, 0, 64*MIB, 2), (std::vector<uint64_t>{ 32*MIB, 32*MIB }));
+    for (const size_t page : { 2*MIB, 32*MIB }) {
+        for (size_t at = 0; at < 64*MIB; at += page) {
+            const auto bytes = ggml_hugepages_read_bytes(image, at, at + page, 2);
+            CHECK_EQ(bytes[ggml_hugepages_page_node(image, at, at + page, 2)], page);
+            CHECK_EQ(ggml_hugepages_page_node(image, at, at + page, 2), at < 32*MIB ? 0u : 1u);
+        }
+    }
+}
