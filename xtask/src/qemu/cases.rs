@@ -124,8 +124,9 @@ pub const CASES: &[Case] = &[
     // Pages of 1 GiB would replace the small ones.
     two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
     two("short-prefer",     EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
-    // `distribute` is a preference: if one node lacks pages, the other node provides them.
-    two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
+    two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
+    // If one node lacks pages, the other node provides them.
+    two("short-distribute-prefer", EXPERTS, BOTH, "--numa distribute --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::Anywhere).short(),
     // The weights need one page, and all buffers together another one. Each node has one.
     two("size-1g",          EXPERTS, BOTH,   "--numa numactl --hugepages --hugepage-size 1G", Expect::Anywhere),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.

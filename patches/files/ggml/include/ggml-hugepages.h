@@ -268,6 +268,8 @@ struct ggml_hugepages_demand {
     enum ggml_hugepages_rank rank;
     uint64_t                 bytes;
     ggml_hugepages_resident_t resident; // the resident image that will hold the buffer, or NULL
+    const struct ggml_hugepages_matrices * matrices; // in the buffer, as for ggml_hugepages_image_share, by offset
+    size_t                                 n_matrices;
 };
 
 // The bytes that a buffer adds to a demand: whole blocks, because several buffers may share a page that is larger than a block.
@@ -296,6 +298,12 @@ struct ggml_hugepages_need {
     size_t                   page_size; // 0: ordinary memory
     uint64_t                 pages;     // a page that several share counts for the first of them
     uint64_t                 bytes;     // of tensors
+
+    // Of GGML_HUGEPAGES_PLACEMENT_ROWS, for weights: the pages on each node, and the bytes of matrices on the node that reads them and on
+    // other nodes. All zero with another placement.
+    uint64_t                 node_pages[GGML_HUGEPAGES_MAX_NODES];
+    uint64_t                 local_bytes;
+    uint64_t                 remote_bytes;
 };
 
 // Between a call with true and one with false, the plans of this thread with plan_only are one: each also counts the pages and the room in
