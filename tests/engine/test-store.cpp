@@ -7,6 +7,7 @@
 
 #include "ggml-hugepages/registry.h"
 #include "ggml-hugepages/store-file.h"
+#include "ggml-hugepages/store-placement.h"
 
 #include <algorithm>
 #include <csignal>
@@ -341,4 +342,78 @@ TEST(store, an_image_at_any_stage_of_being_cut_or_changed_is_refused_or_right) {
         unlink(path.c_str());
         CHECK_EQ(before, free_pages());
     }
+}
+
+// a load of a process whose threads are on other nodes than this machine has
+static void place(const resident_load & load, const char * placement) {
+    load.resident->file->placement = placement;
+}
+
+TEST(manifest, the_placement_is_the_last_line_of_an_identity) {
+    const std::string rows = "placement rows, nodes 0 1, threads 64";
+    CHECK_EQ(ggml_hugepages_placement_of(ggml_hugepages_identity_with("file a\nggml 1", rows)), rows);
+    CHECK_EQ(ggml_hugepages_placement_of(ggml_hugepages_identity_with("file a\nggml 1", "")), std::string());
+    CHECK_EQ(ggml_hugepages_placement_of("placement of a file\nggml 1"), std::string());
+    // a long content keeps its hash, and the placement
+    const std::string content(3000, 'x');
+    const auto identity = ggml_hugepages_identity_with(content, rows);
+    CHECK(identity.size() < sizeof(header::identity));
+    CHECK_EQ(ggml_hugepages_placement_of(identity), rows);
+    CHECK(ggml_hugepages_identity_with(content + "y", rows) != identity);
+}
+
+TEST(store, an_image_with_another_placement_is_used_and_its_own_is_preferred) {
+    STORE_OR_SKIP(12);
+    const source_file file(9*MIB + 4096);
+    {
+        resident_load two(file, store.dir);
+        place(two, "placement rows, nodes 0 1, threads 4");
+        REQUIRE(two.run());
+        // used, also by a process without a placement, and by a plan
+        resident_load four(file, store.dir);
+        place(four, "placement rows, nodes 0 1 2 3, threads 4");
+        REQUIRE(four.run());
+        CHECK(four.is_right());
+        CHECK_EQ(four.resident->file->name, two.resident->file->name);
+        CHECK_EQ(resident_load::bytes_read(), (uint64_t) 0);
+        resident_load anywhere(file, store.dir);
+        REQUIRE(anywhere.run());
+        CHECK_EQ(anywhere.resident->file->name, two.resident->file->name);
+        resident_load planned(file, store.dir);
+        place(planned, "placement rows, nodes 0 1 2 3, threads 4");
+        planned.params.plan_only = true;
+        CHECK(planned.open(0, file.size));
+        CHECK(ggml_hugepages_resident_is_complete(planned.resident));
+        CHECK_EQ(before - free_pages(), (uint64_t) 5);
+        // other content is not
+        resident_load other(file, store.dir, "file 1 bytes, modified 0.0, header 0");
+        place(other, "placement rows, nodes 0 1, threads 4");
+        REQUIRE(other.run());
+        CHECK(other.resident->file->name != two.resident->file->name);
+    }
+    CHECK_EQ(before - free_pages(), (uint64_t) 10);
+}
+
+TEST(store, an_incomplete_image_with_another_placement_is_not_used) {
+    STORE_OR_SKIP(12);
+    const source_file file(9*MIB + 4096);
+    {
+        resident_load part(file, store.dir);
+        place(part, "placement rows, nodes 0 1, threads 4");
+        REQUIRE(part.open(0, 3*MIB) && part.fill());
+    }
+    std::string own;
+    {
+        resident_load whole(file, store.dir);
+        place(whole, "placement rows, nodes 0 1, threads 6");
+        REQUIRE(whole.run());
+        CHECK(whole.is_right());
+        own = whole.resident->file->name;
+    }
+    // both exist, and each load takes its own
+    resident_load again(file, store.dir);
+    place(again, "placement rows, nodes 0 1, threads 6");
+    REQUIRE(again.run());
+    CHECK_EQ(again.resident->file->name, own);
+    CHECK_EQ(resident_load::bytes_read(), (uint64_t) 0);
 }

@@ -200,6 +200,7 @@ decision decide(
     for (const auto & w : images) {
         handles.push_back(ggml_hugepages_image_init(-1, w.size));
         handles.back()->resident = w.resident;
+        handles.back()->matrices = w.matrices;
         for (const auto & want : w.list) {
             ggml_hugepages_image_want(handles.back(), want.first, want.last, (ggml_hugepages_rank) want.rank);
         }

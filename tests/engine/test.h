@@ -146,6 +146,7 @@ struct wants {
     size_t                           size; // of the image
     std::vector<ggml_hugepages_want> list;
     std::shared_ptr<ggml_hugepages_store_file> resident = nullptr;
+    std::vector<ggml_hugepages_matrices> matrices = {};
 };
 
 decision decide(

@@ -171,7 +171,14 @@ fn in_large_memory(build: Build) {
 }
 
 /// Groups of tests that need no pool.
-const ANYWHERE: [&str; 5] = ["names", "machines", "ranges", "anywhere", "manifest"];
+const ANYWHERE: [&str; 6] = [
+    "names",
+    "machines",
+    "placement",
+    "ranges",
+    "anywhere",
+    "manifest",
+];
 
 #[test]
 fn the_engine_decides_as_foretold_on_made_up_machines() {
@@ -257,6 +264,40 @@ fn the_repack_kernels_write_the_bytes_of_upstream() {
     repack_kernels_of_this_machine("baseline", &[]);
     if cfg!(target_arch = "x86_64") {
         repack_kernels_of_this_machine("sse4", &["-msse4.2"]);
+    }
+}
+
+/// Without a CPU that repacks, the program compares nothing, so the number of comparisons is part of the claim on x86-64 with AVX2.
+#[test]
+fn experts_in_node_order_give_the_results_of_upstreams_order() {
+    let dir = target_dir().join("engine/repack/nodes");
+    let upstream = Path::new(env!("OUT_DIR")).join("llama.cpp/ggml/src/ggml-cpu");
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let compiler = Compiler::given().with(&["-w", &format!("-I{}", upstream.display())]);
+    let source = ours.join("tests/engine/repack/test-repack-nodes.cpp");
+    let mut objects = compiler.objects(&[source], &dir);
+    let built = Path::new(env!("OUT_DIR")).join("build/ggml/src");
+    // Each library uses the next.
+    objects.extend(
+        ["libggml-cpu.a", "libggml.a", "libggml-base.a"].map(|library| built.join(library)),
+    );
+    let program = dir.join("test-repack-nodes");
+    let linked = compiler.link(&objects, &["-fopenmp"], &program);
+    linked.unwrap_or_else(|error| panic!("{error}"));
+    let output = Command::new(&program).output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let compared = text.strip_suffix(" comparisons, no difference\n");
+    let compared: u32 = compared.and_then(|n| n.parse().ok()).unwrap_or_default();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let repacks = std::arch::is_x86_feature_detected!("avx2");
+        assert!(!repacks || compared >= 900, "{text}");
+    }
+    assert!(text.contains(" comparisons, no difference"), "{text}");
+    if compared == 0 {
+        skip("this CPU repacks no type");
     }
 }
 

@@ -26,7 +26,8 @@ fn tool(args: &[&str]) -> assert_cmd::Command {
         .args(args)
         .env_remove("NO_COLOR")
         .env_remove("COLUMNS")
-        .env_remove("LLAMA_ARG_MODEL");
+        .env_remove("LLAMA_ARG_MODEL")
+        .env_remove("LLAMA_ARG_NUMA");
     command
 }
 
@@ -124,6 +125,80 @@ fn doctor_exits_with_3_where_huge_pages_cannot_be_used() {
     ] {
         on(&kernel, &["doctor"]).assert().code(code);
     }
+}
+
+/// The finding of one check, or nothing. `numa`: the value of `--numa`, as the server's variable.
+fn finding(kernel: &Kernel, id: &str, numa: Option<&str>) -> Value {
+    let mut command = on(kernel, &["doctor", "--format", "json"]);
+    if let Some(numa) = numa {
+        command.env("LLAMA_ARG_NUMA", numa);
+    }
+    let found = json(&mut command);
+    let findings = found["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["id"] == id);
+    finding.cloned().unwrap_or_default()
+}
+
+#[test]
+fn doctor_finds_several_nodes_without_numa() {
+    let kernel = kernels::two_nodes();
+    let without = finding(&kernel, "numa", None);
+    assert_eq!(without["severity"], "note");
+    assert_eq!(without["found"], "2 nodes with CPUs, and no --numa");
+    let with = finding(&kernel, "numa", Some("distribute"));
+    assert_eq!(with["severity"], "ok");
+    assert_eq!(with["found"], "--numa distribute, on 2 nodes with CPUs");
+
+    // With arguments, the command has them.
+    let path = models::demo("100M", "Q8_0");
+    let path = path.to_str().unwrap();
+    let mut command = on(&kernel, &["doctor", "--format", "json"]);
+    let found = json(command.args(["--", "-m", path]));
+    let findings = found["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["id"] == "numa");
+    let finding = finding.expect("the check applies to two nodes");
+    assert_eq!(finding["severity"], "warning");
+    assert_eq!(
+        finding["command"],
+        format!("llama-server -m {path} --numa distribute")
+    );
+}
+
+#[test]
+fn doctor_needs_no_numa_for_one_node_or_for_memory_without_cpus() {
+    let kernel = kernels::two_nodes();
+    kernel.write("sys/devices/system/node/node1/cpulist", "\n");
+    assert_eq!(finding(&kernel, "numa", None), Value::Null);
+    assert_eq!(finding(&kernels::only_2m(), "numa", None), Value::Null);
+}
+
+#[test]
+fn doctor_finds_a_policy_that_interleaves_the_weights() {
+    let kernel = kernels::two_nodes();
+    let policy = |name: &str| {
+        kernel.write(
+            "proc/self/numa_maps",
+            &format!("55d8e7200000 {name} file=/bin/hugepages mapped=3 N0=3 kernelpagesize_kB=4\n"),
+        );
+    };
+    for harmless in ["default", "bind:1", "prefer:0"] {
+        policy(harmless);
+        assert_eq!(finding(&kernel, "numa-policy", None), Value::Null);
+    }
+    policy("interleave:0-1");
+    for numa in [None, Some("distribute")] {
+        let found = finding(&kernel, "numa-policy", numa);
+        assert_eq!(found["severity"], "warning", "{numa:?}");
+        assert_eq!(
+            found["found"],
+            "the memory policy of this process is interleave:0-1"
+        );
+    }
+    // These bind the pages, whatever the policy.
+    assert_eq!(
+        finding(&kernel, "numa-policy", Some("isolate"))["severity"],
+        "ok"
+    );
 }
 
 #[test]

@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::host::Host;
 use super::verdict::verdict;
 use super::{Expectation, Finding, Severity};
-use super::{kernel, limits, machine, memory, model, mounts, pool};
+use super::{kernel, limits, machine, memory, model, mounts, numa, pool};
 use crate::kernel::Root;
 use crate::plan::{Plan, PlanError};
+use crate::server_arguments::value;
 use crate::status::servers::argument;
 use crate::status::{Asking, Status};
 
@@ -44,6 +45,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("rlimits", limits::rlimits),
     ("max-map-count", limits::max_map_count),
     ("thp", memory::thp),
+    ("numa", numa::placement),
+    ("numa-policy", numa::policy),
     ("numa-balancing", memory::numa_balancing),
     ("swap", memory::swap),
     ("pressure", memory::pressure),
@@ -91,6 +94,7 @@ pub fn examine(
             .and_then(|plan| plan.as_ref().ok())
             .filter(|plan| !plan.fits)
             .map(|plan| (plan.message.clone(), plan.hint.clone())),
+        numa: value(arguments, "--numa", "LLAMA_ARG_NUMA"),
         arguments: shell_words::join(arguments.iter().map(|it| it.to_string_lossy())),
         refused: plan.and_then(Result::err).map(|error| error.to_string()),
         mapped: model.as_deref().and_then(model::mapped),

@@ -17,6 +17,8 @@ pub struct Host {
     pub repacked: u64,
     /// Arguments of the server, quoted for a shell.
     pub arguments: String,
+    /// `--numa` of the server.
+    pub numa: Option<String>,
     /// Message of the plan about missing pages, and its hint.
     pub short: Option<(String, String)>,
     /// Why llama-server refuses the arguments.

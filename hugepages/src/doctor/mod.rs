@@ -11,6 +11,7 @@ mod machine;
 mod memory;
 mod model;
 mod mounts;
+mod numa;
 mod pool;
 mod verdict;
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Need, Plan};
 use crate::kernel::hvo::{self, HvoState};
-use crate::kernel::pools::{self, PoolState};
+use crate::kernel::pools::{self, NodePool, PoolState};
 use crate::kernel::{HugePageSize, Root, sizes};
 use crate::pool::persist::Persistent;
 
@@ -37,7 +37,7 @@ pub struct PoolDemand {
     pub hvo_bytes: u64,
 }
 
-/// The counters of one node, and its need if the server takes pages from all nodes in turn.
+/// The counters of one node, and its need: pages of the rows that its threads read, and its share of memory that is on all nodes in turn.
 #[derive(Debug, Serialize)]
 pub struct NodeDemand {
     /// Number of the node.
@@ -71,7 +71,7 @@ pub struct Demand<'a> {
 }
 
 impl<'a> Demand<'a> {
-    /// Compares a plan with the pools. `interleaved`: the server takes pages from all nodes in turn.
+    /// Compares a plan with the pools. `interleaved`: memory that is not placed by rows is on all nodes in turn.
     pub fn new(root: &Root, plan: &'a Plan, interleaved: bool) -> Self {
         let default_size = sizes::default_of(root);
         let states = pools::read(root);
@@ -83,7 +83,9 @@ impl<'a> Demand<'a> {
                 continue;
             };
             let missing = needed.saturating_sub(pool.usable);
-            if missing > 0 {
+            if missing == 0 {
+                commands.extend(node_commands(pool, &plan.node_pages(size)));
+            } else {
                 let total = pool.total + missing;
                 commands.push(if default_size == Some(size) {
                     format!("sysctl vm.nr_hugepages={total}")
@@ -111,7 +113,7 @@ impl<'a> Demand<'a> {
                 usable: pool.usable,
                 missing,
                 waste_bytes: waste(plan, size, needed),
-                nodes: nodes_of(pool, needed, interleaved),
+                nodes: nodes_of(pool, needed, &plan.node_pages(size), interleaved),
                 hvo_bytes: needed * hvo::saved_bytes(size),
             });
         }
@@ -141,15 +143,38 @@ fn waste(plan: &Plan, size: HugePageSize, needed: u64) -> u64 {
     (needed * size.bytes()).saturating_sub(bytes)
 }
 
-fn nodes_of(pool: &PoolState, needed: u64, interleaved: bool) -> Vec<NodeDemand> {
+/// by_rows: pages that are placed by rows, for each node
+fn nodes_of(pool: &PoolState, needed: u64, by_rows: &[u64], interleaved: bool) -> Vec<NodeDemand> {
     let n = pool.nodes.len() as u64;
+    let in_turn = needed.saturating_sub(by_rows.iter().sum());
     let nodes = pool.nodes.iter().filter(|_| n > 1);
     nodes
         .map(|node| NodeDemand {
             node: node.node,
-            needed: interleaved.then(|| needed.div_ceil(n)),
+            needed: interleaved.then(|| in_turn.div_ceil(n) + pages_on(by_rows, node.node)),
             total: node.total,
             free: node.free,
+        })
+        .collect()
+}
+
+fn pages_on(by_rows: &[u64], node: u32) -> u64 {
+    by_rows.get(node as usize).copied().unwrap_or_default()
+}
+
+/// Commands for nodes that lack pages of their rows, although the pool has enough pages.
+fn node_commands(pool: &PoolState, by_rows: &[u64]) -> Vec<String> {
+    let short = |node: &NodePool| pages_on(by_rows, node.node).saturating_sub(node.free);
+    let lacking: u64 = pool.nodes.iter().map(short).sum();
+    // The kernel can allocate surplus pages on any node.
+    if lacking <= pool.overcommit.saturating_sub(pool.surplus) {
+        return Vec::new();
+    }
+    let nodes = pool.nodes.iter().filter(|node| short(node) > 0);
+    nodes
+        .map(|node| {
+            let folder = pools::folder(pool.page_size, Some(node.node));
+            format!("echo {} > {folder}/nr_hugepages", node.total + short(node))
         })
         .collect()
 }
@@ -237,6 +262,32 @@ mod tests {
         let demand = Demand::new(&root, &plan, false);
         assert_eq!(demand.pools[0].needed, 3);
         assert_eq!(demand.pools[0].waste_bytes, (1 << 20) - 1000);
+    }
+
+    #[test]
+    fn a_node_needs_the_pages_of_its_rows_and_its_share_of_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = two_nodes(dir.path());
+        let weights = r#"{"kind":"weights","file":0,"page_size":2097152,"pages":41,"bytes":85000000,"node_pages":[21,20,0],"local_bytes":84000000,"remote_bytes":1000000}"#;
+        let kv = r#"{"kind":"kv","file":null,"page_size":2097152,"pages":9,"bytes":18874368}"#;
+        let text = format!(
+            r#"{{"model":"m.gguf","size":"2M","fits":false,"message":"","hint":"","needs":[{weights},{kv}]}}"#
+        );
+        let plan: Plan = serde_json::from_str(&text).unwrap();
+        let demand = Demand::new(&root, &plan, true);
+        let needed: Vec<_> = demand.pools[0]
+            .nodes
+            .iter()
+            .map(|node| node.needed)
+            .collect();
+        assert_eq!(needed, [Some(26), Some(25)]);
+        // 90 pages are usable, but node 1 has only 15 free pages for 20 pages of rows.
+        assert_eq!(demand.pools[0].missing, 0);
+        assert_eq!(
+            demand.commands,
+            ["echo 25 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"]
+        );
+        assert_eq!(plan.local_bytes(), Some((84_000_000, 85_000_000)));
     }
 
     #[test]

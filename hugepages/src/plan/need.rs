@@ -93,6 +93,23 @@ pub struct Need {
     pub pages: u64,
     /// Bytes of tensors. KV caches and output buffers count in whole units of 2 MiB.
     pub bytes: u64,
+    /// Pages on each node, of weights that `--numa distribute` places by rows; empty for other memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_pages: Vec<u64>,
+    /// Bytes of matrices on the node of the threads that read them, of weights that `--numa distribute` places by rows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub local_bytes: u64,
+    /// Bytes of matrices on other nodes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub remote_bytes: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Need {
@@ -143,6 +160,27 @@ impl Plan {
         self.pages().into_iter().map(bytes).sum()
     }
 
+    /// Pages of one size on each node, of weights that are placed by rows.
+    pub fn node_pages(&self, size: HugePageSize) -> Vec<u64> {
+        let mut sums = Vec::new();
+        for need in &self.needs {
+            if need.page_size == size.bytes() {
+                sums.resize(sums.len().max(need.node_pages.len()), 0);
+                for (sum, pages) in sums.iter_mut().zip(&need.node_pages) {
+                    *sum += pages;
+                }
+            }
+        }
+        sums
+    }
+
+    /// Bytes of matrices on the nodes that read them, and of all matrices; `None` if no weights are placed by rows.
+    pub fn local_bytes(&self) -> Option<(u64, u64)> {
+        let local: u64 = self.needs.iter().map(|need| need.local_bytes).sum();
+        let remote: u64 = self.needs.iter().map(|need| need.remote_bytes).sum();
+        (local + remote > 0).then_some((local, local + remote))
+    }
+
     /// Bytes of weights that the server repacks for the CPU.
     pub fn repacked_bytes(&self) -> u64 {
         let repacked = self.needs.iter().filter(|need| need.kind == "repacked");
@@ -178,6 +216,9 @@ mod tests {
                     page_size: *page_size,
                     pages: *pages,
                     bytes: 1,
+                    node_pages: Vec::new(),
+                    local_bytes: 0,
+                    remote_bytes: 0,
                 })
                 .collect(),
         }

@@ -163,7 +163,7 @@ static void add_adapter(common_hugepages_plan & plan, const std::string & path, 
         return;
     }
     const uint64_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(tensors, ggml_backend_cpu_buffer_type());
-    add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr } }, params);
+    add_buffers(plan, path, { { GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr, nullptr, 0 } }, params);
 }
 
 static bool is_control_vector(const std::string & path) {
@@ -221,8 +221,8 @@ static bool add_draft(common_hugepages_plan & plan, const common_params & params
         return add_model(plan, draft.model.path, mparams);
     }
     add_buffers(plan, draft.model.path, {
-        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      mparams.hugepages.kv_bytes,      nullptr },
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, mparams.hugepages.compute_bytes, nullptr },
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      mparams.hugepages.kv_bytes,      nullptr, nullptr, 0 },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, mparams.hugepages.compute_bytes, nullptr, nullptr, 0 },
     }, mparams.hugepages);
     return true;
 }
@@ -254,7 +254,7 @@ static common_hugepages_plan plan_parts(
             }
             std::vector<ggml_hugepages_demand> demands;
             for (const uint64_t size : buffers) {
-                demands.push_back({ GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr });
+                demands.push_back({ GGML_HUGEPAGES_KIND_OTHER, GGML_HUGEPAGES_RANK_LAYERS, size, nullptr, nullptr, 0 });
             }
             add_buffers(plan, path, demands, hugepages);
         }
@@ -373,6 +373,13 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
             { "pages",     need.pages },
             { "bytes",     need.bytes },
         });
+        // only for weights that are placed by rows
+        if (need.local_bytes + need.remote_bytes > 0) {
+            auto & row = rows.back();
+            row["node_pages"]   = std::vector<uint64_t>(std::begin(need.node_pages), std::end(need.node_pages));
+            row["local_bytes"]  = need.local_bytes;
+            row["remote_bytes"] = need.remote_bytes;
+        }
     }
     nlohmann::ordered_json context;
     if (plan.n_ctx != 0) {

@@ -99,6 +99,10 @@ pub fn two_nodes() -> Kernel {
         kernel.write(&format!("{dir}/nr_hugepages"), &format!("{total}\n"));
         kernel.write(&format!("{dir}/free_hugepages"), &format!("{free}\n"));
         kernel.write(&format!("{dir}/surplus_hugepages"), "0\n");
+        kernel.write(
+            &format!("sys/devices/system/node/node{node}/cpulist"),
+            &format!("{}-{}\n", 32 * node, 32 * node + 31),
+        );
     }
     kernel.write("proc/sys/kernel/numa_balancing", "1\n");
     kernel.write("proc/sys/vm/hugetlb_optimize_vmemmap", "0\n");

@@ -55,9 +55,10 @@ pub const EXPERTS: &Model = &Model {
     arguments: "--size 40M --type Q8_0 --experts 16 --experts-used 1",
     request: ("Once upon a time", 8),
 };
+/// One layer with tensors that are much larger than a page, of experts that are smaller than a page.
 const EXPERTS_REPACKED: &Model = &Model {
     name: "experts-repacked",
-    arguments: "--size 40M --type Q4_0 --experts 16 --experts-used 1",
+    arguments: "--size 200M --type Q4_0 --experts 64 --experts-used 2 --layers 1",
     request: ("Once upon a time", 8),
 };
 /// One layer, because its matrices must be much larger than a page. F32 has the most bytes for each multiplication.
@@ -111,7 +112,7 @@ pub enum Expect {
 /// Of each machine and model, the plain cases run first, because the other cases need their answers for the same number of threads.
 ///
 /// A page has rows of two nodes at the beginning, the end and the borders of a matrix. So experts that are smaller than a page have no
-/// expected share.
+/// expected share, unless they are repacked, in node order.
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     two("plain-1",          EXPERTS, NODE_0, "", Expect::Plain),
@@ -123,20 +124,27 @@ pub const CASES: &[Case] = &[
     // Pages of 1 GiB would replace the small ones.
     two("short-require",    EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
     two("short-prefer",     EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::PartlyOn(1)).short(),
-    // `distribute` is a preference: if one node lacks pages, the other node provides them.
-    two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages", Expect::Anywhere).short(),
+    two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
+    // If one node lacks pages, the other node provides them.
+    two("short-distribute-prefer", EXPERTS, BOTH, "--numa distribute --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::Anywhere).short(),
     // The weights need one page, and all buffers together another one. Each node has one.
     two("size-1g",          EXPERTS, BOTH,   "--numa numactl --hugepages --hugepage-size 1G", Expect::Anywhere),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.
     two("size-auto",        EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size auto", Expect::On(1, SMALL_KB)),
     two("experts-repacked-plain",      EXPERTS_REPACKED, BOTH, "", Expect::Plain),
-    two("experts-repacked-distribute", EXPERTS_REPACKED, BOTH, "--numa distribute --hugepages", Expect::ByRows(0)),
+    two("experts-repacked-distribute", EXPERTS_REPACKED, BOTH, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(95)),
+    // The prompt has another number of threads than the load planned for, and one thread reads the rows of both nodes.
+    two("experts-repacked-prompt",     EXPERTS_REPACKED, BOTH, "--numa distribute --hugepages --hugepage-size 2M -tb 1", Expect::ByRows(95)),
+    two("experts-repacked-3-plain",    EXPERTS_REPACKED, THREE, "", Expect::Plain),
+    two("experts-repacked-3",          EXPERTS_REPACKED, THREE, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(95)),
     two("dense-plain",                 DENSE,            BOTH, "", Expect::Plain),
     two("dense-distribute",            DENSE,            BOTH, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(97)),
     two("dense-repacked-plain",        DENSE_REPACKED,   BOTH, "", Expect::Plain),
     two("dense-repacked-distribute",   DENSE_REPACKED,   BOTH, "--numa distribute --hugepages --hugepage-size 2M", Expect::ByRows(97)),
     four("four-experts-plain",      EXPERTS, "", Expect::Plain),
     four("four-experts-distribute", EXPERTS, "--numa distribute --hugepages", Expect::ByRows(0)),
+    four("four-experts-repacked-plain",      EXPERTS_REPACKED, "", Expect::Plain),
+    four("four-experts-repacked-distribute", EXPERTS_REPACKED, "--numa distribute --hugepages", Expect::ByRows(93)),
     four("four-dense-plain",        DENSE,   "", Expect::Plain),
     four("four-dense-distribute",   DENSE,   "--numa distribute --hugepages", Expect::ByRows(97)),
 ];
@@ -145,6 +153,7 @@ pub const CASES: &[Case] = &[
 const NODE_0: &str = "0";
 const NODE_1: &str = "2";
 const BOTH: &str = "0,1,2,3";
+const THREE: &str = "0,1,2";
 const ALL_OF_FOUR: &str = "0,1,2,3,4,5,6,7";
 
 const fn two(

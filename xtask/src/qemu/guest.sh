@@ -37,6 +37,12 @@ run() {
     echo "@@ case $name"
     echo '@@ before'
     pools
+    case "$*" in
+    *'--numa distribute --hugepages'*)
+        echo '@@ plan'
+        taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" --hugepage-plan 2>/dev/null </dev/null
+        ;;
+    esac
     # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
         timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \

@@ -101,6 +101,7 @@ impl Judge {
                 wrong.extend(threads(case, seen, |thread, nodes| thread * nodes / count));
                 wrong.extend(moved(seen));
                 wrong.extend(buffers(case, seen));
+                wrong.extend(foretold(seen));
                 let (local, all) = report::locality(&seen.log);
                 if all <= 0.0 {
                     wrong.push("the log lacks the local bytes".to_owned());
@@ -175,6 +176,43 @@ fn moved(seen: &Seen) -> Vec<String> {
         .collect()
 }
 
+/// A plan that differs from the pages and the report of the server.
+fn foretold(seen: &Seen) -> Vec<String> {
+    let Some(plan) = &seen.plan else {
+        return vec!["no plan".to_owned()];
+    };
+    let mut found = BTreeMap::new();
+    for ((page_kb, node), pages) in pages(seen, WEIGHTS)
+        .into_iter()
+        .chain(pages(seen, REPACKED))
+    {
+        if page_kb == SMALL_KB {
+            *found.entry(node).or_default() += pages;
+        }
+    }
+    let mut wrong = Vec::new();
+    if plan.pages != found {
+        wrong.push(format!(
+            "pages of weights by node: {found:?}, but {:?} in the plan",
+            plan.pages
+        ));
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (local, all) = report::locality(&seen.log);
+    let planned = (
+        mib(plan.local_bytes),
+        mib(plan.local_bytes + plan.remote_bytes),
+    );
+    // The log has two decimals for each kind of weights.
+    if (planned.0 - local).abs() > 0.03 || (planned.1 - all).abs() > 0.03 {
+        wrong.push(format!(
+            "{local:.2} of {all:.2} MiB are local, but {:.2} of {:.2} in the plan",
+            planned.0, planned.1
+        ));
+    }
+    wrong
+}
+
 /// KV cache and compute buffers whose pages are not spread over all nodes. A buffer may take pages of a freed one, so that its pages are
 /// not adjacent.
 fn buffers(case: &Case, seen: &Seen) -> Vec<String> {
@@ -232,7 +270,7 @@ fn pools(case: &Case, seen: &Seen) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::qemu::cases::{CASES, EXPERTS};
-    use crate::qemu::report::{Area, Mapping, Pools};
+    use crate::qemu::report::{Area, Mapping, Plan, Pools};
 
     /// A little more than 20 pages.
     const MODEL_BYTES: u64 = 42_161_504;
@@ -273,6 +311,7 @@ mod tests {
             ],
             tokens: Some("1,2".to_owned()),
             threads: BTreeMap::new(),
+            plan: None,
             exit: Some(0),
             log: format!(
                 "0.1 I hugepages: weights    2M   40.20   21 {:14}.00 {:14}.00\n",
@@ -296,6 +335,11 @@ mod tests {
         case.expect = Expect::ByRows(97);
         let mut good = seen(&case, [11, 10]);
         good.log += "0.1 I hugepages: weights on 2M: 39.00 of 40.00 MiB of matrices are on the node that reads them (97.5 %)\n";
+        good.plan = Some(Plan {
+            pages: [(0, 11), (1, 10)].into(),
+            local_bytes: 39 << 20,
+            remote_bytes: 1 << 20,
+        });
         let cpus = |list: [&str; 5]| (7..).zip(list.map(str::to_owned)).collect();
         good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
         assert_eq!(judge().findings(&case, &good), Vec::<String>::new());
@@ -317,6 +361,21 @@ mod tests {
             judge().findings(&case, &moved),
             ["pages of `/memfd:llama-weights` moved during the answer"]
         );
+        let mut planned = good.clone();
+        planned.plan = Some(Plan {
+            pages: [(0, 10), (1, 11)].into(),
+            local_bytes: 38 << 20,
+            remote_bytes: 2 << 20,
+        });
+        assert_eq!(
+            judge().findings(&case, &planned),
+            [
+                "pages of weights by node: {0: 11, 1: 10}, but {0: 10, 1: 11} in the plan",
+                "39.00 of 40.00 MiB are local, but 38.00 of 40.00 in the plan"
+            ]
+        );
+        planned.plan = None;
+        assert_eq!(judge().findings(&case, &planned), ["no plan"]);
         let mut piled = good.clone();
         piled.mappings.push(Mapping {
             file: BUFFERS[0].to_owned(),
@@ -331,7 +390,10 @@ mod tests {
         good.log = good.log.replace(" of matrices", "");
         assert_eq!(
             judge().findings(&case, &good),
-            ["the log lacks the local bytes"]
+            [
+                "0.00 of 0.00 MiB are local, but 39.00 of 40.00 in the plan",
+                "the log lacks the local bytes"
+            ]
         );
         assert_eq!(
             judge().findings(&case, &seen(&case, [5, 5]))[0],

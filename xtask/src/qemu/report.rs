@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 /// Pages of one size on one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +52,17 @@ pub struct Seen {
     /// The exit code of a shell: 128 and more means a signal.
     pub exit: Option<u32>,
     pub log: String,
+    /// What the server foretold before its start, for weights that are placed by rows.
+    pub plan: Option<Plan>,
+}
+
+/// The plan of a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Pages of 2 MiB of weights, by node.
+    pub pages: BTreeMap<u32, u64>,
+    pub local_bytes: u64,
+    pub remote_bytes: u64,
 }
 
 /// Puts the lines of the report together.
@@ -111,6 +123,7 @@ impl Reader {
             threads: threads(&section("threads")),
             exit: section("exit").trim().parse().ok(),
             log: section("log"),
+            plan: plan(&section("plan")),
         })
     }
 }
@@ -199,6 +212,27 @@ fn tokens(answer: &str) -> Option<String> {
     let (_, rest) = answer.split_once("\"tokens\":[")?;
     let (tokens, _) = rest.split_once(']')?;
     (!tokens.is_empty()).then(|| tokens.to_owned())
+}
+
+/// The JSON of `llama-server --hugepage-plan`.
+fn plan(text: &str) -> Option<Plan> {
+    let json: Value = text
+        .lines()
+        .rev()
+        .find_map(|line| serde_json::from_str(line).ok())?;
+    let mut plan = Plan::default();
+    for need in json["needs"].as_array()? {
+        let number = |name: &str| need[name].as_u64().unwrap_or_default();
+        plan.local_bytes += number("local_bytes");
+        plan.remote_bytes += number("remote_bytes");
+        let nodes = need["node_pages"].as_array().into_iter().flatten();
+        for (node, pages) in (0..).zip(nodes.filter_map(Value::as_u64)) {
+            if pages > 0 {
+                *plan.pages.entry(node).or_default() += pages;
+            }
+        }
+    }
+    Some(plan)
 }
 
 /// `123 0-1`: a thread, and the CPUs that it may use.
@@ -361,6 +395,24 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
 ";
         let kind = || "weights".to_owned();
         assert_eq!(table(log), [((kind(), 0), 22), ((kind(), 1), 1044)].into());
+    }
+
+    #[test]
+    fn a_plan_has_the_pages_of_each_node() {
+        let text = r#"a line of the log
+{"needs":[
+"#;
+        assert_eq!(plan(text), None);
+        let needs = r#"{"needs":[{"pages":3,"node_pages":[2,1,0],"local_bytes":5,"remote_bytes":1},{"pages":4,"node_pages":[0,4],"local_bytes":7,"remote_bytes":0},{"pages":9}]}"#;
+        let expected = Plan {
+            pages: [(0, 2), (1, 5)].into(),
+            local_bytes: 12,
+            remote_bytes: 1,
+        };
+        assert_eq!(
+            plan(&format!("a line of the log\n{needs}\n")),
+            Some(expected)
+        );
     }
 
     #[test]

@@ -166,6 +166,14 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
     if let Some(memory) = &plan.memory {
         lines.push(ordinary_memory(memory));
     }
+    if let Some((local, all)) = plan.local_bytes() {
+        lines.push(format!(
+            "local: {:.1} % of the weight matrices ({} of {} MiB) are on the node of the threads that read them",
+            100.0 * local as f64 / all as f64,
+            mib(local),
+            mib(all)
+        ));
+    }
     if plan.fits {
         let what = if is_of_one_model(plan) {
             "the model fits"

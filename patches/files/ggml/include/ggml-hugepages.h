@@ -74,6 +74,9 @@ enum ggml_hugepages_backing {
     GGML_HUGEPAGES_BACKING_COUNT
 };
 
+// the nodes that ggml-cpu.c and the report know
+#define GGML_HUGEPAGES_MAX_NODES 8
+
 // special values of ggml_hugepages_params.page_size
 #define GGML_HUGEPAGES_SIZE_AUTO 0 // the largest size that fits, smaller sizes for the rest
 #define GGML_HUGEPAGES_SIZE_THP  1 // no pool: anonymous memory with MADV_HUGEPAGE
@@ -137,7 +140,7 @@ struct ggml_hugepages_usage {
     size_t                      page_size; // bytes, for GGML_HUGEPAGES_BACKING_HUGE and _THP
     uint64_t                    bytes;     // of tensors
     uint64_t                    pages;     // huge pages under these bytes; blocks are whole, so this can be more than the bytes need
-    uint64_t                    node_bytes[8]; // resident memory on each node, all zero if the kernel does not report it
+    uint64_t                    node_bytes[GGML_HUGEPAGES_MAX_NODES]; // resident memory on each node, all zero if the kernel does not report it
     uint64_t                    local_bytes;   // of matrices, on the node of the threads that read them with GGML_HUGEPAGES_PLACEMENT_ROWS,
     uint64_t                    remote_bytes;  // and on other nodes. Both zero with another placement, or if the kernel does not report it
 };
@@ -234,10 +237,27 @@ struct ggml_hugepages_matrices {
     size_t row_size; // bytes
     size_t n_rows;   // of one matrix
     size_t n;
+    uint32_t node_rows[GGML_HUGEPAGES_MAX_NODES]; // node order: the rows of one matrix for each node. All zero: each matrix is one range
 };
 
 // tells GGML_HUGEPAGES_PLACEMENT_ROWS which rows the threads share
 GGML_API void ggml_hugepages_image_share(ggml_hugepages_image_t image, const struct ggml_hugepages_matrices * matrices);
+
+// Node order: the rows of all matrices for one node are adjacent, so that pages that are larger than a matrix contain rows of one node.
+//
+//   one after the other   [ matrix 0: rows 0 to n ][ matrix 1: rows 0 to n ]...
+//   node order            [ matrix 0: rows 0 to b, matrix 1: rows 0 to b, ... ][ matrix 0: rows b to n, matrix 1: rows b to n, ... ]
+//
+// Chooses node order if it has a use: with GGML_HUGEPAGES_PLACEMENT_ROWS, several nodes, several matrices, and rows for each node.
+// group: the borders between nodes are multiples of this number of rows
+GGML_API void ggml_hugepages_order_by_node(const struct ggml_hugepages_params * params, size_t group, struct ggml_hugepages_matrices * matrices);
+
+// Whether matrices in node order begin at this address of a buffer of the engine. Fills in matrices.
+GGML_API bool ggml_hugepages_is_by_node(const void * ptr, struct ggml_hugepages_matrices * matrices);
+
+// The offset in node order, from the first matrix on, of the byte at this offset of matrices that are one after the other. n: the
+// number of bytes that follow in both orders, at most
+GGML_API size_t ggml_hugepages_offset_by_node(const struct ggml_hugepages_matrices * matrices, size_t offset, size_t * n);
 
 // announces that the bytes [first, last) of the file will be read as pieces
 GGML_API void ggml_hugepages_image_expect(ggml_hugepages_image_t image, size_t first, size_t last);
@@ -248,6 +268,8 @@ struct ggml_hugepages_demand {
     enum ggml_hugepages_rank rank;
     uint64_t                 bytes;
     ggml_hugepages_resident_t resident; // the resident image that will hold the buffer, or NULL
+    const struct ggml_hugepages_matrices * matrices; // in the buffer, as for ggml_hugepages_image_share, by offset
+    size_t                                 n_matrices;
 };
 
 // The bytes that a buffer adds to a demand: whole blocks, because several buffers may share a page that is larger than a block.
@@ -276,6 +298,12 @@ struct ggml_hugepages_need {
     size_t                   page_size; // 0: ordinary memory
     uint64_t                 pages;     // a page that several share counts for the first of them
     uint64_t                 bytes;     // of tensors
+
+    // Of GGML_HUGEPAGES_PLACEMENT_ROWS, for weights: the pages on each node, and the bytes of matrices on the node that reads them and on
+    // other nodes. All zero with another placement.
+    uint64_t                 node_pages[GGML_HUGEPAGES_MAX_NODES];
+    uint64_t                 local_bytes;
+    uint64_t                 remote_bytes;
 };
 
 // Between a call with true and one with false, the plans of this thread with plan_only are one: each also counts the pages and the room in

@@ -36,7 +36,11 @@ bool llama_hugepages::fill(const llama_model_loader & ml, llama_progress_callbac
             if (is_attached(ctx)) {
                 return;
             }
-            targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors, &refused });
+            targets.push_back({ cur, by_rows ? nullptr : &mutex, ml.check_tensors, &refused, {} });
+            ggml_hugepages_matrices by_node = {};
+            if (ggml_hugepages_is_by_node(cur->data, &by_node)) {
+                targets.back().by_node = by_node;
+            }
             for (size_t at = 0; at < ggml_nbytes(cur); at += step) {
                 pieces.push_back({ images.at(weight.idx).get(), weight.offs + at, weight.offs + std::min(at + step, ggml_nbytes(cur)),
                     llama_hugepages_place_rows, &targets.back(), at, by_rows ? group : 0 });

@@ -19,8 +19,11 @@ static bool has_rows(ggml_backend_buffer_type_t buft) {
     return name == "CPU" || name == "CPU_REPACK";
 }
 
+// the most rows that a layout of CPU_REPACK interleaves; the others interleave 4 or 8
+static const size_t ROWS_PER_GROUP = 16;
+
 static ggml_hugepages_matrices matrices_at(size_t first, const ggml_tensor * cur) {
-    return { first, ggml_row_size(cur->type, cur->ne[0]), (size_t) cur->ne[1], (size_t) (cur->ne[2]*cur->ne[3]) };
+    return { first, ggml_row_size(cur->type, cur->ne[0]), (size_t) cur->ne[1], (size_t) (cur->ne[2]*cur->ne[3]), {} };
 }
 
 void llama_hugepages::find_matrices(const llama_model_loader & ml) {
@@ -43,7 +46,11 @@ void llama_hugepages::find_matrices(const llama_model_loader & ml) {
         size_t offset = 0;
         for (auto * cur = ggml_get_first_tensor(ctx.get()); cur; cur = ggml_get_next_tensor(ctx.get(), cur)) {
             if (is_matrix(cur, buft)) {
-                matrices_of[ctx.get()].push_back(matrices_at(offset, cur));
+                auto matrices = matrices_at(offset, cur);
+                if (kind(buft) == GGML_HUGEPAGES_KIND_REPACKED) {
+                    ggml_hugepages_order_by_node(&params, ROWS_PER_GROUP, &matrices);
+                }
+                matrices_of[ctx.get()].push_back(matrices);
             }
             offset += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, cur), alignment);
         }

@@ -58,8 +58,8 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     }
 
     std::vector<ggml_hugepages_demand> demands = {
-        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes,      nullptr },
-        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes, nullptr },
+        { GGML_HUGEPAGES_KIND_KV,      GGML_HUGEPAGES_RANK_KV,      params.kv_bytes,      nullptr, nullptr, 0 },
+        { GGML_HUGEPAGES_KIND_COMPUTE, GGML_HUGEPAGES_RANK_COMPUTE, params.compute_bytes, nullptr, nullptr, 0 },
     };
     std::vector<std::pair<ggml_context *, ggml_backend_buffer_type_t>> in_buffers;
     for (const auto & [key, ctx] : ml.ctx_map) {
@@ -90,7 +90,8 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     }
     for (const auto & [ctx, buft] : in_buffers) {
         auto * there = resident(ctx);
-        demands.push_back({ kind(buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft), there });
+        const auto & rows = matrices(ctx);
+        demands.push_back({ kind(buft), GGML_HUGEPAGES_RANK_LAYERS, ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft), there, rows.data(), rows.size() });
         if (there && ggml_hugepages_resident_is_complete(there)) {
             attached.push_back(ctx);
         }

@@ -69,7 +69,8 @@ static std::vector<std::string> identities_of(const llama_model_loader & ml, con
 }
 
 // everything that determines the bytes of a buffer
-static std::string identity_of(const std::vector<std::string> & files, ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+static std::string identity_of(
+        const std::vector<std::string> & files, ggml_context * ctx, ggml_backend_buffer_type_t buft, const std::vector<ggml_hugepages_matrices> & matrices) {
     std::string text;
     for (const auto & file : files) {
         text += file + "\n";
@@ -78,6 +79,15 @@ static std::string identity_of(const std::vector<std::string> & files, ggml_cont
     for (auto * cur = ggml_get_first_tensor(ctx); cur; cur = ggml_get_next_tensor(ctx, cur)) {
         text += format("tensor %s %s %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64 " %zu\n", ggml_get_name(cur), ggml_type_name(cur->type),
             cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3], ggml_backend_buft_get_alloc_size(buft, cur));
+    }
+    for (const auto & m : matrices) {
+        if (m.node_rows[0] > 0) {
+            text += format("by node at %zu", m.first);
+            for (const uint32_t rows : m.node_rows) {
+                text += format(" %u", rows);
+            }
+            text += "\n";
+        }
     }
     return text;
 }
@@ -108,7 +118,7 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
         const auto & [key, ctx] = entry;
         if (is_resident_buffer(entry)) {
             const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), key.buft);
-            resident_buffers[ctx.get()] = add(kind(key.buft), 0, identity_of(files, ctx.get(), key.buft), size);
+            resident_buffers[ctx.get()] = add(kind(key.buft), 0, identity_of(files, ctx.get(), key.buft, matrices(ctx.get())), size);
         }
     }
 

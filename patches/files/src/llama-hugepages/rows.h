@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <optional>
 
 // the destination of a piece: rows of a tensor in a CPU buffer
 struct llama_hugepages_rows {
@@ -12,6 +13,7 @@ struct llama_hugepages_rows {
     std::mutex           * mutex; // nullptr if several threads can place rows at the same time
     bool                   check;
     std::atomic<bool>    * refused; // set when the buffer gets no page
+    std::optional<ggml_hugepages_matrices> by_node; // if the rows are in node order
 };
 
 // places the rows of a piece, whose user_data is a llama_hugepages_rows

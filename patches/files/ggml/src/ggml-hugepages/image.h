@@ -52,6 +52,9 @@ struct ggml_hugepages_grant {
 // kinds whose buffers are allocated after the load of their model
 static inline bool ggml_hugepages_follows_load(ggml_hugepages_kind kind) { return kind == GGML_HUGEPAGES_KIND_KV || kind == GGML_HUGEPAGES_KIND_COMPUTE; }
 
+// kinds that GGML_HUGEPAGES_PLACEMENT_ROWS places by rows
+static inline bool ggml_hugepages_is_of_weights(ggml_hugepages_kind kind) { return kind == GGML_HUGEPAGES_KIND_WEIGHTS || kind == GGML_HUGEPAGES_KIND_REPACKED; }
+
 // bytes [first, last) of a shared range, for buffers of one kind
 struct ggml_hugepages_part {
     ggml_hugepages_kind kind;

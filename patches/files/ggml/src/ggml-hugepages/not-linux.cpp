@@ -60,6 +60,18 @@ void ggml_hugepages_image_want(ggml_hugepages_image_t, size_t, size_t, ggml_huge
 void ggml_hugepages_image_share(ggml_hugepages_image_t, const ggml_hugepages_matrices *) {
 }
 
+void ggml_hugepages_order_by_node(const ggml_hugepages_params *, size_t, ggml_hugepages_matrices *) {
+}
+
+bool ggml_hugepages_is_by_node(const void *, ggml_hugepages_matrices *) {
+    return false;
+}
+
+size_t ggml_hugepages_offset_by_node(const ggml_hugepages_matrices *, size_t offset, size_t * n) {
+    *n = SIZE_MAX;
+    return offset;
+}
+
 bool ggml_hugepages_image_is_wanted(ggml_hugepages_image_t) {
     return false;
 }

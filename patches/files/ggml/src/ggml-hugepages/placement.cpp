@@ -24,7 +24,7 @@
 static int n_known_nodes(const char * root) {
     const auto all = ggml_hugepages_all_nodes(root);
     int n = 0;
-    while (n < 8 && n < (int) all.size() && all[n] == n) {
+    while (n < GGML_HUGEPAGES_MAX_NODES && n < (int) all.size() && all[n] == n) {
         n++;
     }
     return n;
@@ -45,9 +45,16 @@ std::vector<int> ggml_hugepages_thread_nodes(const char * root) {
 }
 
 // once, because ggml-cpu pins the threads that ask later
-static const std::vector<int> & thread_nodes() {
+const std::vector<int> & ggml_hugepages_own_thread_nodes() {
     static const std::vector<int> nodes = ggml_hugepages_thread_nodes("");
     return nodes;
+}
+
+std::vector<int> ggml_hugepages_nodes_of_rows(const char * root, ggml_hugepages_placement placement) {
+    if (placement != GGML_HUGEPAGES_PLACEMENT_ROWS) {
+        return {};
+    }
+    return root[0] == '\0' ? ggml_hugepages_own_thread_nodes() : ggml_hugepages_thread_nodes(root);
 }
 
 static std::atomic<bool> g_deals_threads{false};
@@ -57,15 +64,14 @@ void ggml_hugepages_deal_threads() {
 }
 
 int ggml_hugepages_node_of_thread(int ith, int nth, int other) noexcept {
-    if (!g_deals_threads || thread_nodes().empty()) {
+    if (!g_deals_threads || ggml_hugepages_own_thread_nodes().empty()) {
         return other;
     }
-    return thread_nodes()[(size_t) ith*thread_nodes().size()/nth];
+    return ggml_hugepages_own_thread_nodes()[(size_t) ith*ggml_hugepages_own_thread_nodes().size()/nth];
 }
 
-// The first row that the threads of a node read. mul_mat gives each thread the same number of rows, rounded up; repack.cpp divides the rows
-// of an expert exactly. Its whole groups move a border by less than a group.
-static size_t first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads, bool is_exact) {
+// Whole groups of repack.cpp move a border by less than a group.
+size_t ggml_hugepages_first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads, bool is_exact) {
     const size_t thread = (node*n_threads + n_nodes - 1)/n_nodes;
     return is_exact ? n_rows*thread/n_threads : std::min(n_rows, thread*((n_rows + n_threads - 1)/n_threads));
 }
@@ -74,17 +80,30 @@ std::vector<uint64_t> ggml_hugepages_read_bytes(const ggml_hugepages_image & ima
     std::vector<uint64_t> result(n_nodes);
     const size_t n_threads = image.params.n_compute_threads > 0 ? image.params.n_compute_threads : n_nodes;
     const auto end_of = [](const ggml_hugepages_matrices & m) { return m.first + m.n*m.n_rows*m.row_size; };
+    const auto overlap = [](size_t a_first, size_t a_last, size_t b_first, size_t b_last) {
+        const size_t begin = std::max(a_first, b_first);
+        const size_t end   = std::min(a_last,  b_last);
+        return end > begin ? end - begin : 0;
+    };
     auto it = std::partition_point(image.matrices.begin(), image.matrices.end(), [&](const auto & m) { return end_of(m) <= first; });
     for (; it != image.matrices.end() && it->first < last; ++it) {
         const size_t size = it->n_rows*it->row_size; // of one matrix
         const size_t from = std::max(first, it->first);
         const size_t to   = std::min(last, end_of(*it));
+        if (it->node_rows[0] > 0) {
+            size_t at = it->first;
+            for (size_t node = 0; node < n_nodes; node++) {
+                const size_t n_bytes = it->n*it->node_rows[node]*it->row_size;
+                result[node] += overlap(from, to, at, at + n_bytes);
+                at += n_bytes;
+            }
+            continue;
+        }
         const bool is_exact = image.kind == GGML_HUGEPAGES_KIND_REPACKED && it->n > 1;
         for (size_t at = it->first + ggml_hugepages_align_down(from - it->first, size); at < to; at += size) {
             for (size_t node = 0; node < n_nodes; node++) {
-                const size_t begin = std::max(from, at + it->row_size*first_row(it->n_rows, node,     n_nodes, n_threads, is_exact));
-                const size_t end   = std::min(to,   at + it->row_size*first_row(it->n_rows, node + 1, n_nodes, n_threads, is_exact));
-                result[node] += end > begin ? end - begin : 0;
+                const auto border = [&](size_t n) { return at + it->row_size*ggml_hugepages_first_row(it->n_rows, n, n_nodes, n_threads, is_exact); };
+                result[node] += overlap(from, to, border(node), border(node + 1));
             }
         }
     }
@@ -105,8 +124,7 @@ size_t ggml_hugepages_page_node(const ggml_hugepages_image & image, size_t first
 }
 
 bool ggml_hugepages_is_placed(const ggml_hugepages_image & image) {
-    const bool is_weights = image.kind == GGML_HUGEPAGES_KIND_WEIGHTS || image.kind == GGML_HUGEPAGES_KIND_REPACKED;
-    return image.params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS && is_weights && !thread_nodes().empty();
+    return image.params.placement == GGML_HUGEPAGES_PLACEMENT_ROWS && ggml_hugepages_is_of_weights(image.kind) && !ggml_hugepages_own_thread_nodes().empty();
 }
 
 // linux/mempolicy.h, which some libcs lack
@@ -156,7 +174,7 @@ bool ggml_hugepages_populate_placed(const ggml_hugepages_image & image, size_t f
     if (!ggml_hugepages_is_placed(image)) {
         return ggml_hugepages_populate(image.addr + first, last - first);
     }
-    const auto & nodes = thread_nodes();
+    const auto & nodes = ggml_hugepages_own_thread_nodes();
     const auto node_at = [&](size_t at) { return ggml_hugepages_page_node(image, at, at + page_size, nodes.size()); };
     while (first < last) {
         const size_t node = node_at(first);
@@ -178,7 +196,7 @@ void ggml_hugepages_add_locality(const ggml_hugepages_image & image, const ggml_
     if (!ggml_hugepages_is_placed(image) || image.matrices.empty()) {
         return;
     }
-    const auto & nodes = thread_nodes();
+    const auto & nodes = ggml_hugepages_own_thread_nodes();
     std::vector<void *> pages; // a buffer in a shared range may begin and end inside a page
     const size_t begin = ggml_hugepages_align_down((size_t) image.addr + run.first, run.page_size);
     for (size_t page = begin; page < (size_t) image.addr + run.last; page += run.page_size) {

@@ -12,6 +12,18 @@
 // root: prefix of /sys, "" for this machine
 std::vector<int> ggml_hugepages_thread_nodes(const char * root);
 
+// the same for this machine, when this process first asked
+const std::vector<int> & ggml_hugepages_own_thread_nodes();
+
+// Of these, the nodes that get weights with this placement: none if it does not place rows.
+std::vector<int> ggml_hugepages_nodes_of_rows(const char * root, ggml_hugepages_placement placement);
+
+// The first row that the threads of a node read. is_exact: repack.cpp divides the rows of an expert exactly, mul_mat rounds up
+size_t ggml_hugepages_first_row(size_t n_rows, size_t node, size_t n_nodes, size_t n_threads, bool is_exact);
+
+// Sets the node order for this number of nodes and threads, ggml_hugepages_order_by_node. n_threads: 0 for unknown
+void ggml_hugepages_set_node_rows(ggml_hugepages_matrices & matrices, size_t group, size_t n_nodes, size_t n_threads);
+
 // The bytes of [first, last) that the threads of each of n_nodes nodes read.
 std::vector<uint64_t> ggml_hugepages_read_bytes(const ggml_hugepages_image & image, size_t first, size_t last, size_t n_nodes);
 

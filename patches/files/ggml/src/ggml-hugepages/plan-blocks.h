@@ -15,6 +15,7 @@ struct ggml_hugepages_consumer {
     int32_t               image;  // index of the image, -1 for a demand
     ggml_hugepages_ranges wanted; // bytes of tensors
     std::map<size_t, ggml_hugepages_need> needs; // by page size
+    const ggml_hugepages_image          * layout = nullptr; // its matrices, if the populating threads choose the node of each page
 };
 
 // blocks [first, last) of an image, or of a demand, which has no image

@@ -90,6 +90,14 @@ uint64_t ggml_hugepages_planned_pages(size_t page_size) {
     return pages;
 }
 
+uint64_t ggml_hugepages_planned_node_pages(size_t page_size, int node) {
+    uint64_t pages = 0;
+    for (const auto & need : t_planned.needs) {
+        pages += t_planned.together && need.page_size == page_size ? need.node_pages[node] : 0;
+    }
+    return pages;
+}
+
 bool ggml_hugepages_is_planned_together() {
     return t_planned.together;
 }

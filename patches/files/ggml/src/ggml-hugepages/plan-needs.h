@@ -28,6 +28,7 @@ const std::set<std::string> & ggml_hugepages_planned_images();
 
 // What the plans before this one need, if they are one.
 uint64_t ggml_hugepages_planned_pages(size_t page_size);
+uint64_t ggml_hugepages_planned_node_pages(size_t page_size, int node);
 uint64_t ggml_hugepages_planned_store_bytes();
 uint64_t ggml_hugepages_planned_ordinary();
 

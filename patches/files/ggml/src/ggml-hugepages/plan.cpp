@@ -80,6 +80,9 @@ void ggml_hugepages_planner::add_image(size_t i) {
     }
     largest = std::max<uint64_t>(largest, image.size);
     const size_t consumer = add_consumer({ image.kind, (int32_t) i, image.wanted, {} }, NONE);
+    if (!thread_nodes.empty() && ggml_hugepages_is_of_weights(image.kind)) {
+        consumers[consumer].layout = &image;
+    }
     if (resident) {
         store.add(*resident, wanted, consumer);
     } else {
@@ -128,6 +131,18 @@ bool ggml_hugepages_planner::is_shared() const {
     return buffers != NONE && (std::any_of(large.begin(), large.end(), is_of_model) || (smallest > unit && is_of_buffers(buffers)));
 }
 
+void ggml_hugepages_planner::add_layout(size_t consumer, const ggml_hugepages_demand & demand) {
+    if (thread_nodes.empty() || !ggml_hugepages_is_of_weights(demand.kind)) {
+        return;
+    }
+    layouts.emplace_back();
+    auto & layout = layouts.back();
+    layout.kind   = demand.kind;
+    layout.params = params;
+    layout.matrices.assign(demand.matrices, demand.matrices + demand.n_matrices);
+    consumers[consumer].layout = &layout;
+}
+
 void ggml_hugepages_planner::add_demand(const ggml_hugepages_demand & demand) {
     const auto * file = demand.resident ? demand.resident->file.get() : nullptr;
     // a demand smaller than a page of the store does not use the store
@@ -140,6 +155,7 @@ void ggml_hugepages_planner::add_demand(const ggml_hugepages_demand & demand) {
     if (resident || is_ordinary || n_images == 0) {
         const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, 0, ggml_hugepages_align_up(demand.bytes, resident ? resident->page_size : unit) };
         const size_t consumer = add_consumer({ demand.kind, -1, { { 0, demand.bytes } }, {} }, NONE);
+        add_layout(consumer, demand);
         if (resident) {
             store.add(*resident, { all }, consumer);
         } else if (is_ordinary) {
@@ -152,6 +168,7 @@ void ggml_hugepages_planner::add_demand(const ggml_hugepages_demand & demand) {
     }
     const ggml_hugepages_blocks all = { (int) demand.rank, nullptr, buffers_size, buffers_size + ggml_hugepages_align_up(demand.bytes, unit) };
     const size_t consumer = add_consumer({ demand.kind, -1, { { all.first, all.first + demand.bytes } }, {} }, buffers);
+    add_layout(consumer, demand);
     buffers      = space_of(consumer);
     buffers_size = all.last;
     blocks[consumer].push_back(all);
@@ -407,7 +424,8 @@ bool ggml_hugepages_decide(
     p.take_large_pages();
     p.take_pages_with_waste();
     p.count_rest();
-    bool ok = p.check_shortage() && p.check_by_trying();
+    p.place_pages();
+    bool ok = p.check_shortage() && p.check_nodes() && p.check_by_trying();
     // a plan also tells what a load with `prefer` would leave out
     if (ok || (params.plan_only && params.policy == GGML_HUGEPAGES_POLICY_PREFER)) {
         p.hand_out();

@@ -2,6 +2,7 @@
 
 #include "image.h"
 #include "kernel.h"
+#include "placement.h"
 #include "params.h"
 #include "plan-blocks.h"
 #include "plan-needs.h"
@@ -9,6 +10,7 @@
 #include "pool.h"
 #include "shared-range.h"
 
+#include <deque>
 #include <map>
 #include <set>
 #include <string>
@@ -26,6 +28,9 @@ struct ggml_hugepages_planner {
     const bool             accepts_less = ggml_hugepages_accepts_less(&params);
     const bool             is_load      = n_images > 0 && images[0]->fd != -1; // else the plan of a buffer
     const std::vector<int> nodes        = ggml_hugepages_placement_nodes(root, params.placement);
+
+    // the nodes of GGML_HUGEPAGES_PLACEMENT_ROWS, else none
+    const std::vector<int> thread_nodes = ggml_hugepages_nodes_of_rows(root, params.placement);
 
     std::vector<ggml_hugepages_supply> supplies;     // the usable pools, the smallest size first; none for THP
     size_t                             smallest = 0; // page size, or the size of a THP
@@ -57,6 +62,8 @@ struct ggml_hugepages_planner {
     std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size
     uint64_t                                        largest = 0;     // bytes of the largest image or demand
     std::map<ggml_hugepages_kind, uint64_t>         ordinary;        // bytes of demands that get no page
+    std::deque<ggml_hugepages_image>                layouts;         // of demands with matrices
+    std::map<size_t, std::vector<uint64_t>>         node_pages;      // pages of weights on each node, by size
 
     ggml_hugepages_planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
         root(root), images(images), n_images(n_images), params(params), error(error) {}
@@ -64,6 +71,7 @@ struct ggml_hugepages_planner {
     bool find_pools();
     void add_image(size_t i);
     void add_demand(const ggml_hugepages_demand & demand);
+    void add_layout(size_t consumer, const ggml_hugepages_demand & demand);
     void take_rooms();
     bool decide_thp();
     void make_room_in_store();
@@ -72,6 +80,9 @@ struct ggml_hugepages_planner {
     void take_large_pages();
     void take_pages_with_waste();
     void count_rest();
+    void place_pages();
+    uint64_t free_on(size_t page_size, int node) const;
+    bool check_nodes();
     bool check_shortage();
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
     bool may_evict() const;

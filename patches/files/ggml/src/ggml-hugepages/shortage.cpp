@@ -102,6 +102,16 @@ bool ggml_hugepages_fail_short(
     return false;
 }
 
+bool ggml_hugepages_fail_node_short(const ggml_hugepages_node & node, size_t page_size, uint64_t pages, uint64_t free, ggml_hugepages_error * error) {
+    ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT,
+        "the rows that the threads of node %d read need %" PRIu64 " huge pages of %s (%.2f MiB) on this node, only %" PRIu64 " are free: node %d free %" PRIu64 " of %" PRIu64,
+        node.id, pages, ggml_hugepages_size_name(page_size).c_str(), pages*page_size/1024.0/1024.0, free, node.id, node.free, node.total);
+    ggml_hugepages_hint(error, "echo %" PRIu64 " > /sys/devices/system/node/node%d/hugepages/hugepages-%zukB/nr_hugepages, or use --hugepage-policy prefer, which "
+        "takes the rest from other nodes", node.total + pages - free, node.id, page_size/1024);
+    ggml_hugepages_set_shortage(error, page_size, pages, free);
+    return false;
+}
+
 static bool is_forbidden(int err) {
     return err == EPERM || err == EACCES || err == ENOSYS;
 }

@@ -33,6 +33,9 @@ bool ggml_hugepages_fail_short(
         const ggml_hugepages_params                                    & params,
         ggml_hugepages_error                                           * error);
 
+// Sets the error for a node that has fewer free pages than the rows of its threads need.
+bool ggml_hugepages_fail_node_short(const ggml_hugepages_node & node, size_t page_size, uint64_t pages, uint64_t free, ggml_hugepages_error * error);
+
 // Adds --hugepage-policy prefer to the hint, if that would help: not if it is set, and not for programs that only fill a store.
 void ggml_hugepages_hint_prefer(const ggml_hugepages_params & params, ggml_hugepages_error * error);
 

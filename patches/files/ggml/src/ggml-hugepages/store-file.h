@@ -43,7 +43,9 @@ struct ggml_hugepages_store_file {
     std::string         source;
     uint64_t            source_dev = 0;
     uint64_t            source_ino = 0;
-    std::string         identity;
+    std::string         identity;          // of the image that is open
+    std::string         content;           // the identity without the placement of the pages
+    std::string         placement;         // of the images that this process makes, store-placement.h
     size_t              size = 0;
     bool                is_buffer = true;  // complete as a whole or not at all
     ggml_hugepages_ranges wants;           // of an image

@@ -10,6 +10,7 @@
 #include "store-directory.h"
 #include "store-file.h"
 #include "store-locks.h"
+#include "store-placement.h"
 #include "threads.h"
 #include "verify.h"
 #include "ggml-impl.h"
@@ -99,9 +100,9 @@ struct ggml_hugepages_store {
         return true;
     }
 
-    // leaves fd at -1 if the image does not exist
-    bool open_file(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
-        file.name        = existing_name(*dir, own_name(file));
+    // leaves fd at -1, with errno, if the image cannot be opened
+    void try_open(ggml_hugepages_store_file & file, const std::string & name) const {
+        file.name        = name;
         file.path        = path + "/" + file.name;
         file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), plan_only ? O_RDONLY : O_RDWR);
         file.is_writable = !plan_only;
@@ -109,9 +110,56 @@ struct ggml_hugepages_store {
             file.fd          = ggml_hugepages_open_image(*dir, file.name.c_str(), O_RDONLY);
             file.is_writable = false;
         }
+    }
+
+    // Whether this name is a complete image of the same content with another placement. Sets the identity to that of the image.
+    bool is_elsewhere(ggml_hugepages_store_file & file, const char * name) const {
+        const auto close_fd = [](const int * fd) { if (*fd != -1) { close(*fd); } };
+        int fd = ggml_hugepages_open_image(*dir, name, O_RDONLY);
+        const std::unique_ptr<int, decltype(close_fd)> owned(&fd, close_fd);
+        struct stat st = {};
+        size_t      found;
+        char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
+        ggml_hugepages_error error = {};
+        auto info = std::make_unique<ggml_hugepages_resident_info>();
+        if (fd == -1 || !ggml_hugepages_is_trusted(fd, false, &found, &st, &error) || (size_t) st.st_size < sizeof(data) ||
+                !ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) ||
+                !ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info.get(), &error)) {
+            return false;
+        }
+        const std::string placement = ggml_hugepages_placement_of(info->identity);
+        if (info->kind != file.kind || info->size != file.size || ggml_hugepages_identity_with(file.content, placement) != info->identity) {
+            return false;
+        }
+        const bool is_complete = ggml_hugepages_read_all(fd, file.sums.data(), file.sums.size()*sizeof(uint64_t), file.sums_at) && file.is_complete();
+        std::fill(file.sums.begin(), file.sums.end(), 0);
+        if (is_complete) {
+            file.identity = info->identity;
+        }
+        return is_complete;
+    }
+
+    // Leaves fd at -1 if the image does not exist. An image with the same content and another placement is as good as none that this
+    // process would have to fill first.
+    bool open_file(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        file.identity = ggml_hugepages_identity_with(file.content, file.placement);
+        try_open(file, existing_name(*dir, own_name(file)));
         if (file.fd == -1 && errno == ENOENT) {
-            file.name = own_name(file); // another process may have removed the image that had the name
-            file.path = path + "/" + file.name;
+            std::string elsewhere;
+            ggml_hugepages_each_image(*dir, [&](const char * name) {
+                if (elsewhere.empty() && is_elsewhere(file, name)) {
+                    elsewhere = name;
+                }
+            });
+            errno = ENOENT;
+            if (!elsewhere.empty()) {
+                try_open(file, elsewhere);
+            }
+        }
+        if (file.fd == -1 && errno == ENOENT) {
+            file.identity = ggml_hugepages_identity_with(file.content, file.placement);
+            file.name     = own_name(file); // another process may have removed the image that had the name
+            file.path     = path + "/" + file.name;
             return true;
         }
         if (file.fd == -1) {
@@ -339,6 +387,8 @@ bool ggml_hugepages_residents_open(
         file.length    = g.length;
         file.sums_at   = g.sums_at;
         file.sums.assign(g.n_segments, 0);
+        file.placement = file.placement.empty() ? ggml_hugepages_placement_line(*params) : file.placement;
+        file.identity  = ggml_hugepages_identity_with(file.content, file.placement);
         file.name      = store.own_name(file);
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
@@ -356,6 +406,11 @@ bool ggml_hugepages_residents_open(
     for (auto * file : files) {
         if (!store.open(*file, error)) {
             return false;
+        }
+        const std::string placement = ggml_hugepages_placement_of(file->identity);
+        if (!file->placement.empty() && placement != file->placement) {
+            GGML_LOG_WARN("%s: '%s' has %s, but the threads of this process read with %s; hugepages store drop %s places it again at the next start\n", __func__,
+                file->path.c_str(), placement.empty() ? "its pages on any node" : placement.c_str(), file->placement.c_str(), file->name.c_str());
         }
         if (params->verify && !params->plan_only && file->fd != -1 && !ggml_hugepages_verify(file->fd, ggml_hugepages_geometry_of(file->size, store.page_size),
                 file->size, ggml_hugepages_n_threads(*params), callback, user_data, error)) {
@@ -376,14 +431,8 @@ ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind,
         file.source_ino = st.st_ino;
     }
     file.size     = size;
-    file.identity = std::string(identity) + "\nggml " + ggml_version() + " " + ggml_commit();
-    // a hash replaces the part that does not fit in the manifest
-    const size_t room = sizeof(ggml_hugepages_store_header::identity) - 1;
-    if (file.identity.size() > room) {
-        const uint64_t hash = ggml_hugepages_checksum(file.identity.data(), file.identity.size());
-        file.identity.resize(room - 32);
-        file.identity += "\nrest " + std::to_string(hash);
-    }
+    file.content  = std::string(identity) + "\nggml " + ggml_version() + " " + ggml_commit();
+    file.identity = ggml_hugepages_identity_with(file.content, "");
     file.source.resize(std::min(file.source.size(), sizeof(ggml_hugepages_store_header::source) - 1));
     return result;
 }
