@@ -152,7 +152,25 @@ fn a_user_without_rights_is_told_the_same_and_nothing_is_taken() {
 
 #[test]
 fn what_the_server_refuses_is_1_with_its_words() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written");
+    let pipe = dir.path().join("model.gguf");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("coreutils").success());
+    let pipe = pipe.to_str().expect("a plain path");
+    let model = models::demo("20M", "Q8_0");
+    let model = model.to_str().expect("a plain path");
     for (args, cause, hint) in [
+        (vec!["-m", pipe], "is no regular file", ""),
+        (
+            vec!["-m", model, "-c", "512", "-ctv", "q4_0", "-fa", "off"],
+            "quantized V cache requires flash_attn",
+            "",
+        ),
+        (
+            vec!["-m", model, "-c", "512", "--spec-type", "draft-mtp"],
+            "refuses a context of",
+            "",
+        ),
         (
             vec!["-m", "/no/such/model.gguf"],
             "/no/such/model.gguf",

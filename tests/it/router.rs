@@ -174,7 +174,11 @@ fn idle_images_make_room_for_the_next_model_of_a_router() {
     );
     // A plan counts the idle images, and removes none.
     let evicting = third.args(["--hugepage-evict"]);
-    assert_eq!(plan::of(&evicting)["fits"], true);
+    let plan = plan::of(&evicting);
+    assert_eq!(plan["fits"], true, "{plan}");
+    assert_eq!(plan["memory"]["buffers"], 0, "{plan}");
+    assert_eq!(plan["pools"][0]["missing"], 0, "{plan}");
+    assert_eq!(plan["commands"], json!([]), "{plan}");
     assert_eq!(store.images().len(), 2, "{:?}", store.names());
     let server = evicting.clone().start();
     assert_eq!(ask(&server, "c").1["content"], expected);

@@ -82,7 +82,12 @@ impl<'a> Demand<'a> {
             let Some(pool) = states.iter().find(|pool| pool.page_size == size) else {
                 continue;
             };
-            let missing = needed.saturating_sub(pool.usable);
+            // A plan that fits may count on the pages of idle images (`--hugepage-evict`).
+            let missing = if plan.fits {
+                0
+            } else {
+                needed.saturating_sub(pool.usable)
+            };
             if missing == 0 {
                 commands.extend(node_commands(pool, &plan.node_pages(size)));
             } else {

@@ -24,7 +24,7 @@ pub enum PlanError {
         hint: Option<String>,
     },
     /// The program is not a server of this version.
-    #[error("`{}` printed no plan: it may be a llama-server of another version", program.display())]
+    #[error("`{}` printed no plan: these arguments load no model, or it is a llama-server of another version", program.display())]
     NoPlan {
         /// The server.
         program: PathBuf,

@@ -17,7 +17,7 @@ pub enum PoolError {
     NoPools,
     #[error("node {node} has no pool of this page size")]
     NoNode { node: u32 },
-    #[error("cannot {doing} `{}`: {source}", path.display())]
+    #[error("cannot {doing} `{}`", path.display())]
     Io {
         doing: &'static str,
         path: PathBuf,

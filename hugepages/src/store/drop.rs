@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use rustix::fs::{self as sys, AtFlags};
+use rustix::fs::{self as sys, AtFlags, FileType};
 
 use super::attached::{Attached, Process};
 use super::{Store, StoreError, engine, image};
@@ -46,10 +46,12 @@ impl Store {
     pub(super) fn sorted(&self) -> Result<(Vec<String>, Vec<String>), StoreError> {
         let names = self.names()?.into_iter();
         let (ours, others): (Vec<_>, Vec<_>) = names.partition(|name| {
-            engine::is_name(name)
+            let is_ours = engine::is_name(name)
                 || image::is_plain_name(name)
                 || image::is_unfinished_name(name)
-                || image::is_lock_name(name)
+                || image::is_lock_name(name);
+            let data = sys::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW);
+            is_ours && !data.is_ok_and(|data| FileType::from_raw_mode(data.st_mode).is_dir())
         });
         let shown = |names: Vec<OsString>| {
             let names = names.into_iter();

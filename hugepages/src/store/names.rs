@@ -144,6 +144,12 @@ impl Entries {
             let has_content = |model: &&Model| model.images.iter().any(is_of);
             found = models.iter().filter(has_content).collect();
         }
+        if found.is_empty() && wanted.as_bytes().contains(&b'/') {
+            // the model as `list` and the message for ambiguous names show it, without `.gguf`
+            let path = absolute(wanted.as_ref());
+            let is_shown = |model: &&Model| model.folder.join(&model.name) == path;
+            found = models.iter().filter(is_shown).collect();
+        }
         let by_path = !found.is_empty();
         let files = self.files.iter().map(|file| &file.name);
         let mut files: Vec<&String> = files.filter(|name| ***name == *wanted).collect();

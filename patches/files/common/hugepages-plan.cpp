@@ -15,7 +15,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <stdexcept>
+#include <system_error>
 #include <utility>
 
 common_hugepages_errors::common_hugepages_errors(bool is_only) : is_only(is_only) {
@@ -56,8 +58,9 @@ bool common_hugepages_has_other_devices() {
     return false;
 }
 
-// Returns the context of the model, 0 if it cannot be loaded: the load will fail in the same way and log the cause.
-static uint32_t measure(const common_params & params, llama_model_params * mparams, const llama_context_params & cparams) {
+// Returns the context of the model, 0 if llama.cpp refuses the model or the context. why: gets the errors of its log then
+static uint32_t measure(const common_params & params, llama_model_params * mparams, const llama_context_params & cparams, std::string * why = nullptr) {
+    common_hugepages_errors errors(false);
     try {
         std::vector<ggml_backend_dev_t> devs;
         uint32_t n_gpu_layers, n_ctx_train, n_expert; // NOLINT
@@ -67,11 +70,15 @@ static uint32_t measure(const common_params & params, llama_model_params * mpara
         mparams->hugepages.compute_bytes = data.back().compute;
         return n_ctx_train;
     } catch (const std::runtime_error &) {
+        if (why) {
+            *why = errors.text.empty() ? "error: llama.cpp refuses a context of '" + params.model.path + "'\n" : errors.text;
+        }
         return 0;
     }
 }
 
-uint32_t common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams) {
+uint32_t common_hugepages_measure(
+        const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams, std::string * why) {
     auto & hugepages = mparams->hugepages;
     if (model_only || hugepages.load_only) {
         hugepages.kv_bytes      = 0;
@@ -84,7 +91,7 @@ uint32_t common_hugepages_measure(const common_params & params, bool model_only,
         hugepages.compute_bytes = t_measured.compute_bytes;
         return cparams.n_ctx;
     }
-    const uint32_t n_ctx_train = measure(params, mparams, cparams);
+    const uint32_t n_ctx_train = measure(params, mparams, cparams, why);
     return cparams.n_ctx == 0 ? n_ctx_train : cparams.n_ctx;
 }
 
@@ -215,7 +222,7 @@ static bool add_draft(common_hugepages_plan & plan, const common_params & params
     cparams.n_ctx    = n_ctx;
     mparams.hugepages.evict = evict;
     if (!mparams.hugepages.load_only) {
-        measure(draft, &mparams, cparams);
+        measure(draft, &mparams, cparams, &plan.log);
     }
     if (has_draft) {
         return add_model(plan, draft.model.path, mparams);
@@ -238,8 +245,14 @@ uint64_t common_hugepages_plan::bytes() const {
 static common_hugepages_plan plan_parts(
         const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams, bool by_counts) {
     const auto & hugepages = mparams->hugepages;
-    const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams);
     common_hugepages_plan plan;
+    std::error_code none;
+    if (std::filesystem::exists(params.model.path, none) && !std::filesystem::is_regular_file(params.model.path, none)) {
+        no_plan(plan, params.model.path, "is no regular file"); // a pipe would wait for its writer
+        return plan;
+    }
+    std::string why;
+    const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams, &why);
     ggml_hugepages_plan_together(true, by_counts);
     if (add_model(plan, params.model.path, *mparams) && !model_only && add_draft(plan, params, n_ctx, hugepages.evict) && !hugepages.load_only) {
         for (const auto & adapter : params.lora_adapters) {
@@ -258,6 +271,10 @@ static common_hugepages_plan plan_parts(
             }
             add_buffers(plan, path, demands, hugepages);
         }
+    }
+    // the model alone can be loaded
+    if (plan.is_planned()) {
+        plan.log += why;
     }
     if (!plan.log.empty()) {
         plan.error = {};

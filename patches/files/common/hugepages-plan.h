@@ -26,8 +26,10 @@ struct common_hugepages_plan {
     uint64_t bytes() const; // of all huge pages
 };
 
-// Sets the sizes of KV cache and compute buffers in mparams. Returns the size of the context.
-uint32_t common_hugepages_measure(const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams);
+// Sets the sizes of KV cache and compute buffers in mparams. Returns the size of the context. If llama.cpp refuses the model or the context,
+// the load will fail in the same way; why: gets the errors of its log
+uint32_t common_hugepages_measure(
+        const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams, std::string * why = nullptr);
 
 // Plans all parts. Sets the sizes of KV cache and compute buffers in mparams. If the user gave no -c, sets n_ctx of cparams to what the pools
 // can hold, but not below --fit-ctx.

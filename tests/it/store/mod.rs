@@ -131,6 +131,18 @@ fn a_model_is_loaded_listed_verified_and_dropped_and_every_page_is_back() {
     run(load(&store, &model), 0);
     assert_eq!(store.pages(), held);
 
+    // The name of the model in the table.
+    let shown = model.canonicalize().expect("the model exists");
+    let shown = shown.with_extension("");
+    assert!(
+        json(
+            &store,
+            &["verify", shown.to_str().expect("a plain path")],
+            0
+        )["images"][0]
+            .is_object()
+    );
+
     let dropped = json(&store, &["drop", model.to_str().expect("a plain path")], 0);
     assert_eq!(dropped["bytes"], held * PAGE);
     assert_eq!(store.names(), [""; 0]);

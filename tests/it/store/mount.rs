@@ -117,6 +117,13 @@ fn unmount_refuses_what_holds_models_and_never_drops_files_of_others() {
     assert!(said.contains("`notes.txt`"), "{said}");
     assert!(place.path().join("demo.gguf").exists());
     fs::remove_file(theirs).expect("the file is ours");
+    // A directory is no image, whatever its name.
+    let theirs = place.path().join("x.weights-0000000000000000.resident");
+    fs::create_dir(&theirs).expect("the store is ours");
+    let (_, said) = run(place.unmount(&["--force"]), 1);
+    assert!(said.contains("`x.weights-"), "{said}");
+    assert!(place.path().join("demo.gguf").exists());
+    fs::remove_dir(theirs).expect("the directory is ours");
     run(place.unmount(&["--force"]), 0);
     assert!(!place.path().exists());
     pool.assert_all_back();

@@ -58,15 +58,20 @@ static uint64_t freed_but_gone(const ggml_hugepages_pool & pool) {
     return pool.surplus - std::min(pool.surplus, pool.overcommit);
 }
 
-// whether the pages of idle images would be enough
-bool ggml_hugepages_planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
+// the pool without idle images
+ggml_hugepages_supply ggml_hugepages_planner::without_idle(const ggml_hugepages_supply & supply) const {
     auto after = supply;
     const uint64_t idle = idle_pages(after.pool.page_size);
     after.pool.free += idle - std::min(idle, freed_but_gone(after.pool));
     for (auto & node : after.nodes) {
         node.free += after.is_bound ? 0 : idle;
     }
-    return idle > 0 && after.usable() >= pages;
+    return after;
+}
+
+// whether the pages of idle images would be enough
+bool ggml_hugepages_planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
+    return idle_pages(supply.pool.page_size) > 0 && without_idle(supply).usable() >= pages;
 }
 
 // names what could make room
@@ -89,11 +94,14 @@ void ggml_hugepages_planner::hint_larger() const {
     }
 }
 
-// Removes idle images if that is enough; a plan only counts them.
+// Removes idle images if that is enough; a plan only counts their pages as free.
 void ggml_hugepages_planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) {
     const bool is_enough = params.evict && !shortages.empty() &&
         std::all_of(shortages.begin(), shortages.end(), [&](const auto & shortage) { return can_evict(shortage.second, shortage.first); });
     if (is_enough && params.plan_only) {
+        for (auto & s : supplies) {
+            s = without_idle(s);
+        }
         shortages.clear();
     } else if (is_enough) {
         for (const auto & [pages, s] : shortages) {

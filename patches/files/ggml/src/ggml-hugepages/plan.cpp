@@ -429,7 +429,7 @@ bool ggml_hugepages_decide(
     // a plan also tells what a load with `prefer` would leave out
     if (ok || (params.plan_only && params.policy == GGML_HUGEPAGES_POLICY_PREFER)) {
         p.hand_out();
-        ok = ok && p.check_ordinary();
+        ok = p.check_ordinary() && ok;
     }
     if (params.plan_only) {
         return p.end_plan(ok);
