@@ -1,0 +1,389 @@
+//! A model file in memory, part of it on huge pages, which looks like a file mapping to the program.
+//!
+//! ```text
+//! file image   |hdr|  t0  |   t1    |  t2  | end |      addresses of the program's mapping
+//! blocks           [ 2M ][ 2M ][ 2M ][ 2M  ]            the kernel cuts them only at multiples of a huge page
+//! ghosts       [xx]                       [xxxx]        unmapped by the program, but in a page that it still uses
+//! ```
+//!
+//! - An advice changes nothing for a block. It goes to the kernel for the file mapping around the blocks.
+//! - If the program unmaps a part of a block, the part becomes a ghost. When a page has only ghosts, it returns to the pool.
+//! - If the program does anything else to a part of a block (protect, move, map over it), the pages of the part become a file mapping
+//!   again, and the kernel does the rest.
+
+use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+
+use crate::next;
+use crate::ranges::{Ranges, Span, align_down, align_up, overlap};
+use crate::vmas::{self, Block};
+
+/// Bytes of a page that is not huge. `mmap` has no smaller unit.
+pub fn base_page() -> usize {
+    // SAFETY: only reads a constant of the system.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// A failed call, as `errno`.
+pub type Errno = c_int;
+
+pub struct Image {
+    /// Addresses that the program or a ghost occupies.
+    pub owned: Ranges,
+    /// Addresses that the program unmapped. Part of `owned`.
+    ghosts: Ranges,
+    blocks: Vec<Block>,
+    base: usize,
+    /// Bytes of the file in the mapping, in whole pages.
+    size: usize,
+    /// `MAP_SHARED` or `MAP_PRIVATE`, as the program asked.
+    flags: c_int,
+    file: File,
+    identity: (u64, u64),
+    /// The engine's description, for its report.
+    pub handle: usize,
+    /// The tensors, for [`Image::copied`].
+    pub tensors: Vec<Tensor>,
+    /// Tensors that the program copies to a buffer.
+    copied: Vec<Span>,
+}
+
+/// A tensor of the file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Tensors of one group are copied together.
+    pub group: u64,
+    pub span: Span,
+}
+
+impl Image {
+    /// The image that the engine filled at `base`. `length`: of the engine's mapping, which ends with a whole page.
+    ///
+    /// # Errors
+    /// The kernel does not show the mappings, or refuses one.
+    pub fn new(
+        base: usize,
+        size: usize,
+        length: usize,
+        flags: c_int,
+        file: File,
+        handle: usize,
+        tensors: Vec<Tensor>,
+    ) -> Result<Self, Errno> {
+        let metadata = file.metadata().map_err(|_| libc::EBADF)?;
+        let whole = base..base + length;
+        let size = align_up(size, base_page());
+        let mut image = Self {
+            owned: Ranges::of(whole.clone()),
+            ghosts: Ranges::default(),
+            blocks: vmas::blocks_in(&whole).ok_or(libc::EACCES)?,
+            base,
+            size,
+            flags: flags & (libc::MAP_SHARED | libc::MAP_PRIVATE),
+            identity: (metadata.dev(), metadata.ino()),
+            file,
+            handle,
+            tensors,
+            copied: Vec::new(),
+        };
+        for block in &image.blocks {
+            // A child reads the weights too, as it does with a file mapping.
+            // SAFETY: a mapping of this image, which only gets another flag.
+            unsafe { next::madvise(pointer(block.span.start), block.span.len(), libc::MADV_DOFORK) };
+        }
+        if image.flags == libc::MAP_PRIVATE {
+            // The engine maps the rest as shared, and the program may make it writable later.
+            for gap in image.outside_blocks(&(base..base + size)) {
+                image.map_file(&gap)?;
+            }
+        }
+        image.unmap(&(base + size..base + length))?;
+        Ok(image)
+    }
+
+    /// Bytes on huge pages.
+    pub fn huge_bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.span.len()).sum()
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.owned.iter().all(|span| self.ghosts.covers(span))
+    }
+
+    fn outside_blocks(&self, span: &Span) -> Vec<Span> {
+        let mut rest = Ranges::of(span.clone());
+        for block in &self.blocks {
+            rest.remove(&block.span);
+        }
+        rest.within(span)
+    }
+
+    /// `munmap` of a part.
+    ///
+    /// # Errors
+    /// As of `munmap`.
+    pub fn unmap(&mut self, span: &Span) -> Result<(), Errno> {
+        for gap in self.outside_blocks(span) {
+            self.release(&gap)?;
+        }
+        let touched: Vec<Block> = self.blocks.iter().filter(|block| !overlap(&block.span, span).is_empty()).cloned().collect();
+        for block in touched {
+            self.ghosts.add(&overlap(&block.span, span));
+            for ghost in self.ghosts.within(&block.outer(span)) {
+                let whole = block.inner(&ghost);
+                if !whole.is_empty() {
+                    self.release(&whole)?;
+                    self.cut_blocks(&whole);
+                }
+            }
+        }
+        if !self.copied.is_empty() && !self.is_gone() {
+            // Programs unmap what they do not need when everything is loaded.
+            self.return_copied();
+        }
+        Ok(())
+    }
+
+    /// Unmaps addresses, and forgets them.
+    fn release(&mut self, span: &Span) -> Result<(), Errno> {
+        // SAFETY: a part of this image, which the program unmapped, at borders of pages.
+        check(unsafe { next::munmap(pointer(span.start), span.len()) })?;
+        self.owned.remove(span);
+        self.ghosts.remove(span);
+        Ok(())
+    }
+
+    fn cut_blocks(&mut self, span: &Span) {
+        let cut = |block: &Block| {
+            let head = block.span.start..block.span.end.min(span.start);
+            let tail = block.span.start.max(span.end)..block.span.end;
+            let unit = block.unit;
+            [head, tail].into_iter().filter(|part| part.start < part.end).map(move |span| Block { span, unit })
+        };
+        self.blocks = self.blocks.iter().flat_map(cut).collect();
+    }
+
+    /// Maps the file over addresses of this image.
+    fn map_file(&self, span: &Span) -> Result<(), Errno> {
+        let is_same = self.file.metadata().is_ok_and(|it| (it.dev(), it.ino()) == self.identity);
+        if !is_same {
+            // A program that closes all files closed this one too.
+            return Err(libc::ENOMEM);
+        }
+        let offset = libc::off_t::try_from(span.start - self.base).map_err(|_| libc::EOVERFLOW)?;
+        let flags = self.flags | libc::MAP_FIXED;
+        // SAFETY: addresses of this image, whose bytes the file has too.
+        let mapped = unsafe { next::mmap(pointer(span.start), span.len(), libc::PROT_READ, flags, self.file.as_raw_fd(), offset) };
+        if mapped == libc::MAP_FAILED { Err(next::errno()) } else { Ok(()) }
+    }
+
+    /// Replaces the huge pages that `span` touches with a file mapping. Ghosts in them are unmapped.
+    fn become_file(&mut self, span: &Span) -> Result<(), Errno> {
+        let touched: Vec<Span> = self.blocks.iter().map(|block| block.outer(span)).filter(|part| !part.is_empty()).collect();
+        let end = self.base + self.size;
+        for part in touched {
+            self.map_file(&overlap(&part, &(self.base..end)))?;
+            self.cut_blocks(&part);
+            for ghost in self.ghosts.within(&part) {
+                self.release(&ghost)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves addresses to the kernel, which will replace or move them.
+    ///
+    /// # Errors
+    /// As of `mmap`.
+    pub fn leave(&mut self, span: &Span) -> Result<(), Errno> {
+        let whole: Vec<Span> = self.blocks.iter().map(|block| block.inner(span)).filter(|part| !part.is_empty()).collect();
+        // Only the pages at the borders need the file.
+        for edge in self.blocks_at_borders(span, &whole) {
+            self.become_file(&edge)?;
+        }
+        for part in whole {
+            self.cut_blocks(&part);
+        }
+        self.owned.remove(span);
+        self.ghosts.remove(span);
+        Ok(())
+    }
+
+    fn blocks_at_borders(&self, span: &Span, whole: &[Span]) -> Vec<Span> {
+        let parts = self.blocks.iter().map(|block| overlap(&block.span, span));
+        let mut edges = Ranges::default();
+        parts.for_each(|part| edges.add(&part));
+        whole.iter().for_each(|part| edges.remove(part));
+        edges.iter().cloned().collect()
+    }
+
+    /// Makes the addresses a plain file mapping, for a move.
+    ///
+    /// # Errors
+    /// As of `mmap`.
+    pub fn become_plain(&mut self, span: &Span) -> Result<(), Errno> {
+        self.become_file(span)?;
+        self.leave(span)
+    }
+
+    /// `mprotect` of a part.
+    ///
+    /// # Errors
+    /// As of `mprotect`.
+    pub fn protect(&mut self, span: &Span, prot: c_int) -> Result<(), Errno> {
+        // The kernel protects the pages before the first hole.
+        let end = self.ghosts.within(span).first().map_or(span.end, |ghost| ghost.start);
+        let part = span.start..end;
+        if prot == libc::PROT_READ {
+            for gap in self.outside_blocks(&part) {
+                // SAFETY: the caller of the program's mprotect answers for it.
+                check(unsafe { next::mprotect(pointer(gap.start), gap.len(), prot) })?;
+            }
+        } else if !part.is_empty() {
+            self.become_file(&part)?;
+            // SAFETY: as above.
+            check(unsafe { next::mprotect(pointer(part.start), part.len(), prot) })?;
+        }
+        if end < span.end { Err(libc::ENOMEM) } else { Ok(()) }
+    }
+
+    /// `madvise` of a part.
+    ///
+    /// # Errors
+    /// As of `madvise`.
+    pub fn advise(&mut self, span: &Span, advice: c_int) -> Result<(), Errno> {
+        let mut result = if self.ghosts.touches(span) { Err(libc::ENOMEM) } else { Ok(()) };
+        // madvise(2): an empty range only checks the advice.
+        // SAFETY: no memory.
+        check(unsafe { next::madvise(pointer(span.start), 0, advice) })?;
+        let is_for_blocks = matches!(advice, libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP);
+        if matches!(advice, libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_POPULATE_WRITE) {
+            // Not for a read-only file mapping. The kernel answers for a page of one.
+            self.become_file(span)?;
+        }
+        let mut parts = self.outside_blocks(span);
+        if is_for_blocks {
+            parts.extend(self.blocks.iter().map(|block| block.inner(span)).filter(|part| !part.is_empty()));
+        }
+        for part in parts {
+            // SAFETY: the caller of the program's madvise answers for it.
+            if let Err(error) = check(unsafe { next::madvise(pointer(part.start), part.len(), advice) }) {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// `mlock` of a part. The kernel never swaps huge pages, and counts them towards `RLIMIT_MEMLOCK`.
+    ///
+    /// # Errors
+    /// As of `mlock`.
+    pub fn lock(&self, span: &Span, lock: &dyn Fn(&Span) -> c_int) -> Result<(), Errno> {
+        for part in self.outside_blocks(span) {
+            check(lock(&part))?;
+        }
+        if self.ghosts.touches(span) { Err(libc::ENOMEM) } else { Ok(()) }
+    }
+
+    /// Whether the program unmapped all of these addresses.
+    pub fn is_unmapped(&self, span: &Span) -> bool {
+        self.owned.within(span).iter().all(|part| self.ghosts.covers(part))
+    }
+
+    /// Whether the program will copy tensors of this file to a buffer of `size` bytes: repacked weights. Remembers which ones.
+    pub fn notice_copy(&mut self, size: usize) -> bool {
+        if self.copied.is_empty() {
+            self.copied = copied_to(&self.tensors, size);
+        }
+        !self.copied.is_empty()
+    }
+
+    /// Returns the huge pages of tensors that the program has copied, or will copy from the file. Their bytes remain readable.
+    pub fn return_copied(&mut self) {
+        for span in std::mem::take(&mut self.copied) {
+            let span = self.base + span.start..self.base + span.end;
+            let whole: Vec<Span> = self.blocks.iter().map(|block| block.inner(&span)).filter(|part| !part.is_empty()).collect();
+            for part in whole {
+                // A page that the kernel refuses to replace stays huge.
+                let _ = self.become_file(&part);
+            }
+        }
+        self.tensors.clear();
+    }
+
+}
+
+/// The addresses of whole pages.
+pub fn pages_of(address: usize, len: usize) -> Span {
+    address..align_up(address.saturating_add(len), base_page())
+}
+
+/// The pages that contain the addresses: `mlock` rounds its address down.
+pub fn pages_around(address: usize, len: usize) -> Span {
+    align_down(address, base_page())..align_up(address.saturating_add(len), base_page())
+}
+
+/// The memory of a buffer in which the program keeps each tensor at a multiple of this.
+const ALIGNMENT: usize = 32;
+/// A buffer may have this many bytes more than its tensors.
+const SLACK: usize = 4096;
+/// Larger tables would take too many sums.
+const MOST_GROUPS: usize = 12;
+
+/// The tensors whose padded sizes are together `size` bytes: all tensors of some groups, or none. Sums of sizes this large are equal
+/// only if the tensors are.
+fn copied_to(tensors: &[Tensor], size: usize) -> Vec<Span> {
+    let mut groups: Vec<(u64, usize)> = Vec::new();
+    for tensor in tensors {
+        let bytes = align_up(tensor.span.len(), ALIGNMENT);
+        match groups.iter_mut().find(|(group, _)| *group == tensor.group) {
+            Some((_, sum)) => *sum += bytes,
+            None => groups.push((tensor.group, bytes)),
+        }
+    }
+    groups.sort_by_key(|(_, sum)| std::cmp::Reverse(*sum));
+    groups.truncate(MOST_GROUPS);
+    for chosen in 1u32..1 << groups.len() {
+        let is_chosen = |at: usize| chosen & (1 << at) != 0;
+        let sum: usize = groups.iter().enumerate().filter(|(at, _)| is_chosen(*at)).map(|(_, (_, sum))| sum).sum();
+        if sum <= size && size - sum <= SLACK {
+            let of_chosen = |tensor: &&Tensor| groups.iter().enumerate().any(|(at, (group, _))| is_chosen(at) && *group == tensor.group);
+            return tensors.iter().filter(of_chosen).map(|tensor| tensor.span.clone()).collect();
+        }
+    }
+    Vec::new()
+}
+
+fn pointer(address: usize) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(address)
+}
+
+fn check(result: c_int) -> Result<(), Errno> {
+    if result == 0 { Ok(()) } else { Err(next::errno()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(group: u64, span: Span) -> Tensor {
+        Tensor { group, span }
+    }
+
+    #[test]
+    fn a_buffer_with_the_size_of_some_groups_gets_their_tensors() {
+        let tensors = [
+            tensor(1, 0..100_000),
+            tensor(2, 100_000..400_000),
+            tensor(1, 400_000..450_001),
+            tensor(3, 500_000..900_000),
+        ];
+        assert_eq!(copied_to(&tensors, 150_032), [0..100_000, 400_000..450_001]);
+        assert_eq!(copied_to(&tensors, 400_064), [500_000..900_000]);
+        assert_eq!(copied_to(&tensors, 700_000), [100_000..400_000, 500_000..900_000]);
+        assert!(copied_to(&tensors, 600_000).is_empty());
+        assert!(copied_to(&[], 64).is_empty());
+    }
+}
