@@ -77,7 +77,7 @@ impl Failure {
         log::warn(&format!("{what}: {}", self.message()));
         let hint = text(&self.0.hint);
         if !hint.is_empty() {
-            log::warn(&format!("hint: {hint}"));
+            log::warn(&format!("hint: {}", log::with_variables(&hint)));
         }
     }
 }
@@ -220,7 +220,9 @@ fn load(
     params: &ffi::ggml_hugepages_params,
 ) -> Result<Option<(Image, usize)>, Failure> {
     let begin = Instant::now();
-    let size = len.min(usize::try_from(model.file.metadata().map_or(0, |it| it.len())).unwrap_or(0));
+    // mmap(2): the kernel maps whole pages.
+    let whole = len.next_multiple_of(crate::image::base_page());
+    let size = whole.min(usize::try_from(model.file.metadata().map_or(0, |it| it.len())).unwrap_or(0));
     let wanted = model.wanted(size);
     // SAFETY: the file stays open until the image is filled.
     let mut handle = unsafe { ffi::ggml_hugepages_image_init(model.file.as_raw_fd(), size) };

@@ -36,8 +36,6 @@ pub struct Image {
     ghosts: Ranges,
     blocks: Vec<Block>,
     base: usize,
-    /// Bytes of the file in the mapping, in whole pages.
-    size: usize,
     /// `MAP_SHARED` or `MAP_PRIVATE`, as the program asked.
     flags: c_int,
     file: File,
@@ -80,7 +78,6 @@ impl Image {
             ghosts: Ranges::default(),
             blocks: vmas::blocks_in(&whole).ok_or(libc::EACCES)?,
             base,
-            size,
             flags: flags & (libc::MAP_SHARED | libc::MAP_PRIVATE),
             identity: (metadata.dev(), metadata.ino()),
             file,
@@ -182,9 +179,9 @@ impl Image {
     /// Replaces the huge pages that `span` touches with a file mapping. Ghosts in them are unmapped.
     fn become_file(&mut self, span: &Span) -> Result<(), Errno> {
         let touched: Vec<Span> = self.blocks.iter().map(|block| block.outer(span)).filter(|part| !part.is_empty()).collect();
-        let end = self.base + self.size;
         for part in touched {
-            self.map_file(&overlap(&part, &(self.base..end)))?;
+            // At once, because another thread may read a page at this moment. What is behind the end of the file is a ghost.
+            self.map_file(&part)?;
             self.cut_blocks(&part);
             for ghost in self.ghosts.within(&part) {
                 self.release(&ghost)?;
@@ -253,27 +250,33 @@ impl Image {
     ///
     /// # Errors
     /// As of `madvise`.
-    pub fn advise(&mut self, span: &Span, advice: c_int) -> Result<(), Errno> {
-        let mut result = if self.ghosts.touches(span) { Err(libc::ENOMEM) } else { Ok(()) };
+    pub fn advise(&mut self, span: &Span, advice: c_int, answer: &mut Advised) -> Result<(), Errno> {
         // madvise(2): an empty range only checks the advice.
         // SAFETY: no memory.
         check(unsafe { next::madvise(pointer(span.start), 0, advice) })?;
-        let is_for_blocks = matches!(advice, libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP);
         if matches!(advice, libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_POPULATE_WRITE) {
-            // Not for a read-only file mapping. The kernel answers for a page of one.
+            // Not for a read-only file mapping. The kernel answers for the pages of one.
             self.become_file(span)?;
         }
-        let mut parts = self.outside_blocks(span);
-        if is_for_blocks {
-            parts.extend(self.blocks.iter().map(|block| block.inner(span)).filter(|part| !part.is_empty()));
-        }
-        for part in parts {
-            // SAFETY: the caller of the program's madvise answers for it.
-            if let Err(error) = check(unsafe { next::madvise(pointer(part.start), part.len(), advice) }) {
-                result = Err(error);
+        let is_flag = matches!(advice, libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP);
+        let mut parts: Vec<(Span, Part)> = self.outside_blocks(span).into_iter().map(|part| (part, Part::File)).collect();
+        for block in &self.blocks {
+            let inner = block.inner(span);
+            if is_flag && !inner.is_empty() {
+                parts.push((inner, Part::Block));
             }
         }
-        result
+        parts.extend(self.ghosts.within(span).into_iter().map(|part| (part, Part::Ghost)));
+        parts.sort_by_key(|(part, _)| part.start);
+        for (part, kind) in parts {
+            let result = match kind {
+                Part::Ghost => Err(libc::ENOMEM),
+                // SAFETY: the caller of the program's madvise answers for it.
+                Part::File | Part::Block => check(unsafe { next::madvise(pointer(part.start), part.len(), advice) }),
+            };
+            answer.after(result)?;
+        }
+        Ok(())
     }
 
     /// `mlock` of a part. The kernel never swaps huge pages, and counts them towards `RLIMIT_MEMLOCK`.
@@ -313,6 +316,48 @@ impl Image {
         self.tensors.clear();
     }
 
+}
+
+/// The memory of a piece of an image.
+#[derive(Clone, Copy)]
+enum Part {
+    File,
+    Block,
+    Ghost,
+}
+
+/// The result of an advice, piece by piece. As the kernel does, it goes on after a hole, and ends at another failure.
+pub struct Advised {
+    /// These advices end at a hole, too.
+    is_populate: bool,
+    has_hole: bool,
+}
+
+impl Advised {
+    pub fn new(advice: c_int) -> Self {
+        Self {
+            is_populate: matches!(advice, libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE),
+            has_hole: false,
+        }
+    }
+
+    /// # Errors
+    /// The failure that ends the call.
+    pub fn after(&mut self, result: Result<(), Errno>) -> Result<(), Errno> {
+        match result {
+            Err(libc::ENOMEM) if !self.is_populate => {
+                self.has_hole = true;
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// # Errors
+    /// A hole.
+    pub fn end(&self) -> Result<(), Errno> {
+        if self.has_hole { Err(libc::ENOMEM) } else { Ok(()) }
+    }
 }
 
 /// The addresses of whole pages.

@@ -66,17 +66,25 @@ unsafe extern "C" fn on_engine_log(
                 line.0,
                 ffi::GGML_LOG_LEVEL_WARN | ffi::GGML_LOG_LEVEL_ERROR
             );
-            write(without_function(whole.trim_end()), is_for_user);
+            write(&with_variables(without_function(whole.trim_end())), is_for_user);
         }
     });
 }
 
 /// The engine starts its lines with the name of a function, which tells the user nothing.
 fn without_function(line: &str) -> &str {
+    let is_function = |name: &str| name.contains('_') && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     match line.split_once(": ") {
-        Some((name, rest)) if name.starts_with("ggml_") && !name.contains(' ') => rest,
+        Some((name, rest)) if is_function(name) => rest,
         _ => line,
     }
+}
+
+/// The engine's hints name options of llama-server. Here, variables take their place.
+pub fn with_variables(hint: &str) -> String {
+    let hint = hint.replace("--hugepage-policy ", "LLAMA_ARG_HUGEPAGE_POLICY=");
+    let hint = hint.replace("--hugepage-size ", "LLAMA_ARG_HUGEPAGE_SIZE=");
+    hint.replace("--hugepage-store ", "LLAMA_ARG_HUGEPAGE_STORE=")
 }
 
 fn write(text: &str, is_for_user: bool) {
@@ -115,7 +123,15 @@ mod tests {
     #[test]
     fn the_name_of_a_function_is_left_out_of_a_line() {
         assert_eq!(without_function("ggml_hugepages_plan: no pages: 3"), "no pages: 3");
+        assert_eq!(without_function("check_shortage: only 5"), "only 5");
         assert_eq!(without_function("hint: run this"), "hint: run this");
         assert_eq!(without_function("needs: x"), "needs: x");
+    }
+
+    #[test]
+    fn a_hint_names_what_this_user_can_set() {
+        let hint = "sysctl vm.nr_hugepages=13, or use --hugepage-policy prefer to load with fewer huge pages";
+        let expected = "sysctl vm.nr_hugepages=13, or use LLAMA_ARG_HUGEPAGE_POLICY=prefer to load with fewer huge pages";
+        assert_eq!(with_variables(hint), expected);
     }
 }

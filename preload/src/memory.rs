@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{off_t, size_t};
 
 use crate::engine::{self, Mapped};
-use crate::image::{pages_around, pages_of};
+use crate::image::{Advised, pages_around, pages_of};
 use crate::lock::Inside;
 use crate::next;
 use crate::regions::{self, Owner, to_c};
@@ -179,14 +179,16 @@ pub unsafe extern "C" fn posix_madvise(addr: *mut c_void, len: size_t, advice: c
 }
 
 fn advise(addr: usize, len: usize, advice: c_int) -> Result<(), c_int> {
-    regions::lock().for_each(&pages_of(addr, len), |owner, part| match owner {
-        Owner::Image(image) => image.advise(part, advice),
-        Owner::Buffer(buffer) => buffer.advise(part, advice),
+    let mut answer = Advised::new(advice);
+    let result = regions::lock().for_each(&pages_of(addr, len), |owner, part| match owner {
+        Owner::Image(image) => image.advise(part, advice, &mut answer),
+        Owner::Buffer(buffer) => answer.after(buffer.advise(part, advice)),
         Owner::Other => {
             // SAFETY: the promise of the caller of madvise.
-            to_result(unsafe { next::madvise(pointer(part.start), part.len(), advice) })
+            answer.after(to_result(unsafe { next::madvise(pointer(part.start), part.len(), advice) }))
         }
-    })
+    });
+    result.and(answer.end())
 }
 
 /// # Safety

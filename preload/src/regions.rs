@@ -49,8 +49,7 @@ pub fn raw() -> &'static Lock<Regions> {
 }
 
 impl Regions {
-    /// Calls `act` for each piece of a range that has one owner, in the order of their addresses. Returns the first error, after all
-    /// pieces.
+    /// Calls `act` for each piece of a range that has one owner, in the order of their addresses, until it fails.
     pub fn for_each(
         &mut self,
         span: &Span,
@@ -73,9 +72,8 @@ impl Regions {
         pieces.extend(others.iter().map(|part| (part.clone(), usize::MAX)));
         pieces.sort_by_key(|(part, _)| part.start);
 
-        let mut result = Ok(());
         let n_images = self.images.len();
-        for (part, index) in pieces {
+        let result = pieces.into_iter().try_for_each(|(part, index)| {
             let owner = if index == usize::MAX {
                 Owner::Other
             } else if index < n_images {
@@ -83,8 +81,8 @@ impl Regions {
             } else {
                 Owner::Buffer(&mut self.buffers[index - n_images])
             };
-            result = result.and(act(owner, &part));
-        }
+            act(owner, &part)
+        });
         self.forget_gone();
         result
     }

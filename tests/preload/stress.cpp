@@ -27,6 +27,7 @@ static const size_t PAGE = 4096;
 enum state { UNMAPPED, MAPPED, HIDDEN }; // HIDDEN: PROT_NONE
 
 static size_t g_calls = 0;
+static char   g_last[8][96]; // the last calls, for the message of a failure
 static size_t g_sequences = 0;
 
 struct pair {
@@ -38,6 +39,9 @@ struct pair {
 };
 
 [[noreturn]] static void fail(const char * what, const pair & p, size_t page) {
+    for (size_t i = g_calls > 7 ? g_calls - 7 : 0; i <= g_calls; i++) {
+        fprintf(stderr, "  %s\n", g_last[i % 8]);
+    }
     fprintf(stderr, "call %zu: %s at page %zu of %zu (%s)\n", g_calls, what, page, p.pages, p.is_private ? "private" : "shared");
     _exit(1);
 }
@@ -100,8 +104,11 @@ static void one_call(pair & p, std::mt19937 & rng, uint8_t * reserve_ours, uint8
     const size_t size = n*PAGE - (rng() % 4 == 0 ? rng() % PAGE : 0);
     long result = 0;
     g_calls++;
+    const unsigned kind = rng() % 12;
+    const unsigned how  = rng();
+    snprintf(g_last[g_calls % 8], sizeof(g_last[0]), "call %zu: kind %u, how %u, pages %zu to %zu", g_calls, kind, how, first, first + n);
 
-    switch (rng() % 12) {
+    switch (kind) {
         case 0:
         case 1: {
             BOTH("munmap", first, munmap(ours, size), syscall(SYS_munmap, plain, size));
@@ -109,7 +116,7 @@ static void one_call(pair & p, std::mt19937 & rng, uint8_t * reserve_ours, uint8
         } break;
         case 2: {
             const int prots[] = { PROT_READ, PROT_READ, PROT_NONE, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE };
-            const int prot = prots[rng() % 5];
+            const int prot = prots[how % 5];
             BOTH("mprotect", first, mprotect(ours, size, prot), syscall(SYS_mprotect, plain, size, prot));
             for (size_t i = first; i < first + n; i++) {
                 uint8_t byte;
@@ -124,7 +131,7 @@ static void one_call(pair & p, std::mt19937 & rng, uint8_t * reserve_ours, uint8
         } break;
         case 3:
         case 4: {
-            const int advice = advices[rng() % (sizeof(advices)/sizeof(advices[0]))];
+            const int advice = advices[how % (sizeof(advices)/sizeof(advices[0]))];
             BOTH("madvise", first, madvise(ours, size, advice), syscall(SYS_madvise, plain, size, advice));
         } break;
         case 5: {
@@ -185,7 +192,7 @@ static void one_call(pair & p, std::mt19937 & rng, uint8_t * reserve_ours, uint8
             BOTH("mprotect of nothing", first, mprotect(ours, 0, PROT_NONE), syscall(SYS_mprotect, plain, 0, PROT_NONE));
         } break;
         case 11: {
-            if (rng() % 8 != 0) {
+            if (how % 8 != 0) {
                 break;
             }
             // MADV_DONTFORK removes pages of the child, also of the plain mapping
