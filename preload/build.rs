@@ -14,10 +14,20 @@ const GGML: &[&str] = &["ggml.c", "ggml-quants.c", "ggml-threading.cpp", "gguf.c
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     // The library crate's build script tells where its files are.
-    let built: PathBuf = env::var_os("DEP_LLAMA_OUT").context("the crate llama-hugepages names no folder")?.into();
-    let out: PathBuf = env::var_os("OUT_DIR").context("no OUT_DIR: run this program with cargo")?.into();
-    println!("cargo::rustc-env=LLAMA_HUGEPAGES_BINDINGS={}", built.join("bindings.rs").display());
-    println!("cargo::rerun-if-changed={}", built.join("llama.cpp/ggml").display());
+    let built: PathBuf = env::var_os("DEP_LLAMA_OUT")
+        .context("the crate llama-hugepages names no folder")?
+        .into();
+    let out: PathBuf = env::var_os("OUT_DIR")
+        .context("no OUT_DIR: run this program with cargo")?
+        .into();
+    println!(
+        "cargo::rustc-env=LLAMA_HUGEPAGES_BINDINGS={}",
+        built.join("bindings.rs").display()
+    );
+    println!(
+        "cargo::rerun-if-changed={}",
+        built.join("llama.cpp/ggml").display()
+    );
 
     let source = built.join("llama.cpp/ggml/src");
     let mut engine = files(&source.join("ggml-hugepages"))?;
@@ -43,11 +53,14 @@ fn main() -> Result<()> {
             // The version of ggml, which the engine writes to its stores.
             .include(built.join("build/ggml/src"))
             .files(engine.iter().filter(|path| is_c(path) != is_cpp));
-        build.try_compile(name).with_context(|| format!("cannot compile {name}"))?;
+        build
+            .try_compile(name)
+            .with_context(|| format!("cannot compile {name}"))?;
     }
 
     // A program may be in C, or have another C++ library. The first library of this name that the linker finds is this script.
-    fs::write(out.join("libstdc++.so"), "INPUT(-l:libstdc++.a)\n").context("cannot write a linker script")?;
+    fs::write(out.join("libstdc++.so"), "INPUT(-l:libstdc++.a)\n")
+        .context("cannot write a linker script")?;
     println!("cargo::rustc-link-search=native={}", out.display());
     println!("cargo::rustc-link-lib=dylib=stdc++");
     println!("cargo::rustc-link-arg-cdylib=-Wl,--exclude-libs,ALL");
@@ -58,8 +71,13 @@ fn main() -> Result<()> {
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let mut sources: Vec<PathBuf> = paths.into_iter().filter(|path| path.extension().is_some_and(|it| it == "cpp")).collect();
+    let paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut sources: Vec<PathBuf> = paths
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|it| it == "cpp"))
+        .collect();
     sources.sort();
     Ok(sources)
 }

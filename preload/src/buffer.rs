@@ -31,7 +31,13 @@ impl Buffer {
             for block in &buffer.blocks {
                 // The child copies it: see fork.rs.
                 // SAFETY: a mapping of this buffer, which only gets another flag.
-                unsafe { next::madvise(pointer(block.span.start), block.span.len(), libc::MADV_DOFORK) };
+                unsafe {
+                    next::madvise(
+                        pointer(block.span.start),
+                        block.span.len(),
+                        libc::MADV_DOFORK,
+                    )
+                };
             }
         }
         buffer
@@ -39,7 +45,9 @@ impl Buffer {
 
     /// Whether no other buffer shares a page with this one.
     fn is_cut_at_pages(&self) -> bool {
-        self.blocks.iter().all(|block| block.span.start % block.unit == 0 && block.span.end % block.unit == 0)
+        self.blocks
+            .iter()
+            .all(|block| block.span.start % block.unit == 0 && block.span.end % block.unit == 0)
     }
 
     /// Replaces the huge pages with ordinary memory that has the same bytes.
@@ -62,10 +70,18 @@ impl Buffer {
     /// # Errors
     /// As of the call.
     pub fn pass_on(&mut self, span: &Span, call: &dyn Fn(&Span) -> c_int) -> Result<(), Errno> {
-        if self.blocks.iter().any(|block| !overlap(&block.span, span).is_empty()) {
+        if self
+            .blocks
+            .iter()
+            .any(|block| !overlap(&block.span, span).is_empty())
+        {
             self.become_ordinary()?;
         }
-        if call(span) == 0 { Ok(()) } else { Err(next::errno()) }
+        if call(span) == 0 {
+            Ok(())
+        } else {
+            Err(next::errno())
+        }
     }
 
     /// `madvise` of a part. Hints about huge pages and reading order change nothing.
@@ -125,7 +141,13 @@ fn copy_in_place(span: &Span) -> Result<(), Errno> {
         return Err(next::errno());
     }
     // SAFETY: both ranges are mapped, and the copy is new.
-    unsafe { ptr::copy_nonoverlapping(pointer(span.start).cast::<u8>(), copy.cast::<u8>(), span.len()) };
+    unsafe {
+        ptr::copy_nonoverlapping(
+            pointer(span.start).cast::<u8>(),
+            copy.cast::<u8>(),
+            span.len(),
+        )
+    };
     let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the copy belongs to this function, and the target to the buffer.
     let moved = unsafe { next::mremap(copy, span.len(), span.len(), how, pointer(span.start)) };

@@ -136,9 +136,17 @@ impl Model {
                 ffi::GGML_HUGEPAGES_RANK_LAYERS
             };
             // Programs repack matrices of some types, and treat the output and the embeddings alone.
-            let place = u64::from(it.is_matrix) + 2 * u64::from(it.name == "output.weight") + 4 * u64::from(is_embedding);
+            let place = u64::from(it.is_matrix)
+                + 2 * u64::from(it.name == "output.weight")
+                + 4 * u64::from(is_embedding);
             let group = (u64::from(it.ty) << 8) | place;
-            (first < last).then_some((Tensor { group, span: first..last }, rank))
+            (first < last).then_some((
+                Tensor {
+                    group,
+                    span: first..last,
+                },
+                rank,
+            ))
         });
         wanted.collect()
     }
@@ -222,13 +230,16 @@ fn load(
     let begin = Instant::now();
     // mmap(2): the kernel maps whole pages.
     let whole = len.next_multiple_of(crate::image::base_page());
-    let size = whole.min(usize::try_from(model.file.metadata().map_or(0, |it| it.len())).unwrap_or(0));
+    let size =
+        whole.min(usize::try_from(model.file.metadata().map_or(0, |it| it.len())).unwrap_or(0));
     let wanted = model.wanted(size);
     // SAFETY: the file stays open until the image is filled.
     let mut handle = unsafe { ffi::ggml_hugepages_image_init(model.file.as_raw_fd(), size) };
     for (tensor, rank) in &wanted {
         // SAFETY: the image is alive, and the range inside the file.
-        unsafe { ffi::ggml_hugepages_image_want(handle, tensor.span.start, tensor.span.end, *rank) };
+        unsafe {
+            ffi::ggml_hugepages_image_want(handle, tensor.span.start, tensor.span.end, *rank)
+        };
     }
     // SAFETY: the image is alive.
     if wanted.is_empty() || unsafe { ffi::ggml_hugepages_image_is_huge(handle) } {
@@ -241,7 +252,8 @@ fn load(
     // SAFETY: only locks a directory.
     let turn = unsafe { ffi::ggml_hugepages_turn_begin() };
     // SAFETY: one image, no demand, and room for an error.
-    let is_planned = unsafe { ffi::ggml_hugepages_plan(&raw mut handle, 1, ptr::null(), 0, params, error) };
+    let is_planned =
+        unsafe { ffi::ggml_hugepages_plan(&raw mut handle, 1, ptr::null(), 0, params, error) };
     let at = if is_planned {
         // SAFETY: planned above.
         unsafe { ffi::ggml_hugepages_image_map(handle, error) }
@@ -249,11 +261,24 @@ fn load(
         ptr::null_mut()
     };
     // SAFETY: mapped, if this runs.
-    let is_reserved = !at.is_null() && unsafe { ffi::ggml_hugepages_overlay(&raw mut handle, 1, error) };
+    let is_reserved =
+        !at.is_null() && unsafe { ffi::ggml_hugepages_overlay(&raw mut handle, 1, error) };
     // SAFETY: from turn_begin.
     unsafe { ffi::ggml_hugepages_turn_end(turn) };
     // SAFETY: reserved, if this runs.
-    let is_filled = is_reserved && unsafe { ffi::ggml_hugepages_fill(&raw mut handle, 1, ptr::null(), 0, params, None, ptr::null_mut(), error) };
+    let is_filled = is_reserved
+        && unsafe {
+            ffi::ggml_hugepages_fill(
+                &raw mut handle,
+                1,
+                ptr::null(),
+                0,
+                params,
+                None,
+                ptr::null_mut(),
+                error,
+            )
+        };
     if !is_filled {
         if !at.is_null() {
             // SAFETY: the engine's mapping, in which nobody has an address yet.
@@ -268,7 +293,15 @@ fn load(
     let address = at.expose_provenance();
     let tensors = wanted.into_iter().map(|(tensor, _)| tensor).collect();
     let file = model.file.try_clone().map_err(|_| Failure::new())?;
-    let image = Image::new(address, size, length, flags, file, handle.expose_provenance(), tensors);
+    let image = Image::new(
+        address,
+        size,
+        length,
+        flags,
+        file,
+        handle.expose_provenance(),
+        tensors,
+    );
     let image = image.map_err(|_| Failure::new())?;
     tell_about(model, &image, size, begin);
     Ok(Some((image, address)))
@@ -284,7 +317,11 @@ fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {
         huge as f64 / MIB,
         size as f64 / MIB,
         begin.elapsed().as_secs_f64(),
-        if is_shard { "; each shard is planned alone" } else { "" },
+        if is_shard {
+            "; each shard is planned alone"
+        } else {
+            ""
+        },
     ));
 }
 
@@ -292,7 +329,8 @@ fn is_loading(fd: c_int) -> bool {
     let file = mem::ManuallyDrop::new(borrow(fd));
     LOADING[1].load(Ordering::Relaxed) != 0
         && file.metadata().is_ok_and(|it| {
-            it.dev() == LOADING[0].load(Ordering::Relaxed) && it.ino() == LOADING[1].load(Ordering::Relaxed)
+            it.dev() == LOADING[0].load(Ordering::Relaxed)
+                && it.ino() == LOADING[1].load(Ordering::Relaxed)
         })
 }
 
@@ -304,7 +342,9 @@ fn borrow(fd: c_int) -> File {
 }
 
 fn set_loading(file: Option<&File>) {
-    let identity = file.and_then(|file| file.metadata().ok()).map_or((0, 0), |it| (it.dev(), it.ino()));
+    let identity = file
+        .and_then(|file| file.metadata().ok())
+        .map_or((0, 0), |it| (it.dev(), it.ino()));
     LOADING[0].store(identity.0, Ordering::Relaxed);
     LOADING[1].store(identity.1, Ordering::Relaxed);
 }
@@ -328,7 +368,11 @@ pub fn allocate(alignment: usize, size: usize, least: usize) -> Allocated {
     HAS_MODEL.store(true, Ordering::Relaxed);
     fork::watch();
     let is_copy = prepare_copy(size);
-    let kind = if is_copy { ffi::GGML_HUGEPAGES_KIND_REPACKED } else { ffi::GGML_HUGEPAGES_KIND_OTHER };
+    let kind = if is_copy {
+        ffi::GGML_HUGEPAGES_KIND_REPACKED
+    } else {
+        ffi::GGML_HUGEPAGES_KIND_OTHER
+    };
     let guard = enter();
     let scope = ffi::ggml_hugepages_scope {
         params: *params,
@@ -383,13 +427,18 @@ fn prepare_copy(size: usize) -> bool {
 fn usable_bytes() -> u64 {
     let mut sizes = [0usize; 16];
     // SAFETY: room for 16 sizes.
-    let n = unsafe { ffi::ggml_hugepages_page_sizes(c"".as_ptr(), sizes.as_mut_ptr(), sizes.len()) };
+    let n =
+        unsafe { ffi::ggml_hugepages_page_sizes(c"".as_ptr(), sizes.as_mut_ptr(), sizes.len()) };
     let usable = sizes.iter().take(n).map(|&size| {
         let mut pool = ffi::ggml_hugepages_pool::default();
         // SAFETY: room for one pool.
         let is_read = unsafe { ffi::ggml_hugepages_pool_read(c"".as_ptr(), size, &raw mut pool) };
         // SAFETY: reads the pool.
-        if is_read { unsafe { ffi::ggml_hugepages_pool_usable(&raw const pool) * size as u64 } } else { 0 }
+        if is_read {
+            unsafe { ffi::ggml_hugepages_pool_usable(&raw const pool) * size as u64 }
+        } else {
+            0
+        }
     });
     usable.sum()
 }
@@ -399,7 +448,9 @@ fn has_open_model(least: usize) -> bool {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
         return false;
     };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let numbers = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut models = numbers.map(|fd: c_int| mem::ManuallyDrop::new(borrow(fd)));
     models.any(|file| is_model(&file, least, None))
 }
@@ -441,7 +492,9 @@ fn report() {
         return;
     }
     // SAFETY: room for the table, which the function ends with a zero byte.
-    unsafe { ffi::ggml_hugepages_report_to_str(&raw const report, table.as_mut_ptr(), table.len()) };
+    unsafe {
+        ffi::ggml_hugepages_report_to_str(&raw const report, table.as_mut_ptr(), table.len())
+    };
     let entry = format!("{SEPARATOR}{}\n{}", process::id(), text(&table));
     log::append(&path, entry.as_bytes());
 }

@@ -25,7 +25,11 @@ extern "C" fn before() {
     engine::raw().acquire();
     regions::raw().acquire();
     let regions = regions_held();
-    if regions.buffers.iter().any(crate::buffer::Buffer::needs_separation) {
+    if regions
+        .buffers
+        .iter()
+        .any(crate::buffer::Buffer::needs_separation)
+    {
         let mut ends: [c_int; 2] = [-1; 2];
         // SAFETY: room for two files.
         if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } == 0 {

@@ -36,7 +36,9 @@ pub fn read(path: &Path) -> Option<Vec<Entry>> {
         ctx: std::ptr::null_mut(),
     };
     // SAFETY: a C string; a null `ctx` asks for no tensors.
-    let header = Header(NonNull::new(unsafe { ffi::gguf_init_from_file(name.as_ptr(), params) })?);
+    let header = Header(NonNull::new(unsafe {
+        ffi::gguf_init_from_file(name.as_ptr(), params)
+    })?);
     // SAFETY: reads the header.
     let count = unsafe { ffi::gguf_get_n_tensors(header.0.as_ptr()) };
     (0..count).map(|index| entry(&header, index)).collect()
@@ -47,7 +49,9 @@ fn entry(header: &Header, index: i64) -> Option<Entry> {
     // SAFETY: the index is inside the table, here and below.
     let name = unsafe { ffi::gguf_get_tensor_name(raw, index) };
     // SAFETY: a C string of the header.
-    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    let name = unsafe { CStr::from_ptr(name) }
+        .to_string_lossy()
+        .into_owned();
     // SAFETY: see above.
     let ne = unsafe { ffi::gguf_get_tensor_ne(raw, index) };
     // SAFETY: gguf.h promises GGML_MAX_DIMS elements inside the header.

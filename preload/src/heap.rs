@@ -47,7 +47,11 @@ fn size_of_buffer(ptr: *mut c_void) -> Option<usize> {
 /// # Safety
 /// As of `posix_memalign`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, alignment: size_t, size: size_t) -> c_int {
+pub unsafe extern "C" fn posix_memalign(
+    out: *mut *mut c_void,
+    alignment: size_t,
+    size: size_t,
+) -> c_int {
     match allocate(alignment, size) {
         Some(Ok(address)) => {
             // SAFETY: the caller's promise.

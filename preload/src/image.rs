@@ -88,7 +88,13 @@ impl Image {
         for block in &image.blocks {
             // A child reads the weights too, as it does with a file mapping.
             // SAFETY: a mapping of this image, which only gets another flag.
-            unsafe { next::madvise(pointer(block.span.start), block.span.len(), libc::MADV_DOFORK) };
+            unsafe {
+                next::madvise(
+                    pointer(block.span.start),
+                    block.span.len(),
+                    libc::MADV_DOFORK,
+                )
+            };
         }
         if image.flags == libc::MAP_PRIVATE {
             // The engine maps the rest as shared, and the program may make it writable later.
@@ -125,7 +131,12 @@ impl Image {
         for gap in self.outside_blocks(span) {
             self.release(&gap)?;
         }
-        let touched: Vec<Block> = self.blocks.iter().filter(|block| !overlap(&block.span, span).is_empty()).cloned().collect();
+        let touched: Vec<Block> = self
+            .blocks
+            .iter()
+            .filter(|block| !overlap(&block.span, span).is_empty())
+            .cloned()
+            .collect();
         for block in touched {
             self.ghosts.add(&overlap(&block.span, span));
             for ghost in self.ghosts.within(&block.outer(span)) {
@@ -157,14 +168,20 @@ impl Image {
             let head = block.span.start..block.span.end.min(span.start);
             let tail = block.span.start.max(span.end)..block.span.end;
             let unit = block.unit;
-            [head, tail].into_iter().filter(|part| part.start < part.end).map(move |span| Block { span, unit })
+            [head, tail]
+                .into_iter()
+                .filter(|part| part.start < part.end)
+                .map(move |span| Block { span, unit })
         };
         self.blocks = self.blocks.iter().flat_map(cut).collect();
     }
 
     /// Maps the file over addresses of this image.
     fn map_file(&self, span: &Span) -> Result<(), Errno> {
-        let is_same = self.file.metadata().is_ok_and(|it| (it.dev(), it.ino()) == self.identity);
+        let is_same = self
+            .file
+            .metadata()
+            .is_ok_and(|it| (it.dev(), it.ino()) == self.identity);
         if !is_same {
             // A program that closes all files closed this one too.
             return Err(libc::ENOMEM);
@@ -172,13 +189,31 @@ impl Image {
         let offset = libc::off_t::try_from(span.start - self.base).map_err(|_| libc::EOVERFLOW)?;
         let flags = self.flags | libc::MAP_FIXED;
         // SAFETY: addresses of this image, whose bytes the file has too.
-        let mapped = unsafe { next::mmap(pointer(span.start), span.len(), libc::PROT_READ, flags, self.file.as_raw_fd(), offset) };
-        if mapped == libc::MAP_FAILED { Err(next::errno()) } else { Ok(()) }
+        let mapped = unsafe {
+            next::mmap(
+                pointer(span.start),
+                span.len(),
+                libc::PROT_READ,
+                flags,
+                self.file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            Err(next::errno())
+        } else {
+            Ok(())
+        }
     }
 
     /// Replaces the huge pages that `span` touches with a file mapping. Ghosts in them are unmapped.
     fn become_file(&mut self, span: &Span) -> Result<(), Errno> {
-        let touched: Vec<Span> = self.blocks.iter().map(|block| block.outer(span)).filter(|part| !part.is_empty()).collect();
+        let touched: Vec<Span> = self
+            .blocks
+            .iter()
+            .map(|block| block.outer(span))
+            .filter(|part| !part.is_empty())
+            .collect();
         for part in touched {
             // At once, because another thread may read a page at this moment. What is behind the end of the file is a ghost.
             self.map_file(&part)?;
@@ -195,7 +230,12 @@ impl Image {
     /// # Errors
     /// As of `mmap`.
     pub fn leave(&mut self, span: &Span) -> Result<(), Errno> {
-        let whole: Vec<Span> = self.blocks.iter().map(|block| block.inner(span)).filter(|part| !part.is_empty()).collect();
+        let whole: Vec<Span> = self
+            .blocks
+            .iter()
+            .map(|block| block.inner(span))
+            .filter(|part| !part.is_empty())
+            .collect();
         // Only the pages at the borders need the file.
         for edge in self.blocks_at_borders(span, &whole) {
             self.become_file(&edge)?;
@@ -231,7 +271,11 @@ impl Image {
     /// As of `mprotect`.
     pub fn protect(&mut self, span: &Span, prot: c_int) -> Result<(), Errno> {
         // The kernel protects the pages before the first hole.
-        let end = self.ghosts.within(span).first().map_or(span.end, |ghost| ghost.start);
+        let end = self
+            .ghosts
+            .within(span)
+            .first()
+            .map_or(span.end, |ghost| ghost.start);
         let part = span.start..end;
         if prot == libc::PROT_READ {
             for gap in self.outside_blocks(&part) {
@@ -243,36 +287,62 @@ impl Image {
             // SAFETY: as above.
             check(unsafe { next::mprotect(pointer(part.start), part.len(), prot) })?;
         }
-        if end < span.end { Err(libc::ENOMEM) } else { Ok(()) }
+        if end < span.end {
+            Err(libc::ENOMEM)
+        } else {
+            Ok(())
+        }
     }
 
     /// `madvise` of a part.
     ///
     /// # Errors
     /// As of `madvise`.
-    pub fn advise(&mut self, span: &Span, advice: c_int, answer: &mut Advised) -> Result<(), Errno> {
+    pub fn advise(
+        &mut self,
+        span: &Span,
+        advice: c_int,
+        answer: &mut Advised,
+    ) -> Result<(), Errno> {
         // madvise(2): an empty range only checks the advice.
         // SAFETY: no memory.
         check(unsafe { next::madvise(pointer(span.start), 0, advice) })?;
-        if matches!(advice, libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_POPULATE_WRITE) {
+        if matches!(
+            advice,
+            libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_POPULATE_WRITE
+        ) {
             // Not for a read-only file mapping. The kernel answers for the pages of one.
             self.become_file(span)?;
         }
-        let is_flag = matches!(advice, libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP);
-        let mut parts: Vec<(Span, Part)> = self.outside_blocks(span).into_iter().map(|part| (part, Part::File)).collect();
+        let is_flag = matches!(
+            advice,
+            libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP
+        );
+        let mut parts: Vec<(Span, Part)> = self
+            .outside_blocks(span)
+            .into_iter()
+            .map(|part| (part, Part::File))
+            .collect();
         for block in &self.blocks {
             let inner = block.inner(span);
             if is_flag && !inner.is_empty() {
                 parts.push((inner, Part::Block));
             }
         }
-        parts.extend(self.ghosts.within(span).into_iter().map(|part| (part, Part::Ghost)));
+        parts.extend(
+            self.ghosts
+                .within(span)
+                .into_iter()
+                .map(|part| (part, Part::Ghost)),
+        );
         parts.sort_by_key(|(part, _)| part.start);
         for (part, kind) in parts {
             let result = match kind {
                 Part::Ghost => Err(libc::ENOMEM),
                 // SAFETY: the caller of the program's madvise answers for it.
-                Part::File | Part::Block => check(unsafe { next::madvise(pointer(part.start), part.len(), advice) }),
+                Part::File | Part::Block => {
+                    check(unsafe { next::madvise(pointer(part.start), part.len(), advice) })
+                }
             };
             answer.after(result)?;
         }
@@ -287,12 +357,19 @@ impl Image {
         for part in self.outside_blocks(span) {
             check(lock(&part))?;
         }
-        if self.ghosts.touches(span) { Err(libc::ENOMEM) } else { Ok(()) }
+        if self.ghosts.touches(span) {
+            Err(libc::ENOMEM)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether the program unmapped all of these addresses.
     pub fn is_unmapped(&self, span: &Span) -> bool {
-        self.owned.within(span).iter().all(|part| self.ghosts.covers(part))
+        self.owned
+            .within(span)
+            .iter()
+            .all(|part| self.ghosts.covers(part))
     }
 
     /// Whether the program will copy tensors of this file to a buffer of `size` bytes: repacked weights. Remembers which ones.
@@ -307,7 +384,12 @@ impl Image {
     pub fn return_copied(&mut self) {
         for span in std::mem::take(&mut self.copied) {
             let span = self.base + span.start..self.base + span.end;
-            let whole: Vec<Span> = self.blocks.iter().map(|block| block.inner(&span)).filter(|part| !part.is_empty()).collect();
+            let whole: Vec<Span> = self
+                .blocks
+                .iter()
+                .map(|block| block.inner(&span))
+                .filter(|part| !part.is_empty())
+                .collect();
             for part in whole {
                 // A page that the kernel refuses to replace stays huge.
                 let _ = self.become_file(&part);
@@ -315,7 +397,6 @@ impl Image {
         }
         self.tensors.clear();
     }
-
 }
 
 /// The memory of a piece of an image.
@@ -356,7 +437,11 @@ impl Advised {
     /// # Errors
     /// A hole.
     pub fn end(&self) -> Result<(), Errno> {
-        if self.has_hole { Err(libc::ENOMEM) } else { Ok(()) }
+        if self.has_hole {
+            Err(libc::ENOMEM)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -392,10 +477,24 @@ fn copied_to(tensors: &[Tensor], size: usize) -> Vec<Span> {
     groups.truncate(MOST_GROUPS);
     for chosen in 1u32..1 << groups.len() {
         let is_chosen = |at: usize| chosen & (1 << at) != 0;
-        let sum: usize = groups.iter().enumerate().filter(|(at, _)| is_chosen(*at)).map(|(_, (_, sum))| sum).sum();
+        let sum: usize = groups
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| is_chosen(*at))
+            .map(|(_, (_, sum))| sum)
+            .sum();
         if sum <= size && size - sum <= SLACK {
-            let of_chosen = |tensor: &&Tensor| groups.iter().enumerate().any(|(at, (group, _))| is_chosen(at) && *group == tensor.group);
-            return tensors.iter().filter(of_chosen).map(|tensor| tensor.span.clone()).collect();
+            let of_chosen = |tensor: &&Tensor| {
+                groups
+                    .iter()
+                    .enumerate()
+                    .any(|(at, (group, _))| is_chosen(at) && *group == tensor.group)
+            };
+            return tensors
+                .iter()
+                .filter(of_chosen)
+                .map(|tensor| tensor.span.clone())
+                .collect();
         }
     }
     Vec::new()
@@ -406,7 +505,11 @@ fn pointer(address: usize) -> *mut c_void {
 }
 
 fn check(result: c_int) -> Result<(), Errno> {
-    if result == 0 { Ok(()) } else { Err(next::errno()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(next::errno())
+    }
 }
 
 #[cfg(test)]
@@ -427,7 +530,10 @@ mod tests {
         ];
         assert_eq!(copied_to(&tensors, 150_032), [0..100_000, 400_000..450_001]);
         assert_eq!(copied_to(&tensors, 400_064), [500_000..900_000]);
-        assert_eq!(copied_to(&tensors, 700_000), [100_000..400_000, 500_000..900_000]);
+        assert_eq!(
+            copied_to(&tensors, 700_000),
+            [100_000..400_000, 500_000..900_000]
+        );
         assert!(copied_to(&tensors, 600_000).is_empty());
         assert!(copied_to(&[], 64).is_empty());
     }

@@ -62,18 +62,24 @@ unsafe extern "C" fn on_engine_log(
         line.1.push_str(&text);
         if line.1.ends_with('\n') {
             let whole = std::mem::take(&mut line.1);
-            let is_for_user = matches!(
-                line.0,
-                ffi::GGML_LOG_LEVEL_WARN | ffi::GGML_LOG_LEVEL_ERROR
+            let is_for_user =
+                matches!(line.0, ffi::GGML_LOG_LEVEL_WARN | ffi::GGML_LOG_LEVEL_ERROR);
+            write(
+                &with_variables(without_function(whole.trim_end())),
+                is_for_user,
             );
-            write(&with_variables(without_function(whole.trim_end())), is_for_user);
         }
     });
 }
 
 /// The engine starts its lines with the name of a function, which tells the user nothing.
 fn without_function(line: &str) -> &str {
-    let is_function = |name: &str| name.contains('_') && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    let is_function = |name: &str| {
+        name.contains('_')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    };
     match line.split_once(": ") {
         Some((name, rest)) if is_function(name) => rest,
         _ => line,
@@ -122,7 +128,10 @@ mod tests {
 
     #[test]
     fn the_name_of_a_function_is_left_out_of_a_line() {
-        assert_eq!(without_function("ggml_hugepages_plan: no pages: 3"), "no pages: 3");
+        assert_eq!(
+            without_function("ggml_hugepages_plan: no pages: 3"),
+            "no pages: 3"
+        );
         assert_eq!(without_function("check_shortage: only 5"), "only 5");
         assert_eq!(without_function("hint: run this"), "hint: run this");
         assert_eq!(without_function("needs: x"), "needs: x");

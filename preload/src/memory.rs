@@ -25,7 +25,10 @@ pub fn read_environment() {
         return;
     }
     let least = env::var(MIN).ok();
-    LEAST.store(least.map_or(DEFAULT_MIN, |text| parse(&text).unwrap_or(DEFAULT_MIN)), Ordering::Relaxed);
+    LEAST.store(
+        least.map_or(DEFAULT_MIN, |text| parse(&text).unwrap_or(DEFAULT_MIN)),
+        Ordering::Relaxed,
+    );
 }
 
 /// The size of the smallest model.
@@ -59,7 +62,14 @@ fn may_be_model(prot: c_int, flags: c_int, fd: c_int, offset: off_t) -> bool {
 /// # Safety
 /// As of `mmap`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn mmap(addr: *mut c_void, len: size_t, prot: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
+pub unsafe extern "C" fn mmap(
+    addr: *mut c_void,
+    len: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
     let is_fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     if len >= least() && may_be_model(prot, flags, fd, offset) {
         if let Some(_inside) = Inside::enter() {
@@ -102,15 +112,27 @@ pub unsafe extern "C" fn mmap(addr: *mut c_void, len: size_t, prot: c_int, flags
 /// # Safety
 /// As of `mmap64`, which is `mmap` where an offset has 64 bits.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn mmap64(addr: *mut c_void, len: size_t, prot: c_int, flags: c_int, fd: c_int, offset: off_t) -> *mut c_void {
+pub unsafe extern "C" fn mmap64(
+    addr: *mut c_void,
+    len: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe { mmap(addr, len, prot, flags, fd, offset) }
 }
 
 /// Whether a call on these addresses has a region. Wrong arguments are the kernel's matter.
 fn inside_of(addr: usize, len: usize) -> Option<Inside> {
-    let is_plain = len == 0 || addr % crate::image::base_page() != 0 || addr.checked_add(len).is_none();
-    if is_plain || !regions::may_touch(&pages_of(addr, len)) { None } else { Inside::enter() }
+    let is_plain =
+        len == 0 || addr % crate::image::base_page() != 0 || addr.checked_add(len).is_none();
+    if is_plain || !regions::may_touch(&pages_of(addr, len)) {
+        None
+    } else {
+        Inside::enter()
+    }
 }
 
 /// # Safety
@@ -126,7 +148,9 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: size_t) -> c_int {
     };
     let result = regions::lock().for_each(&pages_of(addr.addr(), len), |owner, part| match owner {
         Owner::Image(image) => image.unmap(part),
-        Owner::Buffer(buffer) => buffer.pass_on(part, &|part| plain(pointer(part.start), part.len())),
+        Owner::Buffer(buffer) => {
+            buffer.pass_on(part, &|part| plain(pointer(part.start), part.len()))
+        }
         Owner::Other => to_result(plain(pointer(part.start), part.len())),
     });
     to_c(result)
@@ -145,7 +169,9 @@ pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: size_t, prot: c_int) -
     };
     let result = regions::lock().for_each(&pages_of(addr.addr(), len), |owner, part| match owner {
         Owner::Image(image) => image.protect(part, prot),
-        Owner::Buffer(buffer) => buffer.pass_on(part, &|part| plain(pointer(part.start), part.len())),
+        Owner::Buffer(buffer) => {
+            buffer.pass_on(part, &|part| plain(pointer(part.start), part.len()))
+        }
         Owner::Other => to_result(plain(pointer(part.start), part.len())),
     });
     to_c(result)
@@ -185,7 +211,9 @@ fn advise(addr: usize, len: usize, advice: c_int) -> Result<(), c_int> {
         Owner::Buffer(buffer) => answer.after(buffer.advise(part, advice)),
         Owner::Other => {
             // SAFETY: the promise of the caller of madvise.
-            answer.after(to_result(unsafe { next::madvise(pointer(part.start), part.len(), advice) }))
+            answer.after(to_result(unsafe {
+                next::madvise(pointer(part.start), part.len(), advice)
+            }))
         }
     });
     result.and(answer.end())
@@ -204,7 +232,9 @@ pub unsafe extern "C" fn mlock(addr: *const c_void, len: size_t) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn mlock2(addr: *const c_void, len: size_t, flags: c_int) -> c_int {
     // SAFETY: the caller's promise.
-    lock(addr, len, &|addr, len| unsafe { next::mlock2(addr, len, flags) })
+    lock(addr, len, &|addr, len| unsafe {
+        next::mlock2(addr, len, flags)
+    })
 }
 
 /// The kernel never swaps huge pages, but it counts them, so a limit would refuse them.
@@ -227,12 +257,20 @@ fn lock(addr: *const c_void, len: usize, plain: &dyn Fn(*const c_void, usize) ->
 /// # Safety
 /// As of `mremap`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn mremap(addr: *mut c_void, old: size_t, new: size_t, flags: c_int, to: *mut c_void) -> *mut c_void {
+pub unsafe extern "C" fn mremap(
+    addr: *mut c_void,
+    old: size_t,
+    new: size_t,
+    flags: c_int,
+    to: *mut c_void,
+) -> *mut c_void {
     let from = pages_of(addr.addr(), old.max(1));
     let target = pages_of(to.addr(), new);
     let is_moved = regions::may_touch(&from);
     let is_target = flags & libc::MREMAP_FIXED != 0 && regions::may_touch(&target);
-    if (is_moved || is_target) && let Some(_inside) = Inside::enter() {
+    if (is_moved || is_target)
+        && let Some(_inside) = Inside::enter()
+    {
         let mut regions = regions::lock();
         let mut result = regions.for_each(&from, |owner, part| match owner {
             Owner::Image(image) => image.become_plain(part),
@@ -256,7 +294,11 @@ pub unsafe extern "C" fn mremap(addr: *mut c_void, old: size_t, new: size_t, fla
 }
 
 fn to_result(result: c_int) -> Result<(), c_int> {
-    if result == 0 { Ok(()) } else { Err(next::errno()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(next::errno())
+    }
 }
 
 fn pointer(address: usize) -> *mut c_void {
@@ -281,11 +323,31 @@ mod tests {
     #[test]
     fn only_read_only_mappings_of_a_file_from_its_start_may_be_models() {
         let read = libc::PROT_READ;
-        assert!(may_be_model(read, libc::MAP_SHARED | libc::MAP_POPULATE, 3, 0));
+        assert!(may_be_model(
+            read,
+            libc::MAP_SHARED | libc::MAP_POPULATE,
+            3,
+            0
+        ));
         assert!(may_be_model(read, libc::MAP_PRIVATE, 3, 0));
-        assert!(!may_be_model(read | libc::PROT_WRITE, libc::MAP_SHARED, 3, 0));
-        assert!(!may_be_model(read, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0));
-        assert!(!may_be_model(read, libc::MAP_SHARED | libc::MAP_FIXED, 3, 0));
+        assert!(!may_be_model(
+            read | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            3,
+            0
+        ));
+        assert!(!may_be_model(
+            read,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0
+        ));
+        assert!(!may_be_model(
+            read,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            3,
+            0
+        ));
         assert!(!may_be_model(read, libc::MAP_SHARED, 3, 4096));
     }
 }

@@ -55,7 +55,9 @@ impl Ranges {
         let cut = |old: &Span| {
             let head = old.start..old.end.min(span.start);
             let tail = old.start.max(span.end)..old.end;
-            [head, tail].into_iter().filter(|part| part.start < part.end)
+            [head, tail]
+                .into_iter()
+                .filter(|part| part.start < part.end)
         };
         self.0 = self.0.iter().flat_map(cut).collect();
     }

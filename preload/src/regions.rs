@@ -58,7 +58,13 @@ impl Regions {
         let mut pieces: Vec<(Span, usize)> = Vec::new();
         let mut others = Ranges::of(span.clone());
         for (index, image) in self.images.iter().enumerate() {
-            pieces.extend(image.owned.within(span).into_iter().map(|part| (part, index)));
+            pieces.extend(
+                image
+                    .owned
+                    .within(span)
+                    .into_iter()
+                    .map(|part| (part, index)),
+            );
         }
         for (index, buffer) in self.buffers.iter().enumerate() {
             let part = crate::ranges::overlap(&buffer.span, span);
@@ -99,11 +105,16 @@ impl Regions {
 
     /// The buffer that starts at an address.
     pub fn buffer(&self, address: usize) -> Option<&Buffer> {
-        self.buffers.iter().find(|buffer| buffer.span.start == address)
+        self.buffers
+            .iter()
+            .find(|buffer| buffer.span.start == address)
     }
 
     pub fn take_buffer(&mut self, address: usize) -> Option<Buffer> {
-        let at = self.buffers.iter().position(|buffer| buffer.span.start == address)?;
+        let at = self
+            .buffers
+            .iter()
+            .position(|buffer| buffer.span.start == address)?;
         let buffer = self.buffers.swap_remove(at);
         self.forget_gone();
         Some(buffer)
@@ -121,7 +132,9 @@ impl Regions {
         }
         let spans = self.images.iter().flat_map(|image| image.owned.iter());
         let spans = spans.chain(self.buffers.iter().map(|buffer| &buffer.span));
-        let bounds = spans.fold((usize::MAX, 0), |(low, high), span| (low.min(span.start), high.max(span.end)));
+        let bounds = spans.fold((usize::MAX, 0), |(low, high), span| {
+            (low.min(span.start), high.max(span.end))
+        });
         LOW.store(bounds.0, Ordering::Relaxed);
         HIGH.store(bounds.1, Ordering::Relaxed);
     }

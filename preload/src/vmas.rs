@@ -70,7 +70,9 @@ fn parse(text: &str, range: &Span) -> Vec<Block> {
             continue;
         };
         let span = overlap(&(first..last), range);
-        let is_named = fields.nth(4).is_some_and(|path| path.starts_with("[anon:llama-"));
+        let is_named = fields
+            .nth(4)
+            .is_some_and(|path| path.starts_with("[anon:llama-"));
         found = (!span.is_empty()).then_some((span, is_named));
     }
     blocks

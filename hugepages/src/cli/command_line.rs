@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use super::{Exit, signals};
-use super::{compare, demo_model, doctor, exec, man, overview, plan, pool, serve, status, store, tlb};
+use super::{
+    compare, demo_model, doctor, exec, man, overview, plan, pool, serve, status, store, tlb,
+};
 
 /// Manage Linux huge pages for llama.cpp
 #[derive(Debug, Parser)]

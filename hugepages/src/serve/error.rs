@@ -58,7 +58,9 @@ impl ServeError {
         match self {
             Self::NoProgram(_) => Some("pass the path of llama-server with --server".to_owned()),
             Self::NoLibrary(_) => Some("pass the path of the library with --library".to_owned()),
-            Self::NoPreload { .. } => Some("serve the model with: hugepages serve -m model.gguf".to_owned()),
+            Self::NoPreload { .. } => {
+                Some("serve the model with: hugepages serve -m model.gguf".to_owned())
+            }
             Self::NoModel => Some("hugepages serve -m model.gguf".to_owned()),
             Self::SwitchedOff => {
                 Some("start llama-server itself, or leave this option out".to_owned())

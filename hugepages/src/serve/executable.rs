@@ -25,7 +25,10 @@ pub(super) fn find(name: &OsStr) -> Result<PathBuf, ServeError> {
     let program = search(name).ok_or_else(|| ServeError::NotFound(name.to_owned()))?;
     let mut path = program.clone();
     for _ in 0..MOST_SCRIPTS {
-        match check(&path).map_err(|source| ServeError::Unreadable { program: path.clone(), source })? {
+        match check(&path).map_err(|source| ServeError::Unreadable {
+            program: path.clone(),
+            source,
+        })? {
             Kind::Suitable => return Ok(program),
             Kind::Script(interpreter) => path = interpreter,
             Kind::Refused(why) => {
@@ -43,7 +46,9 @@ fn search(name: &OsStr) -> Option<PathBuf> {
         return Some(PathBuf::from(name)).filter(is_program);
     }
     let dirs = std::env::var_os("PATH")?;
-    std::env::split_paths(&dirs).map(|dir| dir.join(name)).find(is_program)
+    std::env::split_paths(&dirs)
+        .map(|dir| dir.join(name))
+        .find(is_program)
 }
 
 enum Kind {
@@ -69,25 +74,38 @@ fn check(path: &Path) -> io::Result<Kind> {
     let start = &start[..n];
     if let Some(line) = start.strip_prefix(b"#!") {
         let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let mut words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+        let mut words = line
+            .split(|byte| byte.is_ascii_whitespace())
+            .filter(|word| !word.is_empty());
         let interpreter = words.next().unwrap_or_default();
         // `#!/usr/bin/env python3` runs python3.
         let named = words.find(|word| !word.starts_with(b"-"));
-        return Ok(match named.filter(|_| interpreter.ends_with(b"/env")).and_then(|name| search(OsStr::from_bytes(name))) {
-            Some(program) => Kind::Script(program),
-            None => Kind::Script(OsStr::from_bytes(interpreter).into()),
-        });
+        return Ok(
+            match named
+                .filter(|_| interpreter.ends_with(b"/env"))
+                .and_then(|name| search(OsStr::from_bytes(name)))
+            {
+                Some(program) => Kind::Script(program),
+                None => Kind::Script(OsStr::from_bytes(interpreter).into()),
+            },
+        );
     }
     if start.starts_with(b"MZ") || start.starts_with(b"jartsr") {
-        return Ok(Kind::Refused("is statically linked, as every llamafile is, so nothing can be preloaded"));
+        return Ok(Kind::Refused(
+            "is statically linked, as every llamafile is, so nothing can be preloaded",
+        ));
     }
     let Some(theirs) = Elf::read(&file)? else {
         // A script without a first line: a shell runs it.
         return Ok(Kind::Suitable);
     };
     let ours = Elf::read(&File::open("/proc/self/exe")?)?;
-    let Some(ours) = ours.filter(|ours| (ours.class, ours.machine) == (theirs.class, theirs.machine)) else {
-        return Ok(Kind::Refused("is built for another kind of processor than the preload library"));
+    let Some(ours) =
+        ours.filter(|ours| (ours.class, ours.machine) == (theirs.class, theirs.machine))
+    else {
+        return Ok(Kind::Refused(
+            "is built for another kind of processor than the preload library",
+        ));
     };
     Ok(match (&theirs.interpreter, &ours.interpreter) {
         (None, _) => Kind::Refused("is statically linked, so nothing can be preloaded"),
@@ -123,7 +141,11 @@ impl Elf {
         }
         let u16_at = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
         let (class, machine) = (head[4], u16_at(18));
-        let mut elf = Self { class, machine, interpreter: None };
+        let mut elf = Self {
+            class,
+            machine,
+            interpreter: None,
+        };
         if class != 2 || head[5] != 1 {
             // Not ours, whatever the rest says.
             return Ok(Some(elf));
@@ -179,7 +201,8 @@ mod tests {
     fn programs_into_which_nothing_can_be_preloaded_are_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let without_linker = changed(|bytes| {
-            let table = usize::try_from(u64::from_le_bytes(bytes[32..40].try_into().unwrap())).unwrap();
+            let table =
+                usize::try_from(u64::from_le_bytes(bytes[32..40].try_into().unwrap())).unwrap();
             let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
             for at in (0..count).map(|index| table + index * 56) {
                 if bytes[at] == 3 {
@@ -204,7 +227,11 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         assert_eq!(find(own.as_os_str()).unwrap(), own);
         assert!(find(OsStr::new("sh")).is_ok());
-        for line in ["#!/bin/sh\n", "#! /usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n"] {
+        for line in [
+            "#!/bin/sh\n",
+            "#! /usr/bin/env sh\n",
+            "#!/usr/bin/env -S sh -e\n",
+        ] {
             let script = program(dir.path(), "script", line.as_bytes());
             assert!(find(script.as_os_str()).is_ok(), "{line}");
         }
@@ -213,6 +240,9 @@ mod tests {
     #[test]
     fn a_name_that_no_program_has_is_told() {
         let missing = find(OsStr::new("no-such-program-of-ours"));
-        assert!(matches!(missing, Err(ServeError::NotFound(_))), "{missing:?}");
+        assert!(
+            matches!(missing, Err(ServeError::NotFound(_))),
+            "{missing:?}"
+        );
     }
 }

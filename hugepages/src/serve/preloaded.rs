@@ -81,7 +81,11 @@ impl Preloaded {
 
     /// The arguments of the program, if it is a llama-server, whose arguments decide the need too.
     pub fn server_arguments(&self) -> &[OsString] {
-        if self.program.file_name().is_some_and(|name| name == "llama-server") {
+        if self
+            .program
+            .file_name()
+            .is_some_and(|name| name == "llama-server")
+        {
             &self.arguments
         } else {
             &[]
@@ -103,11 +107,14 @@ impl Preloaded {
         if signals.stopped() {
             return Ok((Outcome::Interrupted, Vec::new()));
         }
-        let reports = memfd_create("hugepages-reports", MemfdFlags::CLOEXEC).map_err(|error| ServeError::Wait(error.into()))?;
+        let reports = memfd_create("hugepages-reports", MemfdFlags::CLOEXEC)
+            .map_err(|error| ServeError::Wait(error.into()))?;
         let mut reports = File::from(reports);
         let mut child = self.spawn(&reports)?;
         let pid = Pid::from_child(&child);
-        signals.server.store(pid.as_raw_nonzero().get(), Ordering::SeqCst);
+        signals
+            .server
+            .store(pid.as_raw_nonzero().get(), Ordering::SeqCst);
         if signals.stopped() {
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -115,7 +122,9 @@ impl Preloaded {
         signals.server.store(0, Ordering::SeqCst);
         drop(leases);
         let mut text = String::new();
-        let _ = reports.rewind().and_then(|()| reports.read_to_string(&mut text));
+        let _ = reports
+            .rewind()
+            .and_then(|()| reports.read_to_string(&mut text));
         Ok((Outcome::Served(code(status)), last_of_each(&text)))
     }
 
@@ -124,9 +133,14 @@ impl Preloaded {
         words.push(self.program.clone().into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(&self.arguments);
-        command.env(ON, "1").env(PRELOAD, preload(&self.library, env::var_os(PRELOAD)));
+        command
+            .env(ON, "1")
+            .env(PRELOAD, preload(&self.library, env::var_os(PRELOAD)));
         // By number, because the program may close all files that it inherits.
-        command.env(REPORT, format!("/proc/{}/fd/{}", process::id(), reports.as_raw_fd()));
+        command.env(
+            REPORT,
+            format!("/proc/{}/fd/{}", process::id(), reports.as_raw_fd()),
+        );
         if let Some(policy) = &self.policy {
             command.env(POLICY, policy);
         } else if env::var_os(POLICY).is_none() {
@@ -170,7 +184,10 @@ fn last_of_each(text: &str) -> Vec<String> {
         reports.retain(|(of, _)| *of != pid);
         reports.push((pid, table));
     }
-    reports.into_iter().map(|(_, table)| table.to_owned()).collect()
+    reports
+        .into_iter()
+        .map(|(_, table)| table.to_owned())
+        .collect()
 }
 
 /// The exit code in the form of a shell.
@@ -191,12 +208,19 @@ pub fn pages_of_program(plan: &Plan) -> BTreeMap<HugePageSize, u64> {
     };
     let is_weight = |kind: &str| matches!(kind, "weights" | "repacked");
     let of = |want: bool| {
-        let needs = plan.needs.iter().filter(move |need| is_weight(&need.kind) == want);
+        let needs = plan
+            .needs
+            .iter()
+            .filter(move |need| is_weight(&need.kind) == want);
         needs.map(|need| need.pages).sum::<u64>()
     };
     let file = std::fs::metadata(&plan.model).map_or(0, |it| it.len());
     let borders = size.pages_for(plan.repacked_bytes()).div_ceil(BORDERS);
-    let borders = if borders > 0 { borders + FEWEST_BORDERS } else { 0 };
+    let borders = if borders > 0 {
+        borders + FEWEST_BORDERS
+    } else {
+        0
+    };
     let weights = size.pages_for(file) + borders;
     pages.insert(size, weights.max(of(true)) + of(false));
     pages

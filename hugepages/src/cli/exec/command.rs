@@ -35,7 +35,10 @@ pub fn run(args: &Args) -> Result<Exit> {
         let _ = write!(io::stderr(), "exec: huge pages of the program\n{report}");
     }
     if reports.is_empty() && matches!(outcome, Outcome::Served(_)) {
-        events::say("exec", "the program mapped no model of at least HUGEPAGES_PRELOAD_MIN bytes");
+        events::say(
+            "exec",
+            "the program mapped no model of at least HUGEPAGES_PRELOAD_MIN bytes",
+        );
     }
     Ok(match outcome {
         Outcome::Served(code) => Exit::Server(code),
