@@ -12,7 +12,7 @@ use std::time::Instant;
 use std::{env, mem, process, ptr};
 
 use crate::buffer::Buffer;
-use crate::image::{Errno, Image, Tensor};
+use crate::image::{Errno, Filled, Image, PoolFile, Tensor};
 use crate::lock::{Guard, Lock};
 use crate::next;
 use crate::{ffi, fork, gguf, log, regions};
@@ -70,6 +70,14 @@ impl Failure {
 
     fn message(&self) -> String {
         text(&self.0.message)
+    }
+
+    fn set_message(&mut self, message: &str) {
+        let room = self.0.message.len() - 1;
+        let bytes = message.bytes().take(room).chain([0]);
+        for (to, from) in self.0.message.iter_mut().zip(bytes) {
+            *to = from.cast_signed();
+        }
     }
 
     /// The line for the user, and the hint if there is one.
@@ -265,6 +273,7 @@ fn load(
         !at.is_null() && unsafe { ffi::ggml_hugepages_overlay(&raw mut handle, 1, error) };
     // SAFETY: from turn_begin.
     unsafe { ffi::ggml_hugepages_turn_end(turn) };
+    let pools = pool_files();
     // SAFETY: reserved, if this runs.
     let is_filled = is_reserved
         && unsafe {
@@ -279,32 +288,53 @@ fn load(
                 error,
             )
         };
-    if !is_filled {
-        if !at.is_null() {
-            // SAFETY: the engine's mapping, in which nobody has an address yet.
-            unsafe { next::munmap(at, ffi::ggml_hugepages_image_length(handle)) };
-        }
-        // SAFETY: made above, and used nowhere else.
-        unsafe { ffi::ggml_hugepages_image_free(handle) };
-        return Err(failure);
-    }
     // SAFETY: the image is alive.
     let length = unsafe { ffi::ggml_hugepages_image_length(handle) };
     let address = at.expose_provenance();
-    let tensors = wanted.into_iter().map(|(tensor, _)| tensor).collect();
-    let file = model.file.try_clone().map_err(|_| Failure::new())?;
-    let image = Image::new(
-        address,
-        size,
-        length,
-        flags,
-        file,
-        handle.expose_provenance(),
-        tensors,
-    );
-    let image = image.map_err(|_| Failure::new())?;
-    tell_about(model, &image, size, begin);
-    Ok(Some((image, address)))
+    let image = is_filled.then(|| {
+        let filled = Filled {
+            base: address,
+            size,
+            length,
+            handle: handle.expose_provenance(),
+            pools,
+        };
+        let tensors = wanted.into_iter().map(|(tensor, _)| tensor).collect();
+        let file = duplicate(model.file.as_raw_fd()).ok_or(libc::EMFILE)?;
+        Image::new(filled, flags, file, tensors)
+    });
+    match image {
+        Some(Ok(image)) => {
+            tell_about(model, &image, size, begin);
+            return Ok(Some((image, address)));
+        }
+        Some(Err(code)) => failure.set_message(&format!(
+            "cannot manage its mapping: {}",
+            std::io::Error::from_raw_os_error(code)
+        )),
+        None => {}
+    }
+    if !at.is_null() {
+        // SAFETY: the engine's mapping, in which nobody has an address yet.
+        unsafe { next::munmap(at, length) };
+    }
+    // SAFETY: made above, and used nowhere else.
+    unsafe { ffi::ggml_hugepages_image_free(handle) };
+    Err(failure)
+}
+
+/// The files of huge pages that are open now: those of the running load, and those of earlier images.
+fn pool_files() -> Vec<PoolFile> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return Vec::new();
+    };
+    let files = entries.flatten().filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let is_pool = target.to_str()?.starts_with("/memfd:llama-weights");
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        is_pool.then(|| duplicate(fd)).flatten()
+    });
+    files.filter_map(PoolFile::new).collect()
 }
 
 fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {

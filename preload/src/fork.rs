@@ -25,6 +25,10 @@ extern "C" fn before() {
     engine::raw().acquire();
     regions::raw().acquire();
     let regions = regions_held();
+    regions
+        .images
+        .iter_mut()
+        .for_each(crate::image::Image::share_with_child);
     if regions
         .buffers
         .iter()

@@ -40,12 +40,55 @@ pub struct Image {
     flags: c_int,
     file: File,
     identity: (u64, u64),
+    /// The files of the huge pages of this process. A page returns to the pool when it is punched out of its file.
+    pools: Vec<PoolFile>,
+    /// Whether a child has the same pages, which must stay then.
+    has_child: bool,
     /// The engine's description, for its report.
     pub handle: usize,
     /// The tensors, for [`Image::copied`].
     pub tensors: Vec<Tensor>,
-    /// Tensors that the program copies to a buffer.
-    copied: Vec<Span>,
+    /// Groups of tensors that the program copies to a buffer.
+    copied: Vec<u64>,
+}
+
+/// A memfd of huge pages. The page at a distance from the start of the image is at the same distance in the file.
+pub struct PoolFile {
+    file: File,
+    inode: u64,
+}
+
+impl PoolFile {
+    /// `None`: the file was closed meanwhile.
+    pub fn new(file: File) -> Option<Self> {
+        let inode = file.metadata().ok()?.ino();
+        Some(Self { file, inode })
+    }
+
+    /// Returns pages that nothing maps any more.
+    fn punch(&self, offset: usize, len: usize) {
+        let is_same = self.file.metadata().is_ok_and(|it| it.ino() == self.inode);
+        let range = (libc::off_t::try_from(offset), libc::off_t::try_from(len));
+        if let (true, (Ok(offset), Ok(len))) = (is_same, range) {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            // A failure keeps the pages until the program ends.
+            // SAFETY: a file of this library, in which the range belongs to no mapping.
+            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) };
+        }
+    }
+}
+
+/// What the engine filled.
+pub struct Filled {
+    pub base: usize,
+    /// Bytes of the file.
+    pub size: usize,
+    /// Of the engine's mapping, which ends with a whole page.
+    pub length: usize,
+    /// The engine's description, for its report.
+    pub handle: usize,
+    /// Candidates for the files of the pages.
+    pub pools: Vec<PoolFile>,
 }
 
 /// A tensor of the file.
@@ -57,26 +100,34 @@ pub struct Tensor {
 }
 
 impl Image {
-    /// The image that the engine filled at `base`. `length`: of the engine's mapping, which ends with a whole page.
+    /// The image, from which the program asked for a mapping of `file` with `flags`.
     ///
     /// # Errors
     /// The kernel does not show the mappings, or refuses one.
     pub fn new(
-        base: usize,
-        size: usize,
-        length: usize,
+        filled: Filled,
         flags: c_int,
         file: File,
-        handle: usize,
         tensors: Vec<Tensor>,
     ) -> Result<Self, Errno> {
+        let Filled {
+            base,
+            size,
+            length,
+            handle,
+            mut pools,
+        } = filled;
         let metadata = file.metadata().map_err(|_| libc::EBADF)?;
         let whole = base..base + length;
         let size = align_up(size, base_page());
+        let blocks = vmas::blocks_in(&whole).ok_or(libc::EACCES)?;
+        pools.retain(|pool| blocks.iter().any(|block| block.inode == pool.inode));
         let mut image = Self {
             owned: Ranges::of(whole.clone()),
             ghosts: Ranges::default(),
-            blocks: vmas::blocks_in(&whole).ok_or(libc::EACCES)?,
+            blocks,
+            pools,
+            has_child: false,
             base,
             flags: flags & (libc::MAP_SHARED | libc::MAP_PRIVATE),
             identity: (metadata.dev(), metadata.ino()),
@@ -163,15 +214,28 @@ impl Image {
         Ok(())
     }
 
+    /// A child has the same pages from now on.
+    pub fn share_with_child(&mut self) {
+        self.has_child = true;
+    }
+
+    /// Forgets pages that nothing maps any more, or that the program replaces, and returns them to the pool.
     fn cut_blocks(&mut self, span: &Span) {
+        for block in self.blocks.iter().filter(|_| !self.has_child) {
+            let part = overlap(&block.span, span);
+            let pool = self.pools.iter().find(|pool| pool.inode == block.inode);
+            if let Some(pool) = pool.filter(|_| !part.is_empty()) {
+                pool.punch(part.start - self.base, part.len());
+            }
+        }
         let cut = |block: &Block| {
             let head = block.span.start..block.span.end.min(span.start);
             let tail = block.span.start.max(span.end)..block.span.end;
-            let unit = block.unit;
+            let (unit, inode) = (block.unit, block.inode);
             [head, tail]
                 .into_iter()
                 .filter(|part| part.start < part.end)
-                .map(move |span| Block { span, unit })
+                .map(move |span| Block { span, unit, inode })
         };
         self.blocks = self.blocks.iter().flat_map(cut).collect();
     }
@@ -380,22 +444,38 @@ impl Image {
         !self.copied.is_empty()
     }
 
-    /// Returns the huge pages of tensors that the program has copied, or will copy from the file. Their bytes remain readable.
+    /// Returns the huge pages of tensors that the program has copied, or will copy from the file. Their bytes remain readable, in the
+    /// page cache, as do a few bytes of other tensors that are alone on such a page.
     pub fn return_copied(&mut self) {
-        for span in std::mem::take(&mut self.copied) {
-            let span = self.base + span.start..self.base + span.end;
-            let whole: Vec<Span> = self
-                .blocks
-                .iter()
-                .map(|block| block.inner(&span))
-                .filter(|part| !part.is_empty())
-                .collect();
-            for part in whole {
-                // A page that the kernel refuses to replace stays huge.
-                let _ = self.become_file(&part);
+        let copied = self.at_addresses(true);
+        let kept = self.at_addresses(false);
+        let mut pages = Ranges::default();
+        for block in &self.blocks {
+            for first in block.span.clone().step_by(block.unit) {
+                let page = first..first + block.unit;
+                let bytes: usize = kept.within(&page).iter().map(ExactSizeIterator::len).sum();
+                if copied.touches(&page) && bytes <= block.unit / FEW {
+                    pages.add(&page);
+                }
             }
         }
+        for span in pages.iter() {
+            // A page that the kernel refuses to replace stays huge.
+            let _ = self.become_file(span);
+        }
+        self.copied.clear();
         self.tensors.clear();
+    }
+
+    /// The tensors that are copied, or the others.
+    fn at_addresses(&self, is_copied: bool) -> Ranges {
+        let mut ranges = Ranges::default();
+        for tensor in &self.tensors {
+            if self.copied.contains(&tensor.group) == is_copied {
+                ranges.add(&(self.base + tensor.span.start..self.base + tensor.span.end));
+            }
+        }
+        ranges
     }
 }
 
@@ -459,12 +539,14 @@ pub fn pages_around(address: usize, len: usize) -> Span {
 const ALIGNMENT: usize = 32;
 /// A buffer may have this many bytes more than its tensors.
 const SLACK: usize = 4096;
+/// One in so many bytes of a page is few.
+const FEW: usize = 16;
 /// Larger tables would take too many sums.
 const MOST_GROUPS: usize = 12;
 
-/// The tensors whose padded sizes are together `size` bytes: all tensors of some groups, or none. Sums of sizes this large are equal
-/// only if the tensors are.
-fn copied_to(tensors: &[Tensor], size: usize) -> Vec<Span> {
+/// The groups whose tensors take together `size` bytes of a buffer; none if no groups do. Sums of sizes this large are equal only if the
+/// tensors are.
+fn copied_to(tensors: &[Tensor], size: usize) -> Vec<u64> {
     let mut groups: Vec<(u64, usize)> = Vec::new();
     for tensor in tensors {
         let bytes = align_up(tensor.span.len(), ALIGNMENT);
@@ -475,29 +557,20 @@ fn copied_to(tensors: &[Tensor], size: usize) -> Vec<Span> {
     }
     groups.sort_by_key(|(_, sum)| std::cmp::Reverse(*sum));
     groups.truncate(MOST_GROUPS);
-    for chosen in 1u32..1 << groups.len() {
-        let is_chosen = |at: usize| chosen & (1 << at) != 0;
-        let sum: usize = groups
-            .iter()
-            .enumerate()
-            .filter(|(at, _)| is_chosen(*at))
-            .map(|(_, (_, sum))| sum)
-            .sum();
-        if sum <= size && size - sum <= SLACK {
-            let of_chosen = |tensor: &&Tensor| {
-                groups
-                    .iter()
-                    .enumerate()
-                    .any(|(at, (group, _))| is_chosen(at) && *group == tensor.group)
-            };
-            return tensors
+    (1u32..1 << groups.len())
+        .map(|chosen| {
+            groups
                 .iter()
-                .filter(of_chosen)
-                .map(|tensor| tensor.span.clone())
-                .collect();
-        }
-    }
-    Vec::new()
+                .enumerate()
+                .filter(move |(at, _)| chosen & (1 << at) != 0)
+        })
+        .find(|chosen| {
+            let sum: usize = chosen.clone().map(|(_, (_, sum))| sum).sum();
+            sum <= size && size - sum <= SLACK
+        })
+        .map_or_else(Vec::new, |chosen| {
+            chosen.map(|(_, (group, _))| *group).collect()
+        })
 }
 
 fn pointer(address: usize) -> *mut c_void {
@@ -521,19 +594,16 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_with_the_size_of_some_groups_gets_their_tensors() {
+    fn a_buffer_with_the_size_of_some_groups_is_a_copy_of_them() {
         let tensors = [
             tensor(1, 0..100_000),
             tensor(2, 100_000..400_000),
             tensor(1, 400_000..450_001),
             tensor(3, 500_000..900_000),
         ];
-        assert_eq!(copied_to(&tensors, 150_032), [0..100_000, 400_000..450_001]);
-        assert_eq!(copied_to(&tensors, 400_064), [500_000..900_000]);
-        assert_eq!(
-            copied_to(&tensors, 700_000),
-            [100_000..400_000, 500_000..900_000]
-        );
+        assert_eq!(copied_to(&tensors, 150_032), [1]);
+        assert_eq!(copied_to(&tensors, 400_064), [3]);
+        assert_eq!(copied_to(&tensors, 700_000), [3, 2]);
         assert!(copied_to(&tensors, 600_000).is_empty());
         assert!(copied_to(&[], 64).is_empty());
     }

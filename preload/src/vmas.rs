@@ -10,6 +10,8 @@ pub struct Block {
     pub span: Span,
     /// The kernel cuts the mapping only at multiples of this.
     pub unit: usize,
+    /// Of the file of huge pages; 0 for anonymous memory.
+    pub inode: u64,
 }
 
 impl Block {
@@ -44,17 +46,18 @@ pub fn blocks_in(range: &Span) -> Option<Vec<Block>> {
 /// their birth, which the engine names.
 fn parse(text: &str, range: &Span) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
-    let mut found: Option<(Span, bool)> = None;
+    let mut found: Option<(Span, u64, bool)> = None;
     for line in text.lines() {
         if let Some(kib) = line.strip_prefix("KernelPageSize:") {
             let kib: usize = kib.trim().trim_end_matches(" kB").parse().unwrap_or(4);
-            let Some((span, is_named)) = found.take() else {
+            let Some((span, inode, is_named)) = found.take() else {
                 continue;
             };
             if kib > 64 || is_named {
                 blocks.push(Block {
                     span,
                     unit: kib * 1024,
+                    inode,
                 });
             }
             continue;
@@ -70,10 +73,11 @@ fn parse(text: &str, range: &Span) -> Vec<Block> {
             continue;
         };
         let span = overlap(&(first..last), range);
+        let inode = fields.nth(3).and_then(|it| it.parse().ok());
         let is_named = fields
-            .nth(4)
+            .next()
             .is_some_and(|path| path.starts_with("[anon:llama-"));
-        found = (!span.is_empty()).then_some((span, is_named));
+        found = (!span.is_empty()).then_some((span, inode.unwrap_or(0), is_named));
     }
     blocks
 }
@@ -97,12 +101,12 @@ c00000-e00000 rw-p 00000000 00:0f 9 /anon_hugepage (deleted)
 KernelPageSize:     2048 kB
 ";
         let found = parse(text, &(0x20_0000..0xc0_0000));
-        let block = |span, unit| Block { span, unit };
+        let block = |span, unit, inode| Block { span, unit, inode };
         assert_eq!(
             found,
             [
-                block(0x40_0000..0x80_0000, 2 << 20),
-                block(0x80_0000..0xa0_0000, 4096)
+                block(0x40_0000..0x80_0000, 2 << 20, 9),
+                block(0x80_0000..0xa0_0000, 4096, 0)
             ]
         );
     }
@@ -112,6 +116,7 @@ KernelPageSize:     2048 kB
         let block = Block {
             span: 0x40_0000..0xa0_0000,
             unit: 2 << 20,
+            inode: 9,
         };
         assert_eq!(block.inner(&(0x40_1000..0x90_0000)), 0x60_0000..0x80_0000);
         assert_eq!(block.outer(&(0x40_1000..0x80_1000)), 0x40_0000..0xa0_0000);
