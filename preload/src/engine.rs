@@ -151,6 +151,7 @@ impl Model {
             (first < last).then_some((
                 Tensor {
                     group,
+                    stays: is_embedding,
                     span: first..last,
                 },
                 rank,

@@ -96,6 +96,8 @@ pub struct Filled {
 pub struct Tensor {
     /// Tensors of one group are copied together.
     pub group: u64,
+    /// Embeddings: the program also reads their rows from the file.
+    pub stays: bool,
     pub span: Span,
 }
 
@@ -471,7 +473,7 @@ impl Image {
     fn at_addresses(&self, is_copied: bool) -> Ranges {
         let mut ranges = Ranges::default();
         for tensor in &self.tensors {
-            if self.copied.contains(&tensor.group) == is_copied {
+            if (self.copied.contains(&tensor.group) && !tensor.stays) == is_copied {
                 ranges.add(&(self.base + tensor.span.start..self.base + tensor.span.end));
             }
         }
@@ -590,7 +592,11 @@ mod tests {
     use super::*;
 
     fn tensor(group: u64, span: Span) -> Tensor {
-        Tensor { group, span }
+        Tensor {
+            group,
+            stays: false,
+            span,
+        }
     }
 
     #[test]

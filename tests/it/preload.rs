@@ -34,7 +34,9 @@ fn stock(policy: &str) -> Result<Launch, String> {
         .env("LD_PRELOAD", library().to_str().expect("UTF-8"))
         .env("LLAMA_ARG_HUGEPAGES", "1")
         .env("LLAMA_ARG_HUGEPAGE_POLICY", policy)
-        .env(MIN.0, MIN.1);
+        .env(MIN.0, MIN.1)
+        // The sizes of the buffers.
+        .args(["--log-verbosity", "4"]);
     Ok(launch)
 }
 
@@ -88,6 +90,7 @@ fn mapped(server: &Server, model: &Path, is_read: impl Fn(&str) -> bool) -> (u64
 fn assert_on_huge_pages(server: &Server, model: &Path, is_mapped: impl Fn(&str) -> bool) {
     let (read, on_huge) = mapped(server, model, is_mapped);
     let buffers = buffers(&server.log());
+    assert!(buffers > 0, "{}", server.log());
     let kinds = ["repacked", "other"].map(|kind| smaps::hugetlb_bytes_of(server.pid(), kind));
     let share = (on_huge + kinds.iter().sum::<u64>().min(buffers)) as f64 / (read + buffers) as f64;
     println!(
@@ -97,7 +100,14 @@ fn assert_on_huge_pages(server: &Server, model: &Path, is_mapped: impl Fn(&str) 
 }
 
 fn assert_quiet(ended: &Ended) {
-    for word in ["warning: ", "failed", "munmap", "madvise", "mlock", "hint:"] {
+    for word in [
+        "warning: ",
+        "failed",
+        "munmap",
+        "madvise(",
+        "mlock ",
+        "hint:",
+    ] {
         let lines: Vec<_> = ended
             .log
             .lines()

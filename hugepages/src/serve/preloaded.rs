@@ -199,37 +199,31 @@ fn code(status: ExitStatus) -> u8 {
 
 /// The pages that a program needs that maps its model whole, as stock llama.cpp does.
 ///
-/// The preload library gives pages to the whole file. If the program then repacks weights, their pages become free for the copy, except
-/// the pages at the borders of tensors that stay.
+/// The preload library gives pages to the whole file. If the program then repacks weights, the library returns their pages, except some
+/// at the borders of tensors that stay.
 pub fn pages_of_program(plan: &Plan) -> BTreeMap<HugePageSize, u64> {
     let mut pages = plan.pages();
-    let Some((size, _)) = plan.pages_that_may_be_missing() else {
+    let Some((size, planned)) = plan.pages_that_may_be_missing() else {
         return pages;
     };
-    let is_weight = |kind: &str| matches!(kind, "weights" | "repacked");
-    let of = |want: bool| {
-        let needs = plan
-            .needs
-            .iter()
-            .filter(move |need| is_weight(&need.kind) == want);
-        needs.map(|need| need.pages).sum::<u64>()
-    };
+    let of_weights = plan
+        .needs
+        .iter()
+        .filter(|need| matches!(need.kind.as_str(), "weights" | "repacked"));
+    let of_weights: u64 = of_weights.map(|need| need.pages).sum();
     let file = std::fs::metadata(&plan.model).map_or(0, |it| it.len());
-    let borders = size.pages_for(plan.repacked_bytes()).div_ceil(BORDERS);
-    let borders = if borders > 0 {
-        borders + FEWEST_BORDERS
+    let borders = if plan.repacked_bytes() > 0 {
+        BORDERS + of_weights / BORDERS
     } else {
         0
     };
-    let weights = size.pages_for(file) + borders;
-    pages.insert(size, weights.max(of(true)) + of(false));
+    let needed = size.pages_for(file).max(of_weights + borders);
+    pages.insert(size, planned.saturating_sub(of_weights) + needed);
     pages
 }
 
-/// One page in so many stays at a border of repacked tensors.
-const BORDERS: u64 = 8;
-/// Small models have more borders than that.
-const FEWEST_BORDERS: u64 = 16;
+/// So many pages, and one in so many, stay at borders of repacked tensors.
+const BORDERS: u64 = 16;
 
 #[cfg(test)]
 mod tests {
