@@ -6,14 +6,15 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Seek};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, ExitStatus};
+use std::process::{self, Child, Command};
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::server::code;
 use super::{ForwardedSignals, Outcome, Progress, ServeError, SudoUser, executable, missing_pages};
 use crate::child_process::end_with_parent;
 use crate::kernel::HugePageSize;
@@ -188,13 +189,6 @@ fn last_of_each(text: &str) -> Vec<String> {
         .into_iter()
         .map(|(_, table)| table.to_owned())
         .collect()
-}
-
-/// The exit code in the form of a shell.
-fn code(status: ExitStatus) -> u8 {
-    let of_signal = || status.signal().map(|signal| 128 + signal);
-    let code = status.code().or_else(of_signal).unwrap_or(1);
-    u8::try_from(code).unwrap_or(1)
 }
 
 /// The pages that a program needs that maps its model whole, as stock llama.cpp does.
