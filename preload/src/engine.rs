@@ -239,8 +239,9 @@ fn load(
     let begin = Instant::now();
     // mmap(2): the kernel maps whole pages.
     let whole = len.next_multiple_of(crate::image::base_page());
-    let size =
-        whole.min(usize::try_from(model.file.metadata().map_or(0, |it| it.len())).unwrap_or(0));
+    let of_file = model.file.metadata().map_or(0, |it| it.len());
+    let of_file = usize::try_from(of_file).unwrap_or(0);
+    let size = whole.min(of_file);
     let wanted = model.wanted(size);
     // SAFETY: the file stays open until the image is filled.
     let mut handle = unsafe { ffi::ggml_hugepages_image_init(model.file.as_raw_fd(), size) };
@@ -255,6 +256,23 @@ fn load(
         // SAFETY: made above, and used nowhere else.
         unsafe { ffi::ggml_hugepages_image_free(handle) };
         return Ok(None);
+    }
+    // An image in a store is of the whole file.
+    if params.store[0] != 0
+        && size == of_file
+        && let Err(failure) = reside(model, handle, size, params)
+    {
+        if !accepts_less(params) {
+            // SAFETY: made above, and used nowhere else.
+            unsafe { ffi::ggml_hugepages_image_free(handle) };
+            return Err(failure);
+        }
+        log::warn(&format!(
+            "no weights will remain in memory after this process ends: {}",
+            failure.message()
+        ));
+        // SAFETY: the image is alive.
+        unsafe { ffi::ggml_hugepages_image_reside(handle, ptr::null_mut()) };
     }
     let mut failure = Failure::new();
     let error: *mut ffi::ggml_hugepages_error = &raw mut *failure.0;
@@ -322,6 +340,85 @@ fn load(
     // SAFETY: made above, and used nowhere else.
     unsafe { ffi::ggml_hugepages_image_free(handle) };
     Err(failure)
+}
+
+/// Puts the image in the store, or attaches it. llama-server gives the same identity to the same file, so both share an image.
+fn reside(
+    model: &Model,
+    handle: ffi::ggml_hugepages_image_t,
+    size: usize,
+    params: &ffi::ggml_hugepages_params,
+) -> Result<(), Failure> {
+    let mut failure = Failure::new();
+    let header = model
+        .tensors
+        .iter()
+        .map(|it| it.first)
+        .min()
+        .unwrap_or(size);
+    let places = places(&model.tensors);
+    let fd = model.file.as_raw_fd();
+    let mut identity = [0 as c_char; 256];
+    // SAFETY: the list and the room have the given sizes.
+    let is_known = unsafe {
+        ffi::ggml_hugepages_file_identity(
+            fd,
+            header,
+            places.as_ptr(),
+            places.len(),
+            params,
+            identity.as_mut_ptr(),
+            identity.len(),
+        )
+    };
+    if !is_known {
+        failure.set_message("cannot read the file");
+        return Err(failure);
+    }
+    let name = CString::new(model.path.as_os_str().as_bytes()).unwrap_or_default();
+    // SAFETY: the file is open, and the texts are C strings.
+    let mut resident = unsafe {
+        ffi::ggml_hugepages_resident_init(
+            ffi::GGML_HUGEPAGES_KIND_WEIGHTS,
+            fd,
+            name.as_ptr(),
+            identity.as_ptr(),
+            size,
+        )
+    };
+    // SAFETY: both are alive. The image keeps what it needs.
+    unsafe { ffi::ggml_hugepages_image_reside(handle, resident) };
+    let error: *mut ffi::ggml_hugepages_error = &raw mut *failure.0;
+    // SAFETY: one image, no callback, and room for an error.
+    let is_open = unsafe {
+        ffi::ggml_hugepages_residents_open(
+            &raw mut resident,
+            1,
+            params,
+            None,
+            ptr::null_mut(),
+            error,
+        )
+    };
+    // SAFETY: made above, and used nowhere else.
+    unsafe { ffi::ggml_hugepages_resident_free(resident) };
+    if is_open { Ok(()) } else { Err(failure) }
+}
+
+/// One place in each tensor, in each expert, and in each 16 MiB: those that llama-server compares.
+fn places(tensors: &[gguf::Entry]) -> Vec<u64> {
+    const STEP: usize = 16 << 20;
+    // Small experts share one.
+    const BLOCK: u64 = 4096;
+    let mut places: Vec<u64> = Vec::new();
+    for tensor in tensors.iter().filter(|it| it.size > 0) {
+        let parts = tensor.matrices.max(tensor.size.div_ceil(STEP));
+        let step = tensor.size / parts;
+        places.extend((0..parts).map(|part| (tensor.first + step * part + step / 2) as u64));
+    }
+    places.sort_unstable();
+    places.dedup_by_key(|place| *place / BLOCK);
+    places
 }
 
 /// The files of huge pages that are open now: those of the running load, and those of earlier images.

@@ -13,6 +13,8 @@ pub struct Entry {
     pub ty: u32,
     /// Whether it has rows.
     pub is_matrix: bool,
+    /// Number of matrices: one, or one for each expert.
+    pub matrices: usize,
     /// Bytes from the start of the file.
     pub first: usize,
     pub size: usize,
@@ -55,7 +57,7 @@ fn entry(header: &Header, index: i64) -> Option<Entry> {
     // SAFETY: see above.
     let ne = unsafe { ffi::gguf_get_tensor_ne(raw, index) };
     // SAFETY: gguf.h promises GGML_MAX_DIMS elements inside the header.
-    let rows = unsafe { *ne.add(1) };
+    let [_, rows, third, fourth] = unsafe { *ne.cast::<[i64; ffi::GGML_MAX_DIMS as usize]>() };
     // SAFETY: see above.
     let ty = unsafe { ffi::gguf_get_tensor_type(raw, index) };
     // SAFETY: see above.
@@ -68,6 +70,7 @@ fn entry(header: &Header, index: i64) -> Option<Entry> {
         name,
         ty,
         is_matrix: rows > 1,
+        matrices: usize::try_from(third.checked_mul(fourth)?).ok()?,
         first: data.checked_add(offset)?,
         size,
     })

@@ -159,6 +159,22 @@ impl Image {
         Ok(image)
     }
 
+    /// The address at which the program got the file.
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
+    /// The first and the last address that are left.
+    pub fn bounds(&self) -> Span {
+        let first = self
+            .owned
+            .iter()
+            .next()
+            .map_or(self.base, |span| span.start);
+        let last = self.owned.iter().last().map_or(first, |span| span.end);
+        first..last
+    }
+
     /// Bytes on huge pages.
     pub fn huge_bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.span.len()).sum()

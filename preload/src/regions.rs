@@ -1,7 +1,7 @@
 //! The images and buffers of this process, by address, and the question that every interposed call asks first.
 
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::buffer::Buffer;
 use crate::image::{Errno, Image};
@@ -12,10 +12,43 @@ use crate::ranges::{Ranges, Span};
 static LOW: AtomicUsize = AtomicUsize::new(usize::MAX);
 static HIGH: AtomicUsize = AtomicUsize::new(0);
 
+/// The addresses of each region. An allocator that calls `munmap` under a lock of its own must get past this library without ours,
+/// because our lists need that allocator.
+static SPANS: [Entry; MOST] = [const { Entry::new() }; MOST];
+/// With more regions, the list has not all of them, and every call between the lowest and the highest address takes the lock.
+const MOST: usize = 64;
+static IS_FULL: AtomicBool = AtomicBool::new(false);
+
+/// A region that calls find without a lock. A region keeps its entry, so that they never miss it.
+struct Entry {
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+impl Entry {
+    const fn new() -> Self {
+        Self {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+        }
+    }
+
+    fn set(&self, span: &Span) {
+        self.start.store(span.start, Ordering::Relaxed);
+        self.end.store(span.end, Ordering::Relaxed);
+    }
+
+    fn touches(&self, span: &Span) -> bool {
+        span.start < self.end.load(Ordering::Relaxed)
+            && self.start.load(Ordering::Relaxed) < span.end
+    }
+}
+
 static REGIONS: Lock<Regions> = Lock::new(Regions {
     images: Vec::new(),
     buffers: Vec::new(),
     ended: Vec::new(),
+    keys: [0; MOST],
 });
 
 pub struct Regions {
@@ -23,6 +56,8 @@ pub struct Regions {
     pub buffers: Vec<Buffer>,
     /// Descriptions of images that the program has unmapped. The engine frees them.
     ended: Vec<usize>,
+    /// The first address of the region of each entry in the list; 0 for none.
+    keys: [usize; MOST],
 }
 
 /// The owner of some addresses.
@@ -36,7 +71,14 @@ pub enum Owner<'a> {
 /// Whether a call on these addresses may affect a region.
 #[inline]
 pub fn may_touch(span: &Span) -> bool {
-    span.start < HIGH.load(Ordering::Relaxed) && LOW.load(Ordering::Relaxed) < span.end
+    span.start < HIGH.load(Ordering::Relaxed)
+        && LOW.load(Ordering::Relaxed) < span.end
+        && is_listed(span)
+}
+
+#[cold]
+fn is_listed(span: &Span) -> bool {
+    IS_FULL.load(Ordering::Relaxed) || SPANS.iter().any(|entry| entry.touches(span))
 }
 
 pub fn lock() -> Guard<'static, Regions> {
@@ -130,13 +172,46 @@ impl Regions {
         for image in self.images.extract_if(.., |image| image.is_gone()) {
             self.ended.push(image.handle);
         }
-        let spans = self.images.iter().flat_map(|image| image.owned.iter());
-        let spans = spans.chain(self.buffers.iter().map(|buffer| &buffer.span));
-        let bounds = spans.fold((usize::MAX, 0), |(low, high), span| {
-            (low.min(span.start), high.max(span.end))
-        });
+        let spans: Vec<(usize, Span)> = self
+            .images
+            .iter()
+            .map(|image| (image.base(), image.bounds()))
+            .chain(
+                self.buffers
+                    .iter()
+                    .map(|buffer| (buffer.span.start, buffer.span.clone())),
+            )
+            .collect();
+        self.list(&spans);
+        let bounds = spans
+            .iter()
+            .fold((usize::MAX, 0), |(low, high), (_, span)| {
+                (low.min(span.start), high.max(span.end))
+            });
         LOW.store(bounds.0, Ordering::Relaxed);
         HIGH.store(bounds.1, Ordering::Relaxed);
+    }
+
+    /// Writes the list without a lock. The spans have the first addresses of their regions as keys.
+    fn list(&mut self, spans: &[(usize, Span)]) {
+        for (key, entry) in self.keys.iter_mut().zip(&SPANS) {
+            if *key != 0 && spans.iter().all(|(of, _)| of != key) {
+                entry.set(&(0..0));
+                *key = 0;
+            }
+        }
+        let mut is_full = false;
+        for (of, span) in spans {
+            let at = |wanted: usize| self.keys.iter().position(|key| *key == wanted);
+            match at(*of).or_else(|| at(0)) {
+                Some(at) => {
+                    SPANS[at].set(span);
+                    self.keys[at] = *of;
+                }
+                None => is_full = true,
+            }
+        }
+        IS_FULL.store(is_full, Ordering::Relaxed);
     }
 }
 

@@ -32,7 +32,11 @@ pub fn run(args: &Args) -> Result<Exit> {
     }
     let (outcome, reports) = program.run(&pages, &signals, &Sentences)?;
     for report in &reports {
-        let _ = write!(io::stderr(), "exec: huge pages of the program\n{report}");
+        let _ = write!(
+            io::stderr(),
+            "exec: huge pages of the program\n{}\n",
+            report.trim_end()
+        );
     }
     if reports.is_empty() && matches!(outcome, Outcome::Served(_)) {
         events::say(
