@@ -14,7 +14,7 @@ const GGML: &[&str] = &["ggml.c", "ggml-quants.c", "ggml-threading.cpp", "gguf.c
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     // The library crate's build script tells where its files are.
-    let built: PathBuf = env::var_os("DEP_LLAMA_OUT")
+    let theirs: PathBuf = env::var_os("DEP_LLAMA_OUT")
         .context("the crate llama-hugepages names no folder")?
         .into();
     let out: PathBuf = env::var_os("OUT_DIR")
@@ -22,14 +22,14 @@ fn main() -> Result<()> {
         .into();
     println!(
         "cargo::rustc-env=LLAMA_HUGEPAGES_BINDINGS={}",
-        built.join("bindings.rs").display()
+        theirs.join("bindings.rs").display()
     );
     println!(
         "cargo::rerun-if-changed={}",
-        built.join("llama.cpp/ggml").display()
+        theirs.join("llama.cpp/ggml").display()
     );
 
-    let source = built.join("llama.cpp/ggml/src");
+    let source = theirs.join("llama.cpp/ggml/src");
     let mut engine = files(&source.join("ggml-hugepages"))?;
     engine.extend(GGML.iter().map(|name| source.join(name)));
     let is_c = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "c");
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
             .include(&source)
             .include(source.join("../include"))
             // The version of ggml, which the engine writes to its stores.
-            .include(built.join("build/ggml/src"))
+            .include(theirs.join("build/ggml/src"))
             .files(engine.iter().filter(|path| is_c(path) != is_cpp));
         build
             .try_compile(name)

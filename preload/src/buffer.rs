@@ -26,7 +26,7 @@ impl Buffer {
     pub fn new(address: usize, size: usize) -> Self {
         let span = address..address + align_up(size, UNIT);
         let blocks = vmas::blocks_in(&span).unwrap_or_default();
-        let buffer = Self { blocks, span, size };
+        let buffer = Self { span, size, blocks };
         if buffer.is_cut_at_pages() {
             for block in &buffer.blocks {
                 // The child copies it: see fork.rs.
@@ -146,7 +146,7 @@ fn copy_in_place(span: &Span) -> Result<(), Errno> {
             pointer(span.start).cast::<u8>(),
             copy.cast::<u8>(),
             span.len(),
-        )
+        );
     };
     let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the copy belongs to this function, and the target to the buffer.

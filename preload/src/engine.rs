@@ -116,9 +116,9 @@ impl Model {
         // An invalid file stays the program's matter.
         let tensors = gguf::read(Path::new(&descriptor))?;
         Some(Self {
-            tensors,
             file,
             path,
+            tensors,
         })
     }
 
@@ -248,7 +248,7 @@ fn load(
     for (tensor, rank) in &wanted {
         // SAFETY: the image is alive, and the range inside the file.
         unsafe {
-            ffi::ggml_hugepages_image_want(handle, tensor.span.start, tensor.span.end, *rank)
+            ffi::ggml_hugepages_image_want(handle, tensor.span.start, tensor.span.end, *rank);
         };
     }
     // SAFETY: the image is alive.
@@ -559,14 +559,11 @@ fn usable_bytes() -> u64 {
         unsafe { ffi::ggml_hugepages_page_sizes(c"".as_ptr(), sizes.as_mut_ptr(), sizes.len()) };
     let usable = sizes.iter().take(n).map(|&size| {
         let mut pool = ffi::ggml_hugepages_pool::default();
-        // SAFETY: room for one pool.
-        let is_read = unsafe { ffi::ggml_hugepages_pool_read(c"".as_ptr(), size, &raw mut pool) };
+        // SAFETY: room for one pool, which stays zero if the kernel has none.
+        unsafe { ffi::ggml_hugepages_pool_read(c"".as_ptr(), size, &raw mut pool) };
         // SAFETY: reads the pool.
-        if is_read {
-            unsafe { ffi::ggml_hugepages_pool_usable(&raw const pool) * size as u64 }
-        } else {
-            0
-        }
+        let pages = unsafe { ffi::ggml_hugepages_pool_usable(&raw const pool) };
+        pages * size as u64
     });
     usable.sum()
 }

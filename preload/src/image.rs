@@ -334,7 +334,9 @@ impl Image {
         let parts = self.blocks.iter().map(|block| overlap(&block.span, span));
         let mut edges = Ranges::default();
         parts.for_each(|part| edges.add(&part));
-        whole.iter().for_each(|part| edges.remove(part));
+        for part in whole {
+            edges.remove(part);
+        }
         edges.iter().cloned().collect()
     }
 
@@ -421,8 +423,8 @@ impl Image {
         for (part, kind) in parts {
             let result = match kind {
                 Part::Ghost => Err(libc::ENOMEM),
-                // SAFETY: the caller of the program's madvise answers for it.
                 Part::File | Part::Block => {
+                    // SAFETY: the caller of the program's madvise answers for it.
                     check(unsafe { next::madvise(pointer(part.start), part.len(), advice) })
                 }
             };

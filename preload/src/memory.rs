@@ -126,8 +126,9 @@ pub unsafe extern "C" fn mmap64(
 
 /// Whether a call on these addresses has a region. Wrong arguments are the kernel's matter.
 fn inside_of(addr: usize, len: usize) -> Option<Inside> {
-    let is_plain =
-        len == 0 || addr % crate::image::base_page() != 0 || addr.checked_add(len).is_none();
+    let is_plain = len == 0
+        || !addr.is_multiple_of(crate::image::base_page())
+        || addr.checked_add(len).is_none();
     if is_plain || !regions::may_touch(&pages_of(addr, len)) {
         None
     } else {

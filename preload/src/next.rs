@@ -50,7 +50,7 @@ impl Next {
 
 /// Defines functions that call the next library. `else` is the result without such a function.
 macro_rules! next {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, else $missing:expr;)*) => {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?, else $missing:expr;)*) => {
         /// Looks all functions up before the first call.
         pub fn find_all() {
             $($name::NEXT.address();)*
@@ -67,13 +67,13 @@ macro_rules! next {
             /// # Safety
             /// As of the function in C.
             #[inline]
-            pub unsafe fn $name($($arg: $ty),*) -> $ret {
+            pub unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
                 let address = $name::NEXT.address();
                 if address == 0 {
                     return $missing;
                 }
                 // SAFETY: the function of this name in the C library has this type.
-                let function = unsafe { mem::transmute::<usize, unsafe extern "C" fn($($ty),*) -> $ret>(address) };
+                let function = unsafe { mem::transmute::<usize, unsafe extern "C" fn($($ty),*) $(-> $ret)?>(address) };
                 // SAFETY: the caller keeps the promises of the function.
                 unsafe { function($($arg),*) }
             }
@@ -97,7 +97,7 @@ next! {
     fn reallocarray(ptr: *mut c_void, n: size_t, size: size_t) -> *mut c_void, else std::ptr::null_mut();
     fn malloc_usable_size(ptr: *mut c_void) -> size_t, else 0;
     // A lookup that frees memory loses it.
-    fn free(ptr: *mut c_void) -> (), else ();
+    fn free(ptr: *mut c_void), else lose();
 }
 
 /// Sets `errno`.
@@ -111,6 +111,9 @@ pub fn errno() -> c_int {
     // SAFETY: the address belongs to this thread.
     unsafe { *libc::__errno_location() }
 }
+
+#[cold]
+fn lose() {}
 
 #[cold]
 fn no_call() -> c_int {
