@@ -75,7 +75,7 @@ fn check(path: &Path) -> io::Result<Kind> {
     if let Some(line) = start.strip_prefix(b"#!") {
         let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let mut words = line
-            .split(|byte| byte.is_ascii_whitespace())
+            .split(u8::is_ascii_whitespace)
             .filter(|word| !word.is_empty());
         let interpreter = words.next().unwrap_or_default();
         // `#!/usr/bin/env python3` runs python3.
