@@ -398,11 +398,12 @@ extern "C" void * malloc(size_t n) {
     return heap + at + 16;
 }
 extern "C" void free(void * p) {
-    if (p && ((char *) p < heap || (char *) p >= heap + sizeof(heap) || memcmp((char *) p - 16, "mark-of-", 8) != 0)) {
-        if ((size_t) p % 4096 != 0) abort(); // aligned memory is not ours
-        static void (*next)(void *) = (void (*)(void *)) dlsym(RTLD_NEXT, "free");
-        next(p);
+    if (p && (char *) p >= heap && (char *) p < heap + sizeof(heap)) {
+        if (memcmp((char *) p - 16, "mark-of-", 8) != 0) abort();
+        return;
     }
+    static void (*next)(void *) = (void (*)(void *)) dlsym(RTLD_NEXT, "free");
+    next(p); // aligned memory is of the next library
 }
 extern "C" void * calloc(size_t n, size_t s) { void * p = malloc(n*s); memset(p, 0, n*s); return p; }
 extern "C" void * realloc(void * p, size_t n) {
