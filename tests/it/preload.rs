@@ -388,7 +388,7 @@ fn another_preload_library_before_or_behind_it_sees_its_own_memory() {
 #include <stdlib.h>
 #include <string.h>
 // Every allocation starts with a mark, which free checks.
-static char heap[1 << 26];
+static char heap[1 << 30];
 static size_t used;
 extern "C" void * malloc(size_t n) {
     const size_t at = __atomic_fetch_add(&used, ((n + 15) & ~15ul) + 32, __ATOMIC_RELAXED) + 16;
