@@ -25,11 +25,11 @@ pub struct Args {
     pub plan_from: Option<PathBuf>,
 
     /// If pages are short: fail (require), or use ordinary memory for the rest (prefer)
-    /// [default: LLAMA_ARG_HUGEPAGE_POLICY, or prefer]
+    /// [default: `LLAMA_ARG_HUGEPAGE_POLICY`, or prefer]
     #[arg(long, value_parser = ["require", "prefer"])]
     pub policy: Option<String>,
 
-    /// Page size: auto, thp, 2M, 1G [default: LLAMA_ARG_HUGEPAGE_SIZE, or auto]
+    /// Page size: auto, thp, 2M, 1G [default: `LLAMA_ARG_HUGEPAGE_SIZE`, or auto]
     #[arg(long, value_name = "SIZE")]
     pub size: Option<String>,
 
