@@ -32,6 +32,7 @@ fn run() -> Result<()> {
     let (patches, tree) = (root.join("patches"), out.join("llama.cpp"));
     cargo::rerun_if_changed(&root.join("build"));
     cargo::rerun_if_changed(&patches);
+    cargo::metadata("out", &out);
 
     if cargo::env("DOCS_RS").is_some() {
         return docs::write_names(&root.join("src"), &out);

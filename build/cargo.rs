@@ -61,6 +61,11 @@ pub fn link_shared(name: &str) {
     directive("rustc-link-lib", format_args!("dylib={name}"));
 }
 
+/// Tells the build scripts of crates that depend on this one, as `DEP_LLAMA_*`.
+pub fn metadata(key: &str, value: &Path) {
+    directive("metadata", format_args!("{key}={}", value.display()));
+}
+
 /// Cargo prints the line and continues.
 pub fn warning(message: &str) {
     directive("warning", message);

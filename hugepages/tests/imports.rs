@@ -36,13 +36,14 @@ const PARTS: Levels = &[
 
 /// Rooms of `hugepages/src/cli/`, which all stand above the parts.
 const COMMANDS: Levels = &[
-    &["exit", "output", "programs", "signals"],
+    &["events", "exit", "output", "programs", "signals"],
     &["errors", "pool"],
     &["store"],
     &[
         "compare",
         "demo_model",
         "doctor",
+        "exec",
         "man",
         "overview",
         "plan",

@@ -30,6 +30,7 @@ mod page_sizes;
 mod plan;
 mod pool;
 mod pool_made_up;
+mod preload;
 mod reading;
 mod refused_calls;
 mod resident;

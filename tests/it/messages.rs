@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::support::snapshot;
 
 /// Folders whose sources contain messages for users.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     "build",
     "src",
     "hugepages/src",
+    "preload/src",
     "xtask/src",
     "patches/files",
 ];

@@ -7,7 +7,9 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use super::{Exit, signals};
-use super::{compare, demo_model, doctor, man, overview, plan, pool, serve, status, store, tlb};
+use super::{
+    compare, demo_model, doctor, exec, man, overview, plan, pool, serve, status, store, tlb,
+};
 
 /// Manage Linux huge pages for llama.cpp
 #[derive(Debug, Parser)]
@@ -21,6 +23,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Exec(exec::Args),
     DemoModel(demo_model::Args),
     Doctor(doctor::Args),
     Status(status::Args),
@@ -63,6 +66,7 @@ pub fn run() -> Result<Exit> {
     };
     match command {
         Command::Serve(args) => return serve::run(&args),
+        Command::Exec(args) => return exec::run(&args),
         Command::DemoModel(args) => demo_model::run(&args)?,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Status(args) => return status::run(&args),

@@ -8,6 +8,8 @@ mod compare;
 mod demo_model;
 mod doctor;
 mod errors;
+mod events;
+mod exec;
 mod exit;
 mod man;
 mod output;

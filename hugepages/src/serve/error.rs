@@ -1,5 +1,6 @@
 //! Why a model cannot be served.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -13,6 +14,20 @@ use crate::pool::lease::LeaseError;
 pub enum ServeError {
     #[error("`{}` is missing", .0.display())]
     NoProgram(PathBuf),
+    #[error("no program to run")]
+    NoProgramName,
+    #[error("cannot find the program `{}`", .0.display())]
+    NotFound(OsString),
+    #[error("cannot read the program `{}`", .program.display())]
+    Unreadable {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{program}` {why}")]
+    NoPreload { program: String, why: &'static str },
+    #[error("the preload library `{}` is missing", .0.display())]
+    NoLibrary(PathBuf),
     #[error("the arguments name no model")]
     NoModel,
     #[error("the arguments switch huge pages off: --no-hugepages")]
@@ -42,6 +57,10 @@ impl ServeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoProgram(_) => Some("pass the path of llama-server with --server".to_owned()),
+            Self::NoLibrary(_) => Some("pass the path of the library with --library".to_owned()),
+            Self::NoPreload { .. } => {
+                Some("serve the model with: hugepages serve -m model.gguf".to_owned())
+            }
             Self::NoModel => Some("hugepages serve -m model.gguf".to_owned()),
             Self::SwitchedOff => {
                 Some("start llama-server itself, or leave this option out".to_owned())

@@ -17,6 +17,8 @@ pub struct ForwardedSignals {
     stopped: Arc<AtomicBool>,
     /// The server's process, 0 while none runs.
     pub(super) server: Arc<AtomicI32>,
+    /// Whether the terminal sends its signals to the server too.
+    is_in_group: Arc<AtomicBool>,
 }
 
 impl ForwardedSignals {
@@ -28,7 +30,12 @@ impl ForwardedSignals {
         let mut signals = Signals::new(ending_signals()).map_err(ServeError::NoSignals)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let server = Arc::new(AtomicI32::new(0));
-        let (is_stopped, pid) = (Arc::clone(&stopped), Arc::clone(&server));
+        let is_in_group = Arc::new(AtomicBool::new(false));
+        let (is_stopped, pid, is_shared) = (
+            Arc::clone(&stopped),
+            Arc::clone(&server),
+            Arc::clone(&is_in_group),
+        );
         thread::spawn(move || {
             for signal in signals.forever() {
                 is_stopped.store(true, Ordering::SeqCst);
@@ -39,12 +46,23 @@ impl ForwardedSignals {
                 } else {
                     Signal::TERM
                 };
-                if let Some(server) = server {
+                // Twice would mean "end at once" to many programs.
+                let has_it = signal != Signal::TERM && is_shared.load(Ordering::SeqCst);
+                if let Some(server) = server.filter(|_| !has_it) {
                     let _ = kill_process(server, signal);
                 }
             }
         });
-        Ok(Self { stopped, server })
+        Ok(Self {
+            stopped,
+            server,
+            is_in_group,
+        })
+    }
+
+    /// The program runs in the group of this process, so that it can read from the terminal. The terminal sends Ctrl-C to both.
+    pub fn share_terminal(&self) {
+        self.is_in_group.store(true, Ordering::SeqCst);
     }
 
     /// Whether a signal arrived.

@@ -95,7 +95,7 @@ impl Launch {
             let with_growth = [&arguments[..], &[GROW.into()]].concat();
             let plan = Plan::ask_through(&self.wrapper, &self.program, &with_growth)?;
             let bytes = plan.page_bytes();
-            let is_complete = missing_pages::add(&plan, signals, &mut leases, &**progress)?;
+            let is_complete = missing_pages::add(&plan.pages(), signals, &mut leases, &**progress)?;
             if signals.stopped() {
                 return Ok(Outcome::Interrupted);
             }

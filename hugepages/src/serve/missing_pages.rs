@@ -1,19 +1,20 @@
-//! Adding the pages that a plan lacks.
+//! Adding the pages that a program lacks.
+
+use std::collections::BTreeMap;
 
 use super::{Event, ForwardedSignals, Missing, Progress, ServeError};
-use crate::kernel::{self, Root};
-use crate::plan::Plan;
+use crate::kernel::{self, HugePageSize, Root};
 use crate::pool::lease::{Answer, Lease};
 
-/// Adds the pages that the plan lacks. Returns `false`, and tells the reason, if some of them stay missing.
+/// Adds pages until so many of each size are usable. Returns `false`, and tells the reason, if some of them stay missing.
 pub(super) fn add(
-    plan: &Plan,
+    pages: &BTreeMap<HugePageSize, u64>,
     signals: &ForwardedSignals,
     leases: &mut Vec<Lease>,
     progress: &dyn Progress,
 ) -> Result<bool, ServeError> {
     let mut is_complete = true;
-    for (size, pages) in plan.pages() {
+    for (&size, &pages) in pages {
         let usable = kernel::usable(&Root::system(), size);
         if usable >= pages {
             continue;

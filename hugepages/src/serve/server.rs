@@ -137,7 +137,7 @@ fn pass_on(stderr: ChildStderr, progress: &dyn Progress) {
 }
 
 /// The exit code in the form of a shell.
-fn code(status: ExitStatus) -> u8 {
+pub(super) fn code(status: ExitStatus) -> u8 {
     let of_signal = || status.signal().map(|signal| 128 + signal);
     let code = status.code().or_else(of_signal).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)

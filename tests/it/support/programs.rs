@@ -17,6 +17,11 @@ pub fn hugepages() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_llama-server")).with_file_name("hugepages")
 }
 
+/// The library for `LD_PRELOAD`. Cargo builds it beside the server with the workspace, but not for a test alone.
+pub fn preload_library() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_llama-server")).with_file_name("libhugepages_preload.so")
+}
+
 /// A program of upstream's pinned source, without patches.
 pub fn stock(name: &str) -> Result<PathBuf, String> {
     built("stock", name, "stock")

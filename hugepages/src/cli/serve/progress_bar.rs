@@ -1,14 +1,13 @@
-//! The bar of the load, the server's log above it, and sentences.
+//! The bar of the load, and the server's log above it.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 
-use hugepages::pool::lease;
-use hugepages::serve::{Event, Missing, Progress};
+use hugepages::serve::{Event, Progress};
 
-use crate::cli::output;
+use crate::cli::{events, output};
 
 /// The bar of the running load. A new one for each load.
 pub struct Bar(Mutex<ProgressBar>);
@@ -53,48 +52,6 @@ impl Progress for Bar {
     }
 
     fn tell(&self, event: &Event<'_>) {
-        match event {
-            Event::Ready(address) => say(&format!(
-                "ready at {address} (Ctrl-C ends the server and returns the pages)"
-            )),
-            Event::PagesTaken => {
-                say("other processes took pages in the meantime; adding more pages");
-            }
-            Event::Short {
-                size,
-                pages,
-                usable,
-                why,
-            } => match why {
-                Missing::Fragmented => {
-                    say(&format!(
-                        "{usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
-                    ));
-                    say(
-                        "hint: the kernel finds most pages right after boot, before memory is fragmented",
-                    );
-                }
-                Missing::Memory {
-                    available,
-                    needed,
-                    keep,
-                } => say(&format!(
-                    "adding pages takes {needed} MiB of memory, but {available} MiB are available and {keep} MiB must stay free; \
-                     {usable} of {pages} huge pages are usable; the rest of the model uses ordinary memory"
-                )),
-                Missing::NoRight => {
-                    say(&format!(
-                        "{usable} of {pages} huge pages of {size} are usable, and this user cannot change the pool; \
-                         the rest of the model uses ordinary memory"
-                    ));
-                    say(&format!("hint: {}", lease::command(*size, *pages)));
-                }
-            },
-        }
+        events::tell("serve", event);
     }
-}
-
-/// Prints on standard error, and ignores an error such as a closed pipe.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "serve: {text}");
 }

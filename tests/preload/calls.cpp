@@ -1,0 +1,226 @@
+// Calls that the preload library must leave as they are, or answer as the C library does. Prints what it found, one line a check.
+//
+// usage: calls heap MODEL      large aligned allocations of a process with a model
+//        calls fork MODEL      a child of fork has its own memory
+//        calls cost            the time of a call that has nothing to do with a model
+//        calls unload MODEL    loads and unloads MODEL many times, on several threads
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include <fcntl.h>
+#include <malloc.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CHECK(x)                                                              \
+    do {                                                                      \
+        if (!(x)) {                                                           \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #x, strerror(errno)); \
+            _exit(1);                                                         \
+        }                                                                     \
+    } while (0)
+
+static const size_t MIB = 1024*1024;
+
+static size_t huge_kib() {
+    FILE * file = fopen("/proc/self/status", "r");
+    CHECK(file);
+    char line[256];
+    size_t kib = 0;
+    while (fgets(line, sizeof(line), file)) {
+        sscanf(line, "HugetlbPages: %zu", &kib);
+    }
+    fclose(file);
+    return kib;
+}
+
+struct model {
+    uint8_t * addr;
+    size_t    size;
+
+    explicit model(const char * path) {
+        const int fd = open(path, O_RDONLY);
+        CHECK(fd != -1);
+        struct stat st;
+        CHECK(fstat(fd, &st) == 0);
+        size = st.st_size;
+        addr = (uint8_t *) mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+        CHECK(addr != MAP_FAILED);
+        close(fd);
+        CHECK(memcmp(addr, "GGUF", 4) == 0);
+    }
+
+    ~model() { CHECK(munmap(addr, size) == 0); }
+};
+
+// with a pool that has room, an allocation is on huge pages
+static void heap(const char * path) {
+    void * before = nullptr;
+    CHECK(posix_memalign(&before, 64, 4*MIB) == 0);
+    CHECK(huge_kib() == 0);
+    free(before);
+
+    model m(path);
+    const size_t of_model = huge_kib();
+    CHECK(of_model > 0);
+
+    uint8_t * p = nullptr;
+    CHECK(posix_memalign((void **) &p, 64, 5*MIB) == 0);
+    CHECK(huge_kib() == of_model + 6*1024);
+    CHECK(malloc_usable_size(p) >= 5*MIB);
+    for (size_t i = 0; i < 5*MIB; i++) {
+        CHECK(p[i] == 0 || i > 0); // fresh memory of the engine may be read at once
+        p[i] = (uint8_t) (i*7);
+    }
+    // hints, and a change of protection
+    CHECK(madvise(p, 4*MIB, MADV_HUGEPAGE) == 0);
+    CHECK(mlock(p, 5*MIB) == 0);
+    p = (uint8_t *) realloc(p, 9*MIB);
+    CHECK(p);
+    for (size_t i = 0; i < 5*MIB; i++) {
+        CHECK(p[i] == (uint8_t) (i*7));
+    }
+    CHECK(mprotect(p, 4096, PROT_READ) == 0);
+    CHECK(mprotect(p, 4096, PROT_READ | PROT_WRITE) == 0);
+    for (size_t i = 0; i < 5*MIB; i++) {
+        CHECK(p[i] == (uint8_t) (i*7));
+    }
+    p = (uint8_t *) reallocarray(p, 3, MIB);
+    CHECK(p);
+    for (size_t i = 0; i < 3*MIB; i++) {
+        CHECK(p[i] == (uint8_t) (i*7));
+    }
+    free(p);
+    CHECK(huge_kib() == of_model);
+
+    p = (uint8_t *) aligned_alloc(4096, 2*MIB);
+    CHECK(p && (uintptr_t) p % 4096 == 0 && huge_kib() == of_model + 2*1024);
+    uint8_t * q = (uint8_t *) memalign(64, 2*MIB);
+    CHECK(q && huge_kib() == of_model + 4*1024);
+    // MADV_DONTNEED zeroes the pages of an allocation
+    memset(q, 1, 2*MIB);
+    CHECK(madvise(q, 4096, MADV_DONTNEED) == 0);
+    CHECK(q[0] == 0 && q[4096] == 1);
+    free(q);
+    free(p);
+    CHECK(huge_kib() == of_model);
+
+    // these stay with the C library
+    errno = 4711;
+    CHECK(posix_memalign((void **) &q, 3, 4*MIB) == EINVAL);
+    q = (uint8_t *) malloc(4*MIB);
+    CHECK(q && huge_kib() == of_model);
+    errno = 4711;
+    free(q);
+    free(nullptr);
+    CHECK(errno == 4711);
+    printf("heap ok\n");
+}
+
+static void forks(const char * path) {
+    model m(path);
+    uint8_t * p = nullptr;
+    CHECK(posix_memalign((void **) &p, 64, 4*MIB) == 0);
+    CHECK(huge_kib() > 4*1024);
+    memset(p, 1, 4*MIB);
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        CHECK(read(fds[0], &byte, 1) == 1); // the parent has written
+        CHECK(memcmp(m.addr, "GGUF", 4) == 0);
+        for (size_t i = 0; i < 4*MIB; i++) {
+            CHECK(p[i] == 1);
+        }
+        memset(p, 3, 4*MIB);
+        free(p);
+        CHECK(munmap(m.addr, m.size) == 0);
+        _exit(0);
+    }
+    memset(p, 2, 4*MIB);
+    CHECK(write(fds[1], "x", 1) == 1);
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    for (size_t i = 0; i < 4*MIB; i++) {
+        CHECK(p[i] == 2);
+    }
+    free(p);
+    printf("fork ok\n");
+}
+
+static double ns_of(void (*call)(), size_t n) {
+    double best = 1e9;
+    for (int round = 0; round < 5; round++) {
+        timespec a, b;
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        for (size_t i = 0; i < n; i++) {
+            call();
+        }
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        const double ns = ((b.tv_sec - a.tv_sec)*1e9 + (b.tv_nsec - a.tv_nsec))/n;
+        best = ns < best ? ns : best;
+    }
+    return best;
+}
+
+static void cost(const char * path) {
+    static void * volatile none = nullptr;
+    static void * volatile page = nullptr;
+    static volatile size_t zero = 0;
+    model * m = path ? new model(path) : nullptr;
+    page = (void *) 0x1000;
+    printf("free %.2f ns, ",          ns_of([] { free(none); }, 1000000));
+    printf("usable size %.2f ns, ",   ns_of([] { malloc_usable_size(none); }, 1000000));
+    printf("madvise %.2f ns, ",       ns_of([] { madvise(page, zero, MADV_NORMAL); }, 100000));
+    printf("malloc and free %.2f ns\n", ns_of([] { void * volatile p = malloc(100); free(p); }, 1000000));
+    delete m;
+}
+
+static void unload(const char * path) {
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; t++) {
+        threads.emplace_back([&] {
+            for (int i = 0; i < 10; i++) {
+                model m(path);
+                void * p = nullptr;
+                CHECK(posix_memalign(&p, 64, 3*MIB) == 0);
+                memset(p, 1, 3*MIB);
+                CHECK(posix_madvise(m.addr, m.size, POSIX_MADV_RANDOM) == 0);
+                free(p);
+            }
+        });
+    }
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    CHECK(huge_kib() == 0);
+    printf("unload ok\n");
+}
+
+int main(int argc, char ** argv) {
+    const char * what = argc > 1 ? argv[1] : "";
+    const char * path = argc > 2 ? argv[2] : nullptr;
+    if (strcmp(what, "heap") == 0 && path) {
+        heap(path);
+    } else if (strcmp(what, "fork") == 0 && path) {
+        forks(path);
+    } else if (strcmp(what, "cost") == 0) {
+        cost(path);
+    } else if (strcmp(what, "unload") == 0 && path) {
+        unload(path);
+    } else {
+        fprintf(stderr, "usage: %s heap|fork|cost|unload [MODEL]\n", argv[0]);
+        return 2;
+    }
+    return 0;
+}
