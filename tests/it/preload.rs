@@ -47,9 +47,11 @@ fn buffers(log: &str) -> u64 {
         .filter(|line| line.contains("buffer size =") && !line.contains("Mapped"));
     let sizes = lines.filter_map(|line| {
         let (_, rest) = line.split_once("buffer size =")?;
-        rest.trim().split(' ').next()?.parse::<f64>().ok()
+        let (mib, hundredths) = rest.trim().split(' ').next()?.split_once('.')?;
+        let number = |digits: &str| digits.parse::<u64>().ok();
+        Some((number(mib)? * 100 + number(hundredths)?) * (1 << 20) / 100)
     });
-    sizes.map(|mib| (mib * 1024.0 * 1024.0) as u64).sum()
+    sizes.sum()
 }
 
 /// Bytes of the model that the CPU reads from the mapped file, and how many of them are on huge pages. `repacked`: it reads the others

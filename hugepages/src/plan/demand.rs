@@ -148,7 +148,7 @@ fn waste(plan: &Plan, size: HugePageSize, needed: u64) -> u64 {
     (needed * size.bytes()).saturating_sub(bytes)
 }
 
-/// by_rows: pages that are placed by rows, for each node
+/// `by_rows`: pages that are placed by rows, for each node
 fn nodes_of(pool: &PoolState, needed: u64, by_rows: &[u64], interleaved: bool) -> Vec<NodeDemand> {
     let n = pool.nodes.len() as u64;
     let in_turn = needed.saturating_sub(by_rows.iter().sum());

@@ -312,7 +312,7 @@ fn the_plan_of_a_user_who_may_not_fill_the_store_fails_as_the_load_does() {
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg(dir.path().join(line[0]))
             .args(&line[1..])
-            .args(["--no-repack", "--hugepages"])
+            .args(["--no-repack", "--ctx-size", "512", "--hugepages"])
             .args(["--hugepage-store", store.arg(), "--model"])
             .arg(&model)
             .stdin(Stdio::null());

@@ -265,7 +265,7 @@ pub fn gemma4(path: &Path) {
     write(&header, path);
 }
 
-/// A MiMo 2 of about 40 MB without experts. Its last block predicts the token after the next (MTP).
+/// A model of the architecture `mimo2` of about 40 MB, without experts. Its last block predicts the token after the next (MTP).
 pub fn mimo2(path: &Path) {
     const LAYERS: u32 = 5;
     const WIDTH: u64 = 512;
