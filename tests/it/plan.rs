@@ -197,8 +197,10 @@ fn what_the_server_refuses_is_1_with_its_words() {
             "hint: add -m FILE or another option that names one model",
         ),
     ] {
-        let mut command = std::process::Command::new(programs::hugepages());
+        let mut command = std::process::Command::new("timeout");
         let output = command
+            .arg("60")
+            .arg(programs::hugepages())
             .arg("plan")
             .arg("--")
             .args(&args)

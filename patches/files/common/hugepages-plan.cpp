@@ -15,9 +15,7 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
 
 common_hugepages_errors::common_hugepages_errors(bool is_only) : is_only(is_only) {
@@ -246,11 +244,6 @@ static common_hugepages_plan plan_parts(
         const common_params & params, bool model_only, llama_model_params * mparams, const llama_context_params & cparams, bool by_counts) {
     const auto & hugepages = mparams->hugepages;
     common_hugepages_plan plan;
-    std::error_code none;
-    if (std::filesystem::exists(params.model.path, none) && !std::filesystem::is_regular_file(params.model.path, none)) {
-        no_plan(plan, params.model.path, "is no regular file"); // a pipe would wait for its writer
-        return plan;
-    }
     std::string why;
     const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams, &why);
     ggml_hugepages_plan_together(true, by_counts);

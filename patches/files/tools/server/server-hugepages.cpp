@@ -14,8 +14,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <sstream>
+#include <system_error>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -159,6 +161,11 @@ static int plan_router(const common_params & params, int argc, char ** argv) {
 
 int server_hugepages_run(server_context & ctx_server, common_params & params, bool is_router, int argc, char ** argv) {
     int code = 1;
+    std::error_code none;
+    if (!is_router && std::filesystem::is_fifo(params.model.path, none)) {
+        SRV_ERR("'%s' is no regular file\n", params.model.path.c_str()); // a pipe would wait for its writer
+        return code;
+    }
     if (!is_router) {
         return ctx_server.load_model(params) ? 0 : common_hugepages_exit_code();
     } else if (params.hugepages.plan_only) {
