@@ -1,5 +1,6 @@
 //! Whether a library can be preloaded into a program. The dynamic linker only prints a line or ignores the library, so this asks before.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -99,7 +100,7 @@ fn check(path: &Path) -> io::Result<Kind> {
         // A script without a first line: a shell runs it.
         return Ok(Kind::Suitable);
     };
-    let ours = Elf::read(&File::open("/proc/self/exe")?)?;
+    let ours = Elf::read(&File::open(env::current_exe()?)?)?;
     let Some(ours) =
         ours.filter(|ours| (ours.class, ours.machine) == (theirs.class, theirs.machine))
     else {
@@ -191,7 +192,7 @@ mod tests {
 
     /// This program, without its dynamic linker or for another machine.
     fn changed(change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
-        let mut bytes = fs::read("/proc/self/exe").unwrap();
+        let mut bytes = fs::read(env::current_exe().unwrap()).unwrap();
         bytes.truncate(1 << 16);
         change(&mut bytes);
         bytes

@@ -5,10 +5,10 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Seek};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command};
+use std::process::{Child, Command};
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::server::code;
 use super::{ForwardedSignals, Outcome, Progress, ServeError, SudoUser, executable, missing_pages};
 use crate::child_process::end_with_parent;
-use crate::kernel::HugePageSize;
+use crate::kernel::{HugePageSize, processes};
 use crate::plan::Plan;
 
 /// File name of the preload library, as Cargo builds it.
@@ -137,11 +137,8 @@ impl Preloaded {
         command
             .env(ON, "1")
             .env(PRELOAD, preload(&self.library, env::var_os(PRELOAD)));
-        // By number, because the program may close all files that it inherits.
-        command.env(
-            REPORT,
-            format!("/proc/{}/fd/{}", process::id(), reports.as_raw_fd()),
-        );
+        // By its path, because the program may close all files that it inherits.
+        command.env(REPORT, processes::path_of(reports.as_fd()));
         if let Some(policy) = &self.policy {
             command.env(POLICY, policy);
         } else if env::var_os(POLICY).is_none() {

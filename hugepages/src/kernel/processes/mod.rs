@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
+use std::process;
 
 use super::{Fields, Root, files};
 
@@ -23,6 +25,11 @@ pub fn ids(root: &Root) -> io::Result<Vec<u32>> {
     let entries = fs::read_dir(root.path("/proc"))?.flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Ok(ids.collect())
+}
+
+/// The path by which other processes of this user can open a file of this process.
+pub fn path_of(file: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd()).into()
 }
 
 /// `/proc/PID/status`
