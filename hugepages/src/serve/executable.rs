@@ -46,8 +46,8 @@ fn search(name: &OsStr) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(PathBuf::from(name)).filter(is_program);
     }
-    let dirs = std::env::var_os("PATH")?;
-    std::env::split_paths(&dirs)
+    let dirs = env::var_os("PATH")?;
+    env::split_paths(&dirs)
         .map(|dir| dir.join(name))
         .find(is_program)
 }
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn programs_and_scripts_of_this_system_are_suitable() {
         let dir = tempfile::tempdir().unwrap();
-        let own = std::env::current_exe().unwrap();
+        let own = env::current_exe().unwrap();
         assert_eq!(find(own.as_os_str()).unwrap(), own);
         assert!(find(OsStr::new("sh")).is_ok());
         for line in [
