@@ -61,6 +61,8 @@ pub struct Seen {
 pub struct Plan {
     /// Pages of 2 MiB of weights, by node.
     pub pages: BTreeMap<u32, u64>,
+    /// Pages of 2 MiB of weights that no thread reads by rows: on any node.
+    pub pages_anywhere: u64,
     pub local_bytes: u64,
     pub remote_bytes: u64,
 }
@@ -225,7 +227,12 @@ fn plan(text: &str) -> Option<Plan> {
         let number = |name: &str| need[name].as_u64().unwrap_or_default();
         plan.local_bytes += number("local_bytes");
         plan.remote_bytes += number("remote_bytes");
-        let nodes = need["node_pages"].as_array().into_iter().flatten();
+        let nodes = need["node_pages"].as_array();
+        let is_weights = need["kind"] == "weights" || need["kind"] == "repacked";
+        if is_weights && nodes.is_none() && number("page_size") == 2 << 20 {
+            plan.pages_anywhere += number("pages");
+        }
+        let nodes = nodes.into_iter().flatten();
         for (node, pages) in (0..).zip(nodes.filter_map(Value::as_u64)) {
             if pages > 0 {
                 *plan.pages.entry(node).or_default() += pages;
@@ -403,9 +410,10 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
 {"needs":[
 "#;
         assert_eq!(plan(text), None);
-        let needs = r#"{"needs":[{"pages":3,"node_pages":[2,1,0],"local_bytes":5,"remote_bytes":1},{"pages":4,"node_pages":[0,4],"local_bytes":7,"remote_bytes":0},{"pages":9}]}"#;
+        let needs = r#"{"needs":[{"pages":3,"node_pages":[2,1,0],"local_bytes":5,"remote_bytes":1},{"pages":4,"node_pages":[0,4],"local_bytes":7,"remote_bytes":0},{"kind":"kv","page_size":2097152,"pages":9},{"kind":"weights","page_size":2097152,"pages":3}]}"#;
         let expected = Plan {
             pages: [(0, 2), (1, 5)].into(),
+            pages_anywhere: 3,
             local_bytes: 12,
             remote_bytes: 1,
         };
