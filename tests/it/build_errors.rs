@@ -28,7 +28,7 @@ impl Package {
             let status = Command::new("cp")
                 .args(["-r", "--"])
                 .args(["Cargo.toml", "Cargo.lock", "build.rs", "build"])
-                .args(["src", "hugepages", "patches", "xtask"])
+                .args(["src", "hugepages", "patches", "preload", "xtask"])
                 .arg(&package)
                 .current_dir(env!("CARGO_MANIFEST_DIR"))
                 .status();

@@ -285,10 +285,9 @@ fn a_real_model_says_to_a_person_what_it_says_with_stock() {
     let launch = |launch: Launch| launch.repacked_model(&model);
     let expected = chat(&launch(or_skip!(Launch::stock())).start());
     let text = expected[0]["message"]["content"].as_str();
-    assert!(
-        text.is_some_and(|text| text.contains("scatter")),
-        "{expected}"
-    );
+    // The words depend on the CPU.
+    let is_about_it = |text: &str| ["scatter", "light"].iter().any(|word| text.contains(word));
+    assert!(text.is_some_and(is_about_it), "{text:?}");
 
     let need = need::of(&launch(Launch::ours()));
     let pool = or_skip!(Pool::with(need));
