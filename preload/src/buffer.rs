@@ -2,12 +2,12 @@
 //!
 //! The engine owns the memory. Calls that the kernel refuses on huge pages turn the pages of the buffer into ordinary memory first.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::ptr;
 
 use crate::image::Errno;
 use crate::next;
-use crate::ranges::{Span, align_up, overlap};
+use crate::ranges::{Span, align_up, overlap, pointer};
 use crate::vmas::{self, Block};
 
 pub struct Buffer {
@@ -158,8 +158,4 @@ fn copy_in_place(span: &Span) -> Result<(), Errno> {
         return Err(error);
     }
     Ok(())
-}
-
-fn pointer(address: usize) -> *mut c_void {
-    ptr::with_exposed_provenance_mut(address)
 }

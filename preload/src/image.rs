@@ -11,13 +11,13 @@
 //! - If the program does anything else to a part of a block (protect, move, map over it), the pages of the part become a file mapping
 //!   again, and the kernel does the rest.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use crate::next;
-use crate::ranges::{Ranges, Span, align_down, align_up, overlap};
+use crate::ranges::{Ranges, Span, align_down, align_up, overlap, pointer};
 use crate::vmas::{self, Block};
 
 /// Bytes of a page that is not huge. `mmap` has no smaller unit.
@@ -591,10 +591,6 @@ fn copied_to(tensors: &[Tensor], size: usize) -> Vec<u64> {
         .map_or_else(Vec::new, |chosen| {
             chosen.map(|(_, (group, _))| *group).collect()
         })
-}
-
-fn pointer(address: usize) -> *mut c_void {
-    std::ptr::with_exposed_provenance_mut(address)
 }
 
 fn check(result: c_int) -> Result<(), Errno> {

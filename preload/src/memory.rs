@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{off_t, size_t};
 
 use crate::engine::{self, Mapped};
-use crate::image::{Advised, pages_around, pages_of};
+use crate::image::{Advised, Image, pages_around, pages_of};
 use crate::lock::Inside;
 use crate::next;
+use crate::ranges::{Span, pointer};
 use crate::regions::{self, Owner, to_c};
 
 /// Size of the smallest file that may be a model, in bytes, or with K, M or G.
@@ -48,6 +49,9 @@ fn parse(text: &str) -> Option<usize> {
     number.checked_mul(1 << shift)
 }
 
+/// Flags of a mapping at an address of the program's choice.
+const FIXED: c_int = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE;
+
 /// Whether a call may map a model: the whole file, or its start, read-only and at an address of the kernel's choice.
 fn may_be_model(prot: c_int, flags: c_int, fd: c_int, offset: off_t) -> bool {
     let kind = flags & libc::MAP_TYPE;
@@ -55,7 +59,7 @@ fn may_be_model(prot: c_int, flags: c_int, fd: c_int, offset: off_t) -> bool {
     is_file
         && prot == libc::PROT_READ
         && offset == 0
-        && flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) == 0
+        && flags & FIXED == 0
         && (kind == libc::MAP_SHARED || kind == libc::MAP_PRIVATE)
 }
 
@@ -70,7 +74,6 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: off_t,
 ) -> *mut c_void {
-    let is_fixed = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0;
     if len >= least() && may_be_model(prot, flags, fd, offset) {
         if let Some(_inside) = Inside::enter() {
             match engine::map(fd, len, flags, least()) {
@@ -82,7 +85,7 @@ pub unsafe extern "C" fn mmap(
                 Mapped::Plain => {}
             }
         }
-    } else if is_fixed
+    } else if flags & FIXED != 0
         && let span = pages_of(addr.addr(), len)
         && regions::may_touch(&span)
         && let Some(_inside) = Inside::enter()
@@ -140,40 +143,38 @@ fn inside_of(addr: usize, len: usize) -> Option<Inside> {
 /// As of `munmap`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn munmap(addr: *mut c_void, len: size_t) -> c_int {
-    let plain = |addr: *mut c_void, len| {
-        // SAFETY: the caller's promise.
-        unsafe { next::munmap(addr, len) }
-    };
-    let Some(_inside) = inside_of(addr.addr(), len) else {
-        return plain(addr, len);
-    };
-    let result = regions::lock().for_each(&pages_of(addr.addr(), len), |owner, part| match owner {
-        Owner::Image(image) => image.unmap(part),
-        Owner::Buffer(buffer) => {
-            buffer.pass_on(part, &|part| plain(pointer(part.start), part.len()))
-        }
-        Owner::Other => to_result(plain(pointer(part.start), part.len())),
-    });
-    to_c(result)
+    // SAFETY: the caller's promise.
+    change(addr, len, Image::unmap, &|addr, len| unsafe {
+        next::munmap(addr, len)
+    })
 }
 
 /// # Safety
 /// As of `mprotect`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: size_t, prot: c_int) -> c_int {
-    let plain = |addr: *mut c_void, len| {
-        // SAFETY: the caller's promise.
-        unsafe { next::mprotect(addr, len, prot) }
-    };
+    let of_image = |image: &mut Image, part: &Span| image.protect(part, prot);
+    // SAFETY: the caller's promise.
+    change(addr, len, of_image, &|addr, len| unsafe {
+        next::mprotect(addr, len, prot)
+    })
+}
+
+/// A call that changes a mapping. `plain`: the same call of the next library
+fn change(
+    addr: *mut c_void,
+    len: usize,
+    of_image: impl Fn(&mut Image, &Span) -> Result<(), c_int>,
+    plain: &dyn Fn(*mut c_void, usize) -> c_int,
+) -> c_int {
     let Some(_inside) = inside_of(addr.addr(), len) else {
         return plain(addr, len);
     };
+    let of_part = |part: &Span| plain(pointer(part.start), part.len());
     let result = regions::lock().for_each(&pages_of(addr.addr(), len), |owner, part| match owner {
-        Owner::Image(image) => image.protect(part, prot),
-        Owner::Buffer(buffer) => {
-            buffer.pass_on(part, &|part| plain(pointer(part.start), part.len()))
-        }
-        Owner::Other => to_result(plain(pointer(part.start), part.len())),
+        Owner::Image(image) => of_image(image, part),
+        Owner::Buffer(buffer) => buffer.pass_on(part, &of_part),
+        Owner::Other => to_result(of_part(part)),
     });
     to_c(result)
 }
@@ -300,10 +301,6 @@ fn to_result(result: c_int) -> Result<(), c_int> {
     } else {
         Err(next::errno())
     }
-}
-
-fn pointer(address: usize) -> *mut c_void {
-    std::ptr::with_exposed_provenance_mut(address)
 }
 
 #[cfg(test)]

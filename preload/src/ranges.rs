@@ -1,5 +1,6 @@
 //! Sets of addresses: sorted ranges `[first, last)` that neither overlap nor touch.
 
+use std::ffi::c_void;
 use std::ops::Range;
 
 pub type Span = Range<usize>;
@@ -8,6 +9,11 @@ pub type Span = Range<usize>;
 pub fn overlap(a: &Span, b: &Span) -> Span {
     let first = a.start.max(b.start);
     first..a.end.min(b.end).max(first)
+}
+
+/// An address, as the functions of C take it.
+pub fn pointer(address: usize) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(address)
 }
 
 pub fn align_up(value: usize, unit: usize) -> usize {

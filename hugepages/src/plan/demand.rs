@@ -88,8 +88,9 @@ impl<'a> Demand<'a> {
             } else {
                 needed.saturating_sub(pool.usable)
             };
+            let by_rows = plan.node_pages(size);
             if missing == 0 {
-                commands.extend(node_commands(pool, &plan.node_pages(size)));
+                commands.extend(node_commands(pool, &by_rows));
             } else {
                 let total = pool.total + missing;
                 commands.push(if default_size == Some(size) {
@@ -118,7 +119,7 @@ impl<'a> Demand<'a> {
                 usable: pool.usable,
                 missing,
                 waste_bytes: waste(plan, size, needed),
-                nodes: nodes_of(pool, needed, &plan.node_pages(size), interleaved),
+                nodes: nodes_of(pool, needed, &by_rows, interleaved),
                 hvo_bytes: needed * hvo::saved_bytes(size),
             });
         }

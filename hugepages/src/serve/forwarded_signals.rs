@@ -1,5 +1,6 @@
 //! Signals that end this process, and the server with it.
 
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
@@ -16,7 +17,7 @@ use crate::ending_signals::ending_signals;
 pub struct ForwardedSignals {
     stopped: Arc<AtomicBool>,
     /// The server's process, 0 while none runs.
-    pub(super) server: Arc<AtomicI32>,
+    server: Arc<AtomicI32>,
     /// Whether the terminal sends its signals to the server too.
     is_in_group: Arc<AtomicBool>,
 }
@@ -63,6 +64,21 @@ impl ForwardedSignals {
     /// The program runs in the group of this process, so that it can read from the terminal. The terminal sends Ctrl-C to both.
     pub fn share_terminal(&self) {
         self.is_in_group.store(true, Ordering::SeqCst);
+    }
+
+    /// Forwards to this server from now on, also a signal that arrived before.
+    pub(super) fn forward_to(&self, server: &Child) {
+        let pid = Pid::from_child(server);
+        self.server
+            .store(pid.as_raw_nonzero().get(), Ordering::SeqCst);
+        if self.stopped() {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    /// The server has ended.
+    pub(super) fn forward_to_none(&self) {
+        self.server.store(0, Ordering::SeqCst);
     }
 
     /// Whether a signal arrived.

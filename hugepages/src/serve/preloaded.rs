@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek};
+use std::io::{self, IsTerminal, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::code;
 use super::{ForwardedSignals, Outcome, Progress, ServeError, SudoUser, executable, missing_pages};
@@ -112,15 +110,9 @@ impl Preloaded {
             .map_err(|error| ServeError::Wait(error.into()))?;
         let mut reports = File::from(reports);
         let mut child = self.spawn(&reports)?;
-        let pid = Pid::from_child(&child);
-        signals
-            .server
-            .store(pid.as_raw_nonzero().get(), Ordering::SeqCst);
-        if signals.stopped() {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        signals.forward_to(&child);
         let status = child.wait().map_err(ServeError::Wait)?;
-        signals.server.store(0, Ordering::SeqCst);
+        signals.forward_to_none();
         drop(leases);
         let mut text = String::new();
         let _ = reports
@@ -148,7 +140,7 @@ impl Preloaded {
         if let Some(size) = &self.size {
             command.env(SIZE, size);
         }
-        if !std::io::stdin().is_terminal() {
+        if !io::stdin().is_terminal() {
             // A signal to the group of this process reaches the program once, through this process.
             command.process_group(0);
         }

@@ -6,11 +6,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Address, Event, ForwardedSignals, Progress, ServeError};
 use crate::child_process::end_with_parent;
@@ -47,13 +44,7 @@ impl Run<'_> {
     pub fn wait(&self, signals: &ForwardedSignals) -> Result<Ended, ServeError> {
         self.progress.begin(self.bytes);
         let mut server = self.spawn()?;
-        let pid = Pid::from_child(&server);
-        signals
-            .server
-            .store(pid.as_raw_nonzero().get(), Ordering::SeqCst);
-        if signals.stopped() {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        signals.forward_to(&server);
         let log = server.stderr.take().map(|stderr| {
             let progress = Arc::clone(self.progress);
             thread::spawn(move || pass_on(stderr, &*progress))
@@ -64,7 +55,7 @@ impl Run<'_> {
             self.progress.tell(&Event::Ready(self.address));
         }
         let status = server.wait().map_err(ServeError::Wait)?;
-        signals.server.store(0, Ordering::SeqCst);
+        signals.forward_to_none();
         // With a time limit, because children of a router may still hold the other end of the pipe.
         let ended = Instant::now();
         while log.as_ref().is_some_and(|log| !log.is_finished()) && ended.elapsed() < LOG_PATIENCE {

@@ -112,20 +112,20 @@ pub fn projector(model: &Path, path: &Path) {
     for key in ["clip.has_vision_encoder", "clip.use_gelu"] {
         header.set_bool(key, true).expect("a key");
     }
-    for (key, value) in [
-        ("image_size", IMAGE),
-        ("patch_size", PATCH),
-        ("embedding_length", WIDTH as u32),
-        ("feed_forward_length", INNER as u32),
-        ("block_count", LAYERS),
-        ("attention.head_count", 4),
-        ("projection_dim", width),
-        ("projector.scale_factor", 4),
-    ] {
-        header
-            .set_u32(&format!("clip.vision.{key}"), value)
-            .expect("a key");
-    }
+    set_numbers(
+        &mut header,
+        "clip.vision",
+        &[
+            ("image_size", IMAGE),
+            ("patch_size", PATCH),
+            ("embedding_length", WIDTH as u32),
+            ("feed_forward_length", INNER as u32),
+            ("block_count", LAYERS),
+            ("attention.head_count", 4),
+            ("projection_dim", width),
+            ("projector.scale_factor", 4),
+        ],
+    );
     header
         .set_f32("clip.vision.attention.layer_norm_epsilon", 1e-6)
         .expect("a key");
@@ -185,26 +185,26 @@ pub fn gemma4(path: &Path) {
     header
         .set_str("general.architecture", "gemma4")
         .expect("a key");
-    for (key, value) in [
-        ("block_count", LAYERS),
-        ("context_length", 4096),
-        ("embedding_length", WIDTH as u32),
-        ("embedding_length_per_layer_input", PER_LAYER as u32),
-        ("feed_forward_length", INNER as u32),
-        ("attention.head_count", HEADS as u32),
-        ("attention.head_count_kv", HEADS as u32),
-        ("attention.key_length", HEAD as u32),
-        ("attention.value_length", HEAD as u32),
-        ("attention.key_length_swa", HEAD as u32),
-        ("attention.value_length_swa", HEAD as u32),
-        ("attention.sliding_window", 128),
-        ("attention.shared_kv_layers", 0),
-        ("rope.dimension_count", HEAD as u32),
-    ] {
-        header
-            .set_u32(&format!("gemma4.{key}"), value)
-            .expect("a key");
-    }
+    set_numbers(
+        &mut header,
+        "gemma4",
+        &[
+            ("block_count", LAYERS),
+            ("context_length", 4096),
+            ("embedding_length", WIDTH as u32),
+            ("embedding_length_per_layer_input", PER_LAYER as u32),
+            ("feed_forward_length", INNER as u32),
+            ("attention.head_count", HEADS as u32),
+            ("attention.head_count_kv", HEADS as u32),
+            ("attention.key_length", HEAD as u32),
+            ("attention.value_length", HEAD as u32),
+            ("attention.key_length_swa", HEAD as u32),
+            ("attention.value_length_swa", HEAD as u32),
+            ("attention.sliding_window", 128),
+            ("attention.shared_kv_layers", 0),
+            ("rope.dimension_count", HEAD as u32),
+        ],
+    );
     header
         .set_f32("gemma4.attention.layer_norm_rms_epsilon", 1e-6)
         .expect("a key");
@@ -277,24 +277,24 @@ pub fn mimo2(path: &Path) {
     header
         .set_str("general.architecture", "mimo2")
         .expect("a key");
-    for (key, value) in [
-        ("block_count", LAYERS),
-        ("nextn_predict_layers", 1),
-        ("context_length", 4096),
-        ("embedding_length", WIDTH as u32),
-        ("feed_forward_length", INNER as u32),
-        ("expert_feed_forward_length", INNER as u32),
-        ("attention.head_count", HEADS as u32),
-        ("attention.head_count_kv", HEADS as u32),
-        ("attention.key_length", HEAD as u32),
-        ("attention.value_length", HEAD as u32),
-        ("attention.sliding_window", 128),
-        ("rope.dimension_count", HEAD as u32),
-    ] {
-        header
-            .set_u32(&format!("mimo2.{key}"), value)
-            .expect("a key");
-    }
+    set_numbers(
+        &mut header,
+        "mimo2",
+        &[
+            ("block_count", LAYERS),
+            ("nextn_predict_layers", 1),
+            ("context_length", 4096),
+            ("embedding_length", WIDTH as u32),
+            ("feed_forward_length", INNER as u32),
+            ("expert_feed_forward_length", INNER as u32),
+            ("attention.head_count", HEADS as u32),
+            ("attention.head_count_kv", HEADS as u32),
+            ("attention.key_length", HEAD as u32),
+            ("attention.value_length", HEAD as u32),
+            ("attention.sliding_window", 128),
+            ("rope.dimension_count", HEAD as u32),
+        ],
+    );
     header
         .set_f32("mimo2.attention.layer_norm_rms_epsilon", 1e-6)
         .expect("a key");
@@ -332,6 +332,15 @@ pub fn mimo2(path: &Path) {
         }
     }
     write(&header, path);
+}
+
+/// Sets numbers whose keys start with the same words.
+fn set_numbers(header: &mut Gguf, start: &str, numbers: &[(&str, u32)]) {
+    for (key, value) in numbers {
+        header
+            .set_u32(&format!("{start}.{key}"), *value)
+            .expect("a key");
+    }
 }
 
 /// Sets one token for each byte, as GPT-2 does, and an end token. Returns the number of tokens.

@@ -98,14 +98,12 @@ static std::string known_tensors(const ggml_hugepages_params & params, const str
     }
     const auto info = std::make_unique<ggml_hugepages_resident_info>();
     ggml_hugepages_each_image(dir_fd, [&](const char * name) {
-        const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
-        const std::shared_ptr<void> closed(nullptr, [fd](void *) { if (fd != -1) { close(fd); } });
-        char data[GGML_HUGEPAGES_HEADER_SIZE];
-        struct stat st = {};
-        if (fd != -1 && ggml_hugepages_is_trusted(fd, false, &page_size, &st, &error) && (size_t) st.st_size >= sizeof(data) &&
-                ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) &&
-                ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info.get(), &error) &&
-                info->source_dev == source.st_dev && info->source_ino == source.st_ino && source.st_ctim.tv_sec < info->created) {
+        const int fd = ggml_hugepages_open_trusted(dir_fd, name, info.get());
+        if (fd == -1) {
+            return;
+        }
+        close(fd);
+        if (info->source_dev == source.st_dev && info->source_ino == source.st_ino && source.st_ctim.tv_sec < info->created) {
             const std::string known = info->identity;
             const size_t      n     = identity.size() + strlen(TENSORS) + 16;
             if (known.size() >= n && known.compare(0, identity.size() + strlen(TENSORS), identity + TENSORS) == 0) {

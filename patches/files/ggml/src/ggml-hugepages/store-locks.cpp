@@ -75,6 +75,21 @@ bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struc
     return true;
 }
 
+int ggml_hugepages_open_trusted(int dir_fd, const char * name, ggml_hugepages_resident_info * info) {
+    const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
+    char data[GGML_HUGEPAGES_HEADER_SIZE];
+    struct stat st = {};
+    size_t      page_size;
+    ggml_hugepages_error error = {};
+    if (fd == -1 || (ggml_hugepages_is_trusted(fd, false, &page_size, &st, &error) && (size_t) st.st_size >= sizeof(data) &&
+            ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) &&
+            ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info, &error))) {
+        return fd;
+    }
+    close(fd);
+    return -1;
+}
+
 ggml_hugepages_fill_lock::~ggml_hugepages_fill_lock() {
     unlinkat(dir_fd, name.c_str(), 0);
     close(fd);

@@ -32,6 +32,9 @@ int ggml_hugepages_open_image(int dir_fd, const char * name, int flags);
 // may look at files of others, but attaches to none of them.
 bool ggml_hugepages_is_trusted(int fd, bool any_owner, size_t * page_size, struct stat * st, ggml_hugepages_error * error);
 
+// Opens an image that this process trusts, and reads its manifest. Returns -1 for any other file.
+int ggml_hugepages_open_trusted(int dir_fd, const char * name, ggml_hugepages_resident_info * info);
+
 // Proof that only this process may write to a resident image. The lock is on a file of mode 0600 beside the image, so a process that may
 // only read the image cannot take it. The lock belongs to the open file, so the kernel releases it when the process ends.
 struct ggml_hugepages_fill_lock {

@@ -114,19 +114,12 @@ struct ggml_hugepages_store {
 
     // Whether this name is a complete image of the same content with another placement. Sets the identity to that of the image.
     bool is_elsewhere(ggml_hugepages_store_file & file, const char * name) const {
-        const auto close_fd = [](const int * fd) { if (*fd != -1) { close(*fd); } };
-        int fd = ggml_hugepages_open_image(*dir, name, O_RDONLY);
-        const std::unique_ptr<int, decltype(close_fd)> owned(&fd, close_fd);
-        struct stat st = {};
-        size_t      found;
-        char data[GGML_HUGEPAGES_HEADER_SIZE] = {};
-        ggml_hugepages_error error = {};
         auto info = std::make_unique<ggml_hugepages_resident_info>();
-        if (fd == -1 || !ggml_hugepages_is_trusted(fd, false, &found, &st, &error) || (size_t) st.st_size < sizeof(data) ||
-                !ggml_hugepages_read_all(fd, data, sizeof(data), st.st_size - sizeof(data)) ||
-                !ggml_hugepages_manifest_check(data, sizeof(data), st.st_size, page_size, name, info.get(), &error)) {
+        const int fd = ggml_hugepages_open_trusted(*dir, name, info.get());
+        if (fd == -1) {
             return false;
         }
+        const std::shared_ptr<void> closed(nullptr, [fd](void *) { close(fd); });
         const std::string placement = ggml_hugepages_placement_of(info->identity);
         if (info->kind != file.kind || info->size != file.size || ggml_hugepages_identity_with(file.content, placement) != info->identity) {
             return false;
