@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::build::cmake::{self, Build, commit_label};
 use crate::build::patch::Series;
 use crate::build::{source, ui};
+use crate::qemu::recorder;
 use crate::repo::Repo;
 
 /// The programs for comparisons, measurements and tests.
@@ -44,7 +45,7 @@ const INSTRUMENTED_PROGRAMS: &[&str] = &["llama-completion"];
 pub enum Kind {
     Stock,
     Tools,
-    /// Like tools, but for any CPU, because an emulated CPU has fewer features.
+    /// Like tools, but for any CPU, because an emulated CPU has fewer features. The program records which weights its threads read.
     Qemu,
     /// Like stock and tools, but for any CPU, because Valgrind does not know all instructions of this CPU.
     PortableStock,
@@ -137,11 +138,18 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
         .canonicalize()
         .with_context(|| format!("cannot resolve `{}`", dir.display()))?;
     let commit = commit_label(&source, ours);
+    let recording = match kind {
+        Kind::Qemu => recorder::build(&dir.join("recorder"))?,
+        _ => Vec::new(),
+    };
+    let args: Vec<_> = (kind.args().iter().copied())
+        .chain(recording.iter().map(String::as_str))
+        .collect();
     let built = Build {
         dir: &dir,
         commit: &commit,
         targets: kind.programs(),
-        args: kind.args(),
+        args: &args,
     }
     .run()?;
     Ok(kind

@@ -45,6 +45,11 @@ impl Model {
     pub fn path(&self) -> String {
         format!("/{}.gguf", self.name)
     }
+
+    /// Whether each token reads all matrices.
+    pub fn is_dense(&self) -> bool {
+        !self.arguments.contains("--experts")
+    }
 }
 
 pub const MODELS: &[&Model] = &[EXPERTS, EXPERTS_REPACKED, DENSE, DENSE_REPACKED];
@@ -213,6 +218,11 @@ impl Case {
     /// One thread for each CPU, because more threads would wait for each other.
     pub fn threads(&self) -> usize {
         self.cpus.split(',').count()
+    }
+
+    /// Whether the prompt has the number of threads that the load planned for.
+    pub fn reads_as_planned(&self) -> bool {
+        !self.arguments.contains("-tb ")
     }
 
     pub fn exit_code(&self) -> u32 {

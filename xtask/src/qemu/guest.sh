@@ -26,6 +26,12 @@ ready() {
     wget -q -O /dev/null $server/health 2>/dev/null
 }
 
+answer() {
+    wget -q -O - --post-data \
+        "{\"prompt\": \"$prompt\", \"n_predict\": $tokens, \"temperature\": 0, \"seed\": 1, \"return_tokens\": true}" \
+        $server/completion
+}
+
 # NAME CPUS PAGES TOKENS PROMPT ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
 run() {
     name=$1 cpus=$2 pages=$3 tokens=$4 prompt=$5
@@ -37,15 +43,17 @@ run() {
     echo "@@ case $name"
     echo '@@ before'
     pools
+    is_by_rows=
     case "$*" in
     *'--numa distribute --hugepages'*)
+        is_by_rows=1
         echo '@@ plan'
         taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" --hugepage-plan 2>/dev/null </dev/null
         ;;
     esac
     # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
-        timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
+        LLAMA_READS=/tmp/reads timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
             >/tmp/log 2>&1 </dev/null
         echo $? >/tmp/exit
     } &
@@ -57,10 +65,15 @@ run() {
         echo '@@ smaps'
         grep -E '^[0-9a-f]+-|^KernelPageSize|^VmFlags' "/proc/$pid/smaps"
         echo '@@ answer'
-        wget -q -O - --post-data \
-            "{\"prompt\": \"$prompt\", \"n_predict\": $tokens, \"temperature\": 0, \"seed\": 1, \"return_tokens\": true}" \
-            $server/completion
+        answer
         echo
+        # The kernel looks at the reads of a page for a while before it moves the page.
+        end=$(($(date +%s) + ${seconds_of_load:-0}))
+        while [ "$is_by_rows" ] && [ "$(date +%s)" -lt "$end" ]; do
+            answer >/dev/null
+        done
+        echo '@@ reads'
+        cat /tmp/reads
         echo '@@ numa_maps_after'
         cat "/proc/$pid/numa_maps"
         # ggml pins a thread when it computes

@@ -102,6 +102,7 @@ impl Judge {
                 wrong.extend(moved(seen));
                 wrong.extend(buffers(case, seen));
                 wrong.extend(foretold(seen));
+                wrong.extend(recorded(case, seen, percent));
                 let (local, all) = report::locality(&seen.log);
                 if all <= 0.0 {
                     wrong.push("the log lacks the local bytes".to_owned());
@@ -215,6 +216,33 @@ fn foretold(seen: &Seen) -> Vec<String> {
     wrong
 }
 
+/// Reads of the threads that differ from the report.
+fn recorded(case: &Case, seen: &Seen, percent: u32) -> Vec<String> {
+    let Some(reads) = seen.reads.filter(|reads| reads.all() > 0) else {
+        return vec!["no thread recorded a read of weights".to_owned()];
+    };
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mut wrong = Vec::new();
+    if case.reads_as_planned() && reads.local * 100 < reads.all() * u64::from(percent) {
+        wrong.push(format!(
+            "only {:.2} of {:.2} MiB of the recorded reads are local, expected {percent} %",
+            mib(reads.local),
+            mib(reads.all())
+        ));
+    }
+    // A token reads all matrices of a dense model.
+    let (local, all) = report::locality(&seen.log);
+    let differs = |read: u64, told: f64| (mib(read) - told).abs() > all / 1000.0;
+    if case.model.is_dense() && (differs(reads.local, local) || differs(reads.all(), all)) {
+        wrong.push(format!(
+            "the threads recorded {:.2} local of {:.2} MiB, but the report has {local:.2} of {all:.2}",
+            mib(reads.local),
+            mib(reads.all())
+        ));
+    }
+    wrong
+}
+
 /// KV cache and compute buffers whose pages are not spread over all nodes. A buffer may take pages of a freed one, so that its pages are
 /// not adjacent.
 fn buffers(case: &Case, seen: &Seen) -> Vec<String> {
@@ -272,7 +300,7 @@ fn pools(case: &Case, seen: &Seen) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::qemu::cases::{CASES, EXPERTS};
-    use crate::qemu::report::{Area, Mapping, Plan, Pools};
+    use crate::qemu::report::{Area, Mapping, Plan, Pools, Reads};
 
     /// A little more than 20 pages.
     const MODEL_BYTES: u64 = 42_161_504;
@@ -312,6 +340,7 @@ mod tests {
                 area(&case.model.path(), 4, MODEL_BYTES.saturating_sub(huge)),
             ],
             tokens: Some("1,2".to_owned()),
+            reads: None,
             threads: BTreeMap::new(),
             plan: None,
             exit: Some(0),
@@ -332,6 +361,30 @@ mod tests {
     }
 
     #[test]
+    fn threads_of_a_dense_model_read_what_the_report_says() {
+        let case = find("dense-distribute");
+        let mut seen = seen(case, [11, 10]);
+        assert_eq!(
+            recorded(case, &seen, 97),
+            ["no thread recorded a read of weights"]
+        );
+        seen.log += "0.1 I hugepages: weights on 2M: 39.00 of 40.00 MiB of matrices are on the node that reads them (97.5 %)\n";
+        let reads = |local: u64, remote: u64| {
+            Some(Reads {
+                local: local << 20,
+                remote: remote << 20,
+            })
+        };
+        seen.reads = reads(39, 1);
+        assert_eq!(recorded(case, &seen, 97), Vec::<String>::new());
+        for (local, remote) in [(40, 0), (39, 0), (39, 2)] {
+            seen.reads = reads(local, remote);
+            let wrong = recorded(case, &seen, 90);
+            assert_eq!(wrong.len(), 1, "{local} {remote}: {wrong:?}");
+        }
+    }
+
+    #[test]
     fn rows_are_local_and_adjacent_threads_are_on_one_node() {
         let mut case = *find("distribute");
         case.expect = Expect::ByRows(97);
@@ -345,11 +398,18 @@ mod tests {
         });
         let cpus = |list: [&str; 5]| (7..).zip(list.map(str::to_owned)).collect();
         good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
+        good.reads = Some(Reads {
+            local: 39 << 20,
+            remote: 1 << 20,
+        });
         assert_eq!(judge().findings(&case, &good), Vec::<String>::new());
         case.expect = Expect::ByRows(98);
         assert_eq!(
             judge().findings(&case, &good),
-            ["only 39.00 of 40.00 MiB are local, expected 98 %"]
+            [
+                "only 39.00 of 40.00 MiB of the recorded reads are local, expected 98 %",
+                "only 39.00 of 40.00 MiB are local, expected 98 %"
+            ]
         );
         case.expect = Expect::ByRows(97);
         good.threads = cpus(["0-3", "0-3", "2-3", "0-1", "2-3"]);

@@ -8,15 +8,17 @@ mod image;
 mod judge;
 mod machine;
 mod placement;
+pub mod recorder;
 mod report;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -34,6 +36,9 @@ use report::{Event, Reader, Seen};
 const SETUP: &str = "scripts/setup --test";
 /// Number of log lines that a failure prints, because CI may not keep the log itself.
 const TAIL: usize = 20;
+
+/// How long a server with placed rows answers in `make test-full` before its pages are read again.
+const LONG_LOAD: Duration = Duration::from_secs(60);
 
 /// Programs of this machine that a run needs.
 #[derive(Debug)]
@@ -171,10 +176,14 @@ fn watch(machine: &Machine, log: &Path, cases: &[&Case], judge: &mut Judge) -> R
 
 fn tell(case: &Case, seen: &Seen, findings: &[String]) -> bool {
     let (local, all) = report::locality(&seen.log);
-    let local = if all > 0.0 {
-        format!("; local: {:.1} %", 100.0 * local / all)
-    } else {
-        String::new()
+    let local = match seen.reads {
+        Some(reads) if all > 0.0 && reads.all() > 0 => format!(
+            "; local: {:.1} %, and {:.1} % of {} MiB of recorded reads",
+            100.0 * local / all,
+            100.0 * reads.local as f64 / reads.all() as f64,
+            reads.all() >> 20
+        ),
+        _ => String::new(),
     };
     if findings.is_empty() {
         println!("ok   {}: {}{local}", case.name, placement::summary(seen));
@@ -222,7 +231,13 @@ fn write_initramfs(
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let mut image = Image::new(BufWriter::new(file));
     image.file("init", include_bytes!("guest.sh"))?;
-    let commands: String = cases.iter().map(|case| case.command()).collect();
+    let load = if env::var_os("LLAMA_HUGEPAGES_TEST_FULL").is_some_and(|value| value == "1") {
+        LONG_LOAD
+    } else {
+        Duration::ZERO
+    };
+    let mut commands = format!("seconds_of_load={}\n", load.as_secs());
+    commands.extend(cases.iter().map(|case| case.command()));
     image.file("cases", commands.as_bytes())?;
     image.program("bin/busybox", busybox)?;
     for program in programs {

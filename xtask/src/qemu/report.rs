@@ -47,6 +47,8 @@ pub struct Seen {
     pub mappings_after: Vec<Mapping>,
     pub areas: Vec<Area>,
     pub tokens: Option<String>,
+    /// What the threads have read of the weights.
+    pub reads: Option<Reads>,
     /// The CPUs that each thread may use after the answer, by the number of the thread.
     pub threads: BTreeMap<u32, String>,
     /// The exit code of a shell: 128 and more means a signal.
@@ -65,6 +67,19 @@ pub struct Plan {
     pub pages_anywhere: u64,
     pub local_bytes: u64,
     pub remote_bytes: u64,
+}
+
+/// Bytes of rows on the node of the thread that read them, and on other nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reads {
+    pub local: u64,
+    pub remote: u64,
+}
+
+impl Reads {
+    pub fn all(self) -> u64 {
+        self.local + self.remote
+    }
 }
 
 /// Puts the lines of the report together.
@@ -122,6 +137,7 @@ impl Reader {
                 .collect(),
             areas: areas(&section("smaps")),
             tokens: tokens(&section("answer")),
+            reads: reads(&section("reads")),
             threads: threads(&section("threads")),
             exit: section("exit").trim().parse().ok(),
             log: section("log"),
@@ -240,6 +256,15 @@ fn plan(text: &str) -> Option<Plan> {
         }
     }
     Some(plan)
+}
+
+/// `00012 00034`, from `recorder.cpp`.
+fn reads(text: &str) -> Option<Reads> {
+    let (local, remote) = text.trim().split_once(' ')?;
+    Some(Reads {
+        local: local.parse().ok()?,
+        remote: remote.parse().ok()?,
+    })
 }
 
 /// `123 0-1`: a thread, and the CPUs that it may use.
