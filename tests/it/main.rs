@@ -25,6 +25,7 @@ mod kernel_settings;
 mod memory;
 mod messages;
 mod off;
+mod old_wrapper;
 mod other_programs;
 mod packaging;
 mod page_sizes;
