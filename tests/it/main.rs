@@ -20,6 +20,7 @@ mod environment;
 mod equality;
 mod file_systems;
 mod fuzz;
+mod headers;
 mod instrumented;
 mod kernel_settings;
 mod memory;
