@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -14,6 +15,7 @@ use crate::preload::{assert_on_huge_pages, buffers, library, scratch, stock, sus
 use crate::support::cxx::Compiler;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::Launch;
+use crate::support::store::Store;
 use crate::support::{models, or_skip, page_cache, programs, smaps, wait_for};
 
 /// The old library, which ignores smaller files.
@@ -212,4 +214,35 @@ fn the_old_way_ignores_a_model_of_less_than_1_gb() {
     assert!(smaps::hugetlb_bytes(server.pid()) >= size);
     drop(server);
     pool.assert_all_back();
+}
+
+/// Guides copy the model to a hugetlbfs, for a program that knows nothing of huge pages.
+#[test]
+fn a_copy_on_a_hugetlbfs_ends_with_a_warning_that_ours_prevents() {
+    let model = models::demo("20M", "Q8_0");
+    let store = or_skip!(Store::with(pages(&model)));
+    let output = Command::new(programs::hugepages())
+        .args(["store", "load", "--as-file", "--store", store.arg()])
+        .arg(&model)
+        .output()
+        .expect("the tool can be started");
+    assert!(output.status.success(), "{output:?}");
+    let copy = store.path().join("demo.gguf");
+    let of_copy = store.pages() * PAGE;
+
+    let server = or_skip!(Launch::stock()).model(&copy).start();
+    let expected = answers(&server);
+    let ended = server.stop(Signal::TERM);
+    let warning = "munmap failed: Invalid argument";
+    assert!(ended.log.contains(warning), "{}", ended.log);
+
+    let server = or_skip!(stock("require")).model(&copy).start();
+    assert_eq!(answers(&server), expected);
+    // The copy, and huge pages for the buffers.
+    assert!(smaps::hugetlb_bytes(server.pid()) >= of_copy);
+    assert_eq!(smaps::hugetlb_bytes_of(server.pid(), "weights"), 0);
+    let ended = server.stop(Signal::TERM);
+    assert_eq!(suspicious_lines(&ended.log), Vec::<&str>::new());
+    ended.line_with("is a file on a hugetlbfs");
+    store.assert_only_files_hold_pages();
 }
