@@ -72,9 +72,9 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented backends test ## run all checks of CI and the long tests
+test-full: instrumented backends other-programs test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: instrumented:: engine:: fuzz:: packaging:: systemd::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: instrumented:: engine:: fuzz:: other_programs:: packaging:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test
@@ -87,6 +87,12 @@ backends: setup-test
 	$(call step,servers with the backends Vulkan and BLAS)
 	@scripts/setup --test-full
 	cargo xtask backends --if-possible
+
+# The tests skip the programs that cannot be installed, and print the reason.
+.PHONY: other-programs
+other-programs: setup-test
+	$(call step,programs of others that contain llama.cpp)
+	cargo xtask other-programs --if-possible
 
 .PHONY: unit
 unit: model ## run only the unit and integration tests

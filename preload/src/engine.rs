@@ -205,6 +205,9 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
     };
     HAS_MODEL.store(true, Ordering::Relaxed);
     fork::watch();
+    if let Some(page) = page_of_hugetlbfs(&model.file) {
+        return adopt(&model, len, flags, page);
+    }
     let guard = enter();
     set_loading(Some(&model.file));
     let result = load(&model, len, flags, params);
@@ -227,6 +230,45 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
             Mapped::Failed(libc::ENOMEM)
         }
     }
+}
+
+/// The page size of the file system, if it is a hugetlbfs.
+fn page_of_hugetlbfs(file: &File) -> Option<usize> {
+    // SAFETY: zero is a value of all fields.
+    let mut found: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: room for one answer.
+    let is_known = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } == 0;
+    (is_known && found.f_type == libc::HUGETLBFS_MAGIC)
+        .then(|| usize::try_from(found.f_bsize).ok())
+        .flatten()
+}
+
+/// Maps a copy of a model on a hugetlbfs. The kernel unmaps only whole huge pages of it, so the library answers the program's calls.
+fn adopt(model: &Model, len: usize, flags: c_int, page: usize) -> Mapped {
+    let fd = model.file.as_raw_fd();
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe { next::mmap(ptr::null_mut(), len, libc::PROT_READ, flags, fd, 0) };
+    if at == libc::MAP_FAILED {
+        return Mapped::Failed(next::errno());
+    }
+    let base = at.expose_provenance();
+    let filled = Filled {
+        base,
+        size: len,
+        length: len.next_multiple_of(page),
+        handle: 0,
+        pools: Vec::new(),
+    };
+    // Without tensors: the pages belong to the file, so no copy returns them to the pool.
+    let image = duplicate(fd).and_then(|file| Image::new(filled, flags, file, Vec::new()).ok());
+    if let Some(image) = image {
+        regions::lock().add_image(image);
+        log::tell(&format!(
+            "`{}` is a file on a hugetlbfs, so it is on huge pages already",
+            model.name()
+        ));
+    }
+    Mapped::At(base)
 }
 
 /// The model at its address. `None`: the kernel has it on huge pages already, or no tensor is in the mapping.

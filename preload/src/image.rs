@@ -85,7 +85,7 @@ pub struct Filled {
     pub size: usize,
     /// Of the engine's mapping, which ends with a whole page.
     pub length: usize,
-    /// The engine's description, for its report.
+    /// The engine's description, for its report; 0 for a file on a hugetlbfs.
     pub handle: usize,
     /// Candidates for the files of the pages.
     pub pools: Vec<PoolFile>,

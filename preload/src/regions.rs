@@ -169,9 +169,10 @@ impl Regions {
 
     /// Forgets images that the program has unmapped, and narrows the addresses of [`may_touch`].
     fn forget_gone(&mut self) {
-        for image in self.images.extract_if(.., |image| image.is_gone()) {
-            self.ended.push(image.handle);
-        }
+        let gone = self.images.extract_if(.., |image| image.is_gone());
+        // A file on a hugetlbfs has no description.
+        self.ended
+            .extend(gone.map(|image| image.handle).filter(|it| *it != 0));
         let spans: Vec<(usize, Span)> = self
             .images
             .iter()

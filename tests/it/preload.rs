@@ -15,7 +15,7 @@ use crate::support::server::{Ended, Launch, Server};
 use crate::support::{full, models, need, or_skip, programs, smaps, wait_for};
 
 /// A library that a test preloads into a program without a model.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let path = programs::preload_library();
     assert!(
         path.is_file(),
@@ -29,7 +29,7 @@ fn library() -> PathBuf {
 const MIN: (&str, &str) = ("HUGEPAGES_PRELOAD_MIN", "1M");
 
 /// Stock's server under the preload library.
-fn stock(policy: &str) -> Result<Launch, String> {
+pub fn stock(policy: &str) -> Result<Launch, String> {
     let launch = Launch::stock()?
         .env("LD_PRELOAD", library().to_str().expect("UTF-8"))
         .env("LLAMA_ARG_HUGEPAGES", "1")
@@ -41,7 +41,7 @@ fn stock(policy: &str) -> Result<Launch, String> {
 }
 
 /// The sizes in the lines `NAME buffer size = N MiB` of a log, without those of the mapped file.
-fn buffers(log: &str) -> u64 {
+pub fn buffers(log: &str) -> u64 {
     let lines = log
         .lines()
         .filter(|line| line.contains("buffer size =") && !line.contains("Mapped"));
@@ -56,8 +56,8 @@ fn buffers(log: &str) -> u64 {
 
 /// Bytes of the model that the CPU reads from the mapped file, and how many of them are on huge pages. `repacked`: it reads the others
 /// from a buffer.
-fn mapped(server: &Server, model: &Path, is_read: impl Fn(&str) -> bool) -> (u64, u64) {
-    let vmas = smaps::read(server.pid());
+pub fn mapped(pid: u32, model: &Path, is_read: impl Fn(&str) -> bool) -> (u64, u64) {
+    let vmas = smaps::read(pid);
     let file = Gguf::read(model);
     let bytes = File::open(model).expect("the model exists");
     let huge: Vec<_> = vmas
@@ -78,7 +78,7 @@ fn mapped(server: &Server, model: &Path, is_read: impl Fn(&str) -> bool) -> (u64
                 let sample = part.start..part.end.min(part.start + 4096);
                 let base = vma.image_base();
                 assert!(
-                    smaps::same_bytes(server.pid(), base + sample.start, &bytes, sample),
+                    smaps::same_bytes(pid, base + sample.start, &bytes, sample),
                     "`{}`",
                     tensor.name
                 );
@@ -89,8 +89,8 @@ fn mapped(server: &Server, model: &Path, is_read: impl Fn(&str) -> bool) -> (u64
 }
 
 /// Asserts that at least 97 % of what the CPU reads is on huge pages.
-fn assert_on_huge_pages(server: &Server, model: &Path, is_mapped: impl Fn(&str) -> bool) {
-    let (read, on_huge) = mapped(server, model, is_mapped);
+pub fn assert_on_huge_pages(server: &Server, model: &Path, is_mapped: impl Fn(&str) -> bool) {
+    let (read, on_huge) = mapped(server.pid(), model, is_mapped);
     let buffers = buffers(&server.log());
     assert!(buffers > 0, "{}", server.log());
     let kinds = ["repacked", "other"].map(|kind| smaps::hugetlb_bytes_of(server.pid(), kind));
@@ -101,22 +101,22 @@ fn assert_on_huge_pages(server: &Server, model: &Path, is_mapped: impl Fn(&str) 
     assert!(share >= 0.97, "{share}\n{}", server.log());
 }
 
-fn assert_quiet(ended: &Ended) {
-    for word in [
+/// Warnings and errors about memory in a log.
+pub fn suspicious_lines(log: &str) -> Vec<&str> {
+    let words = [
         "warning: ",
         "failed",
         "munmap",
         "madvise(",
         "mlock ",
         "hint:",
-    ] {
-        let lines: Vec<_> = ended
-            .log
-            .lines()
-            .filter(|line| line.contains(word))
-            .collect();
-        assert!(lines.is_empty(), "{lines:?}");
-    }
+    ];
+    let is_suspicious = |line: &&str| words.iter().any(|word| line.contains(word));
+    log.lines().filter(is_suspicious).collect()
+}
+
+fn assert_quiet(ended: &Ended) {
+    assert_eq!(suspicious_lines(&ended.log), Vec::<&str>::new());
     assert_eq!(
         ended
             .log
@@ -130,7 +130,7 @@ fn assert_quiet(ended: &Ended) {
 }
 
 /// Pages for a model whose file is mapped whole, and for its buffers.
-fn pages(model: &Path) -> u64 {
+pub fn pages(model: &Path) -> u64 {
     let bytes = fs::metadata(model).expect("the model exists").len();
     let buffers = need::of(&Launch::ours().model(model)).saturating_sub(bytes / PAGE);
     bytes.div_ceil(PAGE) + buffers + 32
@@ -270,11 +270,11 @@ fn program(dir: &Path, name: &str, flags: &[&str]) -> PathBuf {
     program
 }
 
-fn scratch() -> TempDir {
+pub fn scratch() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("target/ can be written")
 }
 
-fn preloaded(program: impl AsRef<Path>, policy: &str) -> Command {
+pub fn preloaded(program: impl AsRef<Path>, policy: &str) -> Command {
     let mut command = Command::new(program.as_ref());
     command
         .env("LD_PRELOAD", library())

@@ -50,6 +50,12 @@ pub enum Command {
         #[arg(long)]
         if_possible: bool,
     },
+    /// Install programs of others that contain llama.cpp into target/other-programs/: packages of npm and of Python
+    OtherPrograms {
+        /// Succeed if a program cannot be installed, and print the reason
+        #[arg(long)]
+        if_possible: bool,
+    },
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {
         /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose

@@ -11,6 +11,7 @@ mod command_line;
 mod git;
 mod hint;
 mod model;
+mod other_programs;
 mod patches;
 mod programs;
 mod qemu;
@@ -83,6 +84,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Command::Backends { if_possible } => run_backends(&repo, *if_possible),
+        Command::OtherPrograms { if_possible } => run_other_programs(&repo, *if_possible),
         Command::UpstreamTests {
             filters,
             all,
@@ -269,6 +271,18 @@ fn run_backends(repo: &Repo, if_possible: bool) -> Result<Exit> {
             checked?;
             for server in backends::build(repo)? {
                 println!("{}", server.display());
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn run_other_programs(repo: &Repo, if_possible: bool) -> Result<Exit> {
+    match other_programs::install(repo) {
+        Err(missing) if if_possible => eprintln!("other-programs: incomplete, {missing:#}"),
+        folders => {
+            for folder in folders? {
+                println!("{}", folder.display());
             }
         }
     }

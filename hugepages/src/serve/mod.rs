@@ -25,5 +25,6 @@ pub use error::ServeError;
 pub use forwarded_signals::ForwardedSignals;
 pub use launch::{Launch, Outcome};
 pub use preloaded::{LIBRARY, Options, Preloaded, pages_of_program};
+pub(crate) use preloaded::{ON, POLICY, PRELOAD, PRELOAD_MIN};
 pub use progress::{Event, Missing, Progress};
 pub use sudo_user::SudoUser;

@@ -22,11 +22,12 @@ use crate::plan::Plan;
 pub const LIBRARY: &str = "libhugepages_preload.so";
 
 /// Variables of the preload library.
-const ON: &str = "LLAMA_ARG_HUGEPAGES";
-const POLICY: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+pub(crate) const ON: &str = "LLAMA_ARG_HUGEPAGES";
+pub(crate) const POLICY: &str = "LLAMA_ARG_HUGEPAGE_POLICY";
+pub(crate) const PRELOAD_MIN: &str = "HUGEPAGES_PRELOAD_MIN";
 const SIZE: &str = "LLAMA_ARG_HUGEPAGE_SIZE";
 const REPORT: &str = "HUGEPAGES_PRELOAD_REPORT";
-const PRELOAD: &str = "LD_PRELOAD";
+pub(crate) const PRELOAD: &str = "LD_PRELOAD";
 
 /// Starts a report in the file of all reports.
 const SEPARATOR: char = '\x1e';

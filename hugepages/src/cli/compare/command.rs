@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
+use hugepages::serve::LIBRARY;
 
 use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, SCHEMA, SERVERS};
 use super::session::Session;
@@ -103,6 +104,7 @@ fn programs_of(args: &Args) -> Result<Programs> {
         ours: Program::ask(&ours)?,
         shards: args.shards.clone(),
         store: args.store.clone().unwrap_or_default(),
+        preload: programs::beside(LIBRARY)?,
         args: args.server_arguments.clone(),
     })
 }

@@ -76,7 +76,7 @@ impl Session<'_> {
                 return Ok(());
             }
         }
-        let Some(wanted) = self.planned(name, row.pages(&mut case))? else {
+        let Some(wanted) = self.planned(name, row.pages(&programs, &mut case))? else {
             return Ok(());
         };
         if !self.has_pages(name, &wanted)? {
@@ -219,7 +219,7 @@ impl Session<'_> {
             return Ok(());
         }
         let mut case = row.case(&programs, &model.name, &model.path);
-        let Some(wanted) = self.planned(name, row.pages(&mut case))? else {
+        let Some(wanted) = self.planned(name, row.pages(&programs, &mut case))? else {
             return Ok(());
         };
         if !self.has_pages(name, &wanted)? {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Cache, Case, Program, Side};
 use crate::kernel::HugePageSize;
 use crate::plan::PlanError;
+use crate::serve::{ON, Options, POLICY, PRELOAD, PRELOAD_MIN, Preloaded, pages_of_program};
 
 /// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Pages {
     Half,
     /// Enough for a baseline whose malloc takes pages: those of the other side, and an eighth for what malloc rounds up.
     ForMalloc,
+    /// Enough for a program under the preload library.
+    ForPreload,
 }
 
 /// How a server is started.
@@ -85,6 +88,11 @@ const STOCK_MALLOC: Recipe = Recipe {
     pages: Pages::ForMalloc,
     variable: Some(("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2")),
     ..STOCK_NONE
+};
+/// `hugepages exec` runs programs in this way.
+const STOCK_PRELOADED: Recipe = Recipe {
+    pages: Pages::ForPreload,
+    ..recipe("stock, preload", Which::Baseline, &[])
 };
 /// No llama.cpp has this option yet. The comparison skips the case with this reason, and runs it as soon as the option exists.
 const STOCK_ADVISED: Recipe = Recipe {
@@ -186,7 +194,7 @@ use Cache::{Cold, Warm};
 
 /// All cases.
 #[rustfmt::skip]
-pub const CASES: [Row; 27] = [
+pub const CASES: [Row; 29] = [
     row("cold",        Cold, STOCK,    HUGE,          "stock, huge pages of any size"),
     row("warm",        Warm, STOCK,    HUGE,          "the same"),
     row("off",         Warm, STOCK,    OFF,           "stock, this llama-server without --hugepages"),
@@ -213,6 +221,8 @@ pub const CASES: [Row; 27] = [
     row("dio",         Warm, STOCK,    STOCK_DIO,     "the same"),
     row("malloc-cold", Cold, STOCK_MALLOC, SIZE_2M,   "stock without mmap and with malloc on huge pages (glibc.malloc.hugetlb=2), pages of 2 MiB"),
     row("malloc",      Warm, STOCK_MALLOC, SIZE_2M,   "the same"),
+    row("preload-cold", Cold, STOCK,   STOCK_PRELOADED, "stock, stock under the preload library, as in `hugepages exec`"),
+    row("preload",     Warm, STOCK,    STOCK_PRELOADED, "the same"),
     row("advice",      Warm, STOCK,    STOCK_ADVISED, "stock, stock with THP advice on its mapping"),
 ];
 
@@ -227,6 +237,8 @@ pub struct Programs {
     pub shards: Option<PathBuf>,
     /// Directory for resident images.
     pub store: String,
+    /// The preload library, for the cases `preload`.
+    pub preload: PathBuf,
     /// Arguments of all servers.
     pub args: Vec<String>,
 }
@@ -259,12 +271,33 @@ impl Programs {
             program: self.program(recipe.program).path.clone(),
             model: model.to_owned(),
             args,
-            environment: recipe
-                .variable
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
+            environment: self.environment(recipe),
         }
+    }
+
+    fn environment(&self, recipe: &Recipe) -> BTreeMap<String, String> {
+        let library = self.preload.to_string_lossy();
+        let preload = [
+            (PRELOAD, &*library),
+            (ON, "1"),
+            (POLICY, "require"),
+            // The user chose the model, so its size does not matter.
+            (PRELOAD_MIN, "1M"),
+        ];
+        let preload = preload
+            .into_iter()
+            .filter(|_| recipe.pages == Pages::ForPreload);
+        let variables = recipe.variable.into_iter().chain(preload);
+        variables
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Why the baseline cannot run under the preload library.
+    fn preload_problem(&self) -> Option<String> {
+        let words = [self.baseline.path.clone().into_os_string()];
+        let error = Preloaded::new(&words, self.preload.clone(), Options::default()).err()?;
+        Some(error.to_string())
     }
 }
 
@@ -278,6 +311,11 @@ impl Row {
     pub fn missing(&self, programs: &Programs) -> Option<String> {
         if self.b == SHARDS && programs.shards.is_none() {
             return Some("--shards FILE is missing".to_owned());
+        }
+        if self.b.pages == Pages::ForPreload
+            && let Some(reason) = programs.preload_problem()
+        {
+            return Some(reason);
         }
         [self.a, self.b].iter().find_map(|recipe| {
             let (program, option) = (programs.program(recipe.program), recipe.option?);
@@ -310,18 +348,27 @@ impl Row {
     ///
     /// # Errors
     /// [`PlanError`]
-    pub fn pages(&self, case: &mut Case) -> Result<BTreeMap<HugePageSize, u64>, PlanError> {
+    pub fn pages(
+        &self,
+        programs: &Programs,
+        case: &mut Case,
+    ) -> Result<BTreeMap<HugePageSize, u64>, PlanError> {
         let mut pages = BTreeMap::new();
         for (recipe, side) in [(self.a, &case.a), (self.b, &case.b)] {
             let plan = match recipe.pages {
                 Pages::None => continue,
                 Pages::ForMalloc => case.b.plan()?,
+                Pages::ForPreload => programs.side(&HUGE, &side.model).plan()?,
                 Pages::All | Pages::Half => side.plan()?,
             };
             let ordinary = plan.needs.iter().filter(|need| need.page_size == 0);
             case.planned_ordinary_bytes = ordinary.map(|need| need.bytes).sum();
             case.planned_bytes = 0;
-            for (size, count) in plan.pages() {
+            let planned = match recipe.pages {
+                Pages::ForPreload => pages_of_program(&plan),
+                _ => plan.pages(),
+            };
+            for (size, count) in planned {
                 let count = match recipe.pages {
                     Pages::Half => count / 2,
                     Pages::ForMalloc => count + count.div_ceil(8),
@@ -352,6 +399,7 @@ mod tests {
             ours: program,
             shards: None,
             store: "auto".into(),
+            preload: "library.so".into(),
             args: vec!["--threads".into(), "2".into()],
         }
     }
@@ -373,6 +421,26 @@ mod tests {
         assert!(missing("store").unwrap().contains("`--hugepage-store`"));
         assert!(missing("advice").unwrap().contains("`--thp`"));
         assert!(missing("shards").unwrap().contains("--shards FILE"));
+    }
+
+    #[test]
+    fn only_the_cases_with_the_preload_library_set_its_variables() {
+        for row in &CASES {
+            let case = row.case(&programs(""), "m", Path::new("m.gguf"));
+            let is_preloaded = |side: &Side| side.environment.contains_key(PRELOAD);
+            assert!(!is_preloaded(&case.a), "{}", row.name);
+            assert_eq!(is_preloaded(&case.b), row.name.starts_with("preload"));
+        }
+    }
+
+    #[test]
+    fn a_missing_library_is_the_reason_to_skip_its_cases() {
+        let mut programs = programs("");
+        programs.baseline.path = std::env::current_exe().unwrap();
+        let missing = |name| Row::named(name).unwrap().missing(&programs);
+        let reason = missing("preload").unwrap();
+        assert!(reason.contains("`library.so` is missing"), "{reason}");
+        assert_eq!(missing("same"), None);
     }
 
     #[test]
