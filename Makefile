@@ -72,9 +72,9 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented backends test ## run all checks of CI and the long tests
+test-full: instrumented backends bindings test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: instrumented:: engine:: fuzz:: packaging:: systemd::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: bindings:: instrumented:: engine:: fuzz:: packaging:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test
@@ -87,6 +87,13 @@ backends: setup-test
 	$(call step,servers with the backends Vulkan and BLAS)
 	@scripts/setup --test-full
 	cargo xtask backends --if-possible
+
+.PHONY: bindings
+bindings: setup-test
+	$(call step,llama-cpp-python and llama-cpp-2 with the series)
+	cargo xtask python-wheel
+	cargo xtask sys-crate
+	cargo build --release --locked --manifest-path examples/llama-cpp-2/Cargo.toml --target-dir target/llama-cpp-2
 
 .PHONY: unit
 unit: model ## run only the unit and integration tests
