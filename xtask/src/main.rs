@@ -285,7 +285,11 @@ fn run_backends(repo: &Repo, if_possible: bool) -> Result<Exit> {
 }
 
 fn run_sys_crate(repo: &Repo, version: Option<&str>) -> Result<Exit> {
-    let Copied { dir, attempt } = bindings::sys_crate::copy(repo, version)?;
+    let Copied {
+        dir,
+        attempt,
+        omitted,
+    } = bindings::sys_crate::copy(repo, version)?;
     let Some(dir) = dir else {
         attempt
             .lines_if(Placed::fails)
@@ -300,7 +304,8 @@ fn run_sys_crate(repo: &Repo, version: Option<&str>) -> Result<Exit> {
         eprintln!("warning: {line}");
     }
     eprintln!("{}", attempt.summary());
-    eprintln!("programs that the crate omits: not patched");
+    let omitted: Vec<_> = omitted.iter().map(|it| it.display().to_string()).collect();
+    eprintln!("the crate omits {}", omitted.join(", "));
     println!("{}", dir.display());
     Ok(Exit::Done)
 }

@@ -3,6 +3,7 @@
 //! The crate finds llama.cpp only in its own folder, and Cargo replaces a crate only as a whole. So a copy is needed, and a small crate
 //! of ours cannot do the same.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -35,6 +36,8 @@ pub struct Copied {
     /// `None` if a hunk fails.
     pub dir: Option<PathBuf>,
     pub attempt: Attempt,
+    /// Folders of programs that the crate omits.
+    pub omitted: BTreeSet<PathBuf>,
 }
 
 /// Copies `version` of the crate to `target/sys-crate/`. By default, it is the version of the sample program.
@@ -59,8 +62,13 @@ pub fn copy(repo: &Repo, version: Option<&str>) -> Result<Copied> {
     series.omit_missing_programs(&llama)?;
     let pins = repo.sources()?;
     let attempt = Attempt::of(&series, repo, &llama, pins.clone())?;
+    let omitted = series.omitted.clone();
     if attempt.fails() {
-        return Ok(Copied { dir: None, attempt });
+        return Ok(Copied {
+            dir: None,
+            attempt,
+            omitted,
+        });
     }
     let (files, _) = series.overlay(&llama, &Accepts::Others(pins))?;
     let mut overlay: Overlay = below(Path::new(SUBDIR), files).collect();
@@ -79,6 +87,7 @@ pub fn copy(repo: &Repo, version: Option<&str>) -> Result<Copied> {
     Ok(Copied {
         dir: Some(dir),
         attempt,
+        omitted,
     })
 }
 
