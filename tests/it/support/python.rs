@@ -36,7 +36,8 @@ pub fn with_wheel() -> Result<PathBuf, String> {
         })?;
     // Two builds of the same version have the same name.
     let content = fs::read(&wheel).expect("the wheel can be read");
-    let hash = format!("{:x?}", Sha256::digest(content).as_slice());
+    let digest = Sha256::digest(content);
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let stamp = "open(sys.prefix + '/wheel').read()";
     let check = format!("import sys, llama_cpp.server.app; exit({stamp} != '{hash}')");
     let python = venv("venv-wheel", &check, |pip| {
