@@ -72,9 +72,9 @@ test: setup-test fmt-check lint patches-check deny shellcheck stock tools build 
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented backends other-programs test ## run all checks of CI and the long tests
+test-full: instrumented backends bindings other-programs test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
-	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: instrumented:: engine:: fuzz:: other_programs:: packaging:: systemd::
+	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: bindings:: instrumented:: engine:: fuzz:: other_programs:: packaging:: systemd::
 
 .PHONY: instrumented
 instrumented: setup-test
@@ -93,6 +93,13 @@ backends: setup-test
 other-programs: setup-test
 	$(call step,programs of others that contain llama.cpp)
 	cargo xtask other-programs --if-possible
+
+.PHONY: bindings
+bindings: setup-test
+	$(call step,llama-cpp-python and llama-cpp-2 with the series)
+	cargo xtask python-wheel
+	cargo xtask sys-crate
+	cargo build --release --locked --manifest-path examples/llama-cpp-2/Cargo.toml --target-dir target/llama-cpp-2
 
 .PHONY: unit
 unit: model ## run only the unit and integration tests

@@ -64,11 +64,7 @@ impl Build<'_> {
     pub fn run(&self) -> Result<PathBuf> {
         let mut extra: Vec<String> = self.args.iter().map(|&arg| arg.to_owned()).collect();
         extra.extend(extra_args()?);
-        let (cflags, cxxflags) = (
-            cargo::env("CFLAGS").unwrap_or_default(),
-            cargo::env("CXXFLAGS").unwrap_or_default(),
-        );
-        let launcher = find("ccache".as_ref()).map(|_| "ccache");
+        let launcher = launcher();
         let generator = cargo::env("CMAKE_GENERATOR")
             .or_else(|| find("ninja".as_ref()).map(|_| "Ninja".into()));
         self.forget_other_options(&format!("{generator:?} {launcher:?} {extra:?}"))?;
@@ -83,8 +79,6 @@ impl Build<'_> {
             // The crate would derive these flags from Cargo's profile, but the code must be the same as stock's.
             .profile("Release")
             .no_default_flags(true)
-            .define("CMAKE_C_FLAGS", self.flags(cflags)?)
-            .define("CMAKE_CXX_FLAGS", self.flags(cxxflags)?)
             .define("BUILD_SHARED_LIBS", "OFF")
             .define("LLAMA_BUILD_TESTS", "OFF")
             .define("LLAMA_BUILD_EXAMPLES", "OFF")
@@ -92,24 +86,15 @@ impl Build<'_> {
             // `ui` builds the page, and CMake embeds it.
             .define("LLAMA_BUILD_UI", "OFF")
             // A prebuilt page would need a download during the build.
-            .define("LLAMA_USE_PREBUILT_UI", "OFF")
-            .define("LLAMA_BUILD_NUMBER", BUILD_NUMBER)
-            .define("LLAMA_BUILD_COMMIT", self.commit)
-            // ggml asks git, which would return the commit of our repository around the tree.
-            .define("GIT_EXE", "OFF")
-            .define("GGML_BUILD_COMMIT", self.commit)
-            .define("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?);
+            .define("LLAMA_USE_PREBUILT_UI", "OFF");
+        for (name, value) in self.definitions()? {
+            config.define(name, value);
+        }
         if let Some(generator) = generator {
             config.generator(generator);
         }
-        if let Some(launcher) = launcher {
-            config
-                .define("CMAKE_C_COMPILER_LAUNCHER", launcher)
-                .define("CMAKE_CXX_COMPILER_LAUNCHER", launcher)
-                .define("GGML_CCACHE", "OFF")
-                // Paths relative to here: debug, release and stock builds, and other clones, share the cache.
-                .env("CCACHE_BASEDIR", self.dir)
-                .env("CCACHE_NOHASHDIR", "1");
+        for (name, value) in self.environment() {
+            config.env(name, value);
         }
         if env::var_os("NUM_JOBS").is_none() {
             let jobs = thread::available_parallelism().map_or(1, usize::from);
@@ -134,6 +119,40 @@ impl Build<'_> {
         Ok(self.dir.join("build"))
     }
 
+    /// Definitions that do not depend on what is built, for a build that another program configures.
+    pub fn definitions(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let flags = |name| self.flags(cargo::env(name).unwrap_or_default());
+        let mut all = vec![
+            ("CMAKE_C_FLAGS", flags("CFLAGS")?),
+            ("CMAKE_CXX_FLAGS", flags("CXXFLAGS")?),
+            ("LLAMA_BUILD_NUMBER", BUILD_NUMBER.into()),
+            ("LLAMA_BUILD_COMMIT", self.commit.into()),
+            // ggml asks git, which would return the commit of our repository around the tree.
+            ("GIT_EXE", "OFF".into()),
+            ("GGML_BUILD_COMMIT", self.commit.into()),
+            ("CMAKE_PROJECT_ggml_INCLUDE", self.write_amx_fix()?.into()),
+        ];
+        if let Some(launcher) = launcher() {
+            all.extend([
+                ("CMAKE_C_COMPILER_LAUNCHER", launcher.into()),
+                ("CMAKE_CXX_COMPILER_LAUNCHER", launcher.into()),
+                ("GGML_CCACHE", "OFF".into()),
+            ]);
+        }
+        Ok(all)
+    }
+
+    /// Variables of the compiler cache. Paths relative to here: debug, release and stock builds, and other clones, share the cache.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        match launcher() {
+            Some(_) => vec![
+                ("CCACHE_BASEDIR", self.dir.into()),
+                ("CCACHE_NOHASHDIR", "1".into()),
+            ],
+            None => Vec::new(),
+        }
+    }
+
     /// Makes `__FILE__` in assertions relative, so that objects contain no directory of this machine, and ccache finds
     /// them from every directory.
     fn flags(&self, mut given: OsString) -> Result<OsString> {
@@ -154,7 +173,9 @@ impl Build<'_> {
 
     /// Disables ggml's AMX kernels for compilers that break them; the file states the reason.
     fn write_amx_fix(&self) -> Result<PathBuf> {
-        let path = self.dir.join("build/amx.cmake");
+        let build = self.dir.join("build");
+        fs::create_dir_all(&build).with_context(|| format!("cannot write {}", build.display()))?;
+        let path = build.join("amx.cmake");
         fs::write(&path, include_str!("amx.cmake"))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
@@ -172,6 +193,10 @@ impl Build<'_> {
         fs::create_dir_all(&build)?;
         fs::write(&stamp, options).with_context(|| format!("cannot write {}", stamp.display()))
     }
+}
+
+fn launcher() -> Option<&'static str> {
+    find("ccache".as_ref()).map(|_| "ccache")
 }
 
 /// CMake adds these flags after all others.
@@ -198,7 +223,7 @@ fn refuse_lto(args: &[String]) -> Result<()> {
 }
 
 /// `LLAMA_HUGEPAGES_CMAKE_ARGS`, split as a shell would: `-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90`.
-fn extra_args() -> Result<Vec<String>> {
+pub fn extra_args() -> Result<Vec<String>> {
     const NAME: &str = "LLAMA_HUGEPAGES_CMAKE_ARGS";
     let args = cargo::env(NAME).unwrap_or_default();
     let args = args

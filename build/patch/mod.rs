@@ -31,6 +31,8 @@ pub struct Series {
     pub patches: Vec<Patch>,
     /// New files, by their place in the tree.
     pub files: Overlay,
+    /// Folders that the source omits. The series changes nothing in them.
+    pub omitted: BTreeSet<PathBuf>,
 }
 
 /// The sources that the series accepts.
@@ -79,6 +81,23 @@ impl Series {
         Ok(series)
     }
 
+    /// Leaves out the programs of llama.cpp that a package omits: the folders below `tools/` that nothing in `source` can build.
+    pub fn omit_missing_programs(&mut self, source: &Path) -> Result<()> {
+        let mut paths: Vec<PathBuf> = self.files.keys().cloned().collect();
+        for patch in &self.patches {
+            let changes = mail::changes(&patch.mail);
+            let changes = changes.with_context(|| format!("patch {}", patch.name))?;
+            paths.extend(changes.into_iter().map(|change| change.path));
+        }
+        let folders = paths.iter().filter_map(|path| program_folder(path));
+        // Of an omitted program, a package can still contain the description.
+        let missing = folders.filter(|folder| !source.join(folder).join("CMakeLists.txt").exists());
+        self.omitted = missing.collect();
+        let omitted = &self.omitted;
+        self.files.retain(|path, _| !is_below(path, omitted));
+        Ok(())
+    }
+
     /// The files that the series changes in `pristine`, and the paths of those that are not the files of the pin.
     pub fn overlay(
         &self,
@@ -121,6 +140,16 @@ impl Series {
         let changed = tree::sync(pristine, &overlay, tree)?;
         Ok(Applied { changed, others })
     }
+}
+
+/// `tools/NAME` for a file in this folder.
+fn program_folder(path: &Path) -> Option<PathBuf> {
+    let is_program = path.starts_with("tools") && path.components().count() > 2;
+    is_program.then(|| path.components().take(2).collect())
+}
+
+fn is_below(path: &Path, folders: &BTreeSet<PathBuf>) -> bool {
+    folders.iter().any(|folder| path.starts_with(folder))
 }
 
 /// The names in a series file: one a line, `#` starts a comment.
@@ -343,6 +372,47 @@ mod tests {
         assert_eq!(fixture.attempt(&pins), [Placed::Conflicts, Placed::Merges]);
         fixture.write("1\ntwo\nthree\n");
         assert_eq!(fixture.attempt(&pins), [Placed::Merges, Placed::Applies(0)]);
+    }
+
+    #[test]
+    fn only_whole_programs_are_left_out() {
+        let mut fixture = Fixture::new();
+        let in_tools = |name: &str| {
+            let diff = insert(&blob_id(UPSTREAM.as_bytes()));
+            mail(&diff.replace("src/a.txt", &format!("tools/{name}/a.txt")))
+        };
+        for name in ["there", "missing"] {
+            fixture.series.patches.push(Patch {
+                name: format!("0002-{name}.patch"),
+                mail: in_tools(name),
+            });
+            let path = Path::new("tools").join(name).join("ours.c");
+            fixture.series.files.insert(path, b"ours\n".to_vec());
+        }
+        let source = fixture.dir.path().join("pristine");
+        for file in ["there/CMakeLists.txt", "missing/README.md"] {
+            let path = source.join("tools").join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        fixture.series.omit_missing_programs(&source).unwrap();
+        assert_eq!(fixture.series.omitted, ["tools/missing".into()].into());
+        assert!(
+            fixture
+                .error()
+                .starts_with("patch 0002-there.patch: tools/there/a.txt is missing, expected ")
+        );
+        fs::write(source.join("tools/there/a.txt"), UPSTREAM).unwrap();
+        fixture.apply().unwrap();
+        assert_eq!(fixture.read("tree/tools/there/a.txt"), PATCHED);
+        assert_eq!(fixture.read("tree/tools/there/ours.c"), "ours\n");
+        assert!(
+            !fixture
+                .dir
+                .path()
+                .join("tree/tools/missing/ours.c")
+                .exists()
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::blob_id::{NONE, blob_id, short};
 use super::mail::{Change, EXPORT, changes};
 use super::place::{Placed, place};
-use super::{Accepts, Overlay, Patch, Series};
+use super::{Accepts, Overlay, Patch, Series, is_below};
 
 pub(super) const REFRESH: &str = "hint: the pin moved; run \"cargo xtask patches refresh\"";
 
@@ -28,6 +28,7 @@ pub struct Hunk {
 /// The files of a source while the patches change them.
 pub(super) struct Pass<'a> {
     source: &'a Path,
+    omitted: &'a BTreeSet<PathBuf>,
     pub overlay: Overlay,
     /// The same files of the pin, as far as they are known.
     pinned: Overlay,
@@ -36,7 +37,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(series: &Series, source: &'a Path) -> Result<Self> {
+    pub fn new(series: &'a Series, source: &'a Path) -> Result<Self> {
         for path in series.files.keys() {
             ensure!(
                 !source.join(path).exists(),
@@ -46,6 +47,7 @@ impl<'a> Pass<'a> {
         }
         Ok(Self {
             source,
+            omitted: &series.omitted,
             overlay: series.files.clone(),
             pinned: Overlay::new(),
             others: BTreeSet::new(),
@@ -56,6 +58,9 @@ impl<'a> Pass<'a> {
     pub fn patch(&mut self, patch: &Patch, accepts: &Accepts) -> Result<Vec<Hunk>> {
         let mut hunks = Vec::new();
         for change in changes(&patch.mail)? {
+            if is_below(&change.path, self.omitted) {
+                continue;
+            }
             let diff = diffy::Patch::from_bytes(change.diff)
                 .map_err(|e| anyhow!("{}: {e}\n{EXPORT}", change.path.display()))?;
             let before = read(&self.overlay, self.source, &change.path)?;

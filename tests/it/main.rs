@@ -5,6 +5,7 @@ mod api;
 mod architectures;
 mod backends;
 mod bad_input;
+mod bindings;
 mod build_errors;
 mod chat_page;
 mod client;

@@ -56,6 +56,19 @@ pub enum Command {
         #[arg(long)]
         if_possible: bool,
     },
+    /// Build the wheel of llama-cpp-python with the series into target/python/
+    ///
+    /// `CMAKE_ARGS` and `LLAMA_HUGEPAGES_CMAKE_ARGS` add arguments for CMake. Without `-DGGML_NATIVE=OFF`, the wheel is for the CPU of
+    /// this machine.
+    PythonWheel,
+    /// Copy the crate llama-cpp-sys-2 with the series into target/sys-crate/, for [patch.crates-io]
+    ///
+    /// The crate's llama.cpp is another version than the pin. The command prints a warning for each hunk that git had to merge, and
+    /// copies nothing if a hunk fails.
+    SysCrate {
+        /// Version of the crate [default: the version that examples/llama-cpp-2/Cargo.lock names]
+        version: Option<String>,
+    },
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {
         /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose

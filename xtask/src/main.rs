@@ -4,11 +4,13 @@
 //! the crate does not build.
 
 mod backends;
+mod bindings;
 #[expect(dead_code, reason = "build.rs uses the rest")]
 #[path = "../../build/mod.rs"]
 mod build;
 mod command_line;
 mod git;
+mod group;
 mod hint;
 mod model;
 mod other_programs;
@@ -26,6 +28,8 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::Parser;
 
+use bindings::sys_crate::Copied;
+use build::patch::place::Placed;
 use command_line::{Cli, Command, Patches, Vendor};
 use patches::attempt::{Attempt, attempt};
 use patches::check::check;
@@ -85,6 +89,11 @@ fn run(cli: &Cli) -> Result<Exit> {
         }
         Command::Backends { if_possible } => run_backends(&repo, *if_possible),
         Command::OtherPrograms { if_possible } => run_other_programs(&repo, *if_possible),
+        Command::PythonWheel => {
+            println!("{}", bindings::wheel::build(&repo)?.display());
+            Ok(Exit::Done)
+        }
+        Command::SysCrate { version } => run_sys_crate(&repo, version.as_deref()),
         Command::UpstreamTests {
             filters,
             all,
@@ -286,6 +295,32 @@ fn run_other_programs(repo: &Repo, if_possible: bool) -> Result<Exit> {
             }
         }
     }
+    Ok(Exit::Done)
+}
+
+fn run_sys_crate(repo: &Repo, version: Option<&str>) -> Result<Exit> {
+    let Copied {
+        dir,
+        attempt,
+        omitted,
+    } = bindings::sys_crate::copy(repo, version)?;
+    let Some(dir) = dir else {
+        attempt
+            .lines_if(Placed::fails)
+            .for_each(|line| println!("{line}"));
+        eprintln!("{}", attempt.summary());
+        eprintln!(
+            "hint: use an older version of the crate, or move the pin to the crate's llama.cpp: docs/patching.md"
+        );
+        return Ok(Exit::No);
+    };
+    for line in attempt.lines_if(|it| matches!(it, Placed::Merges | Placed::Present)) {
+        eprintln!("warning: {line}");
+    }
+    eprintln!("{}", attempt.summary());
+    let omitted: Vec<_> = omitted.iter().map(|it| it.display().to_string()).collect();
+    eprintln!("the crate omits {}", omitted.join(", "));
+    println!("{}", dir.display());
     Ok(Exit::Done)
 }
 

@@ -54,6 +54,13 @@ pub fn with_backends() -> Result<PathBuf, String> {
     path.is_file().then(|| path.clone()).ok_or_else(missing)
 }
 
+/// The sample program of llama-cpp-2, with our copy of its -sys crate.
+pub fn with_llama_cpp_2() -> Result<PathBuf, String> {
+    let path = target_dir().join("llama-cpp-2/release/generate");
+    let missing = || format!("{} is missing: `make bindings` builds it", path.display());
+    path.is_file().then(|| path.clone()).ok_or_else(missing)
+}
+
 /// Checks that a program of the system is installed.
 pub fn found(name: &str) -> Result<(), String> {
     let run = Command::new(name)

@@ -1,11 +1,12 @@
 //! A Python with the packages that clients of the server use.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::{programs, target_dir};
 
@@ -14,13 +15,46 @@ const PACKAGES: [(&str, &str); 2] = [("openai>=2,<3", "openai"), ("selenium>=4,<
 
 /// The interpreter of a venv with all packages, made once for all tests.
 pub fn python() -> Result<PathBuf, String> {
-    let dir = target_dir().join("venv");
-    let python = dir.join("bin/python");
-    let lock = File::create(target_dir().join("venv.lock")).expect("target/ can be written");
-    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
     let modules = PACKAGES.map(|(_, module)| module).join(", ");
+    venv("venv", &format!("import {modules}"), |pip| {
+        pip.args(PACKAGES.map(|(package, _)| package));
+    })
+}
+
+/// The interpreter of a venv with the wheel of `cargo xtask python-wheel`, its server included.
+pub fn with_wheel() -> Result<PathBuf, String> {
+    let dir = target_dir().join("python");
+    let wheels = fs::read_dir(&dir).into_iter().flatten().flatten();
+    let mut wheels = wheels.map(|entry| entry.path());
+    let wheel = wheels
+        .find(|path| path.extension().is_some_and(|it| it == "whl"))
+        .ok_or_else(|| {
+            format!(
+                "{} contains no wheel: `cargo xtask python-wheel` builds it",
+                dir.display()
+            )
+        })?;
+    // Two builds of the same version have the same name.
+    let content = fs::read(&wheel).expect("the wheel can be read");
+    let digest = Sha256::digest(content);
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let stamp = "open(sys.prefix + '/wheel').read()";
+    let check = format!("import sys, llama_cpp.server.app; exit({stamp} != '{hash}')");
+    let python = venv("venv-wheel", &check, |pip| {
+        pip.arg(format!("{}[server]", wheel.display()));
+    })?;
+    fs::write(target_dir().join("venv-wheel/wheel"), hash).expect("just made");
+    Ok(python)
+}
+
+/// A venv in `target/`, made again if `check` fails in it.
+fn venv(name: &str, check: &str, packages: impl FnOnce(&mut Command)) -> Result<PathBuf, String> {
+    let dir = target_dir().join(name);
+    let python = dir.join("bin/python");
+    let lock = File::create(dir.with_extension("lock")).expect("target/ can be written");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
     let is_complete = Command::new(&python)
-        .args(["-c", &format!("import {modules}")])
+        .args(["-c", check])
         .output()
         .is_ok_and(|output| output.status.success());
     if is_complete {
@@ -29,17 +63,18 @@ pub fn python() -> Result<PathBuf, String> {
     run(Command::new("python3")
         .args(["-m", "venv", "--clear"])
         .arg(&dir))?;
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet"])
-        .arg("--disable-pip-version-check")
-        .args(PACKAGES.map(|(package, _)| package)))?;
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet"])
+        .arg("--disable-pip-version-check");
+    packages(&mut pip);
+    run(&mut pip)?;
     Ok(python)
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
     programs::run(command).map_err(|said| {
         let last = said.lines().last().unwrap_or_default();
-        format!("no venv with the packages of the clients: {last}")
+        format!("no venv with the packages of the tests: {last}")
     })
 }
 

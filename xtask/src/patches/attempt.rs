@@ -45,18 +45,29 @@ pub fn attempt_with(repo: &Repo, tree: &Path, pins: Vec<PathBuf>) -> Result<Atte
     } else {
         Series::default()
     };
-    // Without the list, no hunk has a contract.
-    let list = fs::read_to_string(repo.root().join("docs/patching.md")).unwrap_or_default();
-    Ok(Attempt {
-        hunks: series.attempt(tree, pins)?,
-        contracts: contracts::parse(&list),
-    })
+    Attempt::of(&series, repo, tree, pins)
 }
 
 impl Attempt {
+    /// Tries `series` on `tree`.
+    pub fn of(series: &Series, repo: &Repo, tree: &Path, pins: Vec<PathBuf>) -> Result<Self> {
+        // Without the list, no hunk has a contract.
+        let list = fs::read_to_string(repo.root().join("docs/patching.md")).unwrap_or_default();
+        Ok(Self {
+            hunks: series.attempt(tree, pins)?,
+            contracts: contracts::parse(&list),
+        })
+    }
+
     /// One line for each hunk.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.hunks.iter().map(|hunk| {
+        self.lines_if(|_| true)
+    }
+
+    /// One line for each hunk with one of these results.
+    pub fn lines_if(&self, is: fn(Placed) -> bool) -> impl Iterator<Item = String> {
+        let hunks = self.hunks.iter().filter(move |hunk| is(hunk.placed));
+        hunks.map(|hunk| {
             let number = hunk.patch.split('-').next().unwrap_or_default();
             let depends: Vec<_> = self
                 .contracts

@@ -3,27 +3,23 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 use super::Server;
 use super::bench::Bench;
+use crate::group::Group;
 use crate::hint::Hint as _;
 
 /// Five times as long as the slowest of upstream's tests.
 const TEST_SECONDS: u32 = 90;
 /// Shorter, so that in a test that hangs, the request ends first.
 const REQUEST_SECONDS: u32 = 75;
-/// Time for pytest to stop its servers after Ctrl-C.
-const END: Duration = Duration::from_secs(20);
 
 /// The outcome of a test. `plugin.py` writes the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -121,7 +117,7 @@ impl Bench {
                 pytest.env_remove(name);
             }
         }
-        let child = pytest
+        pytest
             .args([
                 "-m",
                 "pytest",
@@ -151,12 +147,9 @@ impl Bench {
             .envs(server.options().iter().copied())
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
-            .stderr(log_file)
-            // pytest's servers are in the same group.
-            .process_group(0)
-            .spawn()
-            .context("cannot run pytest")?;
-        let code = Group(child).wait(interrupted)?;
+            .stderr(log_file);
+        // pytest's servers are in its group.
+        let code = Group::spawn(&mut pytest)?.wait(interrupted)?;
         match code {
             // All tests passed, or some failed.
             0 | 1 => {}
@@ -208,46 +201,4 @@ fn read(path: &Path) -> Result<BTreeMap<String, Found>> {
             Ok((test, found))
         })
         .collect()
-}
-
-/// A process, and the processes that it started.
-struct Group(Child);
-
-impl Group {
-    fn wait(mut self, interrupted: &AtomicBool) -> Result<i32> {
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return status.code().context("pytest was killed");
-            }
-            if interrupted.load(Ordering::Relaxed) {
-                self.end()?;
-                bail!("interrupted");
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.signal(Signal::INT);
-        let start = Instant::now();
-        while self.0.try_wait()?.is_none() && start.elapsed() < END {
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
-            // The group may be empty by now.
-            let _ = kill_process_group(group, signal);
-        }
-    }
-}
-
-impl Drop for Group {
-    /// Kills all servers, so that no server outlives its tests.
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
-        let _ = self.0.wait();
-    }
 }
