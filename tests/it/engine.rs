@@ -237,7 +237,7 @@ fn repack_kernels(compiler: Compiler, dir: &str, ggml: &[PathBuf], flags: &[&str
     let mut objects = compiler.objects(&sources, &dir);
     objects.extend(libraries);
     let program = dir.join("test-repack-rows");
-    // Only upstream's functions are used, and not the backend around them. ggml may use OpenMP.
+    // Only upstream's functions are used, and not the backend around them; with a sanitizer, all of it is linked. ggml may use OpenMP.
     let linked = compiler.link(&objects, &["-Wl,--gc-sections", "-fopenmp"], &program);
     linked.unwrap_or_else(|error| panic!("{error}"));
     program
@@ -253,9 +253,14 @@ fn assert_no_difference(run: &mut Command) {
 
 /// The kernels, compiled for this CPU, for all of its kind, or in between.
 fn repack_kernels_of_this_machine(dir: &str, flags: &[&str]) {
-    let ggml = Path::new(env!("OUT_DIR")).join("build/ggml/src/libggml-base.a");
-    let program = repack_kernels(Compiler::given(), dir, &[ggml], flags);
+    let program = repack_kernels(Compiler::given(), dir, &libraries_of_ggml(), flags);
     assert_no_difference(&mut Command::new(program));
+}
+
+/// The libraries of this build. Each library uses the next.
+fn libraries_of_ggml() -> [PathBuf; 3] {
+    let built = Path::new(env!("OUT_DIR")).join("build/ggml/src");
+    ["libggml-cpu.a", "libggml.a", "libggml-base.a"].map(|library| built.join(library))
 }
 
 #[test]
@@ -276,11 +281,7 @@ fn experts_in_node_order_give_the_results_of_upstreams_order() {
     let compiler = Compiler::given().with(&["-w", &format!("-I{}", upstream.display())]);
     let source = ours.join("tests/engine/repack/test-repack-nodes.cpp");
     let mut objects = compiler.objects(&[source], &dir);
-    let built = Path::new(env!("OUT_DIR")).join("build/ggml/src");
-    // Each library uses the next.
-    objects.extend(
-        ["libggml-cpu.a", "libggml.a", "libggml-base.a"].map(|library| built.join(library)),
-    );
+    objects.extend(libraries_of_ggml());
     let program = dir.join("test-repack-nodes");
     let linked = compiler.link(&objects, &["-fopenmp"], &program);
     linked.unwrap_or_else(|error| panic!("{error}"));
