@@ -37,7 +37,8 @@ pub fn with_wheel() -> Result<PathBuf, String> {
     // Two builds of the same version have the same name.
     let content = fs::read(&wheel).expect("the wheel can be read");
     let digest = Sha256::digest(content);
-    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = |text: String, byte: &u8| text + &format!("{byte:02x}");
+    let hash = digest.iter().fold(String::new(), hex);
     let stamp = "open(sys.prefix + '/wheel').read()";
     let check = format!("import sys, llama_cpp.server.app; exit({stamp} != '{hash}')");
     let python = venv("venv-wheel", &check, |pip| {
