@@ -135,7 +135,7 @@ upstream-tests: setup-test stock build ## run upstream's tests of the server on 
 .PHONY: qemu-test
 qemu-test: setup-test build ## test huge pages on two NUMA nodes, in an emulated machine
 	$(call step,two NUMA nodes)
-	cargo xtask qemu-test $(if $(CI),,--if-possible)
+	cargo xtask qemu-test $(if $(LLAMA_HUGEPAGES_TEST_FULL),--all) $(if $(CI),,--if-possible)
 
 .PHONY: fmt
 fmt: ## format the Rust code

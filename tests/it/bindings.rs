@@ -13,7 +13,7 @@ use hugepages::port::Port;
 use llama_hugepages::ffi;
 use serde_json::{Value, json};
 
-use crate::support::pool::{Counts, PAGE, Pool};
+use crate::support::pool::{PAGE, Pool};
 use crate::support::server::QUIET_THREADS;
 use crate::support::store::Store;
 use crate::support::{http, models, need, or_skip, programs, python, smaps, wait_for};
@@ -134,11 +134,10 @@ fn a_second_python_process_attaches_to_the_weights_in_the_store() {
     assert!(store.pages() >= weights, "{} pages", store.pages());
 
     // Room for the buffers, and none for a second copy of the weights.
-    let buffers = pages(&first) - weights;
-    store.pool.set(buffers);
+    store.pool.set(pages(&first) - weights);
     let (second, _) = complete(&python, &model, &environment);
     assert_eq!(second["tokens"], first["tokens"]);
-    assert_eq!(Counts::read().free, buffers);
+    store.pool.assert_all_back();
 }
 
 /// `python -m llama_cpp.server`, killed when the value is dropped.

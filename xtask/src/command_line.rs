@@ -90,6 +90,9 @@ pub enum Command {
         /// Kernel to boot [default: the kernel from `scripts/setup --test` in target/qemu/kernel/]
         #[arg(long, value_name = "FILE")]
         kernel: Option<PathBuf>,
+        /// Also answer for a minute in each case whose pages NUMA balancing must not move
+        #[arg(long)]
+        all: bool,
         /// Succeed if a required program is missing, and print its name
         #[arg(long)]
         if_possible: bool,

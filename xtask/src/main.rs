@@ -18,6 +18,7 @@ mod patches;
 mod programs;
 mod qemu;
 mod repo;
+mod run;
 mod signals;
 mod upstream_tests;
 mod vendor;
@@ -114,8 +115,9 @@ fn run(cli: &Cli) -> Result<Exit> {
         }
         Command::QemuTest {
             kernel,
+            all,
             if_possible,
-        } => run_qemu_test(&repo, kernel.as_deref(), *if_possible),
+        } => run_qemu_test(&repo, kernel.as_deref(), *all, *if_possible),
     }
 }
 
@@ -324,7 +326,7 @@ fn run_sys_crate(repo: &Repo, version: Option<&str>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, if_possible: bool) -> Result<Exit> {
+fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, all: bool, if_possible: bool) -> Result<Exit> {
     let needs = match qemu::Needs::look(repo, kernel) {
         Err(missing) if if_possible => {
             eprintln!("qemu-test: skipped, {missing:#}");
@@ -332,7 +334,7 @@ fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, if_possible: bool) -> Resul
         }
         needs => needs?,
     };
-    Ok(if qemu::run(repo, &needs)? {
+    Ok(if qemu::run(repo, &needs, all)? {
         Exit::Done
     } else {
         Exit::No

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::repo::Repo;
+use crate::run::run;
 
 /// Versions of the npm package `node-llama-cpp`, whose llama.cpp is prebuilt: a new one, and one of 2025.
 const NODE: [&str; 2] = ["3.22.1", "3.12.4"];
@@ -89,13 +90,4 @@ fn install_python(folder: &Path, version: &str) -> Result<()> {
 
 fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run `{}`", name.display()))?;
-    ensure!(status.success(), "`{}` failed: {status}", name.display());
-    Ok(())
 }

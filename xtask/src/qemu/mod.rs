@@ -12,7 +12,6 @@ pub mod recorder;
 mod report;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -37,7 +36,7 @@ const SETUP: &str = "scripts/setup --test";
 /// Number of log lines that a failure prints, because CI may not keep the log itself.
 const TAIL: usize = 20;
 
-/// How long a server with placed rows answers in `make test-full` before its pages are read again.
+/// How long a server with placed rows answers before the nodes of its pages are read again.
 const LONG_LOAD: Duration = Duration::from_secs(60);
 
 /// Programs of this machine that a run needs.
@@ -93,7 +92,9 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Builds, boots and checks. Returns whether all cases passed.
-pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
+///
+/// `all`: each server with placed rows answers for [`LONG_LOAD`].
+pub fn run(repo: &Repo, needs: &Needs, all: bool) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
     // Before the first temporary file, so that an interrupted run also removes its files.
@@ -109,6 +110,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
         sizes.insert(*model, fs::metadata(&path)?.len());
     }
 
+    let load = if all { LONG_LOAD } else { Duration::ZERO };
     let start = Instant::now();
     let mut judge = Judge::new(sizes);
     let mut good = 0;
@@ -121,6 +123,7 @@ pub fn run(repo: &Repo, needs: &Needs) -> Result<bool> {
             &programs,
             scratch.path(),
             &cases,
+            load,
         )?;
         let file = |name: &str| folder.join(format!("{name}-{}.log", layout.nodes));
         let (console, log) = (file("console"), file("guest"));
@@ -227,15 +230,11 @@ fn write_initramfs(
     programs: &[PathBuf],
     models: &Path,
     cases: &[&Case],
+    load: Duration,
 ) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let mut image = Image::new(BufWriter::new(file));
     image.file("init", include_bytes!("guest.sh"))?;
-    let load = if env::var_os("LLAMA_HUGEPAGES_TEST_FULL").is_some_and(|value| value == "1") {
-        LONG_LOAD
-    } else {
-        Duration::ZERO
-    };
     let mut commands = format!("seconds_of_load={}\n", load.as_secs());
     commands.extend(cases.iter().map(|case| case.command()));
     image.file("cases", commands.as_bytes())?;

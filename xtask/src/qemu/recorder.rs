@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+
+use crate::run::run;
 
 const SOURCE: &str = include_str!("recorder.cpp");
 
@@ -27,10 +29,8 @@ pub fn build(folder: &Path) -> Result<Vec<String>> {
         .args(words)
         .args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-c", "-o"])
         .args([&object, &source]);
-    run(compile)?;
-    let mut archive = Command::new("ar");
-    archive.arg("rcs").args([&library, &object]);
-    run(archive)?;
+    run(&mut compile)?;
+    run(Command::new("ar").arg("rcs").args([&library, &object]))?;
 
     let wraps: Vec<_> = wrapped().map(|name| format!("-Wl,--wrap={name}")).collect();
     Ok(vec![
@@ -47,18 +47,6 @@ fn wrapped() -> impl Iterator<Item = &'static str> {
         let name = arguments.split(',').next()?;
         (matches!(macro_name, "DOT" | "ROWS")).then_some(name)
     })
-}
-
-fn run(mut command: Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run `{}`", command.get_program().display()))?;
-    ensure!(
-        status.success(),
-        "`{}` failed for the recorder of reads",
-        command.get_program().display()
-    );
-    Ok(())
 }
 
 #[cfg(test)]
