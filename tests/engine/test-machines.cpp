@@ -652,7 +652,7 @@ TEST(machines, a_limit_on_memory_counts_where_huge_pages_are_memory) {
         // the kernel takes back page cache first
         m.file(dir + "/memory.stat", "anon 20971520\nfile 83886080\nshmem 20971520\ninactive_file 41943040\nactive_file 20971520\n");
         m.file("/proc/meminfo", "MemAvailable: 10485760 kB\n");
-        CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) 160*MIB);
+        CHECK_EQ(ggml_hugepages_memory_left(m.root(), 0), (uint64_t) 160*MIB);
         const auto fits = decide(m, { all_of(160*MIB) }, require());
         CHECK(fits.ok);
         const auto d = decide(m, { all_of(162*MIB) }, require());
@@ -664,16 +664,56 @@ TEST(machines, a_limit_on_memory_counts_where_huge_pages_are_memory) {
     }
 }
 
+TEST(machines, a_plan_within_a_limit_on_memory_leaves_room_for_the_server) {
+    const std::string dir = V2 + "/box";
+    machine m;
+    m.pool(2*MIB, 1000, 1000).file("/proc/self/cgroup", "0::/box\n").file("/proc/meminfo", "MemAvailable: 10485760 kB\n");
+    m.mounts("29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,memory_hugetlb_accounting\n");
+    m.file(dir + "/memory.max", "104857600\n").file(dir + "/memory.current", "4194304\n");
+    auto params = require();
+    params.plan_only = true;
+    CHECK_EQ(decide(m, { all_of(64*MIB) }, params).error.status, GGML_HUGEPAGES_STATUS_PLANNED);
+    const auto d = decide(m, { all_of(66*MIB) }, params);
+    CHECK_EQ(d.error.status, GGML_HUGEPAGES_STATUS_SHORT);
+    CHECK_SAYS(d.error.message, "only 32 are usable", "memory.max of cgroup /box 104857600 (used 4194304, kept for ordinary memory 33554432)");
+    CHECK_EQ(commands_of(d.error), "set memory.max of cgroup /box to 106954752");
+    // a buffer of a running server
+    CHECK(decide(m, { all_of(96*MIB) }, require()).ok);
+}
+
+TEST(machines, ordinary_memory_is_what_counted_huge_pages_leave) {
+    const std::string dir = V2 + "/box";
+    for (const bool is_memory : { false, true }) {
+        machine m;
+        m.pool(2*MIB, 10, 10).file("/proc/self/cgroup", "0::/box\n").file("/proc/meminfo", "MemAvailable: 10485760 kB\n");
+        m.mounts(std::string("29 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw") + (is_memory ? ",memory_hugetlb_accounting\n" : "\n"));
+        m.file(dir + "/memory.max", "41943040\n").file(dir + "/memory.current", "4194304\n");
+        CHECK_EQ(ggml_hugepages_memory_left(m.root(), 20*MIB), (uint64_t) (is_memory ? 16 : 36)*MIB);
+        // 0 would mean unknown
+        CHECK_EQ(ggml_hugepages_memory_left(m.root(), 36*MIB), is_memory ? (uint64_t) 1 : (uint64_t) 36*MIB);
+        // 20 MiB on pages, the rest in ordinary memory
+        const auto kv = [&](size_t size) {
+            return decide(m, { { MIB, {} } }, prefer(), { { GGML_HUGEPAGES_KIND_KV, GGML_HUGEPAGES_RANK_KV, size } });
+        };
+        CHECK(kv(36*MIB).ok);
+        const auto d = kv(38*MIB);
+        CHECK_EQ(d.ok, !is_memory);
+        if (is_memory) {
+            CHECK_SAYS(d.error.message, "no huge page is left for 18.00 MiB", "only 16.00 MiB of ordinary memory are available");
+        }
+    }
+}
+
 TEST(machines, what_is_left_of_memory_is_within_the_limits_of_cgroup_v1_too) {
     machine m;
     m.pool(2*MIB, 10, 10).file("/proc/self/cgroup", "5:memory:/a/b\n0::/\n").file("/proc/meminfo", "MemAvailable: 1048576 kB\n");
     m.mounts("34 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
-    CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) GIB);
+    CHECK_EQ(ggml_hugepages_memory_left(m.root(), 0), (uint64_t) GIB);
     const std::string dir = "/sys/fs/cgroup/memory/a";
     m.file(dir + "/b/memory.limit_in_bytes", "9223372036854771712\n").file(dir + "/b/memory.usage_in_bytes", "1\n");
     m.file(dir + "/memory.limit_in_bytes", "104857600\n").file(dir + "/memory.usage_in_bytes", "94371840\n");
     m.file(dir + "/memory.stat", "inactive_file 1\nactive_file 1\ntotal_inactive_file 10485760\ntotal_active_file 0\n");
-    CHECK_EQ(ggml_hugepages_memory_left(m.root()), (uint64_t) 20*MIB);
+    CHECK_EQ(ggml_hugepages_memory_left(m.root(), 0), (uint64_t) 20*MIB);
 }
 
 TEST(machines, plans_that_are_one_count_each_other) {

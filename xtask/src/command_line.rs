@@ -87,6 +87,9 @@ pub enum Command {
     },
     /// Test huge pages on an emulated machine with two NUMA nodes
     QemuTest {
+        /// Run only these cases, and those whose answers they need; `limit` stands for `limit-short` too [default: all]
+        #[arg(value_name = "CASE")]
+        cases: Vec<String>,
         /// Kernel to boot [default: the kernel from `scripts/setup --test` in target/qemu/kernel/]
         #[arg(long, value_name = "FILE")]
         kernel: Option<PathBuf>,

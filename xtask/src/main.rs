@@ -114,10 +114,11 @@ fn run(cli: &Cli) -> Result<Exit> {
             })
         }
         Command::QemuTest {
+            cases,
             kernel,
             all,
             if_possible,
-        } => run_qemu_test(&repo, kernel.as_deref(), *all, *if_possible),
+        } => run_qemu_test(&repo, cases, kernel.as_deref(), *all, *if_possible),
     }
 }
 
@@ -326,7 +327,13 @@ fn run_sys_crate(repo: &Repo, version: Option<&str>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, all: bool, if_possible: bool) -> Result<Exit> {
+fn run_qemu_test(
+    repo: &Repo,
+    cases: &[String],
+    kernel: Option<&Path>,
+    all: bool,
+    if_possible: bool,
+) -> Result<Exit> {
     let needs = match qemu::Needs::look(repo, kernel) {
         Err(missing) if if_possible => {
             eprintln!("qemu-test: skipped, {missing:#}");
@@ -334,7 +341,7 @@ fn run_qemu_test(repo: &Repo, kernel: Option<&Path>, all: bool, if_possible: boo
         }
         needs => needs?,
     };
-    Ok(if qemu::run(repo, &needs, all)? {
+    Ok(if qemu::run(repo, &needs, &qemu::select(cases)?, all)? {
         Exit::Done
     } else {
         Exit::No

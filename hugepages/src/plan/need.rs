@@ -58,7 +58,7 @@ pub struct Memory {
     pub buffers: u64,
     /// The most that the prompt cache may add later; `None` without a limit.
     pub prompt_cache: Option<u64>,
-    /// What the process can allocate now: `MemAvailable`, or less in a memory cgroup; 0 if unknown.
+    /// What the process can allocate after its huge pages: `MemAvailable`, or less in a memory cgroup; 0 if unknown.
     pub available: u64,
 }
 

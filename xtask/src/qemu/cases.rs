@@ -91,6 +91,8 @@ pub struct Case {
     cpus: &'static str,
     /// Pages of 2 MiB in the pool of node 1.
     pub pages: u64,
+    /// MiB above the plan that the server's cgroup may use, huge pages included; None: no limit.
+    pub room: Option<i64>,
     arguments: &'static str,
     pub expect: Expect,
 }
@@ -112,6 +114,8 @@ pub enum Expect {
     PartlyOn(u32),
     /// The load fails with this node's count in the message, not with a signal.
     RefusedFor(u32),
+    /// The load fails with the limit of the cgroup in the message, not with a signal.
+    RefusedByLimit,
 }
 
 /// Of each machine and model, the plain cases run first, because the other cases need their answers for the same number of threads.
@@ -132,6 +136,9 @@ pub const CASES: &[Case] = &[
     two("short-distribute", EXPERTS, BOTH,   "--numa distribute --hugepages --hugepage-size 2M", Expect::RefusedFor(1)).short(),
     // If one node lacks pages, the other node provides them.
     two("short-distribute-prefer", EXPERTS, BOTH, "--numa distribute --hugepages --hugepage-size 2M --hugepage-policy prefer", Expect::Anywhere).short(),
+    // Huge pages count as memory here. The plan keeps 32 MiB for the server, and the load 16.
+    two("limit",             EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M", Expect::On(1, SMALL_KB)).within(34),
+    two("limit-short",       EXPERTS, NODE_1, "--numa numactl --hugepages --hugepage-size 2M", Expect::RefusedByLimit).within(12),
     // The weights need one page, and all buffers together another one. Each node has one.
     two("size-1g",          EXPERTS, BOTH,   "--numa numactl --hugepages --hugepage-size 1G", Expect::Anywhere),
     // A page of 1 GiB would waste memory on this model, so `auto` uses none.
@@ -174,6 +181,7 @@ const fn two(
         model,
         cpus,
         pages: PAGES_PER_NODE,
+        room: None,
         arguments,
         expect,
     }
@@ -198,6 +206,12 @@ impl Case {
         self
     }
 
+    /// Limits the memory of the cgroup.
+    const fn within(mut self, room: i64) -> Self {
+        self.room = Some(room);
+        self
+    }
+
     /// A line of the guest's script.
     pub fn command(&self) -> String {
         let Self {
@@ -205,19 +219,27 @@ impl Case {
             model,
             cpus,
             pages,
+            room,
             arguments,
             ..
         } = self;
+        let room = room.map_or("-".to_owned(), |mib| mib.to_string());
         let (prompt, tokens) = model.request;
         let (path, threads) = (model.path(), self.threads());
         format!(
-            "run {name} {cpus} {pages} {tokens} '{prompt}' -m {path} -t {threads} {arguments}\n"
+            "run {name} {cpus} {pages} {room} {tokens} '{prompt}' -m {path} -t {threads} {arguments}\n"
         )
     }
 
     /// One thread for each CPU, because more threads would wait for each other.
     pub fn threads(&self) -> usize {
         self.cpus.split(',').count()
+    }
+
+    /// Whether the answers of both must be equal.
+    pub fn is_compared_with(&self, plain: &Self) -> bool {
+        (plain.expect, plain.model, plain.threads(), plain.machine)
+            == (Expect::Plain, self.model, self.threads(), self.machine)
     }
 
     /// Whether the prompt has the number of threads that the load planned for.
@@ -228,7 +250,7 @@ impl Case {
     pub fn exit_code(&self) -> u32 {
         match self.expect {
             // More pages would help.
-            Expect::RefusedFor(_) => 3,
+            Expect::RefusedFor(_) | Expect::RefusedByLimit => 3,
             _ => 0,
         }
     }
@@ -241,11 +263,11 @@ mod tests {
     #[test]
     fn each_case_has_a_plain_answer_for_its_threads() {
         for case in CASES {
-            let plain = |one: &&Case| {
-                (one.expect, one.model, one.threads(), one.machine)
-                    == (Expect::Plain, case.model, case.threads(), case.machine)
-            };
-            assert!(CASES.iter().any(|one| plain(&one)), "{}", case.name);
+            assert!(
+                CASES.iter().any(|one| case.is_compared_with(one)),
+                "{}",
+                case.name
+            );
         }
     }
 
@@ -253,7 +275,7 @@ mod tests {
     fn a_case_is_a_line_of_the_guests_script() {
         assert_eq!(
             CASES[2].command(),
-            "run distribute 0,1,2,3 256 8 'Once upon a time' -m /experts.gguf -t 4 --numa distribute --hugepages\n"
+            "run distribute 0,1,2,3 256 - 8 'Once upon a time' -m /experts.gguf -t 4 --numa distribute --hugepages\n"
         );
     }
 }

@@ -13,6 +13,12 @@ mount -t sysfs sys /sys
 ip link set lo up
 # the kernel may then move pages to the node that reads them
 echo 1 >/proc/sys/kernel/numa_balancing
+# since Linux 6.7, huge pages may count as memory
+limited=/cgroup/limited
+mkdir /cgroup
+mount -t cgroup2 -o memory_hugetlb_accounting cgroup /cgroup
+echo +memory >/cgroup/cgroup.subtree_control
+mkdir $limited
 exec >/dev/ttyS1 2>&1 </dev/null
 
 nodes=/sys/devices/system/node
@@ -32,10 +38,26 @@ answer() {
         $server/completion
 }
 
-# NAME CPUS PAGES TOKENS PROMPT ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
+# ARGUMENTS…: becomes a server in the cgroup, on the CPUs of the case
+server() {
+    echo 0 >$limited/cgroup.procs
+    LLAMA_READS=/tmp/reads exec timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" </dev/null
+}
+
+plan() {
+    (server "$@" --hugepage-plan 2>/dev/null)
+}
+
+# The bytes of a plan: its pages, and the memory of the process.
+bytes_of_plan() {
+    sed 's/[,{]/\n/g' | awk -F: '/"page_size"/ { size = $2 } /"pages"/ { sum += size * $2 } /"process"/ { sum += $2 } END { printf "%.0f", sum }'
+}
+
+# NAME CPUS PAGES ROOM TOKENS PROMPT ARGUMENTS…: runs a server on these CPUs, with this number of 2 MiB pages in the pool of node 1.
+# ROOM: MiB that the cgroup's limit is above the plan, or `-` for no limit.
 run() {
-    name=$1 cpus=$2 pages=$3 tokens=$4 prompt=$5
-    shift 5
+    name=$1 cpus=$2 pages=$3 room=$4 tokens=$5 prompt=$6
+    shift 6
     rm -f /tmp/*
     # A subshell writes to the pool: a signal stops the kernel before the pool is full, and init gets one for each orphan that
     # ends.
@@ -45,16 +67,19 @@ run() {
     pools
     is_by_rows=
     case "$*" in
-    *'--numa distribute --hugepages'*)
-        is_by_rows=1
-        echo '@@ plan'
-        taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" --hugepage-plan 2>/dev/null </dev/null
-        ;;
+    *'--numa distribute --hugepages'*) is_by_rows=1 ;;
     esac
+    echo max >$limited/memory.max
+    if [ "$room" != - ]; then
+        echo $(($(plan "$@" | bytes_of_plan) + room * 1048576)) >$limited/memory.max
+    fi
+    if [ "$is_by_rows" ] || [ "$room" != - ]; then
+        echo '@@ plan'
+        plan "$@"
+    fi
     # The file marks the end of the server. `kill -0` would still find the process until its parent has waited for it.
     {
-        LLAMA_READS=/tmp/reads timeout -s KILL 600 taskset -c "$cpus" llama-server -c 4096 -np 1 --no-warmup "$@" \
-            >/tmp/log 2>&1 </dev/null
+        (server "$@") >/tmp/log 2>&1
         echo $? >/tmp/exit
     } &
     until ready || [ -e /tmp/exit ]; do usleep 100000; done
@@ -64,6 +89,8 @@ run() {
         cat "/proc/$pid/numa_maps"
         echo '@@ smaps'
         grep -E '^[0-9a-f]+-|^KernelPageSize|^VmFlags' "/proc/$pid/smaps"
+        echo '@@ memory'
+        echo "current $(cat $limited/memory.current)"
         echo '@@ answer'
         answer
         echo
@@ -84,6 +111,9 @@ run() {
         kill -TERM "$pid"
     fi
     wait
+    echo '@@ memory'
+    echo "limit $(cat $limited/memory.max)"
+    cat $limited/memory.events
     echo '@@ exit'
     cat /tmp/exit
     echo '@@ log'

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::cases::{Case, Expect, LARGE_KB, Machine, Model, PAGES_PER_NODE, SMALL_KB};
 use super::placement::{BUFFERS, OURS, REPACKED, WEIGHTS, count, elsewhere, pages, summary, table};
-use super::report::{self, Pool, Seen};
+use super::report::{self, Memory, Pool, Seen};
 
 /// Remembers the answers of the plain cases.
 #[derive(Debug)]
@@ -30,10 +30,15 @@ impl Judge {
             let exit = seen.exit.map_or("none".to_owned(), |code| code.to_string());
             wrong.push(format!("exit code {exit}, expected {}", case.exit_code()));
         }
-        if let Expect::RefusedFor(node) = case.expect {
-            let count = format!("node {node} free {0} of {0}", case.pages);
-            if !seen.log.contains(&count) {
-                wrong.push(format!("the log lacks `{count}`"));
+        wrong.extend(memory(case, seen));
+        let reason = match case.expect {
+            Expect::RefusedFor(node) => Some(format!("node {node} free {0} of {0}", case.pages)),
+            Expect::RefusedByLimit => Some("memory.max of cgroup /limited".to_owned()),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            if !seen.log.contains(&reason) {
+                wrong.push(format!("the log lacks `{reason}`"));
             }
             return wrong;
         }
@@ -85,7 +90,7 @@ impl Judge {
             }
         };
         match case.expect {
-            Expect::Plain | Expect::Off | Expect::RefusedFor(_) => {
+            Expect::Plain | Expect::Off | Expect::RefusedFor(_) | Expect::RefusedByLimit => {
                 let pages = pages(seen, "");
                 if !pages.is_empty() {
                     wrong.push(format!("unexpected huge pages: {}", summary(seen)));
@@ -177,6 +182,10 @@ fn moved(seen: &Seen) -> Vec<String> {
         .collect()
 }
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// A plan that differs from the pages and the report of the server.
 fn foretold(seen: &Seen) -> Vec<String> {
     let Some(plan) = &seen.plan else {
@@ -200,7 +209,6 @@ fn foretold(seen: &Seen) -> Vec<String> {
             plan.pages
         ));
     }
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (local, all) = report::locality(&seen.log);
     let planned = (
         mib(plan.local_bytes),
@@ -221,7 +229,6 @@ fn recorded(case: &Case, seen: &Seen, percent: u32) -> Vec<String> {
     let Some(reads) = seen.reads.filter(|reads| reads.all() > 0) else {
         return vec!["no thread recorded a read of weights".to_owned()];
     };
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mut wrong = Vec::new();
     if case.reads_as_planned() && reads.local * 100 < reads.all() * u64::from(percent) {
         wrong.push(format!(
@@ -239,6 +246,40 @@ fn recorded(case: &Case, seen: &Seen, percent: u32) -> Vec<String> {
             mib(reads.local),
             mib(reads.all())
         ));
+    }
+    wrong
+}
+
+/// A limit of memory that the kernel or the plan did not apply to huge pages.
+fn memory(case: &Case, seen: &Seen) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let Memory {
+        limit,
+        used,
+        killed,
+    } = seen.memory;
+    if killed > 0 {
+        wrong.push(format!(
+            "{killed} processes had too little memory and were killed"
+        ));
+    }
+    if limit.is_some() != case.room.is_some() {
+        wrong.push(format!("limit of memory: {limit:?}"));
+    }
+    let huge: u64 = pages(seen, OURS)
+        .iter()
+        .map(|((kb, _), pages)| (kb << 10) * pages)
+        .sum();
+    if case.room.is_none() {
+        return wrong;
+    }
+    if used < huge {
+        wrong.push(format!(
+            "the cgroup uses {used} bytes, but huge pages alone {huge}: this kernel does not count them"
+        ));
+    }
+    if seen.plan.as_ref().map(|plan| plan.fits) != Some(case.exit_code() == 0) {
+        wrong.push("the plan and the load differ".to_owned());
     }
     wrong
 }
@@ -343,6 +384,7 @@ mod tests {
             reads: None,
             threads: BTreeMap::new(),
             plan: None,
+            memory: Memory::default(),
             exit: Some(0),
             log: format!(
                 "0.1 I hugepages: weights    2M   40.20   21 {:14}.00 {:14}.00\n",
@@ -395,6 +437,7 @@ mod tests {
             pages_anywhere: 0,
             local_bytes: 39 << 20,
             remote_bytes: 1 << 20,
+            fits: true,
         });
         let cpus = |list: [&str; 5]| (7..).zip(list.map(str::to_owned)).collect();
         good.threads = cpus(["0-3", "0-3", "0-1", "2-3", "2-3"]);
@@ -430,6 +473,7 @@ mod tests {
             pages_anywhere: 0,
             local_bytes: 38 << 20,
             remote_bytes: 2 << 20,
+            fits: true,
         });
         assert_eq!(
             judge().findings(&case, &planned),
@@ -532,6 +576,50 @@ mod tests {
                 "the log lacks `node 1 free 4 of 4`"
             ]
         );
+    }
+
+    #[test]
+    fn a_limit_counts_huge_pages_and_kills_nothing() {
+        let case = find("limit");
+        let mut good = seen(case, [0, 21]);
+        good.plan = Some(Plan {
+            fits: true,
+            ..Plan::default()
+        });
+        good.memory = Memory {
+            limit: Some(80 << 20),
+            used: 60 << 20,
+            killed: 0,
+        };
+        assert_eq!(findings(case.name, &good), Vec::<String>::new());
+        let mut bad = good.clone();
+        bad.memory = Memory {
+            limit: None,
+            used: 41 << 20,
+            killed: 1,
+        };
+        bad.plan = None;
+        assert_eq!(
+            findings(case.name, &bad),
+            [
+                "1 processes had too little memory and were killed",
+                "limit of memory: None",
+                "the cgroup uses 42991616 bytes, but huge pages alone 44040192: this kernel does not count them",
+                "the plan and the load differ"
+            ]
+        );
+
+        let case = find("limit-short");
+        let mut refused = seen(case, [0, 0]);
+        refused.exit = Some(3);
+        refused.plan = Some(Plan::default());
+        refused.memory.limit = Some(60 << 20);
+        assert_eq!(
+            findings(case.name, &refused),
+            ["the log lacks `memory.max of cgroup /limited`"]
+        );
+        refused.log = "only 20 are usable: memory.max of cgroup /limited 62914560".to_owned();
+        assert_eq!(findings(case.name, &refused), Vec::<String>::new());
     }
 
     #[test]

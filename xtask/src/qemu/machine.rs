@@ -17,7 +17,8 @@ use super::cases::{self, PAGES_PER_NODE};
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. Firmware, kernel and initramfs use the
+/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. QEMU 7.2 emulates `cmpxchg16b` wrongly, which kernels use for
+/// their memory since 6.5. Firmware, kernel and initramfs use the
 /// memory below 4 GiB. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its 1 GiB page.
 fn arguments(machine: cases::Machine) -> Vec<String> {
     let cases::Machine {
@@ -28,7 +29,7 @@ fn arguments(machine: cases::Machine) -> Vec<String> {
     } = machine;
     let (cpus, gib) = (nodes * cpus_per_node, nodes * node_gib);
     let machine = format!(
-        "-machine q35,accel=tcg,max-ram-below-4g=2G -cpu max -smp {cpus} -m {gib}G
+        "-machine q35,accel=tcg,max-ram-below-4g=2G -cpu max,cx16=off -smp {cpus} -m {gib}G
          -nodefaults -display none -no-reboot"
     );
     let of_nodes = (0..nodes).map(|node| {

@@ -91,10 +91,42 @@ fn fetched_kernel(folder: &Path) -> Option<PathBuf> {
     kernels.pop()
 }
 
+/// The cases whose names begin with one of `names`, and the plain cases that they are compared with. All cases if there are no names.
+pub fn select(names: &[String]) -> Result<Vec<&'static Case>> {
+    let is_named = |case: &Case| {
+        names.is_empty()
+            || names
+                .iter()
+                .any(|name| case.name.starts_with(name.as_str()))
+    };
+    for name in names {
+        ensure!(
+            CASES
+                .iter()
+                .any(|case| case.name.starts_with(name.as_str())),
+            "no case `{name}`, one of: {}",
+            CASES
+                .iter()
+                .map(|case| case.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+    }
+    let is_needed = |plain: &Case| {
+        CASES
+            .iter()
+            .any(|case| is_named(case) && case.is_compared_with(plain))
+    };
+    Ok(CASES
+        .iter()
+        .filter(|case| is_named(case) || is_needed(case))
+        .collect())
+}
+
 /// Builds, boots and checks. Returns whether all cases passed.
 ///
 /// `all`: each server with placed rows answers for [`LONG_LOAD`].
-pub fn run(repo: &Repo, needs: &Needs, all: bool) -> Result<bool> {
+pub fn run(repo: &Repo, needs: &Needs, selected: &[&Case], all: bool) -> Result<bool> {
     let programs = programs::build(repo, Kind::Qemu)?;
     let folder = folder(repo);
     // Before the first temporary file, so that an interrupted run also removes its files.
@@ -115,7 +147,14 @@ pub fn run(repo: &Repo, needs: &Needs, all: bool) -> Result<bool> {
     let mut judge = Judge::new(sizes);
     let mut good = 0;
     for layout in [TWO_NODES, FOUR_NODES] {
-        let cases: Vec<_> = CASES.iter().filter(|case| case.machine == layout).collect();
+        let cases: Vec<_> = selected
+            .iter()
+            .copied()
+            .filter(|case| case.machine == layout)
+            .collect();
+        if cases.is_empty() {
+            continue;
+        }
         let initramfs = scratch.path().join("initramfs");
         write_initramfs(
             &initramfs,
@@ -143,10 +182,10 @@ pub fn run(repo: &Repo, needs: &Needs, all: bool) -> Result<bool> {
     }
     println!(
         "{good} of {} cases passed, {:.0} s",
-        CASES.len(),
+        selected.len(),
         start.elapsed().as_secs_f64()
     );
-    Ok(good == CASES.len())
+    Ok(good == selected.len())
 }
 
 /// Prints one line when a case ends; returns the number of passed cases.

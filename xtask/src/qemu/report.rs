@@ -54,13 +54,26 @@ pub struct Seen {
     /// The exit code of a shell: 128 and more means a signal.
     pub exit: Option<u32>,
     pub log: String,
-    /// What the server foretold before its start, for weights that are placed by rows.
+    /// What the server foretold before its start, for weights that are placed by rows and within a limit.
     pub plan: Option<Plan>,
+    pub memory: Memory,
+}
+
+/// Memory of the cgroup of the server, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// None: no limit.
+    pub limit: Option<u64>,
+    /// Before the first request.
+    pub used: u64,
+    /// Processes that the kernel killed in all cases until this one.
+    pub killed: u64,
 }
 
 /// The plan of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
+    pub fits: bool,
     /// Pages of 2 MiB of weights, by node.
     pub pages: BTreeMap<u32, u64>,
     /// Pages of 2 MiB of weights that no thread reads by rows: on any node.
@@ -142,6 +155,7 @@ impl Reader {
             exit: section("exit").trim().parse().ok(),
             log: section("log"),
             plan: plan(&section("plan")),
+            memory: memory(&section("memory")),
         })
     }
 }
@@ -238,7 +252,10 @@ fn plan(text: &str) -> Option<Plan> {
         .lines()
         .rev()
         .find_map(|line| serde_json::from_str(line).ok())?;
-    let mut plan = Plan::default();
+    let mut plan = Plan {
+        fits: json["fits"] == true,
+        ..Plan::default()
+    };
     for need in json["needs"].as_array()? {
         let number = |name: &str| need[name].as_u64().unwrap_or_default();
         plan.local_bytes += number("local_bytes");
@@ -256,6 +273,19 @@ fn plan(text: &str) -> Option<Plan> {
         }
     }
     Some(plan)
+}
+
+/// `current 1234`, `limit max`, and lines of `memory.events`; cgroup-v2.rst.
+fn memory(text: &str) -> Memory {
+    let value = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines.find_map(|(key, value)| (key == name).then(|| value.parse().ok())?)
+    };
+    Memory {
+        limit: value("limit"),
+        used: value("current").unwrap_or_default(),
+        killed: value("oom_kill").unwrap_or_default(),
+    }
 }
 
 /// `00012 00034`, from `recorder.cpp`.
@@ -352,6 +382,13 @@ VmFlags: rd wr mr mw me rr \r
 @@ threads\r
 99 2-3\r
 100 0-3\r
+@@ memory\r
+current 800\r
+limit 900\r
+low 0\r
+max 7\r
+oom 3\r
+oom_kill 2\r
 @@ exit\r
 0\r
 @@ log\r
@@ -391,6 +428,12 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
         );
         assert_eq!(seen.exit, Some(0));
         assert_eq!(seen.log, "first\nsecond\n");
+        let expected = Memory {
+            limit: Some(900),
+            used: 800,
+            killed: 2,
+        };
+        assert_eq!(seen.memory, expected);
     }
 
     #[test]
@@ -435,12 +478,13 @@ node1/hugepages/hugepages-2048kB/nr_hugepages:256\r
 {"needs":[
 "#;
         assert_eq!(plan(text), None);
-        let needs = r#"{"needs":[{"pages":3,"node_pages":[2,1,0],"local_bytes":5,"remote_bytes":1},{"pages":4,"node_pages":[0,4],"local_bytes":7,"remote_bytes":0},{"kind":"kv","page_size":2097152,"pages":9},{"kind":"weights","page_size":2097152,"pages":3}]}"#;
+        let needs = r#"{"fits":true,"needs":[{"pages":3,"node_pages":[2,1,0],"local_bytes":5,"remote_bytes":1},{"pages":4,"node_pages":[0,4],"local_bytes":7,"remote_bytes":0},{"kind":"kv","page_size":2097152,"pages":9},{"kind":"weights","page_size":2097152,"pages":3}]}"#;
         let expected = Plan {
             pages: [(0, 2), (1, 5)].into(),
             pages_anywhere: 3,
             local_bytes: 12,
             remote_bytes: 1,
+            fits: true,
         };
         assert_eq!(
             plan(&format!("a line of the log\n{needs}\n")),

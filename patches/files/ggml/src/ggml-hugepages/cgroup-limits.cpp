@@ -99,7 +99,7 @@ static void add_memory_limits(const hierarchy & h, std::vector<ggml_hugepages_li
     const std::string limit = h.is_v2 ? "memory.max"     : "memory.limit_in_bytes";
     const std::string used  = h.is_v2 ? "memory.current" : "memory.usage_in_bytes";
     for_each_cgroup(h, [&](const std::string & cgroup, const std::string & dir) {
-        ggml_hugepages_limit found = { cgroup, limit, 0, 0 };
+        ggml_hugepages_limit found = { cgroup, limit, 0, 0, true };
         if (read_limit(dir + limit, dir + used, found)) {
             found.used -= std::min(found.used, cached_bytes(dir, h.is_v2));
             result.push_back(found);
@@ -117,7 +117,7 @@ std::vector<ggml_hugepages_limit> ggml_hugepages_limits(const char * root, size_
     for (const auto & h : read_hierarchies(root, "hugetlb")) {
         for_each_cgroup(h, [&](const std::string & cgroup, const std::string & dir) {
             for (const auto & names : h.is_v2 ? v2 : v1) {
-                ggml_hugepages_limit found = { cgroup, prefix + names.limit, 0, 0 };
+                ggml_hugepages_limit found = { cgroup, prefix + names.limit, 0, 0, false };
                 if (read_limit(dir + prefix + names.limit, dir + prefix + names.used, found)) {
                     result.push_back(found);
                 }
@@ -130,20 +130,24 @@ std::vector<ggml_hugepages_limit> ggml_hugepages_limits(const char * root, size_
     return result;
 }
 
-uint64_t ggml_hugepages_memory_left(const char * root) {
+uint64_t ggml_hugepages_memory_left(const char * root, uint64_t planned) {
     uint64_t left = ggml_hugepages_mem_available(root);
-    std::vector<ggml_hugepages_limit> limits;
+    if (left == 0) {
+        return 0;
+    }
     for (const auto & h : read_hierarchies(root, "memory")) {
+        std::vector<ggml_hugepages_limit> limits;
         add_memory_limits(h, limits);
+        for (const auto & limit : limits) {
+            const uint64_t used = limit.used + (h.memory_has_huge_pages ? planned : 0);
+            left = std::min(left, limit.limit - std::min(limit.limit, used));
+        }
     }
-    for (const auto & limit : limits) {
-        left = std::min(left, limit.limit - std::min(limit.limit, limit.used));
-    }
-    return left;
+    return std::max<uint64_t>(left, 1);
 }
 
 uint64_t ggml_hugepages_memory_available() noexcept try {
-    return ggml_hugepages_memory_left("");
+    return ggml_hugepages_memory_left("", 0);
 } catch (...) {
     return 0;
 }

@@ -77,7 +77,11 @@ size_t ggml_hugepages_get_needs(ggml_hugepages_need * needs, size_t n) {
 }
 
 ggml_hugepages_memory ggml_hugepages_planned_memory() noexcept try {
-    return { t_planned.ordinary, ggml_hugepages_mem_anonymous(), ggml_hugepages_memory_left("") };
+    uint64_t huge = 0;
+    for (const auto & need : t_planned.needs) {
+        huge += need.pages*need.page_size;
+    }
+    return { t_planned.ordinary, ggml_hugepages_mem_anonymous(), ggml_hugepages_memory_left("", huge) };
 } catch (...) {
     return {};
 }

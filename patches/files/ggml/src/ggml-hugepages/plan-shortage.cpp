@@ -108,7 +108,7 @@ void ggml_hugepages_planner::make_room(std::vector<std::pair<uint64_t, ggml_huge
             ggml_hugepages_evict(params, s.pool.page_size, own_images(), pages - s.usable() + freed_but_gone(s.pool));
         }
         for (auto & s : supplies) {
-            s = ggml_hugepages_supply_read(root, s.pool.page_size, nodes);
+            s = read_supply(s.pool.page_size);
         }
         shortages = find_shortages();
     }

@@ -27,6 +27,17 @@
 #include <cstring>
 #include <string>
 
+// Where huge pages count as memory, a limit must also hold what the server adds after its plan: threads, connections and answers. A load
+// keeps less than its plan, because the process has grown in between.
+static const uint64_t GROWTH_AFTER_PLAN = 32*GGML_HUGEPAGES_MIB;
+static const uint64_t GROWTH_AFTER_LOAD = 16*GGML_HUGEPAGES_MIB;
+
+ggml_hugepages_supply ggml_hugepages_planner::read_supply(size_t page_size) const {
+    auto supply = ggml_hugepages_supply_read(root, page_size, nodes);
+    supply.growth = params.plan_only ? GROWTH_AFTER_PLAN : is_load ? GROWTH_AFTER_LOAD : 0;
+    return supply;
+}
+
 bool ggml_hugepages_planner::find_pools() {
     if (params.page_size == GGML_HUGEPAGES_SIZE_THP) {
         smallest = ggml_hugepages_thp_size(root, &thp_enabled);
@@ -51,7 +62,7 @@ bool ggml_hugepages_planner::find_pools() {
     for (size_t i = 0; i < n; i++) {
         names += (names.empty() ? "" : ", ") + ggml_hugepages_size_name(sizes[i]);
         if (sizes[i] == smallest || (is_auto && smallest != 0 && sizes[i] > smallest)) {
-            supplies.push_back(ggml_hugepages_supply_read(root, sizes[i], nodes));
+            supplies.push_back(read_supply(sizes[i]));
         }
     }
     if (supplies.empty() && smallest == 0) {
@@ -196,7 +207,7 @@ bool ggml_hugepages_planner::decide_thp() {
         }
     }
     bytes += before(smallest)*smallest;
-    const uint64_t available = ggml_hugepages_memory_left(root);
+    const uint64_t available = ggml_hugepages_memory_left(root, 0);
     if (!accepts_less && bytes > available) {
         return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "the model needs %.2f MiB of memory for transparent huge pages, but only %.2f MiB are available",
             bytes/1024.0/1024.0, available/1024.0/1024.0);
@@ -244,7 +255,7 @@ void ggml_hugepages_planner::add_pools_of_store() {
     for (const auto & e : store.entries) {
         const size_t page_size = e.file->page_size;
         if (std::none_of(supplies.begin(), supplies.end(), [&](const auto & s) { return s.pool.page_size == page_size; })) {
-            supplies.push_back(ggml_hugepages_supply_read(root, page_size, nodes));
+            supplies.push_back(read_supply(page_size));
         }
     }
     std::sort(supplies.begin(), supplies.end(), [](const auto & a, const auto & b) { return a.pool.page_size < b.pool.page_size; });
@@ -365,7 +376,11 @@ uint64_t ggml_hugepages_planner::ordinary_bytes() const {
 // The kernel grants ordinary memory that it does not have, and ends a process that uses it.
 bool ggml_hugepages_planner::check_ordinary() {
     const uint64_t bytes     = ordinary_bytes() + (params.plan_only ? ggml_hugepages_planned_ordinary() : 0);
-    const uint64_t available = ggml_hugepages_memory_left(root);
+    uint64_t huge = 0;
+    for (const auto & s : supplies) {
+        huge += std::min(wanted(s.pool.page_size), s.usable())*s.pool.page_size;
+    }
+    const uint64_t available = ggml_hugepages_memory_left(root, huge);
     if (available == 0 || bytes <= available + ggml_hugepages_swap_free(root)) {
         return true;
     }

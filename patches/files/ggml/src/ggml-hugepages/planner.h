@@ -68,6 +68,7 @@ struct ggml_hugepages_planner {
     ggml_hugepages_planner(const char * root, ggml_hugepages_image_t * images, size_t n_images, const ggml_hugepages_params & params, ggml_hugepages_error * error) :
         root(root), images(images), n_images(n_images), params(params), error(error) {}
 
+    ggml_hugepages_supply read_supply(size_t page_size) const;
     bool find_pools();
     void add_image(size_t i);
     void add_demand(const ggml_hugepages_demand & demand);

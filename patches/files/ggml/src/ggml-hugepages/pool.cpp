@@ -92,13 +92,17 @@ static uint64_t left_of(const ggml_hugepages_limit & l, const ggml_hugepages_sup
     // a limit on reservations counts reserved pages already, a limit on pages counts them on touch
     const bool is_of_reservations = l.file.find(".rsvd.") != std::string::npos;
     const uint64_t more = is_of_reservations ? supply.held*supply.pool.page_size : 0;
-    const uint64_t less = is_of_reservations ? 0 : supply.promised*supply.pool.page_size;
+    const uint64_t less = is_of_reservations ? 0 : supply.promised*supply.pool.page_size + (l.is_of_memory ? supply.growth : 0);
     return left + more - std::min(left + more, less);
 }
 
 const ggml_hugepages_limit * ggml_hugepages_supply::tightest() const {
     const auto it = std::min_element(limits.begin(), limits.end(), [&](const auto & a, const auto & b) { return left_of(a, *this) < left_of(b, *this); });
     return it == limits.end() ? nullptr : &*it;
+}
+
+uint64_t ggml_hugepages_supply::needed_limit(const ggml_hugepages_limit & limit, uint64_t pages) const {
+    return limit.used + pages*pool.page_size + (limit.is_of_memory ? growth : 0);
 }
 
 uint64_t ggml_hugepages_supply::usable() const {

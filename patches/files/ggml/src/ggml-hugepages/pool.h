@@ -22,11 +22,15 @@ struct ggml_hugepages_supply {
     std::vector<ggml_hugepages_limit> limits;      // of all visible ancestors
     uint64_t                          held = 0;    // pages that this process holds for the planned buffer
     uint64_t                          promised = 0; // pages that this process reserved for others and has not touched
+    uint64_t                          growth = 0;  // bytes of ordinary memory that this process will add
 
     // usable pages within pool, nodes and limits
     uint64_t usable() const;
 
     uint64_t usable_of_pool() const; // within pool and nodes
+
+    // bytes that the limit must allow for so many pages
+    uint64_t needed_limit(const ggml_hugepages_limit & limit, uint64_t pages) const;
 
     // the limit that leaves the fewest bytes, nullptr without a limit
     const ggml_hugepages_limit * tightest() const;

@@ -47,7 +47,8 @@ static std::string to_str(uint64_t need, const ggml_hugepages_supply & supply) {
         }
     }
     if (const auto * limit = supply.tightest()) {
-        text += ", " + limit->file + " of cgroup " + limit->path + " " + std::to_string(limit->limit) + " (used " + std::to_string(limit->used) + ")";
+        text += ", " + limit->file + " of cgroup " + limit->path + " " + std::to_string(limit->limit) + " (used " + std::to_string(limit->used) +
+            (limit->is_of_memory && supply.growth > 0 ? ", kept for ordinary memory " + std::to_string(supply.growth) : "") + ")";
     }
     return text;
 }
@@ -68,8 +69,9 @@ static std::string to_hint(const char * root, uint64_t need, const ggml_hugepage
     }
     // a larger pool does not help against a limit
     for (const auto & limit : supply.limits) {
-        if (limit.used + need*pool.page_size > limit.limit) {
-            text += (text.empty() ? "set " : ", set ") + limit.file + " of cgroup " + limit.path + " to " + std::to_string(limit.used + need*pool.page_size);
+        const uint64_t needed = supply.needed_limit(limit, need);
+        if (needed > limit.limit) {
+            text += (text.empty() ? "set " : ", set ") + limit.file + " of cgroup " + limit.path + " to " + std::to_string(needed);
         }
     }
     return text;
