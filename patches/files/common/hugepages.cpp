@@ -17,10 +17,10 @@
 ggml_hugepages_params common_hugepages_params(const common_params & params) {
     auto result = params.hugepages;
     switch (params.numa) {
-        case GGML_NUMA_STRATEGY_DISTRIBUTE: result.placement = GGML_HUGEPAGES_PLACEMENT_ROWS;       break;
-        case GGML_NUMA_STRATEGY_ISOLATE:    result.placement = GGML_HUGEPAGES_PLACEMENT_LOCAL;      break;
-        case GGML_NUMA_STRATEGY_NUMACTL:    result.placement = GGML_HUGEPAGES_PLACEMENT_BIND;       break;
-        default:                                                                                    break;
+        case GGML_NUMA_STRATEGY_DISTRIBUTE: result.placement = GGML_HUGEPAGES_PLACEMENT_ROWS;         break;
+        case GGML_NUMA_STRATEGY_ISOLATE:    result.placement = GGML_HUGEPAGES_PLACEMENT_LOCAL;        break;
+        case GGML_NUMA_STRATEGY_NUMACTL:    result.placement = GGML_HUGEPAGES_PLACEMENT_BIND;         break;
+        default:                            result.placement = ggml_hugepages_env_params().placement; break;
     }
     result.n_compute_threads = std::max(0, params.cpuparams.n_threads);
     return result;

@@ -1,6 +1,6 @@
 //! `from_env` follows the rules of the programs. A process has only one environment, so child processes read it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::process::{Command, Output};
 use std::{env, fs, process};
@@ -201,9 +201,21 @@ fn load_with_the_defaults() {
         let context = ffi::llama_init_from_model(model, params);
         println!("loaded={}", if context.is_null() { "model" } else { "all" });
         println!("huge={}", smaps::hugetlb_bytes(process::id()));
+        println!("policies={}", policies_of_huge_pages());
         ffi::llama_free(context);
         ffi::llama_model_free(model);
     }
+}
+
+/// The memory policies of this process' huge pages, separated by spaces; numa(7).
+fn policies_of_huge_pages() -> String {
+    let maps = fs::read_to_string("/proc/self/numa_maps").expect("this kernel knows NUMA");
+    let policy = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        words.contains(&"huge").then(|| words[1].to_owned())
+    };
+    let policies: BTreeSet<_> = maps.lines().filter_map(policy).collect();
+    policies.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -237,6 +249,7 @@ fn a_program_that_knows_nothing_of_huge_pages_has_them() {
         ("LLAMA_ARG_HUGEPAGES", "perhaps"),
         ("LLAMA_ARG_HUGEPAGE_SIZE", "huge"),
         ("LLAMA_ARG_HUGEPAGE_THREADS", "0"),
+        ("LLAMA_ARG_HUGEPAGE_PLACEMENT", "distribute"),
     ] {
         let (loaded, huge, log) = run(&[("LLAMA_ARG_HUGEPAGES", "1"), (name, value)]);
         assert_eq!((loaded.as_str(), huge.as_str()), ("all", "0"), "{name}");
@@ -269,4 +282,29 @@ fn a_program_that_knows_nothing_of_huge_pages_has_them() {
     ];
     assert_eq!(run(&prefer).0, "all");
     pool.assert_all_back();
+}
+
+#[test]
+fn the_environment_chooses_the_nodes_of_the_pages() {
+    let path = model_file();
+    let model = path.to_str().expect("UTF-8");
+    let pages = 2 * fs::metadata(&path).expect("the model exists").len() / PAGE + 100;
+    let mut pool = or_skip!(Pool::with(pages));
+    for (placement, policy) in [("default", "default"), ("interleave", "interleave:")] {
+        let environment = [
+            ("MODEL", model),
+            ("LLAMA_ARG_HUGEPAGES", "1"),
+            ("LLAMA_ARG_HUGEPAGE_PLACEMENT", placement),
+        ];
+        let output = this_test_with("api::env::load_with_the_defaults", &environment);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let found = said.lines().find_map(|line| line.split_once("policies="));
+        let (_, found) = found.unwrap_or_else(|| panic!("{said}"));
+        let as_expected = |one: &str| one.starts_with(policy);
+        assert!(
+            !found.is_empty() && found.split(' ').all(as_expected),
+            "{placement}: {found}"
+        );
+        pool.assert_all_back();
+    }
 }

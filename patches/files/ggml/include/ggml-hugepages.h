@@ -171,8 +171,8 @@ typedef bool (*ggml_hugepages_progress_callback)(uint64_t done, uint64_t total, 
 
 GGML_API struct ggml_hugepages_params ggml_hugepages_default_params(void) GGML_HUGEPAGES_NOEXCEPT;
 
-// The defaults with the values of LLAMA_ARG_HUGEPAGES, LLAMA_ARG_HUGEPAGE_POLICY, _SIZE, _STORE and _THREADS. An invalid value leaves the
-// option off, with one warning for the process.
+// The defaults with the values of LLAMA_ARG_HUGEPAGES, LLAMA_ARG_HUGEPAGE_POLICY, _SIZE, _STORE, _THREADS and _PLACEMENT. An invalid value
+// leaves the option off, with one warning for the process.
 GGML_API struct ggml_hugepages_params ggml_hugepages_env_params(void) GGML_HUGEPAGES_NOEXCEPT;
 
 // whether a load with these parameters continues if it gets fewer pages than it needs
@@ -319,7 +319,7 @@ GGML_API size_t ggml_hugepages_get_needs(struct ggml_hugepages_need * needs, siz
 struct ggml_hugepages_memory {
     uint64_t buffers;   // of the buffers that get no huge page in the plans of ggml_hugepages_get_needs
     uint64_t process;   // that this process uses now; 0 if unknown
-    uint64_t available; // that this process can still allocate; 0 if unknown
+    uint64_t available; // that this process can still allocate, after its huge pages; 0 if unknown
 };
 
 GGML_API struct ggml_hugepages_memory ggml_hugepages_planned_memory(void) GGML_HUGEPAGES_NOEXCEPT;

@@ -44,16 +44,38 @@ static bool parse_threads(const char * value, ggml_hugepages_params & params) {
     return end != value && *end == '\0' && n >= 1 && n <= 256;
 }
 
+// set_mempolicy(2), and the placement of --numa distribute
+static bool parse_placement(const char * value, ggml_hugepages_params & params) {
+    static constexpr struct {
+        const char *             name;
+        ggml_hugepages_placement placement;
+    } placements[] = {
+        { "default",    GGML_HUGEPAGES_PLACEMENT_DEFAULT    },
+        { "interleave", GGML_HUGEPAGES_PLACEMENT_INTERLEAVE },
+        { "local",      GGML_HUGEPAGES_PLACEMENT_LOCAL      },
+        { "bind",       GGML_HUGEPAGES_PLACEMENT_BIND       },
+        { "rows",       GGML_HUGEPAGES_PLACEMENT_ROWS       },
+    };
+    for (const auto & p : placements) {
+        if (strcmp(value, p.name) == 0) {
+            params.placement = p.placement;
+            return true;
+        }
+    }
+    return false;
+}
+
 ggml_hugepages_params ggml_hugepages_env_params(void) noexcept {
     static constexpr struct {
         const char * name;
         bool (*parse)(const char * value, ggml_hugepages_params & params);
     } variables[] = {
-        { "LLAMA_ARG_HUGEPAGES",        parse_bool    },
-        { "LLAMA_ARG_HUGEPAGE_POLICY",  parse_policy  },
-        { "LLAMA_ARG_HUGEPAGE_SIZE",    parse_size    },
-        { "LLAMA_ARG_HUGEPAGE_STORE",   parse_store   },
-        { "LLAMA_ARG_HUGEPAGE_THREADS", parse_threads },
+        { "LLAMA_ARG_HUGEPAGES",          parse_bool      },
+        { "LLAMA_ARG_HUGEPAGE_POLICY",    parse_policy    },
+        { "LLAMA_ARG_HUGEPAGE_SIZE",      parse_size      },
+        { "LLAMA_ARG_HUGEPAGE_STORE",     parse_store     },
+        { "LLAMA_ARG_HUGEPAGE_THREADS",   parse_threads   },
+        { "LLAMA_ARG_HUGEPAGE_PLACEMENT", parse_placement },
     };
     auto result = ggml_hugepages_default_params();
     if (getenv("LLAMA_ARG_NO_HUGEPAGES")) {
