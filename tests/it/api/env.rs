@@ -289,7 +289,7 @@ fn the_environment_chooses_the_nodes_of_the_pages() {
     let path = model_file();
     let model = path.to_str().expect("UTF-8");
     let pages = 2 * fs::metadata(&path).expect("the model exists").len() / PAGE + 100;
-    let mut pool = or_skip!(Pool::with(pages));
+    let pool = or_skip!(Pool::with(pages));
     for (placement, policy) in [("default", "default"), ("interleave", "interleave:")] {
         let environment = [
             ("MODEL", model),
