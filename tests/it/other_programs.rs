@@ -119,6 +119,9 @@ impl Program {
             End::Exits => self.tell("exit"),
             End::By(signal) => {
                 kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+                // The end of its input would end it too.
+                let has_ended = || self.child.try_wait().expect("a child").is_some();
+                assert!(wait_for(Duration::from_secs(30), has_ended), "{signal:?}");
             }
         }
         drop(self.child.stdin.take());
