@@ -26,21 +26,25 @@ impl Buffer {
     pub fn new(address: usize, size: usize) -> Self {
         let span = address..address + align_up(size, UNIT);
         let blocks = vmas::blocks_in(&span).unwrap_or_default();
-        let buffer = Self { span, size, blocks };
-        if buffer.is_cut_at_pages() {
-            for block in &buffer.blocks {
-                // The child copies it: see fork.rs.
-                // SAFETY: a mapping of this buffer, which only gets another flag.
-                unsafe {
-                    next::madvise(
-                        pointer(block.span.start),
-                        block.span.len(),
-                        libc::MADV_DOFORK,
-                    )
-                };
-            }
+        Self { span, size, blocks }
+    }
+
+    /// Whether a child gets the pages, which it copies at once: see `fork.rs`.
+    pub fn show_to_children(&self, is_shown: bool) {
+        let advice = if is_shown {
+            libc::MADV_DOFORK
+        } else {
+            libc::MADV_DONTFORK
+        };
+        for block in self.blocks.iter().filter(|_| self.is_cut_at_pages()) {
+            // SAFETY: a mapping of this buffer, which only gets another flag.
+            unsafe { next::madvise(pointer(block.span.start), block.span.len(), advice) };
         }
-        buffer
+    }
+
+    /// In a child that has no memory of the buffer.
+    pub fn forget(&mut self) {
+        self.blocks.clear();
     }
 
     /// Whether no other buffer shares a page with this one.

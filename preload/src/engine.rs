@@ -4,10 +4,10 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Instant;
 use std::{env, mem, process, ptr};
 
@@ -25,8 +25,9 @@ const SEPARATOR: char = '\x1e';
 /// One load or allocation at a time, because the engine counts pages between its plan and their reservation.
 static ENGINE: Lock<()> = Lock::new(());
 
-/// The file that is loaded now. The engine itself maps it for a moment to learn what the page cache holds.
-static LOADING: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+/// This library's descriptor of the file that is loaded now; -1 for none. The threads of the engine map it for a moment to learn what the page
+/// cache holds.
+static LOADING: AtomicI32 = AtomicI32::new(-1);
 
 /// Whether the process has used a model, so that its large buffers belong to one.
 static HAS_MODEL: AtomicBool = AtomicBool::new(false);
@@ -107,19 +108,27 @@ struct Model {
 impl Model {
     /// `None` for any other file.
     fn open(fd: c_int, len: usize, least: usize) -> Option<Self> {
-        let file = duplicate(fd)?;
-        if !is_model(&file, least, Some(len)) {
+        // close(2): the end of any descriptor of a file ends the program's locks on it, so other files get none.
+        if !is_model(&mem::ManuallyDrop::new(borrow(fd)), least, Some(len)) {
             return None;
         }
+        let file = duplicate(fd)?;
         let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
         let path = fs::read_link(&descriptor).ok()?;
-        // An invalid file stays the program's matter.
-        let tensors = gguf::read(Path::new(&descriptor))?;
-        Some(Self {
+        let model = Self {
             file,
             path,
-            tensors,
-        })
+            tensors: gguf::read(Path::new(&descriptor)).unwrap_or_default(),
+        };
+        if model.tensors.is_empty() {
+            // An invalid file stays the program's matter.
+            log::warn(&format!(
+                "`{}` is not on huge pages, because its header cannot be read",
+                model.name()
+            ));
+            return None;
+        }
+        Some(model)
     }
 
     fn name(&self) -> String {
@@ -164,11 +173,18 @@ impl Model {
 /// A copy of a descriptor, so that the program may close its own.
 fn duplicate(fd: c_int) -> Option<File> {
     use std::os::fd::FromRawFd;
-    // SAFETY: only takes a number. High, because programs expect low numbers to be theirs.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100) };
+    // High, because programs expect low numbers to be theirs, unless a limit allows only low ones.
+    let copy = [100, 3]
+        .into_iter()
+        // SAFETY: only takes a number.
+        .map(|least| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) })
+        .find(|copy| *copy != -1)?;
     // SAFETY: a descriptor that this process owns, from the call above.
-    (copy != -1).then(|| unsafe { File::from_raw_fd(copy) })
+    Some(unsafe { File::from_raw_fd(copy) })
 }
+
+#[repr(align(4096))]
+struct Block([u8; 4096]);
 
 /// Whether this is a regular file of at least `least` bytes that starts as a model, and that a mapping of `len` bytes does not exceed.
 fn is_model(file: &File, least: usize, len: Option<usize>) -> bool {
@@ -180,8 +196,9 @@ fn is_model(file: &File, least: usize, len: Option<usize>) -> bool {
     if !metadata.is_file() || size < least || !is_inside {
         return false;
     }
-    let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"GGUF"
+    // open(2): a file with O_DIRECT is read in whole, aligned blocks.
+    let mut start = Block([0; 4096]);
+    file.read_at(&mut start.0, 0).is_ok() && start.0.starts_with(b"GGUF")
 }
 
 /// What happens with a mapping of the program.
@@ -496,12 +513,7 @@ fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {
 }
 
 fn is_loading(fd: c_int) -> bool {
-    let file = mem::ManuallyDrop::new(borrow(fd));
-    LOADING[1].load(Ordering::Relaxed) != 0
-        && file.metadata().is_ok_and(|it| {
-            it.dev() == LOADING[0].load(Ordering::Relaxed)
-                && it.ino() == LOADING[1].load(Ordering::Relaxed)
-        })
+    LOADING.load(Ordering::Relaxed) == fd
 }
 
 /// The caller must not close it.
@@ -512,11 +524,7 @@ fn borrow(fd: c_int) -> File {
 }
 
 fn set_loading(file: Option<&File>) {
-    let identity = file
-        .and_then(|file| file.metadata().ok())
-        .map_or((0, 0), |it| (it.dev(), it.ino()));
-    LOADING[0].store(identity.0, Ordering::Relaxed);
-    LOADING[1].store(identity.1, Ordering::Relaxed);
+    LOADING.store(file.map_or(-1, AsRawFd::as_raw_fd), Ordering::Relaxed);
 }
 
 /// What happens with an allocation of the program.
@@ -648,12 +656,13 @@ fn enter() -> Guard<'static, ()> {
 
 /// Appends the report of this process to the file of `hugepages exec`.
 fn report() {
-    let Some(path) = env::var_os(REPORT).and_then(|path| CString::new(path.as_bytes()).ok()) else {
+    let Some(path) = env::var_os(REPORT).filter(|path| is_of_exec(Path::new(path))) else {
         return;
     };
     let _guard = enter();
     let mut report = ffi::ggml_hugepages_report::default();
-    let mut table = [0 as c_char; 8192];
+    // Not on the stack, because threads may have small ones.
+    let mut table = vec![0 as c_char; 8192];
     // SAFETY: room for one report.
     if !unsafe { ffi::ggml_hugepages_get_report(0, &raw mut report) } {
         return;
@@ -663,5 +672,10 @@ fn report() {
         ffi::ggml_hugepages_report_to_str(&raw const report, table.as_mut_ptr(), table.len())
     };
     let entry = format!("{SEPARATOR}{}\n{}", process::id(), text(&table));
-    log::append(&path, entry.as_bytes());
+    log::append(&path, false, entry.as_bytes());
+}
+
+/// Whether a path in /proc is still the file of `hugepages exec`, and not a file of a later process with the same number.
+fn is_of_exec(path: &Path) -> bool {
+    fs::read_link(path).is_ok_and(|target| target.starts_with("/memfd:hugepages-reports (deleted)"))
 }

@@ -1,9 +1,13 @@
 //! What a child of `fork` gets: the weights, which nobody writes, as the file mapping that the program asked for; and copies of the
 //! buffers, because their huge pages are shared memory. The parent waits until the child has its copies.
+//!
+//! A child of `_Fork` or of a system call gets no copy, because no handler runs: it has no memory at the addresses of the buffers, and
+//! returns no page to the pool.
 
 use std::ffi::c_int;
+use std::process;
 use std::sync::Once;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use crate::lock::Inside;
 use crate::{engine, regions};
@@ -12,10 +16,20 @@ use crate::{engine, regions};
 static READ: AtomicI32 = AtomicI32::new(-1);
 static WRITE: AtomicI32 = AtomicI32::new(-1);
 
-/// Installs the handlers before the first region exists.
+/// The process that the handlers know.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this is the process that loaded the regions, or a child with copies of them.
+pub fn is_this_process() -> bool {
+    PROCESS.load(Ordering::Relaxed) == process::id()
+}
+
+/// Installs the handlers before those of the program. So the last handler before a fork and the first one after it are ours, and those of
+/// the program may free buffers.
 pub fn watch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        PROCESS.store(process::id(), Ordering::Relaxed);
         // SAFETY: the functions live as long as the process, because nothing unloads this library.
         unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     });
@@ -39,6 +53,11 @@ extern "C" fn before() {
         if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } == 0 {
             READ.store(ends[0], Ordering::Relaxed);
             WRITE.store(ends[1], Ordering::Relaxed);
+            // Without the pipe, the parent would not wait, and the child gets no memory at the addresses of the buffers.
+            regions
+                .buffers
+                .iter()
+                .for_each(|buffer| buffer.show_to_children(true));
         }
     }
 }
@@ -53,6 +72,10 @@ extern "C" fn in_parent() {
             && crate::next::errno() == libc::EINTR
         {}
         close(read);
+        regions_held()
+            .buffers
+            .iter()
+            .for_each(|buffer| buffer.show_to_children(false));
     }
     regions::raw().release();
     engine::raw().release();
@@ -60,10 +83,15 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     let inside = Inside::enter();
-    for buffer in &mut regions_held().buffers {
-        buffer.separate();
-    }
+    PROCESS.store(process::id(), Ordering::Relaxed);
     let (read, write) = take_pipe();
+    for buffer in &mut regions_held().buffers {
+        if read == -1 {
+            buffer.forget();
+        } else {
+            buffer.separate();
+        }
+    }
     close(read);
     close(write);
     drop(inside);

@@ -15,12 +15,18 @@ use crate::{memory, next, regions};
 /// Smaller allocations would fill less than half of a huge page.
 const LEAST: usize = 1 << 20;
 
+/// No machine has so much memory. The engine would count its pages.
+const MOST: usize = 1 << 46;
+
 /// Every buffer starts at a multiple of this.
 const PAGE: usize = 4096;
 
 /// Tries the engine. `None`: the next library allocates.
 fn allocate(alignment: usize, size: usize) -> Option<Result<*mut c_void, c_int>> {
-    if size < LEAST || memory::least() == usize::MAX || !alignment.is_power_of_two() {
+    if !(LEAST..MOST).contains(&size)
+        || memory::least() == usize::MAX
+        || !alignment.is_power_of_two()
+    {
         return None;
     }
     let _inside = Inside::enter()?;
@@ -52,7 +58,9 @@ pub unsafe extern "C" fn posix_memalign(
     alignment: size_t,
     size: size_t,
 ) -> c_int {
-    match allocate(alignment, size) {
+    // posix_memalign(3): a multiple of the size of a pointer
+    let is_valid = alignment.is_multiple_of(size_of::<*mut c_void>());
+    match is_valid.then(|| allocate(alignment, size)).flatten() {
         Some(Ok(address)) => {
             // SAFETY: the caller's promise.
             unsafe { *out = address };

@@ -13,12 +13,11 @@
 
 use std::ffi::c_int;
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 
-use crate::next;
+use crate::kept::Kept;
 use crate::ranges::{Ranges, Span, align_down, align_up, overlap, pointer};
 use crate::vmas::{self, Block};
+use crate::{fork, next};
 
 /// Bytes of a page that is not huge. `mmap` has no smaller unit.
 pub fn base_page() -> usize {
@@ -38,8 +37,7 @@ pub struct Image {
     base: usize,
     /// `MAP_SHARED` or `MAP_PRIVATE`, as the program asked.
     flags: c_int,
-    file: File,
-    identity: (u64, u64),
+    file: Kept,
     /// The files of the huge pages of this process. A page returns to the pool when it is punched out of its file.
     pools: Vec<PoolFile>,
     /// Whether a child has the same pages, which must stay then.
@@ -53,27 +51,25 @@ pub struct Image {
 }
 
 /// A memfd of huge pages. The page at a distance from the start of the image is at the same distance in the file.
-pub struct PoolFile {
-    file: File,
-    inode: u64,
-}
+pub struct PoolFile(Kept);
 
 impl PoolFile {
     /// `None`: the file was closed meanwhile.
     pub fn new(file: File) -> Option<Self> {
-        let inode = file.metadata().ok()?.ino();
-        Some(Self { file, inode })
+        Kept::new(file).map(Self)
     }
 
     /// Returns pages that nothing maps any more.
     fn punch(&self, offset: usize, len: usize) {
-        let is_same = self.file.metadata().is_ok_and(|it| it.ino() == self.inode);
-        let range = (libc::off_t::try_from(offset), libc::off_t::try_from(len));
-        if let (true, (Ok(offset), Ok(len))) = (is_same, range) {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // A child that no fork handler knows of has the file of its parent.
+        if let Some(file) = self.0.descriptor().filter(|_| fork::is_this_process()) {
             // A failure keeps the pages until the program ends.
-            // SAFETY: a file of this library, in which the range belongs to no mapping.
-            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) };
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            let range = (libc::off_t::try_from(offset), libc::off_t::try_from(len));
+            if let (Ok(offset), Ok(len)) = range {
+                // SAFETY: a file of this library, in which the range belongs to no mapping.
+                unsafe { libc::fallocate(file, mode, offset, len) };
+            }
         }
     }
 }
@@ -119,11 +115,11 @@ impl Image {
             handle,
             mut pools,
         } = filled;
-        let metadata = file.metadata().map_err(|_| libc::EBADF)?;
+        let file = Kept::new(file).ok_or(libc::EBADF)?;
         let whole = base..base + length;
         let size = align_up(size, base_page());
         let blocks = vmas::blocks_in(&whole).ok_or(libc::EACCES)?;
-        pools.retain(|pool| blocks.iter().any(|block| block.inode == pool.inode));
+        pools.retain(|pool| blocks.iter().any(|block| block.inode == pool.0.inode()));
         let mut image = Self {
             owned: Ranges::of(whole.clone()),
             ghosts: Ranges::default(),
@@ -132,7 +128,6 @@ impl Image {
             has_child: false,
             base,
             flags: flags & (libc::MAP_SHARED | libc::MAP_PRIVATE),
-            identity: (metadata.dev(), metadata.ino()),
             file,
             handle,
             tensors,
@@ -241,7 +236,7 @@ impl Image {
     fn cut_blocks(&mut self, span: &Span) {
         for block in self.blocks.iter().filter(|_| !self.has_child) {
             let part = overlap(&block.span, span);
-            let pool = self.pools.iter().find(|pool| pool.inode == block.inode);
+            let pool = self.pools.iter().find(|pool| pool.0.inode() == block.inode);
             if let Some(pool) = pool.filter(|_| !part.is_empty()) {
                 pool.punch(part.start - self.base, part.len());
             }
@@ -260,14 +255,7 @@ impl Image {
 
     /// Maps the file over addresses of this image.
     fn map_file(&self, span: &Span) -> Result<(), Errno> {
-        let is_same = self
-            .file
-            .metadata()
-            .is_ok_and(|it| (it.dev(), it.ino()) == self.identity);
-        if !is_same {
-            // A program that closes all files closed this one too.
-            return Err(libc::ENOMEM);
-        }
+        let file = self.file.descriptor().ok_or(libc::ENOMEM)?;
         let offset = libc::off_t::try_from(span.start - self.base).map_err(|_| libc::EOVERFLOW)?;
         let flags = self.flags | libc::MAP_FIXED;
         // SAFETY: addresses of this image, whose bytes the file has too.
@@ -277,7 +265,7 @@ impl Image {
                 span.len(),
                 libc::PROT_READ,
                 flags,
-                self.file.as_raw_fd(),
+                file,
                 offset,
             )
         };
@@ -289,7 +277,10 @@ impl Image {
     }
 
     /// Replaces the huge pages that `span` touches with a file mapping. Ghosts in them are unmapped.
-    fn become_file(&mut self, span: &Span) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// As of `mmap`.
+    pub fn become_file(&mut self, span: &Span) -> Result<(), Errno> {
         let touched: Vec<Span> = self
             .blocks
             .iter()
@@ -307,27 +298,45 @@ impl Image {
         Ok(())
     }
 
-    /// Leaves addresses to the kernel, which will replace or move them.
+    /// The huge pages that lie completely in `span`.
+    fn whole_pages(&self, span: &Span) -> Vec<Span> {
+        let parts = self.blocks.iter().map(|block| block.inner(span));
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+
+    /// Makes it possible that the kernel replaces addresses: huge pages at their borders become the file. All bytes stay readable, because
+    /// the kernel may refuse the call.
     ///
     /// # Errors
     /// As of `mmap`.
-    pub fn leave(&mut self, span: &Span) -> Result<(), Errno> {
-        let whole: Vec<Span> = self
-            .blocks
-            .iter()
-            .map(|block| block.inner(span))
-            .filter(|part| !part.is_empty())
-            .collect();
-        // Only the pages at the borders need the file.
+    pub fn prepare_to_leave(&mut self, span: &Span) -> Result<(), Errno> {
+        let whole = self.whole_pages(span);
         for edge in self.blocks_at_borders(span, &whole) {
             self.become_file(&edge)?;
         }
-        for part in whole {
+        Ok(())
+    }
+
+    /// Leaves addresses to the kernel, which has replaced or moved them.
+    pub fn leave(&mut self, span: &Span) {
+        for part in self.whole_pages(span) {
             self.cut_blocks(&part);
         }
         self.owned.remove(span);
         self.ghosts.remove(span);
-        Ok(())
+    }
+
+    /// Leaves the huge pages that the kernel has unmapped before it refused a call.
+    pub fn leave_unmapped(&mut self, span: &Span) {
+        for part in self.whole_pages(span) {
+            let mut byte = 0u8;
+            // mincore(2): ENOMEM for addresses that are not mapped.
+            // SAFETY: room for one page.
+            let is_mapped = unsafe { libc::mincore(pointer(part.start), 1, &raw mut byte) } == 0;
+            if !is_mapped && next::errno() == libc::ENOMEM {
+                self.leave(&part);
+            }
+        }
     }
 
     fn blocks_at_borders(&self, span: &Span, whole: &[Span]) -> Vec<Span> {
@@ -338,15 +347,6 @@ impl Image {
             edges.remove(part);
         }
         edges.iter().cloned().collect()
-    }
-
-    /// Makes the addresses a plain file mapping, for a move.
-    ///
-    /// # Errors
-    /// As of `mmap`.
-    pub fn become_plain(&mut self, span: &Span) -> Result<(), Errno> {
-        self.become_file(span)?;
-        self.leave(span)
     }
 
     /// `mprotect` of a part.
@@ -391,17 +391,27 @@ impl Image {
         // madvise(2): an empty range only checks the advice.
         // SAFETY: no memory.
         check(unsafe { next::madvise(pointer(span.start), 0, advice) })?;
-        if matches!(
-            advice,
-            libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_POPULATE_WRITE
-        ) {
-            // Not for a read-only file mapping. The kernel answers for the pages of one.
-            self.become_file(span)?;
-        }
         let is_flag = matches!(
             advice,
             libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP
         );
+        let is_hint = matches!(
+            advice,
+            libc::MADV_NORMAL
+                | libc::MADV_RANDOM
+                | libc::MADV_SEQUENTIAL
+                | libc::MADV_WILLNEED
+                | libc::MADV_DONTNEED
+                | libc::MADV_HUGEPAGE
+                | libc::MADV_NOHUGEPAGE
+                | libc::MADV_COLD
+                | libc::MADV_PAGEOUT
+                | libc::MADV_POPULATE_READ
+        );
+        if !is_flag && !is_hint {
+            // The kernel answers for the pages of a file.
+            self.become_file(span)?;
+        }
         let mut parts: Vec<(Span, Part)> = self
             .outside_blocks(span)
             .into_iter()

@@ -1,6 +1,7 @@
 //! A mutex that a fork handler can take in one function and release in another, also in the child.
 
 use std::cell::{Cell, UnsafeCell};
+use std::ffi::c_int;
 use std::ops::{Deref, DerefMut};
 
 /// A mutex of the C library.
@@ -77,18 +78,34 @@ thread_local! {
     static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks the code of this library on one thread.
-pub struct Inside(());
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+/// Marks the code of this library on one thread. `pthread_cancel` waits for its end: none of the interposed functions is a cancellation
+/// point, but functions that the code calls are.
+pub struct Inside {
+    cancel_state: c_int,
+}
 
 impl Inside {
     /// `None` if the thread is already inside.
     pub fn enter() -> Option<Self> {
-        (!IS_INSIDE.replace(true)).then_some(Self(()))
+        if IS_INSIDE.replace(true) {
+            return None;
+        }
+        let mut cancel_state = 0;
+        // SAFETY: room for the old state.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut cancel_state) };
+        Some(Self { cancel_state })
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        // SAFETY: the state from before; the old one is not wanted.
+        unsafe { pthread_setcancelstate(self.cancel_state, std::ptr::null_mut()) };
         IS_INSIDE.set(false);
     }
 }

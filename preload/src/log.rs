@@ -4,12 +4,12 @@
 //! stderr belongs to the program, so the library writes whole lines with one call each, and nothing that the user cannot use.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{env, ptr};
+use std::{env, mem, ptr};
 
-use crate::ffi;
+use crate::{ffi, next};
 
 /// Names the file for the whole log.
 const LOG: &str = "HUGEPAGES_PRELOAD_LOG";
@@ -61,7 +61,7 @@ unsafe extern "C" fn on_engine_log(
         }
         line.1.push_str(&text);
         if line.1.ends_with('\n') {
-            let whole = std::mem::take(&mut line.1);
+            let whole = mem::take(&mut line.1);
             let is_for_user =
                 matches!(line.0, ffi::GGML_LOG_LEVEL_WARN | ffi::GGML_LOG_LEVEL_ERROR);
             write(
@@ -95,31 +95,53 @@ pub fn with_variables(hint: &str) -> String {
 
 fn write(text: &str, is_for_user: bool) {
     let line = format!("{PREFIX}{text}\n");
-    if let Some(path) = env::var_os(LOG) {
-        if let Ok(path) = CString::new(path.as_bytes()) {
-            append(&path, line.as_bytes());
-        }
-    } else if is_for_user {
+    let is_logged = env::var_os(LOG).is_some_and(|path| append(&path, true, line.as_bytes()));
+    if is_for_user && !is_logged {
         put(libc::STDERR_FILENO, line.as_bytes());
     }
 }
 
-/// Appends to a file, which other processes may write too.
-pub fn append(path: &CStr, bytes: &[u8]) {
-    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC;
+/// Appends to a file, which other processes may write too. Returns whether the file could be opened.
+pub fn append(path: &OsStr, may_create: bool, bytes: &[u8]) -> bool {
+    let Ok(path) = CString::new(path.as_bytes()) else {
+        return false;
+    };
+    let create = if may_create { libc::O_CREAT } else { 0 };
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CLOEXEC | create;
     // SAFETY: a C string.
     let file = unsafe { libc::open(path.as_ptr(), flags, 0o644) };
-    if file != -1 {
-        put(file, bytes);
-        // SAFETY: opened above.
-        unsafe { libc::close(file) };
+    if file == -1 {
+        return false;
     }
+    put(file, bytes);
+    // SAFETY: opened above.
+    unsafe { libc::close(file) };
+    true
 }
 
-/// A program whose stderr is closed or full loses the line.
+/// A program whose stderr is closed or full loses the line. A pipe that nobody reads would end the program, which has written nothing, with
+/// SIGPIPE; so this thread takes the signal itself.
 fn put(file: c_int, bytes: &[u8]) {
+    // SAFETY: zero is a value of both types.
+    let (mut pipe, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { mem::zeroed() };
+    // SAFETY: room for the sets.
+    unsafe {
+        libc::sigemptyset(&raw mut pipe);
+        libc::sigaddset(&raw mut pipe, libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const pipe, &raw mut before);
+    }
     // SAFETY: the bytes are whole.
-    let _ = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+    let n = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+    if n == -1 && next::errno() == libc::EPIPE {
+        let now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: no room for the description of the signal is needed.
+        unsafe { libc::sigtimedwait(&raw const pipe, ptr::null_mut(), &raw const now) };
+    }
+    // SAFETY: the set from before.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use libc::{off_t, size_t};
 use crate::engine::{self, Mapped};
 use crate::image::{Advised, Image, pages_around, pages_of};
 use crate::lock::Inside;
-use crate::next;
 use crate::ranges::{Span, pointer};
-use crate::regions::{self, Owner, to_c};
+use crate::regions::{self, Owner, Regions, to_c};
+use crate::{fork, log, next};
 
-/// Size of the smallest file that may be a model, in bytes, or with K, M or G.
+/// Size of the smallest file that may be a model, in bytes, or with K, M, G or T.
 const MIN: &str = "HUGEPAGES_PRELOAD_MIN";
 const DEFAULT_MIN: usize = 64 << 20;
 
@@ -25,11 +25,14 @@ pub fn read_environment() {
     if env::var_os("LLAMA_ARG_HUGEPAGES").is_none() {
         return;
     }
-    let least = env::var(MIN).ok();
-    LEAST.store(
-        least.map_or(DEFAULT_MIN, |text| parse(&text).unwrap_or(DEFAULT_MIN)),
-        Ordering::Relaxed,
-    );
+    fork::watch();
+    let least = env::var_os(MIN).map_or(Some(DEFAULT_MIN), |text| parse(text.to_str()?));
+    if least.is_none() {
+        log::warn(&format!(
+            "{MIN} is no size such as 64M, so the smallest model has 64 MiB"
+        ));
+    }
+    LEAST.store(least.unwrap_or(DEFAULT_MIN), Ordering::Relaxed);
 }
 
 /// The size of the smallest model.
@@ -40,9 +43,10 @@ pub fn least() -> usize {
 
 fn parse(text: &str) -> Option<usize> {
     let (number, shift) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
+        b'K' | b'k' => (&text[..text.len() - 1], 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        b'T' | b't' => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
     let number: usize = number.parse().ok()?;
@@ -86,30 +90,47 @@ pub unsafe extern "C" fn mmap(
             }
         }
     } else if flags & FIXED != 0
-        && let span = pages_of(addr.addr(), len)
-        && regions::may_touch(&span)
-        && let Some(_inside) = Inside::enter()
+        && let Some(_inside) = inside_of(addr.addr(), len)
     {
+        let span = pages_of(addr.addr(), len);
         let mut regions = regions::lock();
-        let may_replace = flags & libc::MAP_FIXED_NOREPLACE == libc::MAP_FIXED_NOREPLACE
-            && !regions.images.iter().all(|image| image.is_unmapped(&span));
-        let left = if may_replace {
-            // The kernel finds the pages and refuses.
-            Ok(())
-        } else {
-            regions.for_each(&span, |owner, part| match owner {
-                Owner::Image(image) => image.leave(part),
-                Owner::Buffer(buffer) => buffer.become_ordinary(),
-                Owner::Other => Ok(()),
-            })
-        };
-        if let Err(error) = left {
-            next::set_errno(error);
-            return libc::MAP_FAILED;
+        // With this flag, the kernel finds the pages and refuses.
+        let may_replace = flags & libc::MAP_FIXED_NOREPLACE != libc::MAP_FIXED_NOREPLACE
+            || regions.images.iter().all(|image| image.is_unmapped(&span));
+        if may_replace {
+            // SAFETY: the caller's promise.
+            return replace(&mut regions, &span, || unsafe {
+                next::mmap(addr, len, prot, flags, fd, offset)
+            });
         }
     }
     // SAFETY: the caller's promise.
     unsafe { next::mmap(addr, len, prot, flags, fd, offset) }
+}
+
+/// A call that replaces the memory of `span`, unless the kernel refuses it.
+fn replace(regions: &mut Regions, span: &Span, call: impl FnOnce() -> *mut c_void) -> *mut c_void {
+    let prepared = regions.for_each(span, |owner, part| match owner {
+        Owner::Image(image) => image.prepare_to_leave(part),
+        Owner::Buffer(buffer) => buffer.become_ordinary(),
+        Owner::Other => Ok(()),
+    });
+    if let Err(error) = prepared {
+        next::set_errno(error);
+        return libc::MAP_FAILED;
+    }
+    let mapped = call();
+    let error = next::errno();
+    let _ = regions.for_each(span, |owner, part| {
+        match owner {
+            Owner::Image(image) if mapped == libc::MAP_FAILED => image.leave_unmapped(part),
+            Owner::Image(image) => image.leave(part),
+            Owner::Buffer(_) | Owner::Other => {}
+        }
+        Ok(())
+    });
+    next::set_errno(error);
+    mapped
 }
 
 /// # Safety
@@ -127,11 +148,14 @@ pub unsafe extern "C" fn mmap64(
     unsafe { mmap(addr, len, prot, flags, fd, offset) }
 }
 
+/// The kernel gives a program no higher address unless it asks for one, and refuses calls on a longer range.
+const MOST_ADDRESSES: usize = 1 << 47;
+
 /// Whether a call on these addresses has a region. Wrong arguments are the kernel's matter.
 fn inside_of(addr: usize, len: usize) -> Option<Inside> {
     let is_plain = len == 0
         || !addr.is_multiple_of(crate::image::base_page())
-        || addr.checked_add(len).is_none();
+        || addr.checked_add(len).is_none_or(|end| end > MOST_ADDRESSES);
     if is_plain || !regions::may_touch(&pages_of(addr, len)) {
         None
     } else {
@@ -234,9 +258,13 @@ pub unsafe extern "C" fn mlock(addr: *const c_void, len: size_t) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn mlock2(addr: *const c_void, len: size_t, flags: c_int) -> c_int {
     // SAFETY: the caller's promise.
-    lock(addr, len, &|addr, len| unsafe {
-        next::mlock2(addr, len, flags)
-    })
+    let plain = |addr, len| unsafe { next::mlock2(addr, len, flags) };
+    let is_known = flags & !libc::MLOCK_ONFAULT.cast_signed() == 0;
+    if is_known {
+        lock(addr, len, &plain)
+    } else {
+        plain(addr, len)
+    }
 }
 
 /// The kernel never swaps huge pages, but it counts them, so a limit would refuse them.
@@ -266,33 +294,46 @@ pub unsafe extern "C" fn mremap(
     flags: c_int,
     to: *mut c_void,
 ) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    let call = || unsafe { next::mremap(addr, old, new, flags, to) };
+    // An old size of 0 copies the mapping of one page.
     let from = pages_of(addr.addr(), old.max(1));
-    let target = pages_of(to.addr(), new);
-    let is_moved = regions::may_touch(&from);
-    let is_target = flags & libc::MREMAP_FIXED != 0 && regions::may_touch(&target);
-    if (is_moved || is_target)
-        && let Some(_inside) = Inside::enter()
-    {
-        let mut regions = regions::lock();
-        let mut result = regions.for_each(&from, |owner, part| match owner {
-            Owner::Image(image) => image.become_plain(part),
+    let is_fixed = flags & libc::MREMAP_FIXED != 0;
+    let touches = |at: *mut c_void, len| inside_of(at.addr(), len).is_some();
+    let is_moved = touches(addr, old.max(1));
+    let is_target = is_fixed && touches(to, new);
+    if !is_moved && !is_target {
+        return call();
+    }
+    let Some(_inside) = Inside::enter() else {
+        return call();
+    };
+    let mut regions = regions::lock();
+    if is_moved {
+        let plain = regions.for_each(&from, |owner, part| match owner {
+            Owner::Image(image) => image.become_file(part),
             Owner::Buffer(buffer) => buffer.become_ordinary(),
             Owner::Other => Ok(()),
         });
-        if is_target {
-            result = result.and(regions.for_each(&target, |owner, part| match owner {
-                Owner::Image(image) => image.leave(part),
-                Owner::Buffer(buffer) => buffer.become_ordinary(),
-                Owner::Other => Ok(()),
-            }));
-        }
-        if let Err(error) = result {
+        if let Err(error) = plain {
             next::set_errno(error);
             return libc::MAP_FAILED;
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe { next::mremap(addr, old, new, flags, to) }
+    let moved = if is_target {
+        replace(&mut regions, &pages_of(to.addr(), new), call)
+    } else {
+        call()
+    };
+    if moved != libc::MAP_FAILED {
+        let _ = regions.for_each(&from, |owner, part| {
+            if let Owner::Image(image) = owner {
+                image.leave(part);
+            }
+            Ok(())
+        });
+    }
+    moved
 }
 
 fn to_result(result: c_int) -> Result<(), c_int> {
@@ -313,6 +354,9 @@ mod tests {
         assert_eq!(parse("64M"), Some(64 << 20));
         assert_eq!(parse("1G"), Some(1 << 30));
         assert_eq!(parse("8K"), Some(8 << 10));
+        assert_eq!(parse("8k"), Some(8 << 10));
+        assert_eq!(parse("2T"), Some(2 << 40));
+        assert_eq!(parse("-1"), None);
         assert_eq!(parse(""), None);
         assert_eq!(parse("M"), None);
         assert_eq!(parse("99999999999999G"), None);

@@ -64,7 +64,9 @@ impl Program {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let log = File::create(dir.path().join("log")).expect("the folder is new");
         let mut child = command
-            .args(&words[1..])
+            // A shell starts programs in the background with SIGINT ignored.
+            .arg("--default-signal")
+            .args(words)
             .arg(model)
             .env(QUIET_THREADS.0, QUIET_THREADS.1)
             .stdin(Stdio::piped())
@@ -200,13 +202,13 @@ fn works_on_huge_pages(kind: &str, weights: &str) {
     for folder in folders {
         println!("{}", folder.display());
         let words = script(&folder);
-        let plain = Program::start(Command::new(&words[0]), &words, &model);
+        let plain = Program::start(Command::new("env"), &words, &model);
         let expected = plain.answers.clone();
         let (status, plain_log) = plain.end(End::Returns);
         assert!(status.success(), "{plain_log}");
 
         for how in End::ALL {
-            let program = Program::start(preloaded(&words[0], "require"), &words, &model);
+            let program = Program::start(preloaded("env", "require"), &words, &model);
             assert_eq!(program.answers, expected);
             assert_on_huge_pages(&program, &model);
             let (status, log) = program.end(how);
@@ -220,7 +222,7 @@ fn works_on_huge_pages(kind: &str, weights: &str) {
         }
 
         // The pages come back as soon as the program frees its model.
-        let mut program = Program::start(preloaded(&words[0], "require"), &words, &model);
+        let mut program = Program::start(preloaded("env", "require"), &words, &model);
         assert!(smaps::hugetlb_bytes(program.pid()) > 40 * PAGE);
         program.tell("free");
         program.line_with("freed");

@@ -295,24 +295,30 @@ fn stdout_of(command: &mut Command) -> String {
     String::from_utf8_lossy(&stdout).trim().to_owned()
 }
 
-/// Compares random calls with the same calls on a plain mapping. `make test-full` makes a million of them.
+/// Compares random calls with the same calls on a plain mapping. `make test-full` makes a million of them, with the address sanitizer in the
+/// program.
 #[test]
 fn calls_on_a_model_have_the_results_of_a_file_mapping() {
     let dir = scratch();
-    let stress = program(dir.path(), "stress", &[]);
+    let (calls, flags): (_, &[_]) = if full() {
+        (500_000, &["-fsanitize=address", "-static-libasan"])
+    } else {
+        (4_000, &[])
+    };
+    let stress = program(dir.path(), "stress", flags);
     let model = models::demo("5M", "Q8_0");
     let pages = fs::metadata(&model)
         .expect("the model exists")
         .len()
         .div_ceil(PAGE);
-    let calls = if full() { 500_000 } else { 4_000 };
     // Whole, and with the tail of the file in ordinary memory.
     for (seed, pages) in [(1, pages), (2, pages - 1)] {
         let pool = or_skip!(Pool::with(pages));
         let mut command = preloaded(&stress, "prefer");
         command
             .arg(&model)
-            .args([seed.to_string(), calls.to_string()]);
+            .args([seed.to_string(), calls.to_string()])
+            .env("ASAN_OPTIONS", "detect_leaks=0"); // the engine keeps what it will use again
         println!("{}", stdout_of(&mut command));
         pool.assert_all_back();
     }
@@ -324,8 +330,14 @@ fn allocations_children_and_threads_of_a_program_with_a_model_work_as_before() {
     let calls = program(dir.path(), "calls", &[]);
     let model = models::demo("5M", "Q8_0");
     let pool = or_skip!(Pool::with(80));
-    for what in ["heap", "fork", "unload"] {
-        let said = stdout_of(preloaded(&calls, "require").arg(what).arg(&model));
+    let no_model = dir.path().join("no-model");
+    let file = File::create(&no_model).and_then(|file| file.set_len(8 << 20));
+    file.expect("the folder has room");
+    for what in [
+        "heap", "fork", "raw", "handlers", "refused", "closed", "locks", "pipe", "unload",
+    ] {
+        let file = if what == "locks" { &no_model } else { &model };
+        let said = stdout_of(preloaded(&calls, "require").arg(what).arg(file));
         assert_eq!(said, format!("{what} ok"));
         pool.assert_all_back();
     }
@@ -547,11 +559,21 @@ fn exec_refuses_programs_that_ignore_the_library() {
         .arg("-o")
         .arg(&fixed);
     or_skip!(programs::run(&mut command));
-    for (program, why) in [
-        (fixed.to_str().expect("UTF-8"), "statically linked"),
-        ("no-such-program", "cannot find the program"),
+    let spaced = dir.path().join("a library.so");
+    fs::copy(library(), &spaced).expect("target/ can be written");
+    let spaced = spaced.to_str().expect("UTF-8");
+    for (words, why) in [
+        (
+            &["--", fixed.to_str().expect("UTF-8")][..],
+            "statically linked",
+        ),
+        (&["--", "no-such-program"], "cannot find the program"),
+        (
+            &["--library", spaced, "--", "true"],
+            "has a space or a colon",
+        ),
     ] {
-        let output = exec(dir.path(), &["--", program])
+        let output = exec(dir.path(), words)
             .output()
             .expect("the tool can be started");
         let said = String::from_utf8_lossy(&output.stderr);

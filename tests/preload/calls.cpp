@@ -2,6 +2,12 @@
 //
 // usage: calls heap MODEL      large aligned allocations of a process with a model
 //        calls fork MODEL      a child of fork has its own memory
+//        calls raw MODEL       a child that no handler knows of changes nothing of its parent
+//        calls handlers MODEL  fork handlers of the program free buffers
+//        calls refused MODEL   calls that the kernel refuses change nothing
+//        calls closed MODEL    the program closes all descriptors, and opens its own
+//        calls locks FILE      locks on a large file that is no model
+//        calls pipe MODEL      stderr is a pipe that nobody reads
 //        calls cost            the time of a call that has nothing to do with a model
 //        calls unload MODEL    loads and unloads MODEL many times, on several threads
 
@@ -13,10 +19,13 @@
 #include <thread>
 #include <vector>
 
+#include <csignal>
 #include <fcntl.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -215,6 +224,139 @@ static void unload(const char * path) {
     printf("unload ok\n");
 }
 
+// the bytes of the file at a distance from its start, read without the mapping
+static std::vector<uint8_t> bytes_of(const char * path, size_t first, size_t size) {
+    std::vector<uint8_t> bytes(size);
+    const int fd = open(path, O_RDONLY);
+    CHECK(fd != -1 && pread(fd, bytes.data(), size, (off_t) first) == (ssize_t) size);
+    close(fd);
+    return bytes;
+}
+
+static void check_bytes(const model & m, const char * path) {
+    CHECK(memcmp(m.addr, bytes_of(path, 0, m.size).data(), m.size) == 0);
+}
+
+static void refused(const char * path) {
+    model m(path);
+    uint8_t * const at = m.addr + MIB;
+    const size_t size = 3*MIB;
+    CHECK(mmap(at, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, 999, 0) == MAP_FAILED && errno == EBADF);
+    check_bytes(m, path);
+    CHECK(mmap(at + 1, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED && errno == EINVAL);
+    CHECK(mremap(at + 1, size, size, MREMAP_MAYMOVE) == MAP_FAILED && errno == EINVAL);
+    void * other = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mremap(other, size, size, MREMAP_FIXED, at) == MAP_FAILED && errno == EINVAL);
+    CHECK(munmap(at, SIZE_MAX/2) == -1 && errno == EINVAL);
+    CHECK(mlock2(at, size, 0x80) == -1 && errno == EINVAL);
+    CHECK(madvise(at, 4096, MADV_WIPEONFORK) == -1 && errno == EINVAL);
+    check_bytes(m, path);
+    void * p = nullptr;
+    CHECK(posix_memalign(&p, 4, 4*MIB) == EINVAL);
+    volatile size_t huge = SIZE_MAX/2;
+    CHECK(posix_memalign(&p, 64, huge) == ENOMEM);
+    printf("refused ok\n");
+}
+
+// fork without the handlers of pthread_atfork
+static void raw(const char * path) {
+    model m(path);
+    uint8_t * p = nullptr;
+    CHECK(posix_memalign((void **) &p, 64, 4*MIB) == 0);
+    memset(p, 1, 4*MIB);
+    int status = 0;
+    for (const bool writes : { false, true }) {
+        const pid_t child = (pid_t) syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+        if (child == 0) {
+            munmap(m.addr, m.size);
+            if (writes) {
+                memset(p, 2, 4*MIB); // there is no memory
+            }
+            _exit(0);
+        }
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(writes ? WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV : WIFEXITED(status));
+    }
+    check_bytes(m, path);
+    CHECK(p[0] == 1 && p[4*MIB - 1] == 1);
+    free(p);
+    printf("raw ok\n");
+}
+
+static uint8_t * g_buffers[2];
+
+static void free_in_handler(int i) {
+    free(g_buffers[i]);
+    g_buffers[i] = nullptr;
+}
+
+static void handlers(const char * path) {
+    CHECK(pthread_atfork([] { free_in_handler(0); }, nullptr, [] {
+        g_buffers[1][0] = 7;
+        free_in_handler(1);
+    }) == 0);
+    model m(path);
+    for (auto & buffer : g_buffers) {
+        CHECK(posix_memalign((void **) &buffer, 64, 2*MIB) == 0);
+        buffer[0] = 1;
+    }
+    const pid_t child = fork();
+    if (child == 0) {
+        _exit(g_buffers[1] ? 1 : 0);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(!g_buffers[0] && g_buffers[1][0] == 1);
+    free_in_handler(1);
+    printf("handlers ok\n");
+}
+
+static void closed(const char * path) {
+    {
+        model m(path);
+        CHECK(syscall(SYS_close_range, 3u, ~0u, 0u) == 0);
+        for (int i = 0; i < 300; i++) {
+            CHECK(open("/dev/null", O_RDONLY) == 3 + i);
+        }
+        check_bytes(m, path); // opens and closes one more
+    }
+    for (int i = 0; i < 300; i++) {
+        CHECK(fcntl(3 + i, F_GETFD) != -1);
+    }
+    printf("closed ok\n");
+}
+
+// close(2) of any descriptor of a file ends the locks of the process on it
+static void locks(const char * path) {
+    const int fd = open(path, O_RDWR);
+    struct flock lock = {};
+    lock.l_type   = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    CHECK(fd != -1 && fcntl(fd, F_SETLK, &lock) == 0);
+    struct stat st;
+    CHECK(fstat(fd, &st) == 0);
+    void * addr = mmap(nullptr, st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    CHECK(addr != MAP_FAILED);
+    const pid_t child = fork();
+    if (child == 0) {
+        CHECK(fcntl(fd, F_GETLK, &lock) == 0);
+        _exit(lock.l_type == F_WRLCK ? 0 : 1);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(munmap(addr, st.st_size) == 0);
+    printf("locks ok\n");
+}
+
+static void broken_pipe(const char * path) {
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    close(fds[0]);
+    CHECK(dup2(fds[1], STDERR_FILENO) == STDERR_FILENO);
+    model m(path); // the library says a line
+    printf("pipe ok\n");
+}
+
 int main(int argc, char ** argv) {
     const char * what = argc > 1 ? argv[1] : "";
     const char * path = argc > 2 ? argv[2] : nullptr;
@@ -226,8 +368,20 @@ int main(int argc, char ** argv) {
         cost(path);
     } else if (strcmp(what, "unload") == 0 && path) {
         unload(path);
+    } else if (strcmp(what, "raw") == 0 && path) {
+        raw(path);
+    } else if (strcmp(what, "handlers") == 0 && path) {
+        handlers(path);
+    } else if (strcmp(what, "refused") == 0 && path) {
+        refused(path);
+    } else if (strcmp(what, "closed") == 0 && path) {
+        closed(path);
+    } else if (strcmp(what, "locks") == 0 && path) {
+        locks(path);
+    } else if (strcmp(what, "pipe") == 0 && path) {
+        broken_pipe(path);
     } else {
-        fprintf(stderr, "usage: %s heap|fork|cost|unload [MODEL]\n", argv[0]);
+        fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|cost|unload [MODEL]\n", argv[0]);
         return 2;
     }
     return 0;

@@ -171,8 +171,10 @@ static void one_call(pair & p, std::mt19937 & rng, uint8_t * reserve_ours, uint8
             BOTH("posix_madvise", first, posix_madvise(ours, size, POSIX_MADV_WILLNEED), syscall(SYS_madvise, plain, size, MADV_WILLNEED) == 0 ? 0 : errno);
         } break;
         case 6: {
+#ifndef __SANITIZE_ADDRESS__ // which makes mlock do nothing
             BOTH("mlock", first, mlock(ours + 100, size/2), syscall(SYS_mlock, plain + 100, size/2));
             BOTH("munlock", first, munlock(ours, p.pages*PAGE - first*PAGE) || true, syscall(SYS_munlock, plain, p.pages*PAGE - first*PAGE) || true);
+#endif
         } break;
         case 7: {
             // the old mapping moves away, and disappears

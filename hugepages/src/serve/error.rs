@@ -28,6 +28,8 @@ pub enum ServeError {
     NoPreload { program: String, why: &'static str },
     #[error("the preload library `{}` is missing", .0.display())]
     NoLibrary(PathBuf),
+    #[error("the path of the preload library, `{}`, has a space or a colon, at which LD_PRELOAD ends", .0.display())]
+    LibraryPath(PathBuf),
     #[error("the arguments name no model")]
     NoModel,
     #[error("the arguments switch huge pages off: --no-hugepages")]
@@ -58,6 +60,9 @@ impl ServeError {
         match self {
             Self::NoProgram(_) => Some("pass the path of llama-server with --server".to_owned()),
             Self::NoLibrary(_) => Some("pass the path of the library with --library".to_owned()),
+            Self::LibraryPath(_) => Some(
+                "copy the library to another folder, and pass its path with --library".to_owned(),
+            ),
             Self::NoPreload { .. } => {
                 Some("serve the model with: hugepages serve -m model.gguf".to_owned())
             }

@@ -63,6 +63,15 @@ impl Preloaded {
         if !library.is_file() {
             return Err(ServeError::NoLibrary(library));
         }
+        // ld.so(8): both separate the libraries of the list.
+        if library
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .any(|byte| b" :".contains(byte))
+        {
+            return Err(ServeError::LibraryPath(library));
+        }
         let user = SudoUser::read()?;
         Ok(Self {
             program,

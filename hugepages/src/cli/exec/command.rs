@@ -41,7 +41,8 @@ pub fn run(args: &Args) -> Result<Exit> {
     if reports.is_empty() && matches!(outcome, Outcome::Served(_)) {
         events::say(
             "exec",
-            "the program mapped no model of at least HUGEPAGES_PRELOAD_MIN bytes",
+            "no report arrived: the program used no model of at least HUGEPAGES_PRELOAD_MIN bytes, or it ran as another user or in \
+             another namespace",
         );
     }
     Ok(match outcome {
