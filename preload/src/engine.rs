@@ -15,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::image::{Errno, Filled, Image, PoolFile, Tensor};
 use crate::lock::{Guard, Lock};
 use crate::next;
-use crate::{ffi, fork, gguf, log, regions};
+use crate::{ffi, fork, gguf, log, memory, regions};
 
 /// The file to which each process appends its reports. `hugepages exec` sets it.
 const REPORT: &str = "HUGEPAGES_PRELOAD_REPORT";
@@ -44,6 +44,7 @@ fn params() -> Option<&'static ffi::ggml_hugepages_params> {
     PARAMS
         .get_or_init(|| {
             log::install();
+            memory::warn_of_least();
             // SAFETY: reads the environment.
             let params = unsafe { ffi::ggml_hugepages_env_params() };
             (params.enabled && !program_has_engine()).then_some(params)

@@ -26,13 +26,21 @@ pub fn read_environment() {
         return;
     }
     fork::watch();
-    let least = env::var_os(MIN).map_or(Some(DEFAULT_MIN), |text| parse(text.to_str()?));
-    if least.is_none() {
+    LEAST.store(given_least().unwrap_or(DEFAULT_MIN), Ordering::Relaxed);
+}
+
+/// The size from the environment, or the default; `None` if it is no size.
+fn given_least() -> Option<usize> {
+    env::var_os(MIN).map_or(Some(DEFAULT_MIN), |text| parse(text.to_str()?))
+}
+
+/// Warns about a wrong size, in a process that may use a model, because others are not meant.
+pub fn warn_of_least() {
+    if given_least().is_none() {
         log::warn(&format!(
             "{MIN} is no size such as 64M, so the smallest model has 64 MiB"
         ));
     }
-    LEAST.store(least.unwrap_or(DEFAULT_MIN), Ordering::Relaxed);
 }
 
 /// The size of the smallest model.
