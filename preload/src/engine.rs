@@ -22,7 +22,10 @@ const REPORT: &str = "HUGEPAGES_PRELOAD_REPORT";
 /// Separates reports.
 const SEPARATOR: char = '\x1e';
 
-/// One load or allocation at a time, because the engine counts pages between its plan and their reservation.
+/// One load at a time, which reads for as long as the disk takes.
+static LOADS: Lock<()> = Lock::new(());
+
+/// One plan at a time, of a load or of a buffer, because the engine counts pages between a plan and their reservation. Taken after [`LOADS`].
 static ENGINE: Lock<()> = Lock::new(());
 
 /// This library's descriptor of the file that is loaded now; -1 for none. The threads of the engine map it for a moment to learn what the page
@@ -32,9 +35,9 @@ static LOADING: AtomicI32 = AtomicI32::new(-1);
 /// Whether the process has used a model, so that its large buffers belong to one.
 static HAS_MODEL: AtomicBool = AtomicBool::new(false);
 
-/// For the fork handlers.
-pub fn raw() -> &'static Lock<()> {
-    &ENGINE
+/// For the fork handlers, in the order in which they are taken.
+pub fn raw() -> [&'static Lock<()>; 2] {
+    [&LOADS, &ENGINE]
 }
 
 /// The parameters of `LLAMA_ARG_HUGEPAGES` and its family; `None` if huge pages are off, or if the program contains the engine as a
@@ -226,11 +229,11 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
     if let Some(page) = page_of_hugetlbfs(&model.file) {
         return adopt(&model, len, flags, page);
     }
-    let guard = enter();
+    let loading = LOADS.lock();
     set_loading(Some(&model.file));
     let result = load(&model, len, flags, params);
     set_loading(None);
-    drop(guard);
+    drop(loading);
     match result {
         Ok(Some((image, at))) => {
             regions::lock().add_image(image);
@@ -303,6 +306,7 @@ fn load(
     let of_file = usize::try_from(of_file).unwrap_or(0);
     let size = whole.min(of_file);
     let wanted = model.wanted(size);
+    let planning = enter();
     // SAFETY: the file stays open until the image is filled.
     let mut handle = unsafe { ffi::ggml_hugepages_image_init(model.file.as_raw_fd(), size) };
     for (tensor, rank) in &wanted {
@@ -352,6 +356,7 @@ fn load(
         !at.is_null() && unsafe { ffi::ggml_hugepages_overlay(&raw mut handle, 1, error) };
     // SAFETY: from turn_begin.
     unsafe { ffi::ggml_hugepages_turn_end(turn) };
+    drop(planning);
     let pools = pool_files();
     // SAFETY: reserved, if this runs.
     let is_filled = is_reserved

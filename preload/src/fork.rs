@@ -9,7 +9,7 @@ use std::process;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use crate::lock::Inside;
+use crate::lock::{Inside, Lock};
 use crate::{engine, regions};
 
 /// The pipe of the running fork, which the child closes when it has its copies; -1 for none.
@@ -36,7 +36,7 @@ pub fn watch() {
 }
 
 extern "C" fn before() {
-    engine::raw().acquire();
+    engine::raw().into_iter().for_each(Lock::acquire);
     regions::raw().acquire();
     let regions = regions_held();
     regions
@@ -77,8 +77,7 @@ extern "C" fn in_parent() {
             .iter()
             .for_each(|buffer| buffer.show_to_children(false));
     }
-    regions::raw().release();
-    engine::raw().release();
+    release();
 }
 
 extern "C" fn in_child() {
@@ -95,8 +94,12 @@ extern "C" fn in_child() {
     close(read);
     close(write);
     drop(inside);
+    release();
+}
+
+fn release() {
     regions::raw().release();
-    engine::raw().release();
+    engine::raw().into_iter().for_each(Lock::release);
 }
 
 /// The regions, which the handler before the fork locked.
