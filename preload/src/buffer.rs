@@ -5,7 +5,7 @@
 use std::ffi::c_int;
 use std::ptr;
 
-use crate::image::Errno;
+use crate::image::{Errno, is_hint};
 use crate::next;
 use crate::ranges::{Span, align_up, overlap, pointer};
 use crate::vmas::{self, Block};
@@ -42,7 +42,7 @@ impl Buffer {
         }
     }
 
-    /// In a child that has no memory of the buffer.
+    /// Forgets the pages, in a child that has no memory at their addresses.
     pub fn forget(&mut self) {
         self.blocks.clear();
     }
@@ -93,22 +93,12 @@ impl Buffer {
     /// # Errors
     /// As of `madvise`.
     pub fn advise(&mut self, span: &Span, advice: c_int) -> Result<(), Errno> {
-        let is_hint = matches!(
-            advice,
-            libc::MADV_NORMAL
-                | libc::MADV_RANDOM
-                | libc::MADV_SEQUENTIAL
-                | libc::MADV_WILLNEED
-                | libc::MADV_HUGEPAGE
-                | libc::MADV_NOHUGEPAGE
-                | libc::MADV_COLD
-                | libc::MADV_PAGEOUT
-                | libc::MADV_MERGEABLE
-                | libc::MADV_UNMERGEABLE
-                | libc::MADV_POPULATE_READ
-                | libc::MADV_POPULATE_WRITE
-        );
-        if is_hint && !self.blocks.is_empty() {
+        let changes_nothing = is_hint(advice)
+            || matches!(
+                advice,
+                libc::MADV_MERGEABLE | libc::MADV_UNMERGEABLE | libc::MADV_POPULATE_WRITE
+            );
+        if changes_nothing && !self.blocks.is_empty() {
             return Ok(());
         }
         self.pass_on(span, &|part| {

@@ -15,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::image::{Errno, Filled, Image, PoolFile, Tensor};
 use crate::lock::{Guard, Lock};
 use crate::next;
-use crate::{ffi, fork, gguf, log, memory, regions};
+use crate::{ffi, gguf, log, memory, regions};
 
 /// The file to which each process appends its reports. `hugepages exec` sets it.
 const REPORT: &str = "HUGEPAGES_PRELOAD_REPORT";
@@ -112,7 +112,7 @@ struct Model {
 impl Model {
     /// `None` for any other file.
     fn open(fd: c_int, len: usize, least: usize) -> Option<Self> {
-        // close(2): the end of any descriptor of a file ends the program's locks on it, so other files get none.
+        // close(2) of any descriptor of a file ends the program's locks on the file. So only a model is duplicated.
         if !is_model(&mem::ManuallyDrop::new(borrow(fd)), least, Some(len)) {
             return None;
         }
@@ -225,7 +225,6 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
         return Mapped::Plain;
     };
     HAS_MODEL.store(true, Ordering::Relaxed);
-    fork::watch();
     if let Some(page) = page_of_hugetlbfs(&model.file) {
         return adopt(&model, len, flags, page);
     }
@@ -550,7 +549,6 @@ pub fn allocate(alignment: usize, size: usize, least: usize) -> Allocated {
         return Allocated::Plain;
     }
     HAS_MODEL.store(true, Ordering::Relaxed);
-    fork::watch();
     let is_copy = prepare_copy(size);
     let kind = if is_copy {
         ffi::GGML_HUGEPAGES_KIND_REPACKED

@@ -395,20 +395,9 @@ impl Image {
             advice,
             libc::MADV_DONTFORK | libc::MADV_DOFORK | libc::MADV_DONTDUMP | libc::MADV_DODUMP
         );
-        let is_hint = matches!(
-            advice,
-            libc::MADV_NORMAL
-                | libc::MADV_RANDOM
-                | libc::MADV_SEQUENTIAL
-                | libc::MADV_WILLNEED
-                | libc::MADV_DONTNEED
-                | libc::MADV_HUGEPAGE
-                | libc::MADV_NOHUGEPAGE
-                | libc::MADV_COLD
-                | libc::MADV_PAGEOUT
-                | libc::MADV_POPULATE_READ
-        );
-        if !is_flag && !is_hint {
+        // The file still has what is dropped.
+        let changes_nothing = is_hint(advice) || advice == libc::MADV_DONTNEED;
+        if !is_flag && !changes_nothing {
             // The kernel answers for the pages of a file.
             self.become_file(span)?;
         }
@@ -507,6 +496,22 @@ impl Image {
         }
         ranges
     }
+}
+
+/// Whether an advice changes no byte, and means nothing for pages that are in memory and stay there.
+pub fn is_hint(advice: c_int) -> bool {
+    matches!(
+        advice,
+        libc::MADV_NORMAL
+            | libc::MADV_RANDOM
+            | libc::MADV_SEQUENTIAL
+            | libc::MADV_WILLNEED
+            | libc::MADV_HUGEPAGE
+            | libc::MADV_NOHUGEPAGE
+            | libc::MADV_COLD
+            | libc::MADV_PAGEOUT
+            | libc::MADV_POPULATE_READ
+    )
 }
 
 /// The memory of a piece of an image.

@@ -116,15 +116,23 @@ pub unsafe extern "C" fn mmap(
     unsafe { next::mmap(addr, len, prot, flags, fd, offset) }
 }
 
-/// A call that replaces the memory of `span`, unless the kernel refuses it.
-fn replace(regions: &mut Regions, span: &Span, call: impl FnOnce() -> *mut c_void) -> *mut c_void {
-    let prepared = regions.for_each(span, |owner, part| match owner {
-        Owner::Image(image) => image.prepare_to_leave(part),
+/// Prepares memory for a call that needs ordinary pages. If this fails, returns false, with `errno`.
+fn make_ordinary(
+    regions: &mut Regions,
+    span: &Span,
+    of_image: impl Fn(&mut Image, &Span) -> Result<(), c_int>,
+) -> bool {
+    let result = regions.for_each(span, |owner, part| match owner {
+        Owner::Image(image) => of_image(image, part),
         Owner::Buffer(buffer) => buffer.become_ordinary(),
         Owner::Other => Ok(()),
     });
-    if let Err(error) = prepared {
-        next::set_errno(error);
+    to_c(result) == 0
+}
+
+/// A call that replaces the memory of `span`, unless the kernel refuses it.
+fn replace(regions: &mut Regions, span: &Span, call: impl FnOnce() -> *mut c_void) -> *mut c_void {
+    if !make_ordinary(regions, span, Image::prepare_to_leave) {
         return libc::MAP_FAILED;
     }
     let mapped = call();
@@ -159,16 +167,18 @@ pub unsafe extern "C" fn mmap64(
 /// The kernel gives a program no higher address unless it asks for one, and refuses calls on a longer range.
 const MOST_ADDRESSES: usize = 1 << 47;
 
-/// Whether a call on these addresses has a region. Wrong arguments are the kernel's matter.
+/// Whether a call on these addresses may affect a region. Wrong arguments are the kernel's matter.
+fn may_touch(addr: usize, len: usize) -> bool {
+    len > 0
+        && addr.is_multiple_of(crate::image::base_page())
+        && addr
+            .checked_add(len)
+            .is_some_and(|end| end <= MOST_ADDRESSES)
+        && regions::may_touch(&pages_of(addr, len))
+}
+
 fn inside_of(addr: usize, len: usize) -> Option<Inside> {
-    let is_plain = len == 0
-        || !addr.is_multiple_of(crate::image::base_page())
-        || addr.checked_add(len).is_none_or(|end| end > MOST_ADDRESSES);
-    if is_plain || !regions::may_touch(&pages_of(addr, len)) {
-        None
-    } else {
-        Inside::enter()
-    }
+    may_touch(addr, len).then(Inside::enter).flatten()
 }
 
 /// # Safety
@@ -306,10 +316,8 @@ pub unsafe extern "C" fn mremap(
     let call = || unsafe { next::mremap(addr, old, new, flags, to) };
     // An old size of 0 copies the mapping of one page.
     let from = pages_of(addr.addr(), old.max(1));
-    let is_fixed = flags & libc::MREMAP_FIXED != 0;
-    let touches = |at: *mut c_void, len| inside_of(at.addr(), len).is_some();
-    let is_moved = touches(addr, old.max(1));
-    let is_target = is_fixed && touches(to, new);
+    let is_moved = may_touch(addr.addr(), old.max(1));
+    let is_target = flags & libc::MREMAP_FIXED != 0 && may_touch(to.addr(), new);
     if !is_moved && !is_target {
         return call();
     }
@@ -317,16 +325,8 @@ pub unsafe extern "C" fn mremap(
         return call();
     };
     let mut regions = regions::lock();
-    if is_moved {
-        let plain = regions.for_each(&from, |owner, part| match owner {
-            Owner::Image(image) => image.become_file(part),
-            Owner::Buffer(buffer) => buffer.become_ordinary(),
-            Owner::Other => Ok(()),
-        });
-        if let Err(error) = plain {
-            next::set_errno(error);
-            return libc::MAP_FAILED;
-        }
+    if is_moved && !make_ordinary(&mut regions, &from, Image::become_file) {
+        return libc::MAP_FAILED;
     }
     let moved = if is_target {
         replace(&mut regions, &pages_of(to.addr(), new), call)

@@ -224,17 +224,13 @@ static void unload(const char * path) {
     printf("unload ok\n");
 }
 
-// the bytes of the file at a distance from its start, read without the mapping
-static std::vector<uint8_t> bytes_of(const char * path, size_t first, size_t size) {
-    std::vector<uint8_t> bytes(size);
-    const int fd = open(path, O_RDONLY);
-    CHECK(fd != -1 && pread(fd, bytes.data(), size, (off_t) first) == (ssize_t) size);
-    close(fd);
-    return bytes;
-}
-
+// compares with the file, read without the mapping
 static void check_bytes(const model & m, const char * path) {
-    CHECK(memcmp(m.addr, bytes_of(path, 0, m.size).data(), m.size) == 0);
+    std::vector<uint8_t> bytes(m.size);
+    const int fd = open(path, O_RDONLY);
+    CHECK(fd != -1 && read(fd, bytes.data(), m.size) == (ssize_t) m.size);
+    close(fd);
+    CHECK(memcmp(m.addr, bytes.data(), m.size) == 0);
 }
 
 static void refused(const char * path) {
@@ -358,31 +354,29 @@ static void broken_pipe(const char * path) {
 }
 
 int main(int argc, char ** argv) {
+    static const struct {
+        const char * name;
+        void (*run)(const char * path);
+    } checks[] = {
+        { "heap",     heap        },
+        { "fork",     forks       },
+        { "raw",      raw         },
+        { "handlers", handlers    },
+        { "refused",  refused     },
+        { "closed",   closed      },
+        { "locks",    locks       },
+        { "pipe",     broken_pipe },
+        { "cost",     cost        },
+        { "unload",   unload      },
+    };
     const char * what = argc > 1 ? argv[1] : "";
     const char * path = argc > 2 ? argv[2] : nullptr;
-    if (strcmp(what, "heap") == 0 && path) {
-        heap(path);
-    } else if (strcmp(what, "fork") == 0 && path) {
-        forks(path);
-    } else if (strcmp(what, "cost") == 0) {
-        cost(path);
-    } else if (strcmp(what, "unload") == 0 && path) {
-        unload(path);
-    } else if (strcmp(what, "raw") == 0 && path) {
-        raw(path);
-    } else if (strcmp(what, "handlers") == 0 && path) {
-        handlers(path);
-    } else if (strcmp(what, "refused") == 0 && path) {
-        refused(path);
-    } else if (strcmp(what, "closed") == 0 && path) {
-        closed(path);
-    } else if (strcmp(what, "locks") == 0 && path) {
-        locks(path);
-    } else if (strcmp(what, "pipe") == 0 && path) {
-        broken_pipe(path);
-    } else {
-        fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|cost|unload [MODEL]\n", argv[0]);
-        return 2;
+    for (const auto & check : checks) {
+        if (strcmp(what, check.name) == 0 && (path || check.run == cost)) {
+            check.run(path);
+            return 0;
+        }
     }
-    return 0;
+    fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|cost|unload [MODEL]\n", argv[0]);
+    return 2;
 }

@@ -28,7 +28,7 @@ pub enum ServeError {
     NoPreload { program: String, why: &'static str },
     #[error("the preload library `{}` is missing", .0.display())]
     NoLibrary(PathBuf),
-    #[error("the path of the preload library, `{}`, has a space or a colon, at which LD_PRELOAD ends", .0.display())]
+    #[error("the path of the preload library, `{}`, has a space or a colon, which LD_PRELOAD takes as a separator", .0.display())]
     LibraryPath(PathBuf),
     #[error("the arguments name no model")]
     NoModel,

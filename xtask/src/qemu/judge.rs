@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::cases::{Case, Expect, LARGE_KB, Machine, Model, PAGES_PER_NODE, SMALL_KB};
-use super::placement::{BUFFERS, OURS, REPACKED, WEIGHTS, count, elsewhere, pages, summary, table};
+use super::placement::{
+    BUFFERS, OURS, Pages, REPACKED, WEIGHTS, count, elsewhere, pages, summary, table,
+};
 use super::report::{self, Memory, Pool, Seen};
 
 /// Remembers the answers of the plain cases.
@@ -76,10 +78,7 @@ impl Judge {
     fn placement(&self, case: &Case, seen: &Seen) -> Vec<String> {
         let (ours, weights) = (pages(seen, OURS), pages(seen, WEIGHTS));
         let model_bytes = self.sizes.get(case.model).copied().unwrap_or_default();
-        let on_pages: u64 = (weights.iter())
-            .chain(&pages(seen, REPACKED))
-            .map(|((kb, _), pages)| (kb << 10) * pages)
-            .sum();
+        let on_pages = bytes(&weights) + bytes(&pages(seen, REPACKED));
         let mut wrong = Vec::new();
         let mut all_of_them = || {
             // Header and vocabulary are no weights, and together smaller than a page.
@@ -182,6 +181,14 @@ fn moved(seen: &Seen) -> Vec<String> {
         .collect()
 }
 
+/// The size of pages, by their size in KiB and node.
+fn bytes(pages: &Pages) -> u64 {
+    pages
+        .iter()
+        .map(|((kb, _), pages)| (kb << 10) * pages)
+        .sum()
+}
+
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
@@ -266,13 +273,10 @@ fn memory(case: &Case, seen: &Seen) -> Vec<String> {
     if limit.is_some() != case.room.is_some() {
         wrong.push(format!("limit of memory: {limit:?}"));
     }
-    let huge: u64 = pages(seen, OURS)
-        .iter()
-        .map(|((kb, _), pages)| (kb << 10) * pages)
-        .sum();
     if case.room.is_none() {
         return wrong;
     }
+    let huge = bytes(&pages(seen, OURS));
     if used < huge {
         wrong.push(format!(
             "the cgroup uses {used} bytes, but huge pages alone {huge}: this kernel does not count them"

@@ -17,9 +17,9 @@ use super::cases::{self, PAGES_PER_NODE};
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. QEMU 7.2 emulates `cmpxchg16b` wrongly, which kernels use for
-/// their memory since 6.5. Firmware, kernel and initramfs use the
-/// memory below 4 GiB. Above 4 GiB each node has whole, aligned gigabytes, and one of them is its 1 GiB page.
+/// Emulation gives the same CPU on every host, and needs no access to /dev/kvm. QEMU 7.2 emulates `cmpxchg16b` wrongly, and kernels use it
+/// since 6.5, so the CPU lacks it. Firmware, kernel and initramfs use the memory below 4 GiB. Above 4 GiB each node has whole, aligned
+/// gigabytes, and one of them is its 1 GiB page.
 fn arguments(machine: cases::Machine) -> Vec<String> {
     let cases::Machine {
         nodes,

@@ -100,10 +100,9 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Case>> {
                 .any(|name| case.name.starts_with(name.as_str()))
     };
     for name in names {
+        let is_of_name = |case: &Case| case.name.starts_with(name.as_str());
         ensure!(
-            CASES
-                .iter()
-                .any(|case| case.name.starts_with(name.as_str())),
+            CASES.iter().any(is_of_name),
             "no case `{name}`, one of: {}",
             CASES
                 .iter()
@@ -136,7 +135,10 @@ pub fn run(repo: &Repo, needs: &Needs, selected: &[&Case], all: bool) -> Result<
         .tempdir_in(&folder)
         .with_context(|| format!("cannot write `{}`", folder.display()))?;
     let mut sizes = BTreeMap::new();
-    for model in MODELS {
+    for model in MODELS
+        .iter()
+        .filter(|model| selected.iter().any(|case| case.model == **model))
+    {
         let path = scratch.path().join(model.name);
         write_model(repo, model, &path)?;
         sizes.insert(*model, fs::metadata(&path)?.len());
