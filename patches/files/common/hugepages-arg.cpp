@@ -85,6 +85,22 @@ void common_hugepages_add_options(common_params & params, const std::function<vo
         }
     ).set_env("LLAMA_ARG_HUGEPAGE_VERIFY"));
     add_opt(common_arg(
+        {"--hugepage-keep-context"},
+        {"--no-hugepage-keep-context"},
+        "keep the KV cache in the store after the server ends, so that the next server with the same arguments continues its conversations; "
+        "only its user may read it (default: disabled)",
+        [](common_params & params, bool value) {
+            params.hugepages.keep_context = value;
+        }
+    ).set_examples({LLAMA_EXAMPLE_SERVER}).set_env("LLAMA_ARG_HUGEPAGE_KEEP_CONTEXT"));
+    add_opt(common_arg(
+        {"--hugepage-wipe-context"},
+        "remove the kept KV cache when the server exits; it remains while the server sleeps, and after a SIGKILL (default: disabled)",
+        [](common_params & params) {
+            params.hugepages.wipe_context = true;
+        }
+    ).set_examples({LLAMA_EXAMPLE_SERVER}).set_env("LLAMA_ARG_HUGEPAGE_WIPE_CONTEXT"));
+    add_opt(common_arg(
         {"--hugepage-load"},
         "load the weights into the store, print the progress as JSON, and exit: 0 if all weights are there, 3 if pages or memory are short (default: disabled)",
         [](common_params & params) {

@@ -10,6 +10,7 @@
 #include "ggml-cpu.h"
 #include "gguf.h"
 #include "llama-cpp.h"
+#include "../src/llama-hugepages-context.h"
 
 #include <nlohmann/json.hpp>
 
@@ -39,11 +40,71 @@ common_hugepages_errors::~common_hugepages_errors() {
 // sizes of KV cache and compute buffers
 //
 
+// the last context that was created without its memory
+static thread_local llama_hugepages_layout t_layout;
+
 // what the memory fit measured
-static thread_local struct { uint32_t n_ctx; uint64_t kv_bytes; uint64_t compute_bytes; } t_measured = {};
+static thread_local struct { uint32_t n_ctx; uint64_t kv_bytes; uint64_t compute_bytes; llama_hugepages_layout layout; } t_measured = {};
+
+void common_hugepages_measured_context(const llama_context * ctx) {
+    t_layout = llama_hugepages_layout_of(ctx);
+}
 
 void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv_bytes, uint64_t compute_bytes) {
-    t_measured = { cparams.n_ctx, kv_bytes, compute_bytes };
+    t_measured = { cparams.n_ctx, kv_bytes, compute_bytes, t_layout };
+}
+
+static bool has_speculation(const common_params & params) {
+    const auto & types = params.speculative.types;
+    return std::any_of(types.begin(), types.end(), [](const auto type) { return type != COMMON_SPECULATIVE_TYPE_NONE; });
+}
+
+std::string common_hugepages_why_no_context(const common_params & params, const ggml_hugepages_params & hugepages) {
+    if (!params.hugepages.keep_context || hugepages.context_bytes > 0) {
+        return "";
+    }
+    if (!params.hugepages.store[0]) {
+        return "--hugepage-keep-context needs --hugepage-store";
+    }
+    if (params.hugepages.page_size == GGML_HUGEPAGES_SIZE_THP) {
+        return "transparent huge pages end with the process";
+    }
+    if (common_hugepages_has_other_devices()) {
+        return "a GPU may hold a part of it";
+    }
+    if (params.speculative.has_dft() || has_speculation(params)) {
+        return "speculative decoding has a second context";
+    }
+    if (!params.mmproj.path.empty()) {
+        return "conversations may contain images";
+    }
+    if (!params.lora_adapters.empty() || !params.control_vectors.empty()) {
+        return "adapters and control vectors change it";
+    }
+    if (!params.kv_overrides.empty()) {
+        return "--override-kv changes it";
+    }
+    if (params.embedding) {
+        return "a server for embeddings has no conversations";
+    }
+    return t_layout.why_not;
+}
+
+static uint64_t hash_of(const std::string & text) {
+    uint64_t hash = 0xcbf29ce484222325; // FNV-1a
+    for (const char c : text) {
+        hash = (hash ^ (uint8_t) c)*0x100000001b3;
+    }
+    return hash;
+}
+
+static void set_context(const common_params & params, ggml_hugepages_params & hugepages, const llama_hugepages_layout & layout) {
+    t_layout = layout;
+    hugepages.context_bytes = 0;
+    if (hugepages.keep_context && hugepages.kv_bytes > 0 && common_hugepages_why_no_context(params, hugepages).empty()) {
+        hugepages.context_bytes = layout.journal_bytes;
+        hugepages.context_key   = hash_of(layout.text);
+    }
 }
 
 bool common_hugepages_has_other_devices() {
@@ -81,15 +142,18 @@ uint32_t common_hugepages_measure(
     if (model_only || hugepages.load_only) {
         hugepages.kv_bytes      = 0;
         hugepages.compute_bytes = 0;
+        hugepages.context_bytes = 0;
         return cparams.n_ctx;
     }
     // the fit measures before it moves layers between devices
     if (cparams.n_ctx != 0 && t_measured.n_ctx == cparams.n_ctx && !common_hugepages_has_other_devices()) {
         hugepages.kv_bytes      = t_measured.kv_bytes;
         hugepages.compute_bytes = t_measured.compute_bytes;
+        set_context(params, hugepages, t_measured.layout);
         return cparams.n_ctx;
     }
     const uint32_t n_ctx_train = measure(params, mparams, cparams, why);
+    set_context(params, hugepages, t_layout);
     return cparams.n_ctx == 0 ? n_ctx_train : cparams.n_ctx;
 }
 

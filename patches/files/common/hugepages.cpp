@@ -175,6 +175,10 @@ static llama_model * load(const common_params & params, bool model_only, llama_m
     if (mparams->hugepages.load_only) {
         load_and_exit(params, *mparams);
     }
+    const std::string why = common_hugepages_why_no_context(params, mparams->hugepages);
+    if (!why.empty()) {
+        LOG_WRN("hugepages: no conversation will remain in memory after this process ends: %s\n", why.c_str());
+    }
     common_hugepages_begin(params);
     if (!may_choose) {
         return llama_model_load_from_file(params.model.path.c_str(), *mparams);
@@ -276,6 +280,11 @@ void common_hugepages_ready(common_params & params) {
     if (!ggml_hugepages_get_report(0, &report)) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;
+    }
+    if (params.hugepages.keep_context) {
+        // the warm-up would write to the cells of a conversation, and idle slots would move to memory that ends with the process
+        params.warmup           = false;
+        params.cache_idle_slots = false;
     }
     if (params.warmup && !has_file_backing(report) && !common_hugepages_has_other_devices()) {
         LOG_INF("hugepages: warm-up skipped, all weights are in memory\n");

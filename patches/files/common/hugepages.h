@@ -29,6 +29,12 @@ void common_hugepages_also_plan(const std::string & path, const std::vector<uint
 // The sizes that the memory fit found for this context, so that the plan need not measure them again.
 void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv_bytes, uint64_t compute_bytes);
 
+// The memory fit created this context without its memory.
+void common_hugepages_measured_context(const llama_context * ctx);
+
+// Why the KV cache cannot remain in the store although the user asked for it; empty if it can, or if nobody asked.
+std::string common_hugepages_why_no_context(const common_params & params, const ggml_hugepages_params & hugepages);
+
 // The caller of --hugepage-plan will add pages, so the context may need more than the usable ones.
 void common_hugepages_plan_grow();
 

@@ -97,6 +97,7 @@ private:
     std::vector<ggml_context *>             buffered; // of these, contexts in buffers
     std::vector<const ggml_context *>       attached; // of these, contexts that are already resident
     std::map<const ggml_context *, llama_hugepages_resident> resident_buffers;
+    std::vector<std::string>                identities; // of the files, see files_of()
     std::set<std::pair<ggml_backend_buffer_type_t, std::string>>               multiplied; // names of weight matrices
     std::map<const ggml_context *, std::vector<ggml_hugepages_matrices>> matrices_of; // in buffers
     std::unordered_set<const ggml_tensor *> loaded_tensors;
@@ -106,7 +107,9 @@ private:
     size_t                                  n_ahead  = 0; // of these, read but not counted yet
 
     std::vector<ggml_hugepages_image_t> handles() const;
+    const std::vector<std::string> & files_of(const llama_model_loader & ml);
     void open_residents(const llama_model_loader & ml);
+    llama_hugepages_resident open_context(const llama_model_loader & ml);
     bool is_matrix(const ggml_tensor * cur, ggml_backend_buffer_type_t buft) const;
     void find_matrices(const llama_model_loader & ml);
     void check_matrices(ggml_context * ctx) const;

@@ -97,6 +97,10 @@ struct ggml_hugepages_params {
     uint32_t                      model_id;      // a number that the caller chose for this model, for ggml_hugepages_get_report; 0: none
     char                          store[512];    // hugetlbfs directory for resident images, "auto" for a mounted one, "" for none
     int32_t                       n_compute_threads; // threads of a token, for GGML_HUGEPAGES_PLACEMENT_ROWS; 0: unknown
+    bool                          keep_context;  // the KV cache remains in the store, see ggml_hugepages_context_init
+    bool                          wipe_context;  // remove it when this process exits
+    uint64_t                      context_bytes; // of the journal behind a KV cache that remains in the store, 0: it does not remain
+    uint64_t                      context_key;   // a hash of everything else that must be equal before another process may use it
 };
 
 enum ggml_hugepages_status {
@@ -513,6 +517,26 @@ GGML_API bool ggml_hugepages_resident_verify(
 // Removes a resident image, also one that is not trusted. If a process is attached to it or fills it, the call fails with
 // GGML_HUGEPAGES_STATUS_INVALID. With force it removes only the name, and the kernel frees the pages when the last process ends.
 GGML_API bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+
+//
+// resident contexts: a KV cache and its journal in a file of the store. One process at a time uses it, and only its user may read it. After
+// the end of the process, however it ends, the next process with the same identity continues with the same bytes. The caller decides which
+// of them it trusts.
+//
+
+// Opens nothing yet. The arguments are those of ggml_hugepages_resident_init, and so is the handle.
+GGML_API ggml_hugepages_resident_t ggml_hugepages_context_init(int fd, const char * name, const char * identity, size_t size);
+
+// Opens the context in params->store and takes its lock, without waiting. Fails if another process uses it. With params->plan_only it only
+// reads.
+GGML_API bool ggml_hugepages_context_open(ggml_hugepages_resident_t context, const struct ggml_hugepages_params * params, struct ggml_hugepages_error * error);
+
+// Allocates all pages of an open context. The next KV buffer of params->model_id is its first part, if that has kv_bytes bytes after
+// ggml_hugepages_buffer_size. ggml_hugepages_hold_end frees a context that no buffer uses.
+GGML_API bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const struct ggml_hugepages_params * params, struct ggml_hugepages_error * error);
+
+// The journal behind this KV buffer and its size, NULL if the buffer is in no context. is_old: an earlier process has written both.
+GGML_API void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old);
 
 // Resolves `store` of the parameters, which may be "auto", to a directory and its page size. Fails if the directory does not exist or
 // is not on hugetlbfs, or if others may write to it.

@@ -88,6 +88,11 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
     if (params.store[0]) {
         open_residents(ml);
     }
+    const auto context = open_context(ml);
+    if (context) {
+        demands[0].bytes   += params.context_bytes;
+        demands[0].resident = context.get();
+    }
     for (const auto & [ctx, buft] : in_buffers) {
         auto * there = resident(ctx);
         const auto & rows = matrices(ctx);
@@ -114,6 +119,11 @@ void llama_hugepages::plan(const llama_model_loader & ml) {
         }
         LLAMA_LOG_WARN("%s: no huge pages: %s\n", __func__, error.message);
         *this = llama_hugepages();
+    } else if (context && !ggml_hugepages_context_hold(context.get(), &params, &error)) {
+        if (!ggml_hugepages_accepts_less(&params)) {
+            llama_hugepages_raise(error);
+        }
+        LLAMA_LOG_WARN("%s: no conversation will remain in memory after this process ends: %s\n", __func__, error.message);
     }
     for (size_t i = 0; use_mmap && i < images.size(); i++) {
         ml.files[i]->hugepages = images[i];

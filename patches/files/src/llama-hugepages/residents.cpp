@@ -92,6 +92,36 @@ static std::string identity_of(
     return text;
 }
 
+const std::vector<std::string> & llama_hugepages::files_of(const llama_model_loader & ml) {
+    if (identities.empty()) {
+        identities = identities_of(ml, params);
+    }
+    return identities;
+}
+
+// Opens the context of the KV cache that the plan counts. nullptr if it is not kept, after a warning.
+llama_hugepages_resident llama_hugepages::open_context(const llama_model_loader & ml) {
+    if (!params.store[0] || params.context_bytes == 0 || params.kv_bytes == 0) {
+        return nullptr;
+    }
+    std::string text;
+    for (const auto & file : files_of(ml)) {
+        text += file + "\n";
+    }
+    text += format("context %016" PRIx64 "\ncpu%s\n", params.context_key, cpu_features().c_str());
+    const char * name = names.empty() ? nullptr : names[0].c_str();
+    const llama_hugepages_resident context(
+        ggml_hugepages_context_init(ml.files[0]->file_id(), name, text.c_str(), params.kv_bytes + params.context_bytes), ggml_hugepages_resident_free);
+    ggml_hugepages_error error = {};
+    if (ggml_hugepages_context_open(context.get(), &params, &error)) {
+        return context;
+    }
+    if (!params.plan_only) {
+        LLAMA_LOG_WARN("%s: no conversation will remain in memory after this process ends: %s\n", __func__, error.message);
+    }
+    return nullptr;
+}
+
 void llama_hugepages::open_residents(const llama_model_loader & ml) {
     const auto is_resident = [](const auto & image) {
         // a file on hugetlbfs stays in memory without a resident image
@@ -101,7 +131,7 @@ void llama_hugepages::open_residents(const llama_model_loader & ml) {
     if (std::none_of(images.begin(), images.end(), is_resident) && std::none_of(ml.ctx_map.begin(), ml.ctx_map.end(), is_resident_buffer)) {
         return;
     }
-    const auto files = identities_of(ml, params);
+    const auto & files = files_of(ml);
     std::vector<llama_hugepages_resident> all; // images keep a pointer to theirs
     const auto add = [&](ggml_hugepages_kind kind, size_t i, const std::string & identity, size_t size) {
         const char * name = i < names.size() ? names[i].c_str() : nullptr;

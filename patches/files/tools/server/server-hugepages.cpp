@@ -5,6 +5,7 @@
 #include "gguf.h"
 #include "log.h"
 #include "mtmd.h"
+#include "../../src/llama-hugepages-context.h"
 #include "subproc.h"
 #include "server-context.h"
 #include "server-models.h"
@@ -378,4 +379,24 @@ std::string server_hugepages_metrics(const common_params & params) {
     add_head("late_bytes", "Bytes that were allocated after the start on ordinary memory");
     prometheus << "llamacpp:hugepages_late_bytes " << report.late << "\n";
     return prometheus.str();
+}
+
+void server_hugepages_continue(const llama_context * ctx, int id_slot, server_tokens & tokens) {
+    const auto kept = llama_hugepages_context_tokens(ctx, id_slot);
+    if (!kept.empty()) {
+        SRV_INF("hugepages: slot %d continues with %zu tokens from the store\n", id_slot, kept.size());
+        tokens.insert(kept);
+    }
+}
+
+void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens) {
+    const int64_t n_kept = llama_hugepages_context_length(ctx, id_slot);
+    if (n_kept < 0 || (size_t) n_kept >= tokens.size()) {
+        return;
+    }
+    std::vector<llama_token> more;
+    for (size_t i = n_kept; i < tokens.size() && tokens[i] != LLAMA_TOKEN_NULL; i++) {
+        more.push_back(tokens[i]);
+    }
+    llama_hugepages_context_append(ctx, id_slot, more);
 }

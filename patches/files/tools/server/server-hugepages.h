@@ -45,6 +45,12 @@ bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, 
 // The same for a checkpoint of a slot. A new one is about as large as the last one.
 bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints);
 
+// With a KV cache that remains in the store: gives a new slot the tokens that an earlier process left in it.
+void server_hugepages_continue(const llama_context * ctx, int id_slot, server_tokens & tokens);
+
+// The same: the cache holds these tokens now, so the next process may continue with them.
+void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens);
+
 // for /props; null if the option is off
 json server_hugepages_props(const common_params & params);
 

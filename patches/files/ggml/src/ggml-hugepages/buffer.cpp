@@ -2,6 +2,8 @@
 
 #ifdef __linux__
 
+#include "buffer.h"
+#include "context.h"
 #include "error.h"
 #include "held-pages.h"
 #include "kernel.h"
@@ -28,7 +30,7 @@
 
 #include <sys/mman.h>
 
-static void unmap_buffer(ggml_hugepages_image & buffer) {
+void ggml_hugepages_unmap_buffer(ggml_hugepages_image & buffer) {
     ggml_hugepages_forget_promise(buffer);
     ggml_hugepages_close_memfds(buffer);
     if (buffer.addr && !buffer.is_malloc) {
@@ -43,8 +45,7 @@ static void unmap_buffer(ggml_hugepages_image & buffer) {
     buffer.addr = nullptr;
 }
 
-// whether the store holds all of the buffer
-static bool is_in_store(const ggml_hugepages_image & buffer) {
+bool ggml_hugepages_is_in_store(const ggml_hugepages_image & buffer) {
     size_t covered = 0;
     for (const auto & r : buffer.runs) {
         covered += r.is_in_store() ? r.last - r.first : 0;
@@ -64,13 +65,12 @@ static bool leave_store(ggml_hugepages_image & buffer, const ggml_hugepages_para
     return ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
 }
 
-// Plans, maps and populates. False with an error if the kernel refuses pages and the policy does not accept less.
-static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
+bool ggml_hugepages_map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto * handle = &buffer;
     const bool accepts_less = ggml_hugepages_accepts_less(&params);
     bool planned = ggml_hugepages_plan(&handle, 1, nullptr, 0, &params, error);
     // a resident buffer is shared as a whole or not at all
-    if (planned && buffer.resident && !is_attached(buffer) && (!is_in_store(buffer) || !buffer.resident->begin(error))) {
+    if (planned && buffer.resident && !is_attached(buffer) && (!ggml_hugepages_is_in_store(buffer) || !buffer.resident->begin(error))) {
         planned = accepts_less && leave_store(buffer, params, error);
         if (!planned && !accepts_less && error->status == GGML_HUGEPAGES_STATUS_SHORT) {
             const auto & file = *buffer.resident;
@@ -88,6 +88,13 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
     }
     if (!ggml_hugepages_map_image(buffer, error)) {
         return false;
+    }
+    if (is_attached(buffer) && buffer.resident->is_context()) {
+        // a context is written by its process
+        for (auto & r : buffer.runs) {
+            r.owner = GGML_HUGEPAGES_OWNER_FILLING;
+        }
+        return ggml_hugepages_map_runs(buffer, error);
     }
     if (is_attached(buffer)) {
         buffer.is_lazy = false;
@@ -107,7 +114,7 @@ static bool map_buffer(ggml_hugepages_image & buffer, const ggml_hugepages_param
         if (refused) {
             ggml_hugepages_fail_load(&handle, 1, buffer, refusal, error);
         }
-        unmap_buffer(buffer);
+        ggml_hugepages_unmap_buffer(buffer);
         return false;
     }
     if (!buffer.is_lazy) {
@@ -181,7 +188,7 @@ bool ggml_hugepages_buffer_populate(void * ptr, size_t size) {
 // completes a fully written buffer, so that other processes can attach
 static bool make_resident(ggml_hugepages_image & buffer, ggml_hugepages_error * error) {
     auto & file = *buffer.resident;
-    if (!is_in_store(buffer)) {
+    if (!ggml_hugepages_is_in_store(buffer)) {
         // the kernel refused a page, so only this process keeps the buffer
         GGML_LOG_WARN("%s: '%s' did not get all its pages, so it will not remain in memory after this process ends\n", __func__, file.path.c_str());
         file.unlink();
@@ -220,6 +227,11 @@ bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
 }
 
 void * ggml_hugepages_buffer_alloc(size_t size) {
+    if (auto context = ggml_hugepages_context_take(size)) {
+        void * addr = context->addr;
+        ggml_hugepages_register_buffer(std::move(context));
+        return addr;
+    }
     const ggml_hugepages_scope scope = ggml_hugepages_current_scope();
     if (!scope.params.enabled || size == 0) {
         return ggml_aligned_malloc(size);
@@ -255,7 +267,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
         buffer->wanted    = { { 0, size } };
     } else {
         ggml_hugepages_error error = {};
-        if (!is_shared && !map_buffer(*buffer, params, &error)) {
+        if (!is_shared && !ggml_hugepages_map_buffer(*buffer, params, &error)) {
             ggml_hugepages_set_failure(&error);
             GGML_LOG_ERROR("%s: %.2f MiB for %s: %s\n", __func__, size/1024.0/1024.0, ggml_hugepages_kind_name(scope.kind), error.message);
             if (error.hint[0]) {
@@ -287,7 +299,7 @@ void ggml_hugepages_buffer_free(void * ptr, size_t size) {
     if (buffer && buffer->is_shared) {
         ggml_hugepages_shared_return(*buffer);
     } else if (buffer && !buffer->is_malloc) {
-        unmap_buffer(*buffer);
+        ggml_hugepages_unmap_buffer(*buffer);
     } else {
         ggml_aligned_free(ptr, size);
     }

@@ -96,6 +96,7 @@ struct ggml_hugepages_image {
     uint64_t              late      = 0; // bytes on ordinary memory, if it was allocated after the start
     bool                  is_lazy   = false; // a buffer whose writers populate its pages
     ggml_hugepages_ranges populated;         // of a lazy buffer; includes ranges that became ordinary memory
+    bool                  is_old_context = false; // a context that an earlier process has written
     bool                  is_told = false;   // the log contains the refusal of its pages
     int                   refused    = 0;    // errno of the first refused page
     size_t                refused_at = 0;

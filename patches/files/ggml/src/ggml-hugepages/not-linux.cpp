@@ -203,6 +203,22 @@ bool ggml_hugepages_resident_drop(int, const char *, bool, ggml_hugepages_error 
     return unsupported(error);
 }
 
+ggml_hugepages_resident_t ggml_hugepages_context_init(int, const char *, const char *, size_t) {
+    return nullptr;
+}
+
+bool ggml_hugepages_context_open(ggml_hugepages_resident_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {
+    return unsupported(error);
+}
+
+bool ggml_hugepages_context_hold(ggml_hugepages_resident_t, const ggml_hugepages_params *, ggml_hugepages_error * error) {
+    return unsupported(error);
+}
+
+void * ggml_hugepages_context_journal(const void *, size_t *, bool *) {
+    return nullptr;
+}
+
 bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) noexcept {
     return unsupported(error);
 }

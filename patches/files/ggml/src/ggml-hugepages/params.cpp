@@ -23,6 +23,10 @@ ggml_hugepages_params ggml_hugepages_default_params(void) noexcept {
         /*.model_id      =*/ 0,
         /*.store         =*/ "",
         /*.n_compute_threads =*/ 0,
+        /*.keep_context  =*/ false,
+        /*.wipe_context  =*/ false,
+        /*.context_bytes =*/ 0,
+        /*.context_key   =*/ 0,
     };
     return result;
 }

@@ -122,6 +122,9 @@ bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepage
         if (!read_image(dir_fd, name, info.get(), error)) {
             return false;
         }
+        if (info->kind == GGML_HUGEPAGES_KIND_KV) {
+            return true; // a context has no checksums
+        }
         const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
         if (fd == -1) {
             return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s", strerror(errno));

@@ -96,10 +96,10 @@ void ggml_hugepages_store_file::return_pages(const ggml_hugepages_fill_lock & pr
     }
 }
 
-// Users who may read the model file may also read the image, as far as owner and group allow.
+// Users who may read the model file may also read the image, as far as owner and group allow. A context contains a user's words.
 static mode_t mode_of(const ggml_hugepages_store_file & file) {
     struct stat st = {};
-    if (stat(file.source.c_str(), &st) != 0) {
+    if (file.is_context() || stat(file.source.c_str(), &st) != 0) {
         return 0600;
     }
     const bool is_group = (st.st_mode & 0040) && st.st_gid == getegid();
@@ -213,7 +213,7 @@ bool ggml_hugepages_store_file::begin(ggml_hugepages_error * error) {
     return true;
 }
 
-void ggml_hugepages_store_file::close_manifest() {
+void ggml_hugepages_store_file::unmap_manifest() {
     if (manifest) {
         munmap(manifest, manifest_size);
         manifest = nullptr;
@@ -221,7 +221,23 @@ void ggml_hugepages_store_file::close_manifest() {
     if (fd != -1) {
         ggml_hugepages_lock(fd, F_UNLCK, GGML_HUGEPAGES_LOCK_FILLING, ggml_hugepages_lock_size());
     }
+}
+
+void ggml_hugepages_store_file::close_manifest() {
+    unmap_manifest();
     lock.reset();
+}
+
+void ggml_hugepages_store_file::settle_context() {
+    if (manifest) {
+        for (size_t i = 0; i < sums.size(); i++) {
+            sums[i] = 1;
+            shared_sums()[i].store(1, std::memory_order_release);
+        }
+        unmap_manifest();
+    }
+    is_new = false; // it remains
+    ggml_hugepages_touch(fd);
 }
 
 void ggml_hugepages_store_file::finish() {

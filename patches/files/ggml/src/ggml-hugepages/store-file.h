@@ -14,6 +14,9 @@
 //
 // A buffer is complete as a whole or not at all: before the fill, the filler clears the checksums of an earlier attempt.
 //
+// A context (GGML_HUGEPAGES_KIND_KV) is no image of a file: one process at a time uses it and writes to all of it. This process holds the
+// fill lock to its end. The checksums of a context only say that its pages exist.
+//
 // Locks are open file description locks, so the kernel releases them when their process ends:
 //
 //   NAME.lock   exclusive   the filler. The file has mode 0600, so a reader cannot open it and block a filler. 1 + PID locked bytes
@@ -91,8 +94,13 @@ struct ggml_hugepages_store_file {
     // whether begin() was called: this process may write to missing segments
     bool is_filling() const { return manifest != nullptr; }
 
+    bool is_context() const { return kind == GGML_HUGEPAGES_KIND_KV; }
+
     // writes the checksums of the segments inside [first, last), whose bytes are at addr + first
     void complete(const uint8_t * addr, size_t first, size_t last);
+
+    // All pages of this context exist. Ends the filling, but this process holds the lock until it ends.
+    void settle_context();
 
     // ends the filling and releases the lock
     void finish();
@@ -113,6 +121,7 @@ private:
     std::atomic<uint64_t> * shared_sums() const;
     bool make(ggml_hugepages_error * error);
     void return_pages(const ggml_hugepages_fill_lock & proof);
+    void unmap_manifest();
     void close_manifest();
 };
 

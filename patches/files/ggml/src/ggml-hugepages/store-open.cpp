@@ -63,6 +63,27 @@ struct ggml_hugepages_store {
     ggml_hugepages_progress_callback callback;
     void                           * user_data;
 
+    bool open_directory(const ggml_hugepages_params & params, ggml_hugepages_error * error) {
+        plan_only = params.plan_only;
+        dir  = std::shared_ptr<int>(new int(-1), [](int * fd) { if (*fd != -1) { close(*fd); } delete fd; });
+        *dir = ggml_hugepages_store_open(params.store, params.page_size, path, &page_size, error);
+        return *dir != -1;
+    }
+
+    // sets what the file takes from its store
+    void prepare(ggml_hugepages_store_file & file, const ggml_hugepages_params & params) const {
+        const auto g = ggml_hugepages_geometry_of(file.size, page_size);
+        file.dir       = dir;
+        file.page_size = page_size;
+        file.segment   = g.segment;
+        file.length    = g.length;
+        file.sums_at   = g.sums_at;
+        file.sums.assign(g.n_segments, 0);
+        file.placement = file.placement.empty() ? ggml_hugepages_placement_line(params) : file.placement;
+        file.identity  = ggml_hugepages_identity_with(file.content, file.placement);
+        file.name      = own_name(file);
+    }
+
     bool refuse(const ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
         const std::string reason = error->message;
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "resident image '%s' is refused: %s", file.path.c_str(), reason.c_str());
@@ -83,7 +104,7 @@ struct ggml_hugepages_store {
         const auto name = ggml_hugepages_image_name(file.kind, file.source, file.size, page_size, file.identity.c_str());
         struct stat store = {}, st = {};
         const bool is_taken = fstat(*dir, &store) == 0 && (store.st_mode & S_ISVTX) && fstatat(*dir, name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-            st.st_uid != geteuid() && st.st_uid != 0;
+            st.st_uid != geteuid() && (st.st_uid != 0 || file.is_context());
         return is_taken ? ggml_hugepages_image_name_of_user(name, geteuid()) : name;
     }
 
@@ -336,6 +357,61 @@ struct ggml_hugepages_store {
         }
     }
 
+    // Opens a context and takes its lock, or fails: only one process uses it.
+    bool open_context(ggml_hugepages_store_file & file, ggml_hugepages_error * error) const {
+        for (int tries = 0; tries < 10; tries++) {
+            struct stat st = {};
+            if (!open_file(file, error)) {
+                return false;
+            }
+            if (file.fd != -1 && (fstat(file.fd, &st) != 0 || st.st_uid != geteuid() || (st.st_mode & 077) != 0)) {
+                ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "other users may read it");
+                return refuse(file, error);
+            }
+            off_t holder = 0;
+            if (plan_only) {
+                const std::string lock_name = ggml_hugepages_lock_name(file.name);
+                const int fd = ggml_hugepages_open_image(*dir, lock_name.c_str(), O_RDONLY);
+                const bool is_used = fd != -1 && ggml_hugepages_is_locked(fd, F_WRLCK, 0, &holder);
+                if (fd != -1) {
+                    close(fd);
+                }
+                return is_used ? fail_used(file, holder - 1, error) : (file.fd == -1 || look(file, error)) && may_fill(file, error);
+            }
+            const auto answer = ggml_hugepages_take_fill_lock(*dir, file.name, file.lock, &holder);
+            if (answer != GGML_HUGEPAGES_LOCK_MINE) {
+                const int err = errno;
+                return answer == GGML_HUGEPAGES_LOCK_OTHERS ? fail_used(file, holder, error) : fail_lock(file, err, error);
+            }
+            // another process may have removed it, or made it, before this one got the lock
+            if (file.fd != -1 && (!ggml_hugepages_lock(file.fd, F_RDLCK, GGML_HUGEPAGES_LOCK_ATTACHED) || is_unlinked(file))) {
+                file.lock.reset();
+                forget(file);
+                continue;
+            }
+            if (file.fd == -1 && faccessat(*dir, file.name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+                file.lock.reset();
+                continue;
+            }
+            if (file.fd == -1) {
+                return true;
+            }
+            if (!look(file, error)) {
+                return false;
+            }
+            if (!file.is_complete()) {
+                file.return_left_over();
+            }
+            return true;
+        }
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "cannot open '%s': other processes remove it again and again", file.path.c_str());
+    }
+
+    static bool fail_used(const ggml_hugepages_store_file & file, off_t holder, ggml_hugepages_error * error) {
+        const std::string who = holder > 0 ? "process " + std::to_string(holder) : "another process";
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "%s uses '%s'", who.c_str(), file.path.c_str());
+    }
+
     static uint64_t done_bytes(const ggml_hugepages_store_file & file) {
         return (file.sums.size() - std::count(file.sums.begin(), file.sums.end(), 0))*file.segment;
     }
@@ -362,27 +438,15 @@ bool ggml_hugepages_residents_open(
         ggml_hugepages_error *           error) {
     ggml_hugepages_forget_filters();
     ggml_hugepages_store store = {};
-    store.plan_only = params->plan_only;
     store.callback  = callback;
     store.user_data = user_data;
-    store.dir = std::shared_ptr<int>(new int(-1), [](int * fd) { if (*fd != -1) { close(*fd); } delete fd; });
-    *store.dir = ggml_hugepages_store_open(params->store, params->page_size, store.path, &store.page_size, error);
-    if (*store.dir == -1) {
+    if (!store.open_directory(*params, error)) {
         return false;
     }
     std::vector<ggml_hugepages_store_file *> files;
     for (size_t i = 0; i < n; i++) {
         auto & file = *residents[i]->file;
-        const auto g = ggml_hugepages_geometry_of(file.size, store.page_size);
-        file.dir       = store.dir;
-        file.page_size = store.page_size;
-        file.segment   = g.segment;
-        file.length    = g.length;
-        file.sums_at   = g.sums_at;
-        file.sums.assign(g.n_segments, 0);
-        file.placement = file.placement.empty() ? ggml_hugepages_placement_line(*params) : file.placement;
-        file.identity  = ggml_hugepages_identity_with(file.content, file.placement);
-        file.name      = store.own_name(file);
+        store.prepare(file, *params);
         // a buffer smaller than a page uses ordinary memory
         if (!file.is_buffer || file.size >= store.page_size) {
             files.push_back(&file);
@@ -411,6 +475,21 @@ bool ggml_hugepages_residents_open(
         }
     }
     return true;
+}
+
+bool ggml_hugepages_context_open(ggml_hugepages_resident_t context, const ggml_hugepages_params * params, ggml_hugepages_error * error) {
+    ggml_hugepages_forget_filters();
+    ggml_hugepages_store store = {};
+    if (!store.open_directory(*params, error)) {
+        return false;
+    }
+    auto & file = *context->file;
+    store.prepare(file, *params);
+    if (file.size < store.page_size) {
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the store '%s' has pages of %s, and a context of %.2f MiB needs less than one of them",
+            store.path.c_str(), ggml_hugepages_size_name(store.page_size).c_str(), file.size/1024.0/1024.0);
+    }
+    return store.open_context(file, error);
 }
 
 ggml_hugepages_resident_t ggml_hugepages_resident_init(ggml_hugepages_kind kind, int fd, const char * name, const char * identity, size_t size) {

@@ -1,0 +1,125 @@
+// Resident contexts: the buffer of a KV cache that remains in a store.
+//
+//   | KV cache | journal |     | manifest |
+//   0          kv_bytes  size             length
+
+#ifdef __linux__
+
+#include "context.h"
+#include "buffer.h"
+#include "error.h"
+#include "params.h"
+#include "registry.h"
+#include "store-file.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+static std::mutex                                         g_mutex;
+static std::vector<std::unique_ptr<ggml_hugepages_image>> g_held; // no buffer uses them yet
+
+// the contexts that are removed at exit
+static std::vector<std::pair<int, std::string>> g_wiped;
+
+static void wipe() {
+    for (const auto & [dir_fd, name] : g_wiped) {
+        ggml_hugepages_error error = {};
+        if (!ggml_hugepages_resident_drop(dir_fd, name.c_str(), /*.force =*/ true, &error) && faccessat(dir_fd, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+            GGML_LOG_ERROR("%s: cannot remove the context '%s': %s\n", __func__, name.c_str(), error.message);
+        }
+    }
+}
+
+static void wipe_at_exit(const ggml_hugepages_store_file & file) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    static const int registered = std::atexit(wipe);
+    GGML_UNUSED(registered);
+    const auto is_same = [&](const auto & wiped) { return wiped.second == file.name; };
+    const int dir_fd = fcntl(*file.dir, F_DUPFD_CLOEXEC, 0);
+    if (dir_fd != -1 && std::none_of(g_wiped.begin(), g_wiped.end(), is_same)) {
+        g_wiped.emplace_back(dir_fd, file.name);
+    } else if (dir_fd != -1) {
+        close(dir_fd);
+    }
+}
+
+ggml_hugepages_resident_t ggml_hugepages_context_init(int fd, const char * name, const char * identity, size_t size) {
+    return ggml_hugepages_resident_init(GGML_HUGEPAGES_KIND_KV, fd, name, identity, size);
+}
+
+bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_hugepages_params * params, ggml_hugepages_error * error) {
+    auto & file = context->file;
+    auto buffer = std::make_unique<ggml_hugepages_image>();
+    buffer->kind     = GGML_HUGEPAGES_KIND_KV;
+    buffer->path     = "the context";
+    buffer->size     = file->size;
+    buffer->length   = file->size;
+    buffer->params   = *params;
+    buffer->resident = file;
+    buffer->wants.push_back({ 0, file->size, GGML_HUGEPAGES_RANK_KV });
+    buffer->is_old_context = file->fd != -1 && file->is_complete();
+    if (!ggml_hugepages_map_buffer(*buffer, *params, error)) {
+        return false;
+    }
+    if (!buffer->resident || !ggml_hugepages_is_in_store(*buffer)) {
+        file->give_up();
+        ggml_hugepages_unmap_buffer(*buffer);
+        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "too few huge pages for the context in the store");
+    }
+    file->settle_context();
+    if (params->wipe_context) {
+        wipe_at_exit(*file);
+    }
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_held.push_back(std::move(buffer));
+    return true;
+}
+
+std::unique_ptr<ggml_hugepages_image> ggml_hugepages_context_take(size_t size) {
+    const auto scope = ggml_hugepages_current_scope();
+    if (!scope.params.keep_context || scope.kind != GGML_HUGEPAGES_KIND_KV || scope.late) {
+        return nullptr;
+    }
+    std::lock_guard<std::mutex> lock(g_mutex);
+    const auto it = std::find_if(g_held.begin(), g_held.end(), [&](const auto & held) {
+        const auto & params = held->params;
+        return params.model_id == scope.params.model_id && ggml_hugepages_buffer_size(&params, size) == params.kv_bytes;
+    });
+    if (it == g_held.end()) {
+        return nullptr;
+    }
+    auto buffer = std::move(*it);
+    g_held.erase(it);
+    return buffer;
+}
+
+void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old) {
+    const auto * buffer = ggml_hugepages_find_buffer(kv);
+    if (!buffer || !buffer->resident || !buffer->resident->is_context()) {
+        return nullptr;
+    }
+    *size   = buffer->size - buffer->params.kv_bytes;
+    *is_old = buffer->is_old_context;
+    return buffer->addr + buffer->params.kv_bytes;
+}
+
+void ggml_hugepages_context_end(uint32_t model_id) {
+    std::lock_guard<std::mutex> lock(g_mutex);
+    for (auto it = g_held.begin(); it != g_held.end();) {
+        if ((*it)->params.model_id == model_id) {
+            ggml_hugepages_unmap_buffer(**it);
+            it = g_held.erase(it);
+        } else {
+            it++;
+        }
+    }
+}
+
+#endif // __linux__
