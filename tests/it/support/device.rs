@@ -11,6 +11,9 @@ use super::guardian::Guardian;
 use super::programs::run;
 
 /// The kernel detaches the loop device with the last mount. The test removes the folders.
+///
+/// llama.cpp opens a model without `O_CLOEXEC`, so a server that another test starts during a load inherits the open file and keeps the
+/// mount busy while it lives. A lazy unmount removes the mount now, and the device when that server ends.
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     while read -r what path; do case $what in mount) mount=$path ;; cgroup) cgroup=$path ;; esac; done
@@ -19,6 +22,7 @@ const REMOVE: &str = r#"
         mountpoint -q "$mount" || break
         sleep 0.2
     done
+    mountpoint -q "$mount" && umount -l "$mount"
     # Processes that are about to end cannot be moved, and keep the cgroup until they have ended.
     [ -z "$cgroup" ] || for i in 1 2 3 4 5 6 7 8 9 10; do
         while read -r pid; do echo "$pid" > "$cgroup/../cgroup.procs"; done < "$cgroup/cgroup.procs" 2>/dev/null
