@@ -71,7 +71,12 @@ run() {
     esac
     echo max >$limited/memory.max
     if [ "$room" != - ]; then
-        echo $(($(plan "$@" | bytes_of_plan) + room * 1048576)) >$limited/memory.max
+        limit=$(($(plan "$@" | bytes_of_plan) + room * 1048576))
+        # the plan keeps 32 MiB for the server, so this is one page less than it asks for
+        echo $((limit - (room - 30) * 1048576)) >$limited/memory.max
+        echo '@@ plan_of_a_page_less'
+        plan "$@"
+        echo $limit >$limited/memory.max
     fi
     if [ "$is_by_rows" ] || [ "$room" != - ]; then
         echo '@@ plan'

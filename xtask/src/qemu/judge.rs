@@ -285,6 +285,9 @@ fn memory(case: &Case, seen: &Seen) -> Vec<String> {
     if seen.plan.as_ref().map(|plan| plan.fits) != Some(case.exit_code() == 0) {
         wrong.push("the plan and the load differ".to_owned());
     }
+    if seen.plan_of_a_page_less.as_ref().map(|plan| plan.fits) != Some(false) {
+        wrong.push("the plan fits, although the limit lacks a page".to_owned());
+    }
     wrong
 }
 
@@ -388,6 +391,7 @@ mod tests {
             reads: None,
             threads: BTreeMap::new(),
             plan: None,
+            plan_of_a_page_less: None,
             memory: Memory::default(),
             exit: Some(0),
             log: format!(
@@ -590,6 +594,7 @@ mod tests {
             fits: true,
             ..Plan::default()
         });
+        good.plan_of_a_page_less = Some(Plan::default());
         good.memory = Memory {
             limit: Some(80 << 20),
             used: 60 << 20,
@@ -603,13 +608,15 @@ mod tests {
             killed: 1,
         };
         bad.plan = None;
+        bad.plan_of_a_page_less = None;
         assert_eq!(
             findings(case.name, &bad),
             [
                 "1 processes had too little memory and were killed",
                 "limit of memory: None",
                 "the cgroup uses 42991616 bytes, but huge pages alone 44040192: this kernel does not count them",
-                "the plan and the load differ"
+                "the plan and the load differ",
+                "the plan fits, although the limit lacks a page"
             ]
         );
 
@@ -617,6 +624,7 @@ mod tests {
         let mut refused = seen(case, [0, 0]);
         refused.exit = Some(3);
         refused.plan = Some(Plan::default());
+        refused.plan_of_a_page_less = Some(Plan::default());
         refused.memory.limit = Some(60 << 20);
         assert_eq!(
             findings(case.name, &refused),

@@ -56,6 +56,8 @@ pub struct Seen {
     pub log: String,
     /// What the server foretold before its start, for weights that are placed by rows and within a limit.
     pub plan: Option<Plan>,
+    /// The same within a limit of one page less than the plan asks for.
+    pub plan_of_a_page_less: Option<Plan>,
     pub memory: Memory,
 }
 
@@ -155,6 +157,7 @@ impl Reader {
             exit: section("exit").trim().parse().ok(),
             log: section("log"),
             plan: plan(&section("plan")),
+            plan_of_a_page_less: plan(&section("plan_of_a_page_less")),
             memory: memory(&section("memory")),
         })
     }
