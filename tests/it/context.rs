@@ -1,0 +1,502 @@
+//! The KV cache stays in a store when the server ends. The next server continues its conversations.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::pool::PAGE;
+use crate::support::server::{Launch, Server};
+use crate::support::store::{self, Store};
+use crate::support::{full, http, is_root, models, or_skip, plan, programs, wait_for};
+
+/// More pages than any server here needs.
+const PAGES: u64 = 300;
+
+const NOBODY: u32 = 65534;
+
+/// Some hundred tokens of text. Random weights answer with random tokens, so a prompt repeats them as numbers.
+fn opening(who: u32) -> Vec<u64> {
+    (0..300)
+        .map(|i| 3 + u64::from((i * 7 + who * 131) % 200))
+        .collect()
+}
+
+fn launch(store: &Store, options: &[&str]) -> Launch {
+    kept(store.arg(), options)
+}
+
+fn kept(store: &str, options: &[&str]) -> Launch {
+    with(options)
+        .hugepages("require")
+        .args(["--hugepage-store", store, "--hugepage-keep-context"])
+}
+
+fn with(options: &[&str]) -> Launch {
+    Launch::ours()
+        .model(&models::demo("100M", "Q8_0"))
+        .args(["--ctx-size", "2048"])
+        .args(options)
+}
+
+/// One turn of a conversation.
+struct Turn {
+    /// With every field that depends on the logits.
+    answer: Value,
+    /// Prompt and answer.
+    history: Vec<u64>,
+    /// Tokens that the server computed for the prompt.
+    computed: u64,
+}
+
+fn ask(server: &Server, history: &[u64], slot: i32) -> Turn {
+    let body = json!({
+        "prompt": history, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": true, "temperature": 0,
+        "ignore_eos": true, "id_slot": slot,
+    });
+    let reply = http::post_json(&server.url("/completion"), &body);
+    let tokens = reply["tokens"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{reply}"));
+    let mut history = history.to_vec();
+    history.extend(tokens.iter().map(|token| token.as_u64().expect("a token")));
+    Turn {
+        answer: json!({ "tokens": reply["tokens"], "probabilities": reply["completion_probabilities"] }),
+        history,
+        computed: reply["timings"]["prompt_n"].as_u64().expect("a number"),
+    }
+}
+
+/// The next message of a user.
+fn and(history: &[u64], message: u64) -> Vec<u64> {
+    let mut next = history.to_vec();
+    next.extend((0..10).map(|i| 50 + message * 10 + i));
+    next
+}
+
+fn continued(server: &Server) -> Vec<u64> {
+    let log = server.log();
+    log.lines()
+        .filter_map(|line| line.split_once(" continues with "))
+        .map(|(_, rest)| {
+            rest.split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .expect("a number")
+        })
+        .collect()
+}
+
+/// The files of contexts in the store.
+fn contexts(store: &Store) -> Vec<PathBuf> {
+    let is_context = |path: &PathBuf| path.to_string_lossy().contains(".kv-");
+    store.images().into_iter().filter(is_context).collect()
+}
+
+fn context(store: &Store) -> PathBuf {
+    let mut found = contexts(store);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+#[test]
+fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended() {
+    let kinds: [&[&str]; 5] = [
+        &[],
+        &["--flash-attn", "off"],
+        &[
+            "--flash-attn",
+            "on",
+            "--cache-type-k",
+            "q8_0",
+            "--cache-type-v",
+            "q4_0",
+        ],
+        &["--parallel", "2", "--kv-unified"],
+        &["--parallel", "2", "--no-kv-unified"],
+    ];
+    for kind in kinds {
+        let slots = if kind.contains(&"--parallel") { 2 } else { 1 };
+        let mut expected = Vec::new();
+        let server = with(kind).args(["--no-cache-idle-slots"]).start();
+        let mut talks: Vec<_> = (0..slots).map(opening).collect();
+        for turn in 0..3 {
+            for slot in 0..slots {
+                let said = ask(&server, &talks[slot as usize], slot as i32);
+                talks[slot as usize] = and(&said.history, turn);
+                expected.push((said.answer, said.computed));
+            }
+        }
+        drop(server);
+
+        let store = or_skip!(Store::with(PAGES));
+        let mut expected = expected.into_iter();
+        let mut talks: Vec<_> = (0..slots).map(opening).collect();
+        for turn in 0..3 {
+            let server = launch(&store, kind).start();
+            assert_eq!(
+                continued(&server).len(),
+                if turn == 0 { 0 } else { slots as usize },
+                "{kind:?}\n{}",
+                server.log()
+            );
+            for slot in 0..slots {
+                let said = ask(&server, &talks[slot as usize], slot as i32);
+                talks[slot as usize] = and(&said.history, turn);
+                let (answer, computed) = expected.next().expect("as many turns");
+                assert_eq!(
+                    said.computed,
+                    computed,
+                    "{kind:?}, turn {turn}, slot {slot}\n{}",
+                    server.log()
+                );
+                assert_eq!(said.answer, answer, "{kind:?}, turn {turn}, slot {slot}");
+            }
+            let ended = server.stop(Signal::TERM);
+            assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+            store.assert_only_files_hold_pages();
+        }
+        store.empty();
+        store.pool.assert_all_back();
+    }
+}
+
+/// With the log probability of each token of the top 10 of the first token. Another number of tokens in a batch changes the last bits.
+fn assert_same_first_token(a: &Value, b: &Value, what: &str) {
+    let top = |answer: &Value| -> Vec<(u64, f64)> {
+        let top = answer["probabilities"][0]["top_logprobs"]
+            .as_array()
+            .expect("a list")
+            .clone();
+        let mut top: Vec<_> = top
+            .iter()
+            .map(|token| {
+                (
+                    token["id"].as_u64().expect("id"),
+                    token["logprob"].as_f64().expect("logprob"),
+                )
+            })
+            .collect();
+        top.truncate(5);
+        top
+    };
+    for ((_, a), (_, b)) in top(a).into_iter().zip(top(b)) {
+        assert!((a - b).abs() < 0.02, "{what}: {a} and {b}");
+    }
+}
+
+fn a_killed_server_leaves_whole_tokens(rounds: u64) {
+    let seed = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(1, |now| now.subsec_nanos().into());
+    println!("seed {seed}");
+    let mut random: u64 = seed | 1;
+    let mut next = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let store = or_skip!(Store::with(PAGES));
+    let options = ["--parallel", "2", "--kv-unified", "--context-shift"];
+    let mut kept_some = 0;
+    for round in 0..rounds {
+        let server = launch(&store, &options).start();
+        let url = server.url("/completion");
+        let who = next(3) as u32;
+        let mut talk = opening(who);
+        talk.truncate(20 + next(280) as usize);
+        let body = json!({ "prompt": talk, "n_predict": if next(4) == 0 { 2200 } else { 100 }, "cache_prompt": true, "ignore_eos": true, "id_slot": next(2), "temperature": 0 });
+        let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
+        thread::sleep(Duration::from_millis(next(if round % 8 == 0 {
+            4000
+        } else {
+            700
+        })));
+        server.stop(Signal::KILL);
+        let _ = asked.join();
+
+        let server = launch(&store, &options).start();
+        assert!(
+            !server.log().contains("damaged"),
+            "round {round}\n{}",
+            server.log()
+        );
+        kept_some += u64::from(!continued(&server).is_empty());
+        let slots = http::get_json(&server.url("/slots"));
+        assert_eq!(slots.as_array().map(Vec::len), Some(2), "{slots}");
+        for slot in 0..2 {
+            let talk = opening(who);
+            let said = ask(&server, &talk, slot);
+            let mut again = json!({
+                "prompt": talk, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": false, "temperature": 0,
+                "ignore_eos": true, "id_slot": slot,
+            });
+            again["cache_prompt"] = json!(false);
+            let fresh = http::post_json(&server.url("/completion"), &again);
+            let fresh = json!({ "tokens": fresh["tokens"], "probabilities": fresh["completion_probabilities"] });
+            assert_same_first_token(&said.answer, &fresh, &format!("round {round}, slot {slot}"));
+        }
+    }
+    assert!(
+        kept_some * 2 > rounds,
+        "{kept_some} of {rounds} rounds kept tokens"
+    );
+    store.assert_only_files_hold_pages();
+    store.empty();
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_server_that_is_killed_at_a_random_moment_leaves_no_wrong_token() {
+    a_killed_server_leaves_whole_tokens(if full() { 1000 } else { 6 });
+}
+
+#[test]
+fn a_sleeping_server_wakes_with_its_conversations() {
+    let store = or_skip!(Store::with(PAGES));
+    let server = launch(&store, &["--sleep-idle-seconds", "1"]).start();
+    let first = ask(&server, &opening(0), 0);
+    let is_asleep = || http::get_json(&server.url("/props"))["is_sleeping"] == json!(true);
+    assert!(
+        wait_for(Duration::from_secs(30), is_asleep),
+        "{}",
+        server.log()
+    );
+    let second = ask(&server, &and(&first.history, 1), 0);
+    assert!(
+        second.computed < 20,
+        "{} tokens\n{}",
+        second.computed,
+        server.log()
+    );
+    assert_eq!(continued(&server).len(), 1, "{}", server.log());
+}
+
+#[test]
+fn a_context_is_used_by_one_server_and_read_by_no_other_user() {
+    let store = or_skip!(Store::with(PAGES));
+    let first = launch(&store, &[]).start();
+    let said = ask(&first, &opening(0), 0);
+    let mode = fs::metadata(context(&store))
+        .expect("it exists")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let second = launch(&store, &[]).start();
+    let log = second.log();
+    let line = format!("process {} uses", first.pid());
+    assert_eq!(
+        log.matches("no conversation will remain").count(),
+        1,
+        "{log}"
+    );
+    assert!(log.contains(&line), "{log}");
+    assert_eq!(ask(&second, &opening(0), 0).answer, said.answer);
+    drop(second);
+
+    let third = ask(&first, &and(&said.history, 1), 0);
+    assert!(third.computed < 20);
+}
+
+/// In a store for all users, as `/tmp` is.
+#[test]
+fn each_user_has_a_context_of_their_own() {
+    if !is_root() {
+        return crate::support::skip("only root can become another user");
+    }
+    let store = or_skip!(Store::with_options(PAGES, "mode=1777"));
+    let said = ask(&launch(&store, &[]).start(), &opening(0), 0);
+    let server = launch(&store, &[]).under_uid(NOBODY).start();
+    assert_eq!(continued(&server), Vec::<u64>::new(), "{}", server.log());
+    assert_eq!(ask(&server, &opening(0), 0).answer, said.answer);
+    drop(server);
+    let owners: Vec<_> = contexts(&store)
+        .iter()
+        .map(|path| fs::metadata(path).expect("it exists").uid())
+        .collect();
+    assert!(
+        owners.len() == 2 && owners.contains(&0) && owners.contains(&NOBODY),
+        "{owners:?}"
+    );
+    for uid in [0, NOBODY] {
+        let server = if uid == 0 {
+            launch(&store, &[])
+        } else {
+            launch(&store, &[]).under_uid(uid)
+        }
+        .start();
+        assert_eq!(continued(&server).len(), 1, "user {uid}\n{}", server.log());
+    }
+}
+
+#[test]
+fn another_context_is_not_continued() {
+    let store = or_skip!(Store::with(PAGES));
+    drop(ask(&launch(&store, &[]).start(), &opening(0), 0));
+    let others: [&[&str]; 4] = [
+        &["--ctx-size", "1024"],
+        &["--cache-type-k", "q8_0"],
+        &["--rope-freq-scale", "0.5"],
+        &["--parallel", "2"],
+    ];
+    for other in others {
+        let server = launch(&store, other).start();
+        assert_eq!(
+            continued(&server),
+            Vec::<u64>::new(),
+            "{other:?}\n{}",
+            server.log()
+        );
+        server.assert_answers();
+    }
+    let same = launch(&store, &[]).start();
+    assert_eq!(continued(&same).len(), 1, "{}", same.log());
+}
+
+#[test]
+fn a_context_that_contradicts_itself_is_not_used() {
+    let store = or_skip!(Store::with(PAGES));
+    let said = ask(&launch(&store, &[]).start(), &opening(0), 0);
+    let file = context(&store);
+    let size = fs::metadata(&file).expect("it exists").len();
+    // The journal is in the last pages, in front of the manifest: every number there becomes impossible.
+    let journal = size - PAGE;
+    store::patch(
+        &file,
+        journal,
+        |bytes| {
+            for byte in &mut bytes[..32 << 10] {
+                *byte = if *byte == 0 { 0 } else { 0x7f };
+            }
+        },
+        32 << 10,
+    );
+    let server = launch(&store, &[]).start();
+    assert!(
+        server.log().contains("journal is damaged"),
+        "{}",
+        server.log()
+    );
+    assert_eq!(ask(&server, &opening(0), 0).answer, said.answer);
+}
+
+#[test]
+fn the_store_lists_and_drops_a_context() {
+    let store = or_skip!(Store::with(PAGES));
+    let server = launch(&store, &[]).start();
+    ask(&server, &opening(0), 0);
+    let tool = |args: &[&str]| {
+        let output = Command::new(programs::hugepages())
+            .arg("store")
+            .args(args)
+            .args(["--store", store.arg()])
+            .output();
+        output.expect("the tool can be started")
+    };
+    let name = context(&store)
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .expect("a name");
+    let listed = tool(&["list"]);
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let row = text
+        .lines()
+        .find(|line| line.contains(&name))
+        .unwrap_or_else(|| panic!("{text}"));
+    assert!(row.contains(" kv ") && row.contains("all"), "{row}");
+    assert!(tool(&["verify"]).status.success());
+    assert!(!tool(&["drop", &name]).status.success(), "a server uses it");
+    drop(server);
+    assert!(tool(&["drop", &name]).status.success());
+    assert_eq!(contexts(&store), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_wiped_context_is_gone_when_the_server_has_ended() {
+    let store = or_skip!(Store::with(PAGES));
+    let server = launch(&store, &["--hugepage-wipe-context"]).start();
+    ask(&server, &opening(0), 0);
+    assert_eq!(contexts(&store).len(), 1);
+    let ended = server.stop(Signal::TERM);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
+    assert_eq!(contexts(&store), Vec::<PathBuf>::new());
+    store.assert_only_files_hold_pages();
+}
+
+#[test]
+fn a_cache_that_cannot_be_kept_says_why_once() {
+    let store = or_skip!(Store::with(PAGES));
+    for (server, why) in [
+        (
+            with(&["--spec-type", "ngram-simple"]),
+            "speculative decoding",
+        ),
+        (
+            with(&["--override-kv", "llama.expert_used_count=int:0"]),
+            "--override-kv",
+        ),
+    ] {
+        let server = server
+            .hugepages("require")
+            .args(["--hugepage-store", store.arg(), "--hugepage-keep-context"])
+            .start();
+        let log = server.log();
+        assert_eq!(
+            log.matches("no conversation will remain").count(),
+            1,
+            "{log}"
+        );
+        assert!(log.contains(why), "{log}");
+        server.assert_answers();
+        drop(server);
+        assert_eq!(contexts(&store), Vec::<PathBuf>::new());
+    }
+    let needs = with(&[])
+        .hugepages("require")
+        .args(["--hugepage-keep-context"])
+        .start();
+    assert!(
+        needs.log().contains("needs --hugepage-store"),
+        "{}",
+        needs.log()
+    );
+}
+
+/// The plan counts the context as the load takes it, and nothing is left of a load that lacks a page.
+#[test]
+fn the_plan_counts_the_context() {
+    let mut store = or_skip!(Store::with(PAGES));
+    let launch = launch(&store, &[]);
+    let pages = |plan: &Value| -> u64 {
+        let needs = plan["needs"].as_array().expect("a list");
+        needs
+            .iter()
+            .map(|need| need["pages"].as_u64().expect("a number"))
+            .sum()
+    };
+    let planned = pages(&plan::of(&launch));
+    let server = launch.clone().start();
+    assert_eq!(store.pool.taken(), planned);
+    drop(server);
+    store.empty();
+    store.pool.set(planned - 1);
+    let short = launch.clone().run();
+    assert_eq!(short.status.code(), Some(3), "{}", short.log);
+    assert_eq!(contexts(&store), Vec::<PathBuf>::new());
+    store.pool.set(planned);
+    drop(launch.clone().start());
+    let kept = store.pages();
+    assert_eq!(
+        pages(&plan::of(&launch)),
+        planned - kept,
+        "the next server needs less"
+    );
+    assert!(Path::new(store.arg()).exists());
+}
