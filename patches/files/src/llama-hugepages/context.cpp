@@ -176,7 +176,8 @@ std::unique_ptr<llama_hugepages_context> llama_hugepages_context::of(llama_kv_ca
     if (is_old && memcmp(head, &expected, sizeof(expected)) == 0 && result->restore()) {
         return result;
     }
-    if (is_old) {
+    // without a magic number, the earlier process ended before it wrote anything
+    if (is_old && head->magic != 0) {
         LLAMA_LOG_WARN("%s: the conversations in the store are not used, because their journal is damaged\n", __func__);
     }
     result->clear();
@@ -187,7 +188,9 @@ std::unique_ptr<llama_hugepages_context> llama_hugepages_context::of(llama_kv_ca
     head->magic = 0;
     std::atomic_thread_fence(std::memory_order_seq_cst);
     memset(result->lengths(), 0, result->n_seqs*sizeof(uint32_t)*2);
-    ggml_backend_buffer_clear(buffer, 0);
+    if (is_old) {
+        ggml_backend_buffer_clear(buffer, 0);
+    }
     *head = { 0, expected.key, expected.n_seqs, expected.n_cells, expected.n_streams, 0 };
     std::atomic_thread_fence(std::memory_order_seq_cst);
     head->magic = MAGIC;

@@ -114,6 +114,9 @@ void ggml_hugepages_context_end(uint32_t model_id) {
     std::lock_guard<std::mutex> lock(g_mutex);
     for (auto it = g_held.begin(); it != g_held.end();) {
         if ((*it)->params.model_id == model_id) {
+            if (!(*it)->is_old_context) {
+                (*it)->resident->unlink(); // of a failed load
+            }
             ggml_hugepages_unmap_buffer(**it);
             it = g_held.erase(it);
         } else {
