@@ -23,4 +23,8 @@ class ggml_hugepages_params(ctypes.Structure):
         ("model_id", ctypes.c_uint32),
         ("store", ctypes.c_char * 512),
         ("n_compute_threads", ctypes.c_int32),
+        ("keep_context", ctypes.c_bool),
+        ("wipe_context", ctypes.c_bool),
+        ("context_bytes", ctypes.c_uint64),
+        ("context_key", ctypes.c_uint64),
     ]
