@@ -6,6 +6,7 @@
 #include "test.h"
 
 #include "ggml-hugepages/registry.h"
+#include "ggml-hugepages/store-directory.h"
 #include "ggml-hugepages/store-file.h"
 #include "ggml-hugepages/store-placement.h"
 
@@ -416,4 +417,157 @@ TEST(store, an_incomplete_image_with_another_placement_is_not_used) {
     REQUIRE(again.run());
     CHECK_EQ(again.resident->file->name, own);
     CHECK_EQ(resident_load::bytes_read(), (uint64_t) 0);
+}
+
+//
+// contexts
+//
+
+// A KV cache of 3 MiB and a journal of 1 MiB.
+struct context_load {
+    ggml_hugepages_params     params;
+    ggml_hugepages_resident_t resident;
+    uint8_t                 * kv    = nullptr;
+    ggml_hugepages_error      error = {};
+
+    context_load(const source_file & file, const std::string & dir, const char * identity = "file 0 bytes, modified 0.0, header 0\ncontext") {
+        params = require(PAGE);
+        params.keep_context  = true;
+        params.kv_bytes      = 4*MIB;
+        params.context_bytes = 1*MIB;
+        params.model_id      = 7;
+        snprintf(params.store, sizeof(params.store), "%s", dir.c_str());
+        resident = ggml_hugepages_context_init(file.fd, nullptr, identity, params.kv_bytes + params.context_bytes);
+    }
+    context_load(const context_load &) = delete;
+    ~context_load() { end(); }
+
+    void end() {
+        if (kv) {
+            ggml_hugepages_buffer_free(kv, 3*MIB);
+        }
+        kv = nullptr;
+        ggml_hugepages_resident_free(resident);
+        resident = nullptr;
+        ggml_hugepages_hold_end(params.model_id);
+    }
+    bool hold() { return ggml_hugepages_context_open(resident, &params, &error) && ggml_hugepages_context_hold(resident, &params, &error); }
+    bool run() {
+        if (!hold()) {
+            return false;
+        }
+        ggml_hugepages_scope scope = {};
+        scope.params = params;
+        scope.kind   = GGML_HUGEPAGES_KIND_KV;
+        const auto * before = ggml_hugepages_scope_set(&scope);
+        kv = (uint8_t *) ggml_hugepages_buffer_alloc(3*MIB);
+        ggml_hugepages_scope_set(before);
+        return kv != nullptr;
+    }
+    uint8_t * journal(bool * is_old) const {
+        size_t size = 0;
+        auto * result = (uint8_t *) ggml_hugepages_context_journal(kv, &size, is_old);
+        CHECK(!result || size >= MIB);
+        return result;
+    }
+};
+
+static std::vector<std::string> names_in(const std::string & dir) {
+    std::vector<std::string> names;
+    const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY);
+    ggml_hugepages_each_image(fd, [&](const char * name) { names.emplace_back(name); });
+    close(fd);
+    return names;
+}
+
+TEST(store, a_context_remains_after_any_end_and_belongs_to_one_process) {
+    const mounted store;
+    REQUIRE(store.ok);
+    const source_file file(5*MIB);
+    const uint64_t before = free_pages();
+    bool is_old = true;
+    {
+        context_load first(file, store.dir);
+        REQUIRE(first.run());
+        uint8_t * journal = first.journal(&is_old);
+        REQUIRE(journal);
+        CHECK(!is_old);
+        CHECK_EQ((size_t) (journal - first.kv), 4*MIB);
+        CHECK_EQ(std::count(first.kv, first.kv + 5*MIB, 0), (ptrdiff_t) (5*MIB));
+        first.kv[0] = 1;
+        journal[0]  = 2;
+        CHECK_EQ(before - free_pages(), 3u);
+
+        context_load second(file, store.dir);
+        CHECK(!second.run());
+        CHECK_SAYS(second.error.message, "process " + std::to_string(getpid()), "uses");
+        struct stat st = {};
+        REQUIRE(names_in(store.dir).size() == 1);
+        CHECK_EQ(stat((store.dir + "/" + names_in(store.dir)[0]).c_str(), &st), 0);
+        CHECK_EQ(st.st_mode & 0777, 0600u);
+    }
+    // a killed process
+    const pid_t pid = fork();
+    if (pid == 0) {
+        context_load child(file, store.dir);
+        if (child.run()) {
+            child.kv[1] = 3;
+            raise(SIGKILL);
+        }
+        _exit(1);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    CHECK(WIFSIGNALED(status));
+    context_load next(file, store.dir);
+    REQUIRE(next.run());
+    CHECK_EQ(*next.journal(&is_old), 2);
+    CHECK(is_old);
+    CHECK(next.kv[0] == 1 && next.kv[1] == 3);
+    CHECK_EQ(before - free_pages(), 3u);
+
+    const int dir_fd = open(store.dir.c_str(), O_RDONLY | O_DIRECTORY);
+    ggml_hugepages_error error = {};
+    CHECK(!ggml_hugepages_resident_drop(dir_fd, names_in(store.dir)[0].c_str(), false, &error));
+    CHECK(ggml_hugepages_resident_verify(dir_fd, names_in(store.dir)[0].c_str(), nullptr, nullptr, &error));
+    next.end();
+    CHECK(ggml_hugepages_resident_drop(dir_fd, names_in(store.dir)[0].c_str(), false, &error));
+    close(dir_fd);
+    CHECK_EQ(free_pages(), before);
+}
+
+TEST(store, a_context_of_a_failed_load_leaves_nothing_unless_it_is_old) {
+    const mounted store;
+    REQUIRE(store.ok);
+    const source_file file(5*MIB);
+    const uint64_t before = free_pages();
+    {
+        context_load failed(file, store.dir);
+        REQUIRE(failed.hold());
+    }
+    CHECK(names_in(store.dir).empty());
+    CHECK_EQ(free_pages(), before);
+    {
+        context_load first(file, store.dir);
+        REQUIRE(first.run());
+    }
+    {
+        context_load failed(file, store.dir);
+        REQUIRE(failed.hold());
+    }
+    CHECK_EQ(names_in(store.dir).size(), 1u);
+    {
+        // another identity is another context, and nobody may read it
+        context_load other(file, store.dir, "file 0 bytes, modified 0.0, header 0\nanother context");
+        REQUIRE(other.run());
+        bool is_old = true;
+        CHECK(other.journal(&is_old) && !is_old);
+    }
+    CHECK_EQ(names_in(store.dir).size(), 2u);
+    for (const auto & name : names_in(store.dir)) {
+        CHECK_EQ(chmod((store.dir + "/" + name).c_str(), 0644), 0);
+    }
+    context_load readable(file, store.dir);
+    CHECK(!readable.run());
+    CHECK_SAYS(readable.error.message, "other users may read it");
 }
