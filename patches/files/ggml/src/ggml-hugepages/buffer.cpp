@@ -227,14 +227,14 @@ bool ggml_hugepages_buffer_settle(void * ptr, ggml_hugepages_error * error) {
 }
 
 void * ggml_hugepages_buffer_alloc(size_t size) {
-    if (auto context = ggml_hugepages_context_take(size)) {
-        void * addr = context->addr;
-        ggml_hugepages_register_buffer(std::move(context));
-        return addr;
-    }
     const ggml_hugepages_scope scope = ggml_hugepages_current_scope();
     if (!scope.params.enabled || size == 0) {
         return ggml_aligned_malloc(size);
+    }
+    if (auto context = ggml_hugepages_context_take(scope, size)) {
+        void * addr = context->addr;
+        ggml_hugepages_register_buffer(std::move(context));
+        return addr;
     }
     auto params = scope.params;
     if (scope.late) {

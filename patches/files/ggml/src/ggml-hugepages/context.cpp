@@ -8,7 +8,6 @@
 #include "context.h"
 #include "buffer.h"
 #include "error.h"
-#include "params.h"
 #include "registry.h"
 #include "store-file.h"
 #include "ggml-impl.h"
@@ -82,8 +81,7 @@ bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_h
     return true;
 }
 
-std::unique_ptr<ggml_hugepages_image> ggml_hugepages_context_take(size_t size) {
-    const auto scope = ggml_hugepages_current_scope();
+std::unique_ptr<ggml_hugepages_image> ggml_hugepages_context_take(const ggml_hugepages_scope & scope, size_t size) {
     if (!scope.params.keep_context || scope.kind != GGML_HUGEPAGES_KIND_KV || scope.late) {
         return nullptr;
     }
