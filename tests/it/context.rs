@@ -166,87 +166,96 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
     }
 }
 
-/// With the log probability of each token of the top 10 of the first token. Another number of tokens in a batch changes the last bits.
-fn assert_same_first_token(a: &Value, b: &Value, what: &str) {
-    let top = |answer: &Value| -> Vec<(u64, f64)> {
-        let top = answer["probabilities"][0]["top_logprobs"]
-            .as_array()
-            .expect("a list")
-            .clone();
-        let mut top: Vec<_> = top
-            .iter()
-            .map(|token| {
-                (
-                    token["id"].as_u64().expect("id"),
-                    token["logprob"].as_f64().expect("logprob"),
-                )
-            })
-            .collect();
-        top.truncate(5);
-        top
-    };
-    for ((_, a), (_, b)) in top(a).into_iter().zip(top(b)) {
-        assert!((a - b).abs() < 0.02, "{what}: {a} and {b}");
-    }
-}
-
-fn a_killed_server_leaves_whole_tokens(rounds: u64) {
-    let seed = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(1, |now| now.subsec_nanos().into());
+/// A killed server leaves what its last complete decode left: the next one answers as a server that was asked for so many tokens.
+fn killed_servers_leave_whole_tokens(rounds: u64) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let seed = now.map_or(1, |now| u64::from(now.subsec_nanos()));
     println!("seed {seed}");
-    let mut random: u64 = seed | 1;
+    let mut random = seed | 1;
     let mut next = |below: u64| {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
         random % below
     };
+    let kinds: [&[&str]; 3] = [
+        &["--ctx-size", "512", "--context-shift"],
+        &[
+            "--ctx-size",
+            "512",
+            "--context-shift",
+            "--flash-attn",
+            "off",
+        ],
+        &[
+            "--ctx-size",
+            "512",
+            "--context-shift",
+            "--flash-attn",
+            "on",
+            "--cache-type-k",
+            "q8_0",
+        ],
+    ];
     let store = or_skip!(Store::with(PAGES));
-    let options = ["--parallel", "2", "--kv-unified", "--context-shift"];
     let mut kept_some = 0;
     for round in 0..rounds {
-        let server = launch(&store, &options).start();
-        let url = server.url("/completion");
-        let who = next(3) as u32;
-        let mut talk = opening(who);
+        let kind = kinds[next(3) as usize];
+        let server = launch(&store, kind).start();
+        let before = continued(&server);
+        let (mut talk, whole) = (opening(round as u32), opening(round as u32));
         talk.truncate(20 + next(280) as usize);
-        let body = json!({ "prompt": talk, "n_predict": if next(4) == 0 { 2200 } else { 100 }, "cache_prompt": true, "ignore_eos": true, "id_slot": next(2), "temperature": 0 });
+        let (url, body) = (
+            server.url("/completion"),
+            json!({
+                "prompt": talk, "n_predict": 1000, "cache_prompt": false, "ignore_eos": true, "temperature": 0, "id_slot": 0,
+            }),
+        );
         let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
-        thread::sleep(Duration::from_millis(next(if round % 8 == 0 {
-            4000
-        } else {
-            700
-        })));
+        let most = if round % 4 == 0 { 6000 } else { 900 };
+        thread::sleep(Duration::from_millis(next(most)));
         server.stop(Signal::KILL);
         let _ = asked.join();
 
-        let server = launch(&store, &options).start();
-        assert!(
-            !server.log().contains("damaged"),
-            "round {round}\n{}",
-            server.log()
-        );
-        kept_some += u64::from(!continued(&server).is_empty());
-        let slots = http::get_json(&server.url("/slots"));
-        assert_eq!(slots.as_array().map(Vec::len), Some(2), "{slots}");
-        for slot in 0..2 {
-            let talk = opening(who);
-            let said = ask(&server, &talk, slot);
-            let mut again = json!({
-                "prompt": talk, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": false, "temperature": 0,
-                "ignore_eos": true, "id_slot": slot,
-            });
-            again["cache_prompt"] = json!(false);
-            let fresh = http::post_json(&server.url("/completion"), &again);
-            let fresh = json!({ "tokens": fresh["tokens"], "probabilities": fresh["completion_probabilities"] });
-            assert_same_first_token(&said.answer, &fresh, &format!("round {round}, slot {slot}"));
+        let server = launch(&store, kind).start();
+        let log = server.log();
+        assert!(!log.contains("damaged"), "round {round}\n{log}");
+        let kept = continued(&server).first().copied().unwrap_or(0);
+        let said = ask(&server, &whole, 0);
+        let length = talk.len() as u64;
+        // A prompt is one decode here. A shorter rest is that of a shift, or of the round before.
+        let is_exact = kept >= length && kept < 500 && before.first() != Some(&kept);
+        kept_some += u64::from(is_exact);
+        let plain = with(kind).start();
+        if is_exact {
+            let tokens = kept - length + 1;
+            http::post_json(
+                &plain.url("/completion"),
+                &json!({
+                    "prompt": talk, "n_predict": tokens, "cache_prompt": false, "ignore_eos": true, "temperature": 0, "id_slot": 0,
+                }),
+            );
+        }
+        let expected = ask(&plain, &whole, 0);
+        if is_exact {
+            assert_eq!(
+                said.answer, expected.answer,
+                "round {round}, {kind:?}, {kept} tokens kept, prompt of {length}"
+            );
+            assert_eq!(said.computed, expected.computed, "round {round}");
+        } else {
+            // Another number of tokens in a batch changes the last bits, and a model with random weights makes much of them.
+            let first = |turn: &Turn| {
+                turn.answer["probabilities"][0]["top_logprobs"][0]["logprob"]
+                    .as_f64()
+                    .expect("a number")
+            };
+            let difference = (first(&said) - first(&expected)).abs();
+            assert!(difference < 0.3, "round {round}, {kind:?}: {difference}");
         }
     }
-    assert!(
-        kept_some * 2 > rounds,
-        "{kept_some} of {rounds} rounds kept tokens"
-    );
+    println!("{kept_some} of {rounds} rounds compared bit for bit");
+    assert!(kept_some > 0);
     store.assert_only_files_hold_pages();
     store.empty();
     store.pool.assert_all_back();
@@ -254,7 +263,7 @@ fn a_killed_server_leaves_whole_tokens(rounds: u64) {
 
 #[test]
 fn a_server_that_is_killed_at_a_random_moment_leaves_no_wrong_token() {
-    a_killed_server_leaves_whole_tokens(if full() { 1000 } else { 6 });
+    killed_servers_leave_whole_tokens(if full() { 1000 } else { 8 });
 }
 
 #[test]
@@ -404,13 +413,22 @@ fn the_store_lists_and_drops_a_context() {
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .expect("a name");
-    let listed = tool(&["list"]);
-    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let row = text
-        .lines()
-        .find(|line| line.contains(&name))
-        .unwrap_or_else(|| panic!("{text}"));
-    assert!(row.contains(" kv ") && row.contains("all"), "{row}");
+    let listed = tool(&["list", "--format", "json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {listed:?}"));
+    let models = listed["models"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{listed}"));
+    let images = models
+        .iter()
+        .filter_map(|model| model["images"].as_array())
+        .flatten();
+    let row = images
+        .filter(|image| image["name"] == json!(name))
+        .next_back()
+        .unwrap_or_else(|| panic!("{listed}"));
+    assert_eq!(row["kind"], json!("kv"), "{row}");
+    assert_eq!(row["segments"], row["complete"], "{row}");
     assert!(tool(&["verify"]).status.success());
     assert!(!tool(&["drop", &name]).status.success(), "a server uses it");
     drop(server);
