@@ -11,6 +11,7 @@ mod chat_page;
 mod client;
 mod company;
 mod compare;
+mod containers;
 mod coverage;
 mod demo_model;
 mod device;
