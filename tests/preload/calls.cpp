@@ -9,6 +9,7 @@
 //        calls locks FILE      locks on a large file that is no model
 //        calls pipe MODEL      stderr is a pipe that nobody reads
 //        calls sandbox MODEL   a filter that kills for optional calls, added after a load
+//        calls stack MODEL     a thread with a small stack
 //        calls cost            the time of a call that has nothing to do with a model
 //        calls unload MODEL    loads and unloads MODEL many times, on several threads
 
@@ -357,6 +358,25 @@ static void broken_pipe(const char * path) {
     printf("pipe ok\n");
 }
 
+// docs/programs.md names this size
+static void small_stack(const char * path) {
+    pthread_attr_t attr;
+    CHECK(pthread_attr_init(&attr) == 0 && pthread_attr_setstacksize(&attr, 64*1024) == 0);
+    const auto run = [](void * path) -> void * {
+        model m((const char *) path);
+        void * p = nullptr;
+        CHECK(posix_memalign(&p, 64, 3*MIB) == 0);
+        CHECK(mprotect(m.addr, 4096, PROT_NONE) == 0);
+        CHECK(munmap(m.addr, 3*MIB) == 0);
+        CHECK(mprotect(p, 4096, PROT_READ) == 0);
+        free(p);
+        return nullptr;
+    };
+    pthread_t thread;
+    CHECK(pthread_create(&thread, &attr, run, (void *) path) == 0 && pthread_join(thread, nullptr) == 0);
+    printf("stack ok\n");
+}
+
 // the library knows the filters of a load, but a program may add another one later
 static void sandbox(const char * path) {
     model m(path);
@@ -390,6 +410,7 @@ int main(int argc, char ** argv) {
         { "locks",    locks       },
         { "pipe",     broken_pipe },
         { "sandbox",  sandbox     },
+        { "stack",    small_stack },
         { "cost",     cost        },
         { "unload",   unload      },
     };
@@ -401,6 +422,6 @@ int main(int argc, char ** argv) {
             return 0;
         }
     }
-    fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|sandbox|cost|unload [MODEL]\n", argv[0]);
+    fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|sandbox|stack|cost|unload [MODEL]\n", argv[0]);
     return 2;
 }
