@@ -1,17 +1,17 @@
 //! The engine of llama-hugepages, inside this library: loads a file image, allocates a buffer, writes the report.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Instant;
-use std::{env, mem, process, ptr};
+use std::{env, process, ptr};
 
 use crate::buffer::Buffer;
+use crate::files::{self, Facts};
 use crate::image::{Errno, Filled, Image, PoolFile, Tensor};
 use crate::lock::{Guard, Lock};
 use crate::next;
@@ -113,12 +113,12 @@ impl Model {
     /// `None` for any other file.
     fn open(fd: c_int, len: usize, least: usize) -> Option<Self> {
         // close(2) of any descriptor of a file ends the program's locks on the file. So only a model is duplicated.
-        if !is_model(&mem::ManuallyDrop::new(borrow(fd)), least, Some(len)) {
+        if !is_model(&files::borrow(fd), least, Some(len)) {
             return None;
         }
-        let file = duplicate(fd)?;
-        let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let path = fs::read_link(&descriptor).ok()?;
+        let file = files::duplicate(fd)?;
+        let path = files::path_of(file.as_raw_fd())?;
+        let descriptor = files::name_of(file.as_raw_fd());
         let model = Self {
             file,
             path,
@@ -174,35 +174,16 @@ impl Model {
     }
 }
 
-/// A copy of a descriptor, so that the program may close its own.
-fn duplicate(fd: c_int) -> Option<File> {
-    use std::os::fd::FromRawFd;
-    // High, because programs expect low numbers to be theirs, unless a limit allows only low ones.
-    let copy = [100, 3]
-        .into_iter()
-        // SAFETY: only takes a number.
-        .map(|least| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) })
-        .find(|copy| *copy != -1)?;
-    // SAFETY: a descriptor that this process owns, from the call above.
-    Some(unsafe { File::from_raw_fd(copy) })
-}
-
-#[repr(align(4096))]
-struct Block([u8; 4096]);
-
 /// Whether this is a regular file of at least `least` bytes that starts as a model, and that a mapping of `len` bytes does not exceed.
 fn is_model(file: &File, least: usize, len: Option<usize>) -> bool {
-    let Ok(metadata) = file.metadata() else {
+    let Some(Facts {
+        is_regular, size, ..
+    }) = Facts::of(file)
+    else {
         return false;
     };
-    let size = usize::try_from(metadata.len()).unwrap_or(0);
     let is_inside = len.is_none_or(|len| len <= size.next_multiple_of(crate::image::base_page()));
-    if !metadata.is_file() || size < least || !is_inside {
-        return false;
-    }
-    // open(2): a file with O_DIRECT is read in whole, aligned blocks.
-    let mut start = Block([0; 4096]);
-    file.read_at(&mut start.0, 0).is_ok() && start.0.starts_with(b"GGUF")
+    is_regular && size >= least && is_inside && files::starts_with(file, b"GGUF")
 }
 
 /// What happens with a mapping of the program.
@@ -225,7 +206,7 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
         return Mapped::Plain;
     };
     HAS_MODEL.store(true, Ordering::Relaxed);
-    if let Some(page) = page_of_hugetlbfs(&model.file) {
+    if let Some(page) = files::page_of_hugetlbfs(&model.file) {
         return adopt(&model, len, flags, page);
     }
     let loading = LOADS.lock();
@@ -252,17 +233,6 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
     }
 }
 
-/// The page size of the file system, if it is a hugetlbfs.
-fn page_of_hugetlbfs(file: &File) -> Option<usize> {
-    // SAFETY: zero is a value of all fields.
-    let mut found: libc::statfs = unsafe { mem::zeroed() };
-    // SAFETY: room for one answer.
-    let is_known = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } == 0;
-    (is_known && found.f_type == libc::HUGETLBFS_MAGIC)
-        .then(|| usize::try_from(found.f_bsize).ok())
-        .flatten()
-}
-
 /// Maps a copy of a model on a hugetlbfs. The kernel unmaps only whole huge pages of it, so the library answers the program's calls.
 fn adopt(model: &Model, len: usize, flags: c_int, page: usize) -> Mapped {
     let fd = model.file.as_raw_fd();
@@ -280,7 +250,8 @@ fn adopt(model: &Model, len: usize, flags: c_int, page: usize) -> Mapped {
         pools: Vec::new(),
     };
     // Without tensors: the pages belong to the file, so no copy returns them to the pool.
-    let image = duplicate(fd).and_then(|file| Image::new(filled, flags, file, Vec::new()).ok());
+    let image =
+        files::duplicate(fd).and_then(|file| Image::new(filled, flags, file, Vec::new()).ok());
     if let Some(image) = image {
         regions::lock().add_image(image);
         log::tell(&format!(
@@ -301,8 +272,7 @@ fn load(
     let begin = Instant::now();
     // mmap(2): the kernel maps whole pages.
     let whole = len.next_multiple_of(crate::image::base_page());
-    let of_file = model.file.metadata().map_or(0, |it| it.len());
-    let of_file = usize::try_from(of_file).unwrap_or(0);
+    let of_file = Facts::of(&model.file).map_or(0, |it| it.size);
     let size = whole.min(of_file);
     let wanted = model.wanted(size);
     let planning = enter();
@@ -383,7 +353,7 @@ fn load(
             pools,
         };
         let tensors = wanted.into_iter().map(|(tensor, _)| tensor).collect();
-        let file = duplicate(model.file.as_raw_fd()).ok_or(libc::EMFILE)?;
+        let file = files::duplicate(model.file.as_raw_fd()).ok_or(libc::EMFILE)?;
         Image::new(filled, flags, file, tensors)
     });
     match image {
@@ -487,16 +457,15 @@ fn places(tensors: &[gguf::Entry]) -> Vec<u64> {
 
 /// The files of huge pages that are open now: those of the running load, and those of earlier images.
 fn pool_files() -> Vec<PoolFile> {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
-        return Vec::new();
+    let is_pool = |fd: &c_int| {
+        let link = files::name_of(*fd);
+        files::leads_to(Path::new(&link), "/memfd:llama-weights")
     };
-    let files = entries.flatten().filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        let is_pool = target.to_str()?.starts_with("/memfd:llama-weights");
-        let fd = entry.file_name().to_str()?.parse().ok()?;
-        is_pool.then(|| duplicate(fd)).flatten()
-    });
-    files.filter_map(PoolFile::new).collect()
+    let pools = files::descriptors().into_iter().filter(is_pool);
+    pools
+        .filter_map(files::duplicate)
+        .filter_map(PoolFile::new)
+        .collect()
 }
 
 fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {
@@ -519,13 +488,6 @@ fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {
 
 fn is_loading(fd: c_int) -> bool {
     LOADING.load(Ordering::Relaxed) == fd
-}
-
-/// The caller must not close it.
-fn borrow(fd: c_int) -> File {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the caller keeps the file from being dropped.
-    unsafe { File::from_raw_fd(fd) }
 }
 
 fn set_loading(file: Option<&File>) {
@@ -624,14 +586,8 @@ fn usable_bytes() -> u64 {
 
 /// Whether the process has a model open, as a program does that reads its model instead of mapping it.
 fn has_open_model(least: usize) -> bool {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
-        return false;
-    };
-    let numbers = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut models = numbers.map(|fd: c_int| mem::ManuallyDrop::new(borrow(fd)));
-    models.any(|file| is_model(&file, least, None))
+    let mut numbers = files::descriptors().into_iter();
+    numbers.any(|fd| is_model(&files::borrow(fd), least, None))
 }
 
 /// Frees a buffer.
@@ -681,5 +637,5 @@ fn report() {
 
 /// Whether a path in /proc is still the file of `hugepages exec`, and not a file of a later process with the same number.
 fn is_of_exec(path: &Path) -> bool {
-    fs::read_link(path).is_ok_and(|target| target.starts_with("/memfd:hugepages-reports (deleted)"))
+    files::leads_to(path, "/memfd:hugepages-reports (deleted)")
 }

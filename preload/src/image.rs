@@ -17,7 +17,7 @@ use std::fs::File;
 use crate::kept::Kept;
 use crate::ranges::{Ranges, Span, align_down, align_up, overlap, pointer};
 use crate::vmas::{self, Block};
-use crate::{fork, next};
+use crate::{files, fork, next};
 
 /// Bytes of a page that is not huge. `mmap` has no smaller unit.
 pub fn base_page() -> usize {
@@ -63,13 +63,7 @@ impl PoolFile {
     fn punch(&self, offset: usize, len: usize) {
         // A child that no fork handler knows of has the file of its parent.
         if let Some(file) = self.0.descriptor().filter(|_| fork::is_this_process()) {
-            // A failure keeps the pages until the program ends.
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            let range = (libc::off_t::try_from(offset), libc::off_t::try_from(len));
-            if let (Ok(offset), Ok(len)) = range {
-                // SAFETY: a file of this library, in which the range belongs to no mapping.
-                unsafe { libc::fallocate(file, mode, offset, len) };
-            }
+            files::punch(file, &(offset..offset + len));
         }
     }
 }
@@ -329,11 +323,12 @@ impl Image {
     /// Leaves the huge pages that the kernel has unmapped before it refused a call.
     pub fn leave_unmapped(&mut self, span: &Span) {
         for part in self.whole_pages(span) {
-            let mut byte = 0u8;
-            // mincore(2): ENOMEM for addresses that are not mapped.
-            // SAFETY: room for one page.
-            let is_mapped = unsafe { libc::mincore(pointer(part.start), 1, &raw mut byte) } == 0;
-            if !is_mapped && next::errno() == libc::ENOMEM {
+            // madvise(2): ENOMEM for addresses that are not mapped. A block never gets another advice than this one.
+            // SAFETY: the advice changes nothing.
+            let asked = check(unsafe {
+                next::madvise(pointer(part.start), base_page(), libc::MADV_NORMAL)
+            });
+            if asked == Err(libc::ENOMEM) {
                 self.leave(&part);
             }
         }

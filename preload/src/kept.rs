@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+
+use crate::files::Facts;
 
 /// A file that is closed with its last use, unless the program has closed it.
 pub struct Kept {
@@ -40,8 +41,7 @@ impl Drop for Kept {
 }
 
 fn identity(file: &File) -> Option<(u64, u64)> {
-    let metadata = file.metadata().ok()?;
-    Some((metadata.dev(), metadata.ino()))
+    Facts::of(file).map(|facts| facts.identity)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //!
 //! - `image.rs` a mapped model file, `buffer.rs` an allocation; both end the huge pages under calls that the kernel refuses for them
 //! - `engine.rs` the calls to the engine, `ffi.rs` their declarations, `gguf.rs` the tensors of a file, `fork.rs` the memory of children, `log.rs` the output
-//! - `kept.rs`, `lock.rs`, `ranges.rs`, `vmas.rs` the tools
+//! - `files.rs`, `kept.rs`, `lock.rs`, `ranges.rs`, `vmas.rs` the tools
 //!
 //! A call that has nothing to do with a model costs a comparison: of its size, of the alignment of its pointer, or of its addresses with
 //! the lowest and the highest address of all regions. It takes no lock, and allocates nothing.
@@ -28,6 +28,7 @@
 mod buffer;
 mod engine;
 mod ffi;
+mod files;
 mod fork;
 mod gguf;
 mod heap;

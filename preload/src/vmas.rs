@@ -1,7 +1,6 @@
 //! What the kernel maps in an address range, from `/proc/self/smaps`.
 
-use std::fs;
-
+use crate::files;
 use crate::ranges::{Span, align_up, overlap};
 
 /// A mapping that is not of the model file: its huge pages, or transparent ones.
@@ -39,7 +38,7 @@ impl Block {
 
 /// The blocks in a range, in the order of their addresses. `None` if the kernel does not show its mappings.
 pub fn blocks_in(range: &Span) -> Option<Vec<Block>> {
-    Some(parse(&fs::read_to_string("/proc/self/smaps").ok()?, range))
+    Some(parse(&files::read_text("/proc/self/smaps")?, range))
 }
 
 /// The file mappings around the blocks are ordinary pages of a path; blocks are on huge pages of a pool, or anonymous and writable at

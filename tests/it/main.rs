@@ -12,6 +12,7 @@ mod client;
 mod company;
 mod compare;
 mod context;
+mod containers;
 mod coverage;
 mod demo_model;
 mod device;

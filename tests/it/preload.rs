@@ -334,7 +334,8 @@ fn allocations_children_and_threads_of_a_program_with_a_model_work_as_before() {
     let file = File::create(&no_model).and_then(|file| file.set_len(8 << 20));
     file.expect("the folder has room");
     for what in [
-        "heap", "fork", "raw", "handlers", "refused", "closed", "locks", "pipe", "unload",
+        "heap", "fork", "raw", "handlers", "refused", "closed", "locks", "pipe", "sandbox",
+        "stack", "unload",
     ] {
         let file = if what == "locks" { &no_model } else { &model };
         let said = stdout_of(preloaded(&calls, "require").arg(what).arg(file));

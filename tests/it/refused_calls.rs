@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::pool::PAGE;
+use crate::preload;
+use crate::support::pool::{PAGE, Pool};
 use crate::support::seccomp::{self, Call, Filter, Is, Match, Refusal};
 use crate::support::server::{Ended, Launch};
 use crate::support::store::{Mounted, Store};
@@ -477,6 +478,67 @@ fn a_filter_that_kills_for_all_optional_calls_changes_no_answer() {
     all_optional_calls(Refusal::Kill);
 }
 
+/// Stock's server with the preload library, which may take the pages of [`pages_of_preloaded`].
+fn preloaded(weights: Weights) -> Launch {
+    weights.of(preload::stock("require").expect("asked for an answer before"))
+}
+
+/// For each of the two models, its copy in a store, and one of them in a process.
+fn pages_of_preloaded() -> u64 {
+    let pages = [Mapped, Repacked].map(|weights| preload::pages(&weights.model()));
+    pages.iter().sum::<u64>() + pages[0].max(pages[1])
+}
+
+/// The library uses the calls of the engine, but a Rust library and a program that knows nothing of huge pages add others: it looks at
+/// files before it knows that they are models, and it returns pages that the program unmaps or copies.
+#[test]
+fn a_filter_that_kills_for_optional_calls_spares_a_program_with_the_preload_library() {
+    for weights in [Mapped, Repacked] {
+        or_skip!(weights.answer());
+    }
+    let store = or_skip!(Store::with(pages_of_preloaded()));
+    let optional: Vec<Call> = OPTIONAL
+        .iter()
+        .filter(|optional| optional.is_a_claim(Refusal::Kill))
+        .map(|optional| optional.call)
+        .collect();
+    let mut rows = Rows::default();
+    let mut run = |row: &str, calls: &[Call], weights: Weights, launch: Launch| {
+        let filter = Filter::refusing(calls, Refusal::Kill);
+        let outcome = Outcome::of(launch.filtered(filter));
+        // Without it, equal answers prove nothing.
+        let is_huge = outcome.ended.log.contains("MiB on huge pages, loaded");
+        let result = outcome.is_stocks(weights).and_then(|()| {
+            let log = &outcome.ended.log;
+            is_huge
+                .then_some(())
+                .ok_or_else(|| format!("not on huge pages\n{log}"))
+        });
+        rows.add(&format!("{row}, {weights:?}"), result);
+    };
+    // Without a store, the pages of a file return one by one.
+    let alone: Vec<Call> = optional.iter().copied().chain([FALLOCATE]).collect();
+    for (i, call) in alone.iter().enumerate() {
+        for (j, weights) in [Mapped, Repacked].into_iter().enumerate() {
+            if i % 2 == j || full() {
+                run(call.name, &[*call], weights, preloaded(weights));
+            }
+        }
+    }
+    for weights in [Mapped, Repacked] {
+        run("all", &alone, weights, preloaded(weights));
+        store.pool.assert_all_back();
+    }
+    for weights in [Mapped, Repacked] {
+        for stored in [Empty, Full] {
+            let launch = preloaded(weights).env("LLAMA_ARG_HUGEPAGE_STORE", store.arg());
+            run(&format!("all, {stored:?}"), &optional, weights, launch);
+        }
+    }
+    rows.check();
+    store.assert_only_files_hold_pages();
+}
+
 /// Names of the calls that a server makes to start, to answer and to end.
 fn calls_of(launch: Launch) -> BTreeSet<String> {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
@@ -502,17 +564,16 @@ fn calls_of(launch: Launch) -> BTreeSet<String> {
         .collect()
 }
 
-#[test]
-fn each_call_that_stock_does_not_make_is_in_the_table() {
-    or_skip!(programs::found("strace"));
-    let bench = or_skip!(Bench::new());
-    let stock: BTreeSet<String> = [Mapped, Repacked]
-        .into_iter()
-        .flat_map(|weights| {
+/// Asserts that each of a server's calls is in a table, or that stock makes it too.
+fn assert_in_the_table(what: &str, calls: &BTreeSet<String>) {
+    static STOCK: OnceLock<BTreeSet<String>> = OnceLock::new();
+    let stock = STOCK.get_or_init(|| {
+        let of = |weights: Weights| {
             let stock = Launch::stock().expect("asked for an answer before");
             calls_of(weights.of(stock))
-        })
-        .collect();
+        };
+        [Mapped, Repacked].into_iter().flat_map(of).collect()
+    });
     let tables: BTreeSet<&str> = OPTIONAL
         .iter()
         .map(|optional| &optional.call)
@@ -520,13 +581,33 @@ fn each_call_that_stock_does_not_make_is_in_the_table() {
         .map(|call| call.name)
         .chain(BASIC.iter().copied())
         .collect();
+    let others: Vec<&String> = calls
+        .iter()
+        .filter(|name| !stock.contains(*name) && !tables.contains(name.as_str()))
+        .collect();
+    assert!(others.is_empty(), "{what}: {others:?}");
+}
+
+#[test]
+fn each_call_that_stock_does_not_make_is_in_the_table() {
+    or_skip!(programs::found("strace"));
+    let bench = or_skip!(Bench::new());
     for setting in SETTINGS {
-        let ours = calls_of(bench.ready(setting, true).hugepages("require"));
-        let others: Vec<&String> = ours
-            .iter()
-            .filter(|name| !stock.contains(*name) && !tables.contains(name.as_str()))
-            .collect();
-        assert!(others.is_empty(), "{setting:?}: {others:?}");
+        let calls = calls_of(bench.ready(setting, true).hugepages("require"));
+        assert_in_the_table(&format!("{setting:?}"), &calls);
+    }
+}
+
+#[test]
+fn each_call_that_the_preload_library_adds_to_those_of_stock_is_in_the_table() {
+    or_skip!(programs::found("strace"));
+    for weights in [Mapped, Repacked] {
+        or_skip!(weights.answer());
+    }
+    let _pool = or_skip!(Pool::with(pages_of_preloaded()));
+    for weights in [Mapped, Repacked] {
+        let calls = calls_of(preloaded(weights));
+        assert_in_the_table(&format!("{weights:?}, preloaded"), &calls);
     }
 }
 

@@ -8,6 +8,8 @@
 //        calls closed MODEL    the program closes all descriptors, and opens its own
 //        calls locks FILE      locks on a large file that is no model
 //        calls pipe MODEL      stderr is a pipe that nobody reads
+//        calls sandbox MODEL   a filter that kills for optional calls, added after a load
+//        calls stack MODEL     a thread with a small stack
 //        calls cost            the time of a call that has nothing to do with a model
 //        calls unload MODEL    loads and unloads MODEL many times, on several threads
 
@@ -21,9 +23,12 @@
 
 #include <csignal>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -353,6 +358,44 @@ static void broken_pipe(const char * path) {
     printf("pipe ok\n");
 }
 
+// docs/programs.md names this size
+static void small_stack(const char * path) {
+    pthread_attr_t attr;
+    CHECK(pthread_attr_init(&attr) == 0 && pthread_attr_setstacksize(&attr, 64*1024) == 0);
+    const auto run = [](void * path) -> void * {
+        model m((const char *) path);
+        void * p = nullptr;
+        CHECK(posix_memalign(&p, 64, 3*MIB) == 0);
+        CHECK(mprotect(m.addr, 4096, PROT_NONE) == 0);
+        CHECK(munmap(m.addr, 3*MIB) == 0);
+        CHECK(mprotect(p, 4096, PROT_READ) == 0);
+        free(p);
+        return nullptr;
+    };
+    pthread_t thread;
+    CHECK(pthread_create(&thread, &attr, run, (void *) path) == 0 && pthread_join(thread, nullptr) == 0);
+    printf("stack ok\n");
+}
+
+// the library knows the filters of a load, but a program may add another one later
+static void sandbox(const char * path) {
+    model m(path);
+    std::vector<sock_filter> program = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0) };
+    for (const long call : { SYS_fallocate, SYS_mincore, SYS_statx }) {
+        program.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t) call, 0, 1));
+        program.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS));
+    }
+    program.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
+    const sock_fprog filter = { (unsigned short) program.size(), program.data() };
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0);
+    CHECK(mmap(m.addr, 4*MIB, PROT_READ, MAP_PRIVATE | MAP_FIXED, 999, 0) == MAP_FAILED && errno == EBADF);
+    check_bytes(m, path);
+    CHECK(munmap(m.addr, 2*MIB) == 0);
+    check_bytes(model(path), path);
+    printf("sandbox ok\n");
+}
+
 int main(int argc, char ** argv) {
     static const struct {
         const char * name;
@@ -366,6 +409,8 @@ int main(int argc, char ** argv) {
         { "closed",   closed      },
         { "locks",    locks       },
         { "pipe",     broken_pipe },
+        { "sandbox",  sandbox     },
+        { "stack",    small_stack },
         { "cost",     cost        },
         { "unload",   unload      },
     };
@@ -377,6 +422,6 @@ int main(int argc, char ** argv) {
             return 0;
         }
     }
-    fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|cost|unload [MODEL]\n", argv[0]);
+    fprintf(stderr, "usage: %s heap|fork|raw|handlers|refused|closed|locks|pipe|sandbox|stack|cost|unload [MODEL]\n", argv[0]);
     return 2;
 }

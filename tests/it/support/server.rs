@@ -46,8 +46,13 @@ impl Launch {
 
     /// `hugepages serve` with these options.
     pub fn served(options: &[&str]) -> Self {
-        let mut launch = Self::of(programs::hugepages());
-        let words = ["serve"].iter().chain(options).map(OsString::from);
+        Self::through(programs::hugepages(), ["serve"].iter().chain(options))
+    }
+
+    /// A program that starts a server, and takes the arguments of the server after these words.
+    pub fn through<A: AsRef<OsStr>>(program: PathBuf, words: impl IntoIterator<Item = A>) -> Self {
+        let mut launch = Self::of(program);
+        let words = words.into_iter().map(|word| word.as_ref().to_owned());
         launch.args.splice(0..0, words);
         launch
     }

@@ -419,6 +419,10 @@ GGML_API bool ggml_hugepages_buffer_settle(void * ptr, struct ggml_hugepages_err
 // mlock(2) without the huge pages of images and buffers, which the kernel never swaps: RLIMIT_MEMLOCK counts only what needs it.
 GGML_API int ggml_hugepages_mlock(const void * addr, size_t size) GGML_HUGEPAGES_NOEXCEPT;
 
+// Returns the pages of the bytes [first, last) of a file of huge pages to the pool. Nothing may map them. False with errno if the kernel or a
+// filter refuses: first asks in a child process whether a filter would kill this one for the call.
+GGML_API bool ggml_hugepages_file_punch(int fd, size_t first, size_t last) GGML_HUGEPAGES_NOEXCEPT;
+
 //
 // resident images: an image or a buffer in a file on hugetlbfs, which remains when the process ends
 //

@@ -6,6 +6,8 @@
 
 #include "ggml-impl.h"
 
+#include <cerrno>
+
 #ifndef _WIN32
 #include <sys/mman.h>
 #endif
@@ -235,6 +237,11 @@ int ggml_hugepages_mlock(const void * addr, size_t size) noexcept {
 #else
     return mlock(addr, size);
 #endif
+}
+
+bool ggml_hugepages_file_punch(int, size_t, size_t) noexcept {
+    errno = ENOSYS;
+    return false;
 }
 
 //

@@ -7,6 +7,8 @@
 
 #include "syscalls.h"
 
+#include "ggml-hugepages.h"
+
 #include <cerrno>
 #include <cstdio>
 #include <map>
@@ -135,6 +137,14 @@ bool ggml_hugepages_punch(int fd, size_t first, size_t last) {
         return false;
     }
     return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) first, (off_t) (last - first)) == 0;
+}
+
+bool ggml_hugepages_file_punch(int fd, size_t first, size_t last) noexcept try {
+    ggml_hugepages_forget_filters();
+    return ggml_hugepages_punch(fd, first, last);
+} catch (...) {
+    errno = ENOMEM;
+    return false;
 }
 
 bool ggml_hugepages_reserve(int fd, size_t first, size_t last) {
