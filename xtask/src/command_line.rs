@@ -74,7 +74,7 @@ pub enum Command {
     /// Two builds of the same commit on the same base give the same id. `SOURCE_DATE_EPOCH` overrides the time of the commit.
     Image {
         /// Base image; Debian or a derivative [default: the one in deploy/image/Containerfile]
-        #[arg(long)]
+        #[arg(long, value_name = "IMAGE")]
         base: Option<String>,
         /// `ggml-rpc-server` for the RPC workers of the chart [default: none]
         #[arg(long, value_name = "PROGRAM")]
