@@ -31,7 +31,7 @@ REFUSED = [
     ("node-store", [("modell", "a.gguf")], "modell"),
     ("node-store", [("server.replica", 2)], "replica"),
     ("node-store", [("mode", "daemon-set")], "mode"),
-    ("node-store", [("models", {})], "models"),
+    ("node-store", [("models", {})], "models is empty"),
     ("node-store", [("models.claim", "models")], "models"),
     ("node-store", [("models.hostPath", "srv/models")], "hostPath"),
     ("node-store", [("models.hostPath", "/srv/../etc")], "hostPath"),
