@@ -80,7 +80,7 @@ pub enum Command {
         #[arg(long, value_name = "PROGRAM")]
         worker: Option<PathBuf>,
     },
-    /// Write the list of all parts of the programs as CycloneDX into target/sbom/
+    /// Write a list of the crates and of llama.cpp as CycloneDX into target/sbom/
     Sbom,
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {

@@ -1,5 +1,5 @@
-//! The list of all parts of the programs (SBOM), in the format CycloneDX: the crates from cargo-sbom, and llama.cpp from the pin.
-//! The libraries inside of llama.cpp are in NOTICE.
+//! The parts of the programs (SBOM), as CycloneDX: the crates from cargo-sbom, and llama.cpp from the pin. NOTICE names the libraries
+//! inside of llama.cpp.
 
 use std::fs;
 use std::path::PathBuf;
