@@ -61,6 +61,11 @@ model: setup ## download the small real model for `make run` and the tests
 	$(call step,model)
 	-cargo xtask model
 
+.PHONY: image
+image: build ## build the container image llama-hugepages; ARGS='--base IMAGE'
+	$(call step,image)
+	cargo xtask image $(ARGS)
+
 .PHONY: clean
 clean: ## remove target/, downloads and demo models included
 	rm -rf target

@@ -7,6 +7,7 @@ mod backends;
 mod bad_input;
 mod bindings;
 mod build_errors;
+mod chart;
 mod chat_page;
 mod client;
 mod company;

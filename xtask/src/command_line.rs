@@ -69,6 +69,19 @@ pub enum Command {
         /// Version of the crate [default: the version that examples/llama-cpp-2/Cargo.lock names]
         version: Option<String>,
     },
+    /// Build the container image `llama-hugepages` from the programs in target/release/, and print its id
+    ///
+    /// Two builds of the same commit on the same base give the same id. `SOURCE_DATE_EPOCH` overrides the time of the commit.
+    Image {
+        /// Base image; Debian or a derivative [default: the one in deploy/image/Containerfile]
+        #[arg(long, value_name = "IMAGE")]
+        base: Option<String>,
+        /// `ggml-rpc-server` for the RPC workers of the chart [default: none]
+        #[arg(long, value_name = "PROGRAM")]
+        worker: Option<PathBuf>,
+    },
+    /// Write a list of the crates and of llama.cpp as CycloneDX into target/sbom/
+    Sbom,
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
     UpstreamTests {
         /// Run only these: a file (`test_sleep.py`), a test of it (`test_sleep.py::test_server_sleep`), or tests whose

@@ -12,6 +12,7 @@ mod command_line;
 mod git;
 mod group;
 mod hint;
+mod image;
 mod model;
 mod other_programs;
 mod patches;
@@ -19,6 +20,7 @@ mod programs;
 mod qemu;
 mod repo;
 mod run;
+mod sbom;
 mod signals;
 mod upstream_tests;
 mod vendor;
@@ -95,6 +97,15 @@ fn run(cli: &Cli) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Command::SysCrate { version } => run_sys_crate(&repo, version.as_deref()),
+        Command::Image { base, worker } => {
+            let id = image::build(&repo, base.as_deref(), worker.as_deref())?;
+            println!("{id}");
+            Ok(Exit::Done)
+        }
+        Command::Sbom => {
+            println!("{}", sbom::write(&repo)?.display());
+            Ok(Exit::Done)
+        }
         Command::UpstreamTests {
             filters,
             all,

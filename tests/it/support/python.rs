@@ -48,6 +48,20 @@ pub fn with_wheel() -> Result<PathBuf, String> {
     Ok(python)
 }
 
+/// The interpreter of a venv with Helm and the API schemas of Kubernetes.
+pub fn with_helm() -> Result<PathBuf, String> {
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/requirements.txt");
+    let check = format!(
+        "import importlib.metadata as it, helm_python, kubernetes_validate\n\
+         for line in open({requirements:?}):\n    name, version = line.strip().split('==')\n    assert it.version(name) == version"
+    );
+    venv("venv-deploy", &check, |pip| {
+        // The source package of Helm would need a compiler for Go.
+        pip.args(["--only-binary", ":all:", "--requirement"])
+            .arg(&requirements);
+    })
+}
+
 /// A venv in `target/`, made again if `check` fails in it.
 fn venv(name: &str, check: &str, packages: impl FnOnce(&mut Command)) -> Result<PathBuf, String> {
     let dir = target_dir().join(name);
