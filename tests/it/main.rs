@@ -13,6 +13,7 @@ mod company;
 mod compare;
 mod coverage;
 mod demo_model;
+mod deploy;
 mod device;
 mod elsewhere;
 mod embeddings;
