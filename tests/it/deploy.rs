@@ -1,10 +1,14 @@
 //! The limits of containers that `hugepages plan` prints, and the files in `deploy/compose/`.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread;
 
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{self, PAGE, Pool};
@@ -203,8 +207,11 @@ fn compose() -> PathBuf {
 /// A copy whose `.env` is the example with the lines of a plan.
 fn copy_of_compose(plan: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    for name in ["compose.yaml", "check", "switch"] {
+    for name in ["compose.yaml", "lib.sh"] {
         fs::copy(compose().join(name), dir.path().join(name)).expect("the file exists");
+    }
+    for name in ["check", "switch"] {
+        programs::copy_to(dir.path(), &compose().join(name));
     }
     let example = fs::read_to_string(compose().join(".env.example")).expect("the file exists");
     fs::write(dir.path().join(".env"), example + plan).expect("just made");
@@ -250,4 +257,106 @@ fn the_check_of_a_host_names_what_is_missing_and_the_command() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
+}
+
+/// Runs `switch` with a `docker` that only notes its calls, and plans `missing` pages of weights. Returns the calls.
+fn switched(dir: &Path, missing: u64) -> (Output, String) {
+    let calls = dir.join("calls");
+    fs::write(&calls, "").expect("the folder is ours");
+    let docker = format!(
+        r#"#!/bin/sh
+case "$*" in
+    *version) ;;
+    *"--format env"*) printf 'LOADER_MEMORY=7\nSERVER_MEMORY=8\n' ;;
+    *"--format json"*)
+        printf '"kind": "weights",\n"pages": {missing},\n"kind": "kv",\n"pages": 3,\n'
+        exit 3
+        ;;
+    *) echo "$MODEL $LOADER_MEMORY $*" >> "{}" ;;
+esac
+"#,
+        calls.display()
+    );
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin).expect("the folder is ours");
+    fs::write(dir.join("docker"), docker).expect("the folder is ours");
+    programs::copy_to(&bin, &dir.join("docker"));
+    let path = env::var("PATH").expect("a PATH");
+    let output = Command::new(dir.join("switch"))
+        .arg("next.gguf")
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .output()
+        .expect("the script can be started");
+    let calls = fs::read_to_string(&calls).expect("just made");
+    (output, calls)
+}
+
+/// Answers every request with 200.
+fn healthy_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("just bound").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    port
+}
+
+fn copy_with_two_models() -> tempfile::TempDir {
+    let port = healthy_port();
+    let dir = copy_of_compose(&format!(
+        "MODEL=a.gguf\nLOADER_MEMORY=1\nPORT_1={port}\nPORT_2={port}\nPORT_3={port}\n"
+    ));
+    let env = dir.path().join(".env");
+    let text = fs::read_to_string(&env).expect("just made");
+    fs::write(env, format!("{text}MODELS={}\n", dir.path().display())).expect("just made");
+    for model in ["a.gguf", "next.gguf"] {
+        fs::write(dir.path().join(model), "").expect("just made");
+    }
+    dir
+}
+
+#[test]
+fn a_switch_without_room_changes_nothing() {
+    let dir = copy_with_two_models();
+    let before = fs::read_to_string(dir.path().join(".env")).expect("just made");
+    let (output, calls) = switched(dir.path(), 1 << 40);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("nothing was changed"), "{said}");
+    assert!(
+        said.contains("hint: sudo hugepages pool reserve "),
+        "{said}"
+    );
+    assert_eq!(calls, "");
+    let after = fs::read_to_string(dir.path().join(".env")).expect("just made");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_switch_loads_the_model_and_restarts_one_server_after_the_other() {
+    let dir = copy_with_two_models();
+    let (output, calls) = switched(dir.path(), 0);
+    assert!(output.status.success(), "{output:?}");
+    let run = "next.gguf 7 compose run --rm --no-deps -T loader store";
+    let up = "next.gguf 7 compose up --detach --no-deps --force-recreate server";
+    assert_eq!(
+        calls,
+        format!(
+            "{run} load /models/next.gguf\n{up}-1\n{up}-2\n{up}-3\n{run} drop /models/a.gguf\n"
+        )
+    );
+    let settings = fs::read_to_string(dir.path().join(".env")).expect("just made");
+    let line = |line: &str| settings.lines().filter(|it| *it == line).count();
+    assert_eq!(
+        [
+            line("MODEL=next.gguf"),
+            line("SERVER_MEMORY=8"),
+            line("MODEL=a.gguf"),
+            line("CTX_SIZE=8192")
+        ],
+        [1, 1, 0, 1]
+    );
 }
