@@ -92,7 +92,7 @@ mod tests {
              memory: 62Mi\n  alone:\n    hugepages-2Mi: 108Mi\n    memory: 62Mi\n"
         );
         assert!(helm("", &limits(1 << 30)).contains("    hugepages-1Gi: 51Gi\n"));
-        assert!(helm("", &limits(64 << 10)).contains("    hugepages-64Ki: 3264Ki\n"));
+        assert!(helm("", &limits(64 << 10)).contains("    hugepages-64Ki: 3328Ki\n"));
     }
 
     #[test]
