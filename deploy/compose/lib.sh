@@ -65,7 +65,7 @@ store_pages() {
     # as the engine names images
     stem=${stem//[^a-zA-Z0-9._-]/_}
     find "$STORE" -type f -name "$stem*.resident" -printf '%b\n' 2>/dev/null |
-        awk -v page="$PAGE" '{ sum += $1*512/page } END { print sum + 0 }'
+        awk -v page="$PAGE" '{ sum += $1*512/page } END { printf "%.0f", sum }'
 }
 
 # Pages of the store and of the running containers; fails if this user may not see them.
@@ -78,7 +78,7 @@ held_pages() {
                 [[ -e /proc/$pid ]] || continue
                 [[ -r /proc/$pid/smaps ]] || return 1
                 # shared pages of the store are counted with the store
-                own=$(awk '/^[0-9a-f]+-[0-9a-f]+ / { own = $0 !~ /\.resident/ } own && /_Hugetlb:/ { kib += $2 } END { print kib + 0 }' \
+                own=$(awk '/^[0-9a-f]+-[0-9a-f]+ / { own = $0 !~ /\.resident/ } own && /_Hugetlb:/ { kib += $2 } END { printf "%.0f", kib }' \
                     "/proc/$pid/smaps" 2>/dev/null) || return 1
                 kib=$((kib + own))
             done
