@@ -20,7 +20,8 @@ ARGS  ?=
 # compile the C++ only once.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
-SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh
+SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh \
+               deploy/compose/check deploy/compose/switch deploy/compose/lib.sh
 
 step = @printf '\n== %s\n' '$(1)' >&2
 
@@ -169,7 +170,7 @@ deny: ## check licences, bans, sources and advisories of the dependencies
 .PHONY: shellcheck
 shellcheck: ## check the scripts
 	$(call step,shellcheck)
-	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS) && echo 'shellcheck: ok'; \
+	@if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS) && echo 'shellcheck: ok'; \
 	else echo 'shellcheck: skipped, because it is not installed'; fi
 
 .PHONY: setup-test

@@ -59,18 +59,38 @@ fn is(argument: &OsStr, option: &str) -> bool {
 
 /// The value of an option, the last one if it is given more than once, or of its environment variable.
 pub fn value(arguments: &[OsString], option: &str, variable: &str) -> Option<String> {
+    value_of(arguments, &[option], variable)
+}
+
+/// The same for an option with several names.
+pub fn value_of(arguments: &[OsString], names: &[&str], variable: &str) -> Option<String> {
     let given = arguments
         .iter()
         .enumerate()
         .rev()
         .find_map(|(index, argument)| {
-            if argument == option {
+            if names.iter().any(|name| argument == name) {
                 return arguments.get(index + 1)?.to_str().map(str::to_owned);
             }
             let text = argument.to_str()?;
-            Some(text.strip_prefix(option)?.strip_prefix('=')?.to_owned())
+            let rest = names.iter().find_map(|name| text.strip_prefix(name))?;
+            Some(rest.strip_prefix('=')?.to_owned())
         });
     given.or_else(|| env::var(variable).ok().filter(|value| !value.is_empty()))
+}
+
+/// The arguments without an option that has a value.
+pub fn without(arguments: &[OsString], option: &str) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == option {
+            rest.next();
+        } else if !is(argument, option) {
+            kept.push(argument.clone());
+        }
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -88,6 +108,22 @@ mod tests {
         assert_eq!(of("--port=7").as_deref(), Some("7"));
         assert_eq!(of("--portal 7"), None);
         assert_eq!(of("--port"), None);
+    }
+
+    #[test]
+    fn an_option_is_found_by_each_of_its_names_and_left_out_with_its_value() {
+        let names = ["-c", "--ctx-size"];
+        let of = |text| value_of(&words(text), &names, "LLAMA_HUGEPAGES_NO_SUCH_VARIABLE");
+        assert_eq!(of("-c 1 --ctx-size 2").as_deref(), Some("2"));
+        assert_eq!(of("--ctx-size=2 -c 1").as_deref(), Some("1"));
+        assert_eq!(of("-cram 1"), None);
+        assert_eq!(
+            without(
+                &words("-m a --hugepage-store b --hugepage-store=c -v"),
+                STORE
+            ),
+            words("-m a -v")
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod context;
 mod containers;
 mod coverage;
 mod demo_model;
+mod deploy;
 mod device;
 mod elsewhere;
 mod embeddings;

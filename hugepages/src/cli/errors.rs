@@ -4,7 +4,7 @@ use std::io;
 
 use hugepages::compare::CompareError;
 use hugepages::demo_model::Error as DemoModelError;
-use hugepages::plan::PlanError;
+use hugepages::plan::{LimitsError, PlanError};
 use hugepages::pool::PoolError;
 use hugepages::serve::ServeError;
 use hugepages::store::StoreError;
@@ -78,6 +78,15 @@ fn advice(error: &anyhow::Error) -> (Option<String>, Exit) {
     }
     if let Some(cause) = error.downcast_ref::<PlanError>() {
         return (cause.hint().map(str::to_owned), Exit::Failure);
+    }
+    if let Some(cause) = error.downcast_ref::<LimitsError>() {
+        let exit = match cause {
+            LimitsError::Model { .. } | LimitsError::NoMemory | LimitsError::NoPool => {
+                Exit::Failure
+            }
+            _ => Exit::Usage,
+        };
+        return (cause.hint().map(str::to_owned), exit);
     }
     (None, Exit::Failure)
 }

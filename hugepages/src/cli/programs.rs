@@ -20,6 +20,8 @@ pub fn own_command() -> String {
             arg
         }
     };
-    let arguments: Vec<_> = env::args().skip(1).map(quoted).collect();
+    let arguments = env::args_os().skip(1);
+    let arguments = arguments.map(|arg| arg.to_string_lossy().into_owned());
+    let arguments: Vec<_> = arguments.map(quoted).collect();
     format!("hugepages {}", arguments.join(" "))
 }

@@ -26,4 +26,4 @@ pub use error::StoreError;
 pub use gc::{Garbage, Rules, span};
 pub use image::{Entries, Image, PlainFile};
 pub use load::Loader;
-pub use names::{Model, Named};
+pub use names::{Model, Named, shards};

@@ -65,7 +65,7 @@ pub(super) fn stem(file: &OsStr) -> &OsStr {
 }
 
 /// All files of a model, from its first file.
-pub(super) fn shards(first: &Path) -> Vec<PathBuf> {
+pub fn shards(first: &Path) -> Vec<PathBuf> {
     // Another shard's name means only this shard.
     let Some((name, 1, count)) = first.file_name().and_then(shard) else {
         return vec![first.to_owned()];

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod command;
+mod containers;
 mod json;
 mod text;
 
