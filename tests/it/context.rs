@@ -212,6 +212,17 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
             }),
         );
         let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
+        let slots = server.url("/slots");
+        let has_answered =
+            || http::get_json(&slots)[0]["next_token"][0]["n_decoded"].as_u64() > Some(0);
+        if round % 2 == 0 {
+            // A slow machine would be killed in the prompt every time.
+            assert!(
+                wait_for(Duration::from_secs(60), has_answered),
+                "{}",
+                server.log()
+            );
+        }
         let most = if round % 4 == 0 { 6000 } else { 900 };
         thread::sleep(Duration::from_millis(next(most)));
         server.stop(Signal::KILL);
