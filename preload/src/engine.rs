@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{env, process, ptr};
 
@@ -27,10 +27,6 @@ static LOADS: Lock<()> = Lock::new(());
 
 /// One plan at a time, of a load or of a buffer, because the engine counts pages between a plan and their reservation. Taken after [`LOADS`].
 static ENGINE: Lock<()> = Lock::new(());
-
-/// This library's descriptor of the file that is loaded now; -1 for none. The threads of the engine map it for a moment to learn what the page
-/// cache holds.
-static LOADING: AtomicI32 = AtomicI32::new(-1);
 
 /// Whether the process has used a model, so that its large buffers belong to one.
 static HAS_MODEL: AtomicBool = AtomicBool::new(false);
@@ -199,9 +195,6 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
     let Some(params) = params() else {
         return Mapped::Plain;
     };
-    if is_loading(fd) {
-        return Mapped::Plain;
-    }
     let Some(model) = Model::open(fd, len, least) else {
         return Mapped::Plain;
     };
@@ -210,9 +203,7 @@ pub fn map(fd: c_int, len: usize, flags: c_int, least: usize) -> Mapped {
         return adopt(&model, len, flags, page);
     }
     let loading = LOADS.lock();
-    set_loading(Some(&model.file));
     let result = load(&model, len, flags, params);
-    set_loading(None);
     drop(loading);
     match result {
         Ok(Some((image, at))) => {
@@ -484,14 +475,6 @@ fn tell_about(model: &Model, image: &Image, size: usize, begin: Instant) {
             ""
         },
     ));
-}
-
-fn is_loading(fd: c_int) -> bool {
-    LOADING.load(Ordering::Relaxed) == fd
-}
-
-fn set_loading(file: Option<&File>) {
-    LOADING.store(file.map_or(-1, AsRawFd::as_raw_fd), Ordering::Relaxed);
 }
 
 /// What happens with an allocation of the program.

@@ -4,6 +4,8 @@ use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_int;
 use std::ops::{Deref, DerefMut};
 
+use crate::ffi;
+
 /// A mutex of the C library.
 pub struct Lock<T> {
     raw: UnsafeCell<libc::pthread_mutex_t>,
@@ -90,9 +92,10 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// `None` if the thread is already inside.
+    /// `None` if the thread is already inside, or a thread of the engine, which works for a thread that holds the locks.
     pub fn enter() -> Option<Self> {
-        if IS_INSIDE.replace(true) {
+        // SAFETY: reads a variable of this thread.
+        if unsafe { ffi::ggml_hugepages_is_own_thread() } || IS_INSIDE.replace(true) {
             return None;
         }
         let mut cancel_state = 0;

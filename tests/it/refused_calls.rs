@@ -478,8 +478,9 @@ fn a_filter_that_kills_for_all_optional_calls_changes_no_answer() {
     all_optional_calls(Refusal::Kill);
 }
 
-/// Stock's server with the preload library, which may take the pages of [`pages_of_preloaded`].
+/// Stock's server with the preload library, which may take the pages of [`pages_of_preloaded`]. It reads the file, and not the page cache.
 fn preloaded(weights: Weights) -> Launch {
+    page_cache::drop_file(&weights.model());
     weights.of(preload::stock("require").expect("asked for an answer before"))
 }
 

@@ -556,6 +556,10 @@ GGML_API bool ggml_hugepages_store_find(
 // threads
 //
 
+// Whether the engine started the calling thread. Such a thread works for the thread that called the engine, so a host that stands before the
+// C library must neither lock nor change its calls.
+GGML_API bool ggml_hugepages_is_own_thread(void) GGML_HUGEPAGES_NOEXCEPT;
+
 // The node for thread ith of nth if weights of this process are placed by rows: adjacent threads are on the same node. Else `other`.
 GGML_API int ggml_hugepages_node_of_thread(int ith, int nth, int other) GGML_HUGEPAGES_NOEXCEPT;
 

@@ -239,6 +239,10 @@ int ggml_hugepages_mlock(const void * addr, size_t size) noexcept {
 #endif
 }
 
+bool ggml_hugepages_is_own_thread() noexcept {
+    return false;
+}
+
 bool ggml_hugepages_file_punch(int, size_t, size_t) noexcept {
     errno = ENOSYS;
     return false;

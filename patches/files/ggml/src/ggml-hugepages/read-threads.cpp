@@ -6,6 +6,7 @@
 #include "policy.h"
 #include "queue-depth.h"
 #include "syscalls.h"
+#include "threads.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -366,7 +367,10 @@ bool ggml_hugepages_reader::run(size_t n_threads, size_t max_threads, ggml_hugep
 void ggml_hugepages_reader::start(std::vector<std::thread> & threads, size_t n) {
     try {
         while (threads.size() < n) {
-            threads.emplace_back([this] { work(); });
+            threads.emplace_back([this] {
+                ggml_hugepages_own_thread_begin();
+                work();
+            });
             n_running++;
         }
     } catch (const std::system_error & e) {
