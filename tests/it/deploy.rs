@@ -14,7 +14,7 @@ use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{self, PAGE, Pool};
 use crate::support::server::Launch;
 use crate::support::store::Store;
-use crate::support::weights::BOTH;
+use crate::support::weights::Weights::{Mapped, Repacked};
 use crate::support::{models, or_skip, programs};
 
 const FORMATS: [&str; 2] = ["helm", "env"];
@@ -65,8 +65,12 @@ fn in_cgroup(cgroup: &MemoryCgroup, program: &Path) -> Command {
 
 #[test]
 fn a_loader_and_three_servers_run_within_the_printed_limits() {
-    for weights in BOTH {
-        let model = weights.demo();
+    let shards = models::demo_in_shards("100M", "Q8_0", 3);
+    for (weights, model) in [
+        (Mapped, Mapped.demo()),
+        (Mapped, shards),
+        (Repacked, Repacked.demo()),
+    ] {
         let launch = weights.with(Launch::ours(), &model);
         let launch = launch.args(["--cache-ram", "64"]);
         let limits = limits(&launch);
@@ -84,12 +88,11 @@ fn a_loader_and_three_servers_run_within_the_printed_limits() {
             .output()
             .expect("sh can be started");
         assert!(loaded.status.success(), "{loaded:?}");
-        // A page for a manifest may be counted although the manifest fits into the last page of the weights.
         let kept = store.pages();
-        assert!(
-            (pages("LOADER") - 1..=pages("LOADER")).contains(&kept),
-            "{kept} pages, {limits:?}"
-        );
+        println!("{}: {kept} pages, {limits:?}", model.display());
+        // The plan does not list which pages of a file are repacked, so one for the manifest may be counted twice.
+        let most = kept + u64::from(weights == Repacked);
+        assert!((kept..=most).contains(&pages("LOADER")), "{limits:?}");
         drop(cgroup);
 
         let cgroups: Vec<_> = (0..SERVERS)

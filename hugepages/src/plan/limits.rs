@@ -143,12 +143,15 @@ impl Containers {
         let cache = cache(plan, memory, arguments)?;
         let mut loader = BTreeMap::new();
         let mut server = BTreeMap::new();
+        let mut small = 0;
         for need in &plan.needs {
             let Some(size) = HugePageSize::new(need.page_size) else {
                 continue;
             };
             if !need.is_for_store() {
                 *server.entry(size).or_default() += need.pages;
+                // A loader puts weights that it cannot store into ordinary memory.
+                small += if need.is_weight() { need.bytes } else { 0 };
                 continue;
             }
             let pages = if need.file.is_some() {
@@ -177,7 +180,7 @@ impl Containers {
             }
         };
         Ok(Self {
-            loader: limits(loader, staging),
+            loader: limits(loader, staging + small),
             server: limits(server, cache),
             // The cache grows after the load.
             alone: limits(plan.pages(), cache.max(staging)),
@@ -304,6 +307,17 @@ mod tests {
         assert_eq!(pages(&limits.loader), [2]);
         assert_eq!(pages(&limits.server), [1]);
         assert_eq!(pages(&limits.alone), [2]);
+    }
+
+    #[test]
+    fn a_buffer_of_weights_that_is_smaller_than_a_page_is_ordinary_memory_of_the_loader() {
+        let needs = [
+            ("weights", true, 1, 6 * MIB),
+            ("weights", false, 1, 300 * MIB),
+        ];
+        let limits = of(&plan(GIB, &needs), "--cache-ram 100", 6 * MIB).unwrap();
+        assert_eq!(limits.loader.memory, (11 + 32 + 300) * MIB);
+        assert_eq!(pages(&limits.server), [1]);
     }
 
     #[test]

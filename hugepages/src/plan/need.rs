@@ -115,8 +115,11 @@ fn is_zero(n: &u64) -> bool {
 impl Need {
     /// Whether a store keeps it: weights, except a buffer smaller than a page.
     pub fn is_for_store(&self) -> bool {
-        let is_weight = matches!(self.kind.as_str(), "weights" | "repacked");
-        is_weight && (self.file.is_some() || self.bytes >= self.page_size)
+        self.is_weight() && (self.file.is_some() || self.bytes >= self.page_size)
+    }
+
+    pub(super) fn is_weight(&self) -> bool {
+        matches!(self.kind.as_str(), "weights" | "repacked")
     }
 }
 
