@@ -151,15 +151,15 @@ fn the_limits_depend_neither_on_the_pool_nor_on_policy_and_store() {
 fn helm_values_are_the_limits_in_units_of_kubernetes() {
     let launch = Launch::ours().model(&models::demo("20M", "Q8_0"));
     let limits = limits(&launch);
-    let mut expected = "plan:\n".to_owned();
-    for name in ["loader", "server", "alone"] {
+    let sections = ["loader", "server", "alone"].map(|name| {
         let mib = |what: &str| limits[&format!("{}_{what}", name.to_uppercase())] >> 20;
-        expected += &format!(
+        format!(
             "  {name}:\n    hugepages-2Mi: {}Mi\n    memory: {}Mi\n",
             mib("HUGEPAGES_2M"),
             mib("MEMORY")
-        );
-    }
+        )
+    });
+    let expected = format!("plan:\n{}", sections.concat());
     assert_eq!(without_comment(&printed("helm", &launch)), expected);
 }
 
