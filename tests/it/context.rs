@@ -440,7 +440,10 @@ fn the_store_lists_and_drops_a_context() {
         .unwrap_or_else(|| panic!("{listed}"));
     assert_eq!(row["kind"], json!("kv"), "{row}");
     assert_eq!(row["segments"], row["complete"], "{row}");
-    assert!(tool(&["verify"]).status.success());
+    let verified = tool(&["verify", &name]);
+    assert!(verified.status.success(), "{verified:?}");
+    let text = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(text.contains("unchecked"), "{text}");
     assert!(!tool(&["drop", &name]).status.success(), "a server uses it");
     drop(server);
     assert!(tool(&["drop", &name]).status.success());
@@ -457,6 +460,29 @@ fn a_wiped_context_is_gone_when_the_server_has_ended() {
     assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
     assert_eq!(contexts(&store), Vec::<PathBuf>::new());
     store.assert_only_files_hold_pages();
+}
+
+/// The one sleeps, the other takes its conversations over.
+#[test]
+fn a_server_wipes_no_context_of_another_server() {
+    let store = or_skip!(Store::with(PAGES));
+    let options = ["--hugepage-wipe-context", "--sleep-idle-seconds", "1"];
+    let first = launch(&store, &options).start();
+    let said = ask(&first, &opening(0), 0);
+    let is_asleep = || http::get_json(&first.url("/props"))["is_sleeping"] == json!(true);
+    assert!(
+        wait_for(Duration::from_secs(30), is_asleep),
+        "{}",
+        first.log()
+    );
+    let second = launch(&store, &[]).start();
+    assert_eq!(continued(&second).len(), 1, "{}", second.log());
+    let ended = first.stop(Signal::TERM);
+    assert!(ended.log.contains("are not removed"), "{}", ended.log);
+    let next = ask(&second, &and(&said.history, 1), 0);
+    drop(second);
+    let third = launch(&store, &[]).start();
+    assert!(ask(&third, &and(&next.history, 2), 0).computed < 20);
 }
 
 #[test]

@@ -95,7 +95,7 @@ void common_hugepages_add_options(common_params & params, const std::function<vo
     ).set_examples({LLAMA_EXAMPLE_SERVER}).set_env("LLAMA_ARG_HUGEPAGE_KEEP_CONTEXT"));
     add_opt(common_arg(
         {"--hugepage-wipe-context"},
-        "remove the kept KV cache when the server exits; it remains while the server sleeps, and after a SIGKILL (default: disabled)",
+        "remove the kept KV cache when the server exits; it remains while the server sleeps, and if the server is killed by SIGKILL or a second Ctrl-C (default: disabled)",
         [](common_params & params) {
             params.hugepages.wipe_context = true;
         }

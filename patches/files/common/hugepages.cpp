@@ -4,6 +4,7 @@
 #include "hugepages-plan.h"
 #include "log.h"
 #include "speculative.h"
+#include "../src/llama-hugepages-context.h"
 
 #include <algorithm>
 #include <atomic>
@@ -201,6 +202,11 @@ static llama_model * load(const common_params & params, bool model_only, llama_m
 }
 
 llama_model * common_hugepages_load(const common_params & params, bool model_only, llama_model_params * mparams, llama_context_params * cparams) {
+    if (params.hugepages.keep_context && !params.hugepages.enabled) {
+        LOG_WRN("--hugepage-keep-context has no effect without --hugepages\n");
+    } else if (params.hugepages.wipe_context && !params.hugepages.keep_context) {
+        LOG_WRN("--hugepage-wipe-context has no effect without --hugepage-keep-context\n");
+    }
     if (!mparams->hugepages.enabled || params.no_alloc) {
         common_hugepages_begin(params);
         return llama_model_load_from_file(params.model.path.c_str(), *mparams);
@@ -281,8 +287,9 @@ void common_hugepages_ready(common_params & params) {
         LOG_WRN("hugepages: cannot read the backing of the memory from /proc/self/smaps\n");
         return;
     }
-    if (params.hugepages.keep_context) {
+    if (llama_hugepages_context_exists()) {
         // the warm-up would write to the cells of a conversation, and idle slots would move to memory that ends with the process
+        LOG_INF("hugepages: conversations remain in the store, so the warm-up is skipped, and idle slots stay in the KV cache\n");
         params.warmup           = false;
         params.cache_idle_slots = false;
     }

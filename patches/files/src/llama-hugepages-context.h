@@ -26,6 +26,10 @@ struct llama_hugepages_context {
     // whether an earlier process has written this buffer
     static bool is_old(ggml_backend_buffer_t buffer);
 
+    ~llama_hugepages_context();
+    llama_hugepages_context(const llama_hugepages_context &) = delete;
+    llama_hugepages_context & operator=(const llama_hugepages_context &) = delete;
+
     // what the cache is about to do, with its arguments
     void clear();
     void seq_rm  (llama_seq_id seq_id, llama_pos p0);
@@ -41,7 +45,7 @@ struct llama_hugepages_context {
     void append(llama_seq_id seq_id, const std::vector<llama_token> & tokens);
 
 private:
-    explicit llama_hugepages_context(llama_kv_cache & kv) : kv(kv) {}
+    explicit llama_hugepages_context(llama_kv_cache & kv);
 
     llama_kv_cache & kv;
     uint8_t        * data    = nullptr;
@@ -67,6 +71,9 @@ struct llama_hugepages_layout {
 
 // The layout of a context, which may have no memory yet.
 LLAMA_API llama_hugepages_layout llama_hugepages_layout_of(const llama_context * ctx);
+
+// whether a KV cache of this process will remain in a store
+LLAMA_API bool llama_hugepages_context_exists();
 
 // The tokens of a sequence that an earlier process left, empty if the KV cache is not in a store.
 LLAMA_API std::vector<llama_token> llama_hugepages_context_tokens(const llama_context * ctx, llama_seq_id seq_id);

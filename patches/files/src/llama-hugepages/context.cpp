@@ -23,6 +23,20 @@ struct llama_hugepages_context::header {
 
 static const uint64_t MAGIC = 0x31747874636c6c68; // raise it if the meaning of the journal changes
 
+static std::atomic<int> g_n_contexts{0};
+
+llama_hugepages_context::llama_hugepages_context(llama_kv_cache & kv) : kv(kv) {
+    g_n_contexts++;
+}
+
+llama_hugepages_context::~llama_hugepages_context() {
+    g_n_contexts--;
+}
+
+bool llama_hugepages_context_exists() {
+    return g_n_contexts > 0;
+}
+
 static uint64_t journal_bytes(uint64_t n_seqs, uint64_t n_cells) {
     return sizeof(uint64_t)*4 + n_seqs*(sizeof(uint32_t)*2 + n_cells*(sizeof(llama_token) + sizeof(uint32_t)));
 }

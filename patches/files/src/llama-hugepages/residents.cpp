@@ -118,6 +118,9 @@ llama_hugepages_resident llama_hugepages::open_context(const llama_model_loader 
     }
     if (!params.plan_only) {
         LLAMA_LOG_WARN("%s: no conversation will remain in memory after this process ends: %s\n", __func__, error.message);
+        if (error.hint[0]) {
+            LLAMA_LOG_WARN("hint: %s\n", error.hint);
+        }
     }
     return nullptr;
 }

@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
-#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -24,28 +23,41 @@
 static std::mutex                                         g_mutex;
 static std::vector<std::unique_ptr<ggml_hugepages_image>> g_held; // no buffer uses them yet
 
-// the contexts that are removed at exit
-static std::vector<std::pair<int, std::string>> g_wiped;
+// a context that is removed at exit
+struct wiped_context {
+    int         dir_fd;
+    std::string name;
+    std::weak_ptr<ggml_hugepages_store_file> file; // while this process uses it
+};
+
+static std::vector<wiped_context> g_wiped;
 
 static void wipe() {
-    for (const auto & [dir_fd, name] : g_wiped) {
+    for (const auto & wiped : g_wiped) {
         ggml_hugepages_error error = {};
-        if (!ggml_hugepages_resident_drop(dir_fd, name.c_str(), /*.force =*/ true, &error) && faccessat(dir_fd, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-            GGML_LOG_ERROR("%s: cannot remove the context '%s': %s\n", __func__, name.c_str(), error.message);
+        if (const auto file = wiped.file.lock()) {
+            file->unlink();
+            file->lock.reset();
+        } else if (!ggml_hugepages_resident_drop(wiped.dir_fd, wiped.name.c_str(), /*.force =*/ false, &error) &&
+                faccessat(wiped.dir_fd, wiped.name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+            // while this process slept, another one took it over
+            GGML_LOG_WARN("%s: the conversations in '%s' are not removed: %s\n", __func__, wiped.name.c_str(), error.message);
         }
     }
 }
 
-static void wipe_at_exit(const ggml_hugepages_store_file & file) {
+static void wipe_at_exit(const std::shared_ptr<ggml_hugepages_store_file> & file) {
     std::lock_guard<std::mutex> lock(g_mutex);
     static const int registered = std::atexit(wipe);
     GGML_UNUSED(registered);
-    const auto is_same = [&](const auto & wiped) { return wiped.second == file.name; };
-    const int dir_fd = fcntl(*file.dir, F_DUPFD_CLOEXEC, 0);
-    if (dir_fd != -1 && std::none_of(g_wiped.begin(), g_wiped.end(), is_same)) {
-        g_wiped.emplace_back(dir_fd, file.name);
-    } else if (dir_fd != -1) {
-        close(dir_fd);
+    const auto it = std::find_if(g_wiped.begin(), g_wiped.end(), [&](const auto & wiped) { return wiped.name == file->name; });
+    if (it != g_wiped.end()) {
+        it->file = file;
+        return;
+    }
+    const int dir_fd = fcntl(*file->dir, F_DUPFD_CLOEXEC, 0);
+    if (dir_fd != -1) {
+        g_wiped.push_back({ dir_fd, file->name, file });
     }
 }
 
@@ -74,7 +86,7 @@ bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_h
     }
     file->settle_context();
     if (params->wipe_context) {
-        wipe_at_exit(*file);
+        wipe_at_exit(file);
     }
     std::lock_guard<std::mutex> lock(g_mutex);
     g_held.push_back(std::move(buffer));

@@ -30,7 +30,7 @@ static std::vector<ggml_hugepages_idle_image> idle_images(int dir_fd, size_t pag
             return;
         }
         if (ggml_hugepages_resident_read(dir_fd, name, info.get(), &error) && info->page_size == page_size && !info->is_attached && !info->is_filling) {
-            result.push_back({ name, info->source, info->used_bytes/page_size, info->used });
+            result.push_back({ name, info->source, info->kind == GGML_HUGEPAGES_KIND_KV, info->used_bytes/page_size, info->used });
         }
     });
     std::sort(result.begin(), result.end(), [](const auto & a, const auto & b) { return a.used < b.used; });
@@ -56,8 +56,8 @@ uint64_t ggml_hugepages_evict(const ggml_hugepages_params & params, size_t page_
         ggml_hugepages_error error = {};
         // fails if a process attached in between, or if the image belongs to another user
         if (ggml_hugepages_resident_drop(*dir, image.name.c_str(), false, &error)) {
-            GGML_LOG_WARN("%s: removed an image of %s from the store, because this model needs its %" PRIu64 " pages\n", __func__,
-                image.source.c_str(), image.pages);
+            GGML_LOG_WARN("%s: removed %s of %s from the store, because this model needs its %" PRIu64 " pages\n", __func__,
+                image.is_context ? "the conversations" : "an image", image.source.c_str(), image.pages);
             removed += image.pages;
         }
     }

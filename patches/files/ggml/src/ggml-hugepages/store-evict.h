@@ -11,6 +11,7 @@
 struct ggml_hugepages_idle_image {
     std::string name;
     std::string source;
+    bool        is_context;
     uint64_t    pages;
     int64_t     used; // seconds since 1970
 };
