@@ -60,7 +60,7 @@ pub enum CompareError {
     },
     #[error("cannot create a cgroup with a memory limit")]
     NoCgroup { source: io::Error },
-    #[error("cannot mount a hugetlbfs for resident images")]
+    #[error("cannot create a store for resident images")]
     NoStore { source: io::Error },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

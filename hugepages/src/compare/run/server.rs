@@ -179,7 +179,16 @@ impl<'a> Server<'a> {
         &mut self,
         request: impl FnOnce(&Agent, &str) -> Result<T, String> + Send,
     ) -> Result<T, CompareError> {
-        let url = format!("{}/completion", self.url);
+        self.ask("/completion", request)
+    }
+
+    /// Waits for the answers of a path, or for a cancel. `request` gets the URL.
+    pub fn ask<T: Send>(
+        &mut self,
+        path: &str,
+        request: impl FnOnce(&Agent, &str) -> Result<T, String> + Send,
+    ) -> Result<T, CompareError> {
+        let url = format!("{}{path}", self.url);
         let answer = thread::scope(|scope| {
             let (sender, answer) = channel();
             let agent = self.agent.clone();
@@ -204,9 +213,19 @@ impl<'a> Server<'a> {
 
     /// The server's report of its load.
     pub fn load(&self) -> Option<Load> {
+        serde_json::from_value(self.props()?["hugepages"]["load"].clone()).ok()
+    }
+
+    /// Size of a slot's context in tokens.
+    pub fn slot_context(&mut self) -> Result<u64, CompareError> {
+        let props = self.props().unwrap_or_default();
+        let tokens = props["default_generation_settings"]["n_ctx"].as_u64();
+        tokens.ok_or_else(|| self.no_answer("`/props` has no size of the context"))
+    }
+
+    fn props(&self) -> Option<Value> {
         let answer = self.agent.get(format!("{}/props", self.url)).call().ok()?;
-        let props: Value = answer.into_body().read_json().ok()?;
-        serde_json::from_value(props["hugepages"]["load"].clone()).ok()
+        answer.into_body().read_json().ok()
     }
 
     /// The highest observed memory so far.
@@ -225,7 +244,12 @@ impl<'a> Server<'a> {
         if answers::tokens(&answer).is_none() {
             return Err(self.no_answer(&answer.to_string()));
         }
-        Ok((ready, (came - self.began).as_secs_f64()))
+        Ok((ready, self.seconds_until(came)))
+    }
+
+    /// Seconds since the start.
+    pub fn seconds_until(&self, moment: Instant) -> f64 {
+        (moment - self.began).as_secs_f64()
     }
 
     /// Measures the first token and its cost, then the speed. Calls `residue` directly after the first token.
@@ -261,7 +285,7 @@ impl<'a> Server<'a> {
         })
     }
 
-    fn no_answer(&mut self, reason: &str) -> CompareError {
+    pub fn no_answer(&mut self, reason: &str) -> CompareError {
         let name = self.side.name.clone();
         // A dying process closes its connection shortly before the kernel reports its end.
         let asked = Instant::now();
