@@ -335,9 +335,9 @@ impl Session<'_> {
             Err(error) => error,
         };
         let hint = error.hint();
-        let (is_of_the_machine, unequal) = (error.is_of_the_machine(), error.is_unequal());
+        let (is_skipped, unequal) = (error.skips_the_case(), error.is_unequal());
         let chain = format!("{:#}", anyhow::Error::new(error));
-        if is_of_the_machine {
+        if is_skipped {
             self.leave_out(name, chain, hint);
             return Ok(None);
         }

@@ -27,6 +27,9 @@ const SLOT: u32 = 0;
 /// Name of the file of a saved slot.
 const FILE: &str = "conversation";
 
+/// What the log says before the reason why the server keeps no context.
+const NOT_KEPT: &str = "no conversation will remain in memory after this process ends: ";
+
 /// Additional argument of the next server: each run begins with an empty context.
 const WIPE: &str = "--hugepage-wipe-context";
 
@@ -202,6 +205,10 @@ impl Runner<'_> {
     ) -> Result<(Restarted, Vec<String>), CompareError> {
         let mut first = Server::start(side, self.host())?;
         first.ready()?;
+        if let Some(reason) = first.warning(NOT_KEPT) {
+            let name = side.name.clone();
+            return Err(CompareError::NoContext { name, reason });
+        }
         let longest = first.slot_context()?.saturating_sub(room(self.tokens));
         *length = longest.min(tokens.into()).max(1);
         let mut talk = conversation(*length);

@@ -1,8 +1,9 @@
 //! One `llama-server` from its start to its end, with the counts of the kernel.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -304,16 +305,26 @@ impl<'a> Server<'a> {
     }
 
     /// Why the server ended: the cause and the hint in its log, or the last line of the log.
-    fn last_words(&mut self) -> (String, Option<String>) {
-        let mut text = Vec::new();
-        // An unreadable log gives no message.
-        let _ = self
-            .log
-            .rewind()
-            .and_then(|()| self.log.read_to_end(&mut text));
-        let text = String::from_utf8_lossy(&text);
+    fn last_words(&self) -> (String, Option<String>) {
+        let text = self.log_text();
         cause_and_hint(&text)
             .unwrap_or_else(|| (text.lines().last().unwrap_or_default().to_owned(), None))
+    }
+
+    /// The rest of the first line of the log that contains `mark`.
+    pub fn warning(&self, mark: &str) -> Option<String> {
+        let text = self.log_text();
+        let mut lines = text.lines();
+        lines.find_map(|line| Some(line.split_once(mark)?.1.to_owned()))
+    }
+
+    /// The log so far. Reads at an offset, because the server writes at the position that it shares with this process. An unreadable log
+    /// gives no message.
+    fn log_text(&self) -> String {
+        let size = self.log.metadata().map_or(0, |log| log.len());
+        let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+        let count = self.log.read_at(&mut text, 0).unwrap_or(0);
+        String::from_utf8_lossy(&text[..count]).into_owned()
     }
 }
 
