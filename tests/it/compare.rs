@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::pool::Pool;
 use crate::support::server::QUIET_THREADS;
+use crate::support::store::Store;
 use crate::support::{is_root, models, or_skip, programs};
 
 /// The tool with a state folder of its own, because the test already holds the lock in the machine's.
@@ -298,6 +299,38 @@ fn with_a_gate_more_memory_than_stock_is_a_failure_and_without_it_a_line() {
         let what = |bound: &&Value| bound["what"].to_string().contains("peak of own memory");
         assert!(broken.iter().any(what), "{broken:?}");
     }
+}
+
+#[test]
+fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains() {
+    let model = models::demo("20M", "Q8_0");
+    let files = tempfile::tempdir().expect("a temporary folder can be made");
+    let store = or_skip!(Store::with(40));
+    let mut tool = Tool::new(&programs::server(), "restart");
+    tool.command.env("TMPDIR", files.path());
+    let ended = tool
+        .model(&model)
+        .with(&["--restart-tokens", "200", "--gate", "--no-reserve"])
+        .with(&["--store", store.arg()])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let restart = &report["restarts"][0];
+    let computed = |side: usize| {
+        let runs = restart["sides"][side]["runs"].as_array().expect("a list");
+        let of = |run| number(run, "/computed_tokens") as u64;
+        runs.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(restart["conversation_tokens"], 200);
+    assert!(computed(0).iter().all(|tokens| *tokens > 200), "{restart}");
+    assert_eq!([computed(1), computed(2)], [vec![11; 2], vec![11; 2]]);
+    // In each run: the answer, the first token after the restart, and the tokens after it.
+    assert_eq!(restart["compared_tokens"], 2 * (4 + 1 + 4));
+    assert_eq!(restart["different_tokens"], 0);
+    assert_eq!(store.names(), Vec::<String>::new());
+    let left = fs::read_dir(files.path()).expect("the folder is ours");
+    assert_eq!(left.count(), 0);
+    store.pool.assert_all_back();
 }
 
 #[test]

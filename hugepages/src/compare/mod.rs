@@ -28,6 +28,7 @@ pub use measure::{
 pub use report::{Bound, Failed, LeftOut, Model, Pool, Report, rows, said};
 pub use run::{
     CASES, Cache, Cancelled, Case, CaseResult, CompareError, Many, ManySide, ModelFile, Pages,
-    Perplexity, Pressed, Pressure, PressureSide, Program, Programs, Recipe, Row, Runner, Scratch,
-    Side, Store, Which, perplexity_arguments,
+    Perplexity, Pressed, Pressure, PressureSide, Program, Programs, RESTART, Recipe, Restart,
+    RestartSide, Restarted, Resume, Row, Runner, Scratch, Side, Store, Which, perplexity_arguments,
+    restart_context,
 };

@@ -18,11 +18,16 @@ pub const SCHEMA: u32 = 1;
 pub const PRESSURE: &str = "pressure";
 pub const SERVERS: &str = "servers";
 pub const PERPLEXITY: &str = "perplexity";
-const OTHERS: [(&str, &str); 3] = [
+pub const RESTART: &str = "restart";
+const OTHERS: [(&str, &str); 4] = [
     (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
         "tokens/s of both servers with too little memory; needs root",
+    ),
+    (
+        RESTART,
+        "first token after a restart: stock, stock with a saved slot, a context kept in a store",
     ),
     (SERVERS, "memory of several servers on one model"),
 ];
@@ -82,6 +87,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
     pub servers: u16,
 
+    /// Tokens of the conversation in the case `restart`; fewer if the context is smaller
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub restart_tokens: u32,
+
     /// hugetlbfs directory for the cases with a store; the image stays there [default: a temporary mount]
     #[arg(long, value_name = "DIR")]
     pub store: Option<String>,
@@ -94,7 +103,7 @@ pub struct Args {
     #[arg(long)]
     pub no_reserve: bool,
 
-    /// Fail if a count of memory, pages or faults is out of its bounds
+    /// Fail if a count of memory, pages, faults or tokens is out of its bounds
     #[arg(long)]
     pub gate: bool,
 

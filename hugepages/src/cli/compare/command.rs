@@ -11,7 +11,7 @@ use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
 use hugepages::serve::LIBRARY;
 
-use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, SCHEMA, SERVERS};
+use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS};
 use super::session::Session;
 use super::{models, pages, print};
 use crate::cli::output::{self, Format};
@@ -56,6 +56,9 @@ pub fn run(args: &Args) -> Result<Exit> {
         if wanted(SERVERS) {
             session.servers(model)?;
         }
+        if wanted(RESTART) {
+            session.restart(model)?;
+        }
         if wanted(PRESSURE) {
             session.pressure(model)?;
         }
@@ -74,7 +77,7 @@ fn exit(args: &Args, report: &Report) -> Result<Exit> {
         return Ok(Exit::Unequal);
     }
     if args.gate && report.broken().next().is_some() {
-        bail!("a count of memory, pages or faults is out of its bounds");
+        bail!("a count of memory, pages, faults or tokens is out of its bounds");
     }
     if !report.failed.is_empty() {
         return Ok(Exit::Failure);
@@ -104,6 +107,7 @@ fn programs_of(args: &Args) -> Result<Programs> {
         ours: Program::ask(&ours)?,
         shards: args.shards.clone(),
         store: args.store.clone().unwrap_or_default(),
+        slots: String::new(),
         preload: programs::beside(LIBRARY)?,
         args: args.server_arguments.clone(),
     })

@@ -66,7 +66,7 @@ fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
 }
 
 /// Prefers a disk, because files in a /tmp on tmpfs cannot be dropped from memory.
-fn place() -> PathBuf {
+pub fn place() -> PathBuf {
     let on_disk = Path::new("/var/tmp");
     match env::var_os("TMPDIR") {
         Some(chosen) => chosen.into(),

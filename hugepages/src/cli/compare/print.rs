@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-use hugepages::compare::{CaseResult, Many, Pressure, Report, rows, said};
+use hugepages::compare::{CaseResult, Many, Pressure, Report, Restart, rows, said};
 
 use super::arguments::{Args, SCHEMA};
 use crate::cli::output::{self, Screen};
@@ -69,6 +69,15 @@ pub fn servers(many: &Many) -> io::Result<()> {
         "{}\n",
         output::table(Screen::stdout(), &head, lines)
     )
+}
+
+/// The table of the case `restart`.
+pub fn restart(restart: &Restart) -> io::Result<()> {
+    let name = format!("{}, restart", restart.model);
+    let mut head = Restart::HEAD;
+    head[0] = &name;
+    let table = output::table(Screen::stdout(), &head, restart.rows().map(Vec::from));
+    writeln!(io::stdout(), "{table}\n{}\n", restart.sentence())
 }
 
 /// The summary after all cases.

@@ -3,17 +3,18 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use hugepages::compare::{
-    CASES, Cancelled, CompareError, Failed, LeftOut, ModelFile, Pages as Needed, Programs, Report,
-    Row, Runner, Side, Store, perplexity_arguments,
+    CASES, Cancelled, CompareError, Failed, LeftOut, ModelFile, Pages as Needed, Programs,
+    RESTART as SIDES, Report, Resume, Row, Runner, Scratch, Side, Store, perplexity_arguments,
+    restart_context,
 };
 use hugepages::kernel::{HugePageSize, Root, sizes};
 use hugepages::plan::{Plan, PlanError};
 
-use super::arguments::{Args, PERPLEXITY, PRESSURE, SERVERS};
-use super::models::Model;
+use super::arguments::{Args, PERPLEXITY, PRESSURE, RESTART, SERVERS};
+use super::models::{self, Model};
 use super::pages::{NoPages, Pages, Wanted, usable};
 use super::print;
 use crate::cli::output::Format;
@@ -206,6 +207,55 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// A conversation that goes on after a restart. The store and the saved slot are temporary, so that no conversation of the user is
+    /// overwritten and none of the comparison remains.
+    pub fn restart(&mut self, model: &Model) -> Result<()> {
+        let name = (RESTART, model.name.as_str());
+        let mut recipes = SIDES.iter();
+        if let Some(reason) = recipes.find_map(|(_, recipe)| self.programs.missing(recipe)) {
+            self.leave_out(name, reason, None);
+            return Ok(());
+        }
+        let store = match &self.args.store {
+            Some(dir) => Store::new_in(Path::new(dir)),
+            None => mount(),
+        };
+        let Some(store) = self.settled(name, store)? else {
+            return Ok(());
+        };
+        let slots = Scratch::new_in(&models::place());
+        let slots = slots.context("cannot create a directory for a saved slot")?;
+        let mut programs = self.programs.clone();
+        programs.store = store.dir().to_string_lossy().into_owned();
+        programs.slots = slots.path().to_string_lossy().into_owned();
+        let context = restart_context(self.args.restart_tokens, self.args.tokens);
+        programs
+            .args
+            .splice(..0, ["--ctx-size".to_owned(), context.to_string()]);
+        let sides = SIDES.map(|(resume, recipe)| (resume, programs.side(&recipe, &model.path)));
+        let mut kept = sides.iter().filter(|(resume, _)| *resume == Resume::Keep);
+        let Some((_, kept)) = kept.next() else {
+            return Ok(());
+        };
+        let plan = kept.plan().map(|plan| plan.pages());
+        let Some(wanted) = self.planned(name, plan)? else {
+            return Ok(());
+        };
+        if !self.has_pages(name, &wanted)? {
+            return Ok(());
+        }
+        let tokens = self.args.restart_tokens;
+        let restart = self.runner.restart(&model.name, &sides, tokens, tell);
+        if let Some(restart) = self.settled(name, restart)? {
+            if self.is_for_people() {
+                print::restart(&restart)?;
+            }
+            self.report.restarts.push(restart);
+        }
+        drop(store);
+        Ok(())
+    }
+
     /// Too little memory, with `--no-repack`, because repacked weights are no page cache.
     pub fn pressure(&mut self, model: &Model) -> Result<()> {
         let name = (PRESSURE, model.name.as_str());
@@ -285,9 +335,9 @@ impl Session<'_> {
             Err(error) => error,
         };
         let hint = error.hint();
-        let (is_of_the_machine, unequal) = (error.is_of_the_machine(), error.is_unequal());
+        let (is_skipped, unequal) = (error.skips_the_case(), error.is_unequal());
         let chain = format!("{:#}", anyhow::Error::new(error));
-        if is_of_the_machine {
+        if is_skipped {
             self.leave_out(name, chain, hint);
             return Ok(None);
         }

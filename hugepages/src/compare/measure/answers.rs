@@ -53,13 +53,24 @@ impl fmt::Display for Difference {
     }
 }
 
+/// A token of an answer; empty after its end. As text, because the shortest decimal form shows a difference in the last bit.
+fn said(tokens: &[Value], at: usize) -> String {
+    tokens.get(at).map(Value::to_string).unwrap_or_default()
+}
+
+/// Number of tokens that two answers do not share.
+pub fn differences(a: &[Value], b: &[Value]) -> usize {
+    let longest = a.len().max(b.len());
+    (0..longest)
+        .filter(|at| said(a, *at) != said(b, *at))
+        .count()
+}
+
 /// Answers to [`QUESTIONS`], side by side.
 pub fn first_difference(a: &[Vec<Value>], b: &[Vec<Value>]) -> Option<Difference> {
     let prompts = QUESTIONS.iter().map(|(prompt, _)| prompt);
     for (prompt, (a, b)) in prompts.zip(a.iter().zip(b)) {
         let longest = a.len().max(b.len());
-        // As text, because the shortest decimal form shows a difference in the last bit.
-        let said = |tokens: &[Value], at| tokens.get(at).map(Value::to_string).unwrap_or_default();
         if let Some(at) = (0..longest).find(|at| said(a, *at) != said(b, *at)) {
             return Some(Difference {
                 prompt: (*prompt).to_owned(),
@@ -95,6 +106,8 @@ mod tests {
     fn an_answer_that_ends_early_differs_where_it_ends() {
         let found = first_difference(&answers(-0.125, 3), &answers(-0.125, 2)).unwrap();
         assert_eq!((found.token, found.said_b.as_str()), (3, ""));
+        let [whole, early] = [3, 1].map(|length| answers(-0.125, length)[1].clone());
+        assert_eq!(differences(&whole, &early), 2);
         assert_eq!(first_difference(&answers(0.5, 3), &answers(0.5, 3)), None);
     }
 }

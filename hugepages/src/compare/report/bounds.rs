@@ -1,8 +1,8 @@
-//! Bounds for counts of memory, pages and faults. Times have no bounds.
+//! Bounds for counts of memory, pages, faults and tokens. Times have no bounds.
 
 use super::{Bound, Pool, Report};
 use crate::compare::measure::{Measure, Sample};
-use crate::compare::run::{Cache, CaseResult};
+use crate::compare::run::{Cache, CaseResult, Restart};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -26,6 +26,7 @@ fn of(report: &Report) -> Vec<Bound> {
             bounds.extend(on_pages(result, size));
         }
     }
+    bounds.extend(report.restarts.iter().flat_map(only_new_tokens));
     bounds.extend(pages_are_back(report));
     bounds
 }
@@ -93,6 +94,30 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
     bounds
 }
 
+/// After a restart with a kept context, the server computes only the new tokens, and they are those of a restored slot.
+fn only_new_tokens(restart: &Restart) -> [Bound; 2] {
+    let runs = restart.kept().into_iter().flat_map(|side| &side.runs);
+    let computed = runs.map(|run| run.computed_tokens).max();
+    let title = |what: &str| format!("{}, restart: {what}", restart.model);
+    [
+        Bound {
+            what: title("computed tokens"),
+            value: computed.unwrap_or_default() as f64,
+            limit: restart.new_tokens as f64,
+            why: "the next message and the last token of the answer before it".to_owned(),
+        },
+        Bound {
+            what: title("different tokens"),
+            value: restart.different_tokens as f64,
+            limit: 0.0,
+            why: format!(
+                "{} tokens and their probabilities equal those of a restored slot",
+                restart.compared_tokens
+            ),
+        },
+    ]
+}
+
 /// The pools are the same as before.
 fn pages_are_back(report: &Report) -> Vec<Bound> {
     let pairs = report.pools_before.iter().zip(&report.pools_after);
@@ -114,7 +139,7 @@ fn title(result: &CaseResult, measure: &Measure) -> String {
 mod tests {
     use super::*;
     use crate::compare::measure::Footprint;
-    use crate::compare::run::{Case, Side};
+    use crate::compare::run::{Case, RestartSide, Restarted, Resume, Side};
 
     fn case(
         name: &str,
@@ -170,6 +195,38 @@ mod tests {
         };
         assert_eq!(broken(&of(20_300)), Vec::<&str>::new());
         assert_eq!(broken(&of(22_000)), ["m, off: minor faults"]);
+    }
+
+    #[test]
+    fn a_kept_token_that_is_computed_again_is_out_of_bounds() {
+        let of = |computed_tokens, different_tokens| {
+            let side = |resume, computed_tokens| RestartSide {
+                name: String::new(),
+                resume,
+                command: Vec::new(),
+                runs: vec![Restarted {
+                    seconds_to_end: 0.1,
+                    seconds_to_health: 0.1,
+                    seconds_to_token: 0.2,
+                    computed_tokens,
+                    said: Vec::new(),
+                }],
+            };
+            only_new_tokens(&Restart {
+                model: "m".into(),
+                conversation_tokens: 2048,
+                new_tokens: 11,
+                compared_tokens: 20,
+                different_tokens,
+                sides: vec![
+                    side(Resume::Compute, 2062),
+                    side(Resume::Keep, computed_tokens),
+                ],
+            })
+        };
+        assert_eq!(broken(&of(11, 0)), Vec::<&str>::new());
+        assert_eq!(broken(&of(12, 0)), ["m, restart: computed tokens"]);
+        assert_eq!(broken(&of(11, 1)), ["m, restart: different tokens"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::compare::measure::{DirectRead, Machine};
-use crate::compare::run::{CaseResult, Many, ModelFile, Perplexity, Pressure, Program};
+use crate::compare::run::{CaseResult, Many, ModelFile, Perplexity, Pressure, Program, Restart};
 use crate::kernel::Root;
 use crate::kernel::{Hvo, hvo, pools};
 
@@ -133,6 +133,8 @@ pub struct Report {
     pub pressure: Vec<Pressure>,
     /// Results of the case `servers`.
     pub servers: Vec<Many>,
+    /// Results of the case `restart`.
+    pub restarts: Vec<Restart>,
     /// Skipped cases.
     pub left_out: Vec<LeftOut>,
     /// Failed cases.
@@ -158,6 +160,7 @@ impl Report {
             perplexity: Vec::new(),
             pressure: Vec::new(),
             servers: Vec::new(),
+            restarts: Vec::new(),
             left_out: Vec::new(),
             failed: Vec::new(),
             pools_after: Vec::new(),
@@ -192,6 +195,7 @@ impl Report {
             && self.perplexity.is_empty()
             && self.pressure.is_empty()
             && self.servers.is_empty()
+            && self.restarts.is_empty()
     }
 
     /// Read speeds of fio in all cases.

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::Report;
 use crate::compare::measure::{MEASURES, Machine, Measure, Ratio};
-use crate::compare::run::{Cache, CaseResult, Pressure};
+use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Restarted};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
 use crate::stats::Summary;
@@ -28,6 +28,9 @@ fn markdown(report: &Report) -> String {
         case(&mut text, result);
     }
     servers(&mut text, report);
+    for restart in &report.restarts {
+        restarted(&mut text, restart);
+    }
     for pressure in &report.pressure {
         pressed(&mut text, pressure);
     }
@@ -166,7 +169,11 @@ fn spread(measure: &Measure, spread: Summary) -> String {
     if spread.max == 0.0 && measure.unit.ends_with("/s") {
         return "-".to_owned();
     }
-    let digits = measure.digits;
+    range(measure.digits, spread)
+}
+
+/// Median, minimum and maximum.
+fn range(digits: usize, spread: Summary) -> String {
     format!(
         "{:.digits$} ({:.digits$} to {:.digits$})",
         spread.median, spread.min, spread.max
@@ -217,6 +224,54 @@ fn servers(text: &mut String, report: &Report) {
                 ],
             );
         }
+    }
+}
+
+fn restarted(text: &mut String, restart: &Restart) {
+    line(text, format!("\n## {}: a restart\n", restart.model));
+    line(text, restart.sentence());
+    head(text, Restart::HEAD);
+    for cells in restart.rows() {
+        row(text, cells.each_ref().map(String::as_str));
+    }
+}
+
+impl Restart {
+    /// Titles of [`Self::rows`], the first one without the model.
+    pub const HEAD: [&str; 6] = [
+        "",
+        "to first token, s",
+        "to /health ok, s",
+        "end of the first server, s",
+        "computed tokens",
+        "ratio of the kept context",
+    ];
+
+    /// A row for each side.
+    pub fn rows(&self) -> impl Iterator<Item = [String; 6]> {
+        self.sides.iter().map(|side| {
+            let cell = |digits: usize, of: fn(&Restarted) -> f64| {
+                let values: Vec<f64> = side.runs.iter().map(of).collect();
+                Summary::of(&values).map_or_else(|| "-".to_owned(), |spread| range(digits, spread))
+            };
+            [
+                side.name.clone(),
+                cell(2, |run| run.seconds_to_token),
+                cell(2, |run| run.seconds_to_health),
+                cell(2, |run| run.seconds_to_end),
+                cell(0, |run| run.computed_tokens as f64),
+                self.ratio(side).map_or_else(|| "-".to_owned(), said),
+            ]
+        })
+    }
+
+    /// Describes the case in a sentence.
+    pub fn sentence(&self) -> String {
+        format!(
+            "A new server continues a conversation of {} tokens with a message; {} tokens are new. Of {} tokens of the restored slot \
+             and of the kept context, {} differ in the token or its probabilities.",
+            self.conversation_tokens, self.new_tokens, self.compared_tokens, self.different_tokens
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Cache, Case, Program, Side};
+use super::{Cache, Case, Program, Resume, Side};
 use crate::kernel::HugePageSize;
 use crate::plan::PlanError;
 use crate::serve::{ON, Options, POLICY, PRELOAD, PRELOAD_MIN, Preloaded, pages_of_program};
@@ -152,18 +152,53 @@ const HALF: Recipe = Recipe {
     )
 };
 const STORE: Recipe = Recipe {
-    option: Some("--hugepage-store"),
-    // The user can choose the directory.
+    option: Some(STORE_DIR),
     ..huge(
         "store",
-        &[
-            "--hugepages",
-            "--hugepage-policy",
-            "require",
-            "--hugepage-store",
-        ],
+        &["--hugepages", "--hugepage-policy", "require", STORE_DIR],
     )
 };
+
+/// Last arguments that need a directory.
+const STORE_DIR: &str = "--hugepage-store";
+const SLOT_DIR: &str = "--slot-save-path";
+
+/// The sides of the case `restart`. One slot has the whole context.
+pub const RESTART: [(Resume, Recipe); 3] = [
+    (
+        Resume::Compute,
+        recipe("stock", Which::Baseline, &["--parallel", "1"]),
+    ),
+    (
+        Resume::Restore,
+        Recipe {
+            option: Some(SLOT_DIR),
+            ..recipe(
+                "stock, slot restore",
+                Which::Baseline,
+                &["--parallel", "1", SLOT_DIR],
+            )
+        },
+    ),
+    (
+        Resume::Keep,
+        Recipe {
+            option: Some("--hugepage-keep-context"),
+            ..huge(
+                "kept context",
+                &[
+                    "--hugepages",
+                    "--hugepage-policy",
+                    "require",
+                    "--parallel",
+                    "1",
+                    "--hugepage-keep-context",
+                    STORE_DIR,
+                ],
+            )
+        },
+    ),
+];
 
 /// One line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +272,8 @@ pub struct Programs {
     pub shards: Option<PathBuf>,
     /// Directory for resident images.
     pub store: String,
+    /// Directory for saved slots, for the case `restart`.
+    pub slots: String,
     /// The preload library, for the cases `preload`.
     pub preload: PathBuf,
     /// Arguments of all servers.
@@ -262,9 +299,11 @@ impl Programs {
         let fixed = ["--parallel", "4", "--ctx-size", "4096", "--no-webui"];
         let args = fixed.iter().chain(recipe.args);
         let mut args: Vec<String> = args.map(|arg| (*arg).to_owned()).collect();
-        if recipe.option == STORE.option {
-            args.push(self.store.clone());
-        }
+        args.extend(match recipe.args.last() {
+            Some(&STORE_DIR) => Some(self.store.clone()),
+            Some(&SLOT_DIR) => Some(self.slots.clone()),
+            _ => None,
+        });
         args.extend(self.args.iter().cloned());
         Side {
             name: recipe.name.to_owned(),
@@ -293,6 +332,13 @@ impl Programs {
             .collect()
     }
 
+    /// Why a recipe cannot run: its program lacks the option.
+    pub fn missing(&self, recipe: &Recipe) -> Option<String> {
+        let (program, option) = (self.program(recipe.program), recipe.option?);
+        let reason = || format!("`{}` has no option `{option}`", program.path.display());
+        (!program.has(option)).then(reason)
+    }
+
     /// Why the baseline cannot run under the preload library.
     fn preload_problem(&self) -> Option<String> {
         let words = [self.baseline.path.clone().into_os_string()];
@@ -317,11 +363,8 @@ impl Row {
         {
             return Some(reason);
         }
-        [self.a, self.b].iter().find_map(|recipe| {
-            let (program, option) = (programs.program(recipe.program), recipe.option?);
-            let reason = || format!("`{}` has no option `{option}`", program.path.display());
-            (!program.has(option)).then(reason)
-        })
+        let mut recipes = [self.a, self.b].into_iter();
+        recipes.find_map(|recipe| programs.missing(&recipe))
     }
 
     /// Whether the case needs a store.
@@ -399,6 +442,7 @@ mod tests {
             ours: program,
             shards: None,
             store: "auto".into(),
+            slots: "saved".into(),
             preload: "library.so".into(),
             args: vec!["--threads".into(), "2".into()],
         }
@@ -441,6 +485,19 @@ mod tests {
         let reason = missing("preload").unwrap();
         assert!(reason.contains("`library.so` is missing"), "{reason}");
         assert_eq!(missing("same"), None);
+    }
+
+    #[test]
+    fn each_side_of_a_restart_gets_its_directory() {
+        let programs = programs("--slot-save-path");
+        let [computes, restores, keeps] =
+            RESTART.map(|(_, recipe)| programs.side(&recipe, Path::new("m.gguf")).args);
+        assert!(!computes.contains(&"saved".into()) && !computes.contains(&"auto".into()));
+        let has = |args: &[String], pair: [&str; 2]| args.windows(2).any(|two| two == pair);
+        assert!(has(&restores, [SLOT_DIR, "saved"]), "{restores:?}");
+        assert!(has(&keeps, [STORE_DIR, "auto"]), "{keeps:?}");
+        let missing = RESTART.map(|(_, recipe)| programs.missing(&recipe).is_some());
+        assert_eq!(missing, [false, false, true]);
     }
 
     #[test]

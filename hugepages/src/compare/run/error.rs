@@ -60,8 +60,10 @@ pub enum CompareError {
     },
     #[error("cannot create a cgroup with a memory limit")]
     NoCgroup { source: io::Error },
-    #[error("cannot mount a hugetlbfs for resident images")]
+    #[error("cannot create a store for resident images")]
     NoStore { source: io::Error },
+    #[error("`{name}` keeps no context: {reason}")]
+    NoContext { name: String, reason: String },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 }
@@ -86,11 +88,14 @@ impl CompareError {
         matches!(self, Self::Unequal { .. } | Self::UnequalPerplexity { .. })
     }
 
-    /// Whether the cause is the machine and not a server. The comparison then skips the case.
-    pub fn is_of_the_machine(&self) -> bool {
+    /// Whether the cause is the machine or the model and not a server. The comparison then skips the case.
+    pub fn skips_the_case(&self) -> bool {
         matches!(
             self,
-            Self::NoCgroup { .. } | Self::NoStore { .. } | Self::NotCached { .. }
+            Self::NoCgroup { .. }
+                | Self::NoStore { .. }
+                | Self::NotCached { .. }
+                | Self::NoContext { .. }
         )
     }
 }

@@ -7,7 +7,8 @@
 //! memory_pressure.rs too little memory             cgroup.rs          a memory limit
 //! many_servers.rs    several servers, one model    perplexity.rs      equal to the last digit
 //! model_file.rs      the model in the page cache   temporary_store.rs a hugetlbfs mount
-//! scratch.rs         temporary files               guardian.rs        cleans up after SIGKILL
+//! restart.rs         a conversation goes on        guardian.rs        cleans up after SIGKILL
+//! scratch.rs         temporary files
 //! ```
 
 mod abba_order;
@@ -21,6 +22,7 @@ mod memory_pressure;
 mod model_file;
 mod perplexity;
 mod program;
+mod restart;
 mod scratch;
 mod server;
 mod side;
@@ -28,13 +30,14 @@ mod temporary_store;
 
 pub use abba_order::Runner;
 pub use case::{Case, CaseResult};
-pub use cases::{CASES, Pages, Programs, Recipe, Row, Which};
+pub use cases::{CASES, Pages, Programs, RESTART, Recipe, Row, Which};
 pub use error::{Cancelled, CompareError};
 pub use many_servers::{Many, ManySide};
 pub use memory_pressure::{Pressed, Pressure, PressureSide};
 pub use model_file::{Cache, ModelFile};
 pub use perplexity::{Perplexity, perplexity_arguments};
 pub use program::Program;
+pub use restart::{Restart, RestartSide, Restarted, Resume, restart_context};
 pub use scratch::Scratch;
 pub use side::Side;
 pub use temporary_store::Store;

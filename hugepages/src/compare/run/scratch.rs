@@ -8,8 +8,8 @@ use super::guardian::Guardian;
 /// The directory is removed when the value is dropped, or by the guardian if this process is killed.
 #[derive(Debug)]
 pub struct Scratch {
-    dir: PathBuf,
-    _guardian: Guardian,
+    pub(super) dir: PathBuf,
+    pub(super) guardian: Guardian,
 }
 
 impl Scratch {
@@ -25,7 +25,7 @@ impl Scratch {
         guardian.tell("folder", dir.path())?;
         Ok(Self {
             dir: dir.keep(),
-            _guardian: guardian,
+            guardian,
         })
     }
 

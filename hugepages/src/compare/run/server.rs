@@ -1,8 +1,9 @@
 //! One `llama-server` from its start to its end, with the counts of the kernel.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,7 +180,16 @@ impl<'a> Server<'a> {
         &mut self,
         request: impl FnOnce(&Agent, &str) -> Result<T, String> + Send,
     ) -> Result<T, CompareError> {
-        let url = format!("{}/completion", self.url);
+        self.ask("/completion", request)
+    }
+
+    /// Waits for the answers of a path, or for a cancel. `request` gets the URL.
+    pub fn ask<T: Send>(
+        &mut self,
+        path: &str,
+        request: impl FnOnce(&Agent, &str) -> Result<T, String> + Send,
+    ) -> Result<T, CompareError> {
+        let url = format!("{}{path}", self.url);
         let answer = thread::scope(|scope| {
             let (sender, answer) = channel();
             let agent = self.agent.clone();
@@ -204,9 +214,19 @@ impl<'a> Server<'a> {
 
     /// The server's report of its load.
     pub fn load(&self) -> Option<Load> {
+        serde_json::from_value(self.props()?["hugepages"]["load"].clone()).ok()
+    }
+
+    /// Size of a slot's context in tokens.
+    pub fn slot_context(&mut self) -> Result<u64, CompareError> {
+        let props = self.props().unwrap_or_default();
+        let tokens = props["default_generation_settings"]["n_ctx"].as_u64();
+        tokens.ok_or_else(|| self.no_answer("`/props` has no size of the context"))
+    }
+
+    fn props(&self) -> Option<Value> {
         let answer = self.agent.get(format!("{}/props", self.url)).call().ok()?;
-        let props: Value = answer.into_body().read_json().ok()?;
-        serde_json::from_value(props["hugepages"]["load"].clone()).ok()
+        answer.into_body().read_json().ok()
     }
 
     /// The highest observed memory so far.
@@ -225,7 +245,12 @@ impl<'a> Server<'a> {
         if answers::tokens(&answer).is_none() {
             return Err(self.no_answer(&answer.to_string()));
         }
-        Ok((ready, (came - self.began).as_secs_f64()))
+        Ok((ready, self.seconds_until(came)))
+    }
+
+    /// Seconds since the start.
+    pub fn seconds_until(&self, moment: Instant) -> f64 {
+        (moment - self.began).as_secs_f64()
     }
 
     /// Measures the first token and its cost, then the speed. Calls `residue` directly after the first token.
@@ -261,7 +286,7 @@ impl<'a> Server<'a> {
         })
     }
 
-    fn no_answer(&mut self, reason: &str) -> CompareError {
+    pub fn no_answer(&mut self, reason: &str) -> CompareError {
         let name = self.side.name.clone();
         // A dying process closes its connection shortly before the kernel reports its end.
         let asked = Instant::now();
@@ -280,16 +305,26 @@ impl<'a> Server<'a> {
     }
 
     /// Why the server ended: the cause and the hint in its log, or the last line of the log.
-    fn last_words(&mut self) -> (String, Option<String>) {
-        let mut text = Vec::new();
-        // An unreadable log gives no message.
-        let _ = self
-            .log
-            .rewind()
-            .and_then(|()| self.log.read_to_end(&mut text));
-        let text = String::from_utf8_lossy(&text);
+    fn last_words(&self) -> (String, Option<String>) {
+        let text = self.log_text();
         cause_and_hint(&text)
             .unwrap_or_else(|| (text.lines().last().unwrap_or_default().to_owned(), None))
+    }
+
+    /// The rest of the first line of the log that contains `mark`.
+    pub fn warning(&self, mark: &str) -> Option<String> {
+        let text = self.log_text();
+        let mut lines = text.lines();
+        lines.find_map(|line| Some(line.split_once(mark)?.1.to_owned()))
+    }
+
+    /// The log so far. Reads at an offset, because the server writes at the position that it shares with this process. An unreadable log
+    /// gives no message.
+    fn log_text(&self) -> String {
+        let size = self.log.metadata().map_or(0, |log| log.len());
+        let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+        let count = self.log.read_at(&mut text, 0).unwrap_or(0);
+        String::from_utf8_lossy(&text[..count]).into_owned()
     }
 }
 

@@ -1,15 +1,15 @@
-//! A temporary hugetlbfs mount for resident images.
+//! A temporary hugetlbfs mount for resident images, or a temporary directory in such a mount.
 
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::CompareError;
 use super::guardian::Guardian;
+use super::{CompareError, Scratch};
 use crate::kernel::HugePageSize;
 
-/// A temporary hugetlbfs. It is unmounted when the value is dropped, and its images return their pages.
+/// A temporary store. When the value is dropped, it is removed, and its images return their pages.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
@@ -39,7 +39,21 @@ impl Store {
         Ok(store)
     }
 
-    /// Path of the mount.
+    /// Creates a directory in a mounted hugetlbfs, which only this user can enter. Its files return their pages when it is removed.
+    ///
+    /// # Errors
+    /// [`CompareError::NoStore`], for example if this user may not write there.
+    pub fn new_in(hugetlbfs: &Path) -> Result<Self, CompareError> {
+        let scratch = Scratch::new_in(hugetlbfs);
+        let Scratch { dir, guardian } =
+            scratch.map_err(|source| CompareError::NoStore { source })?;
+        Ok(Self {
+            dir,
+            _guardian: guardian,
+        })
+    }
+
+    /// Path of its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

@@ -1,0 +1,350 @@
+//! The first token after a restart, in a conversation that the server before it computed.
+//!
+//! ```text
+//! first server:  conversation ──▶ answer ──▶ (save) ──▶ end
+//! next server:   start ──▶ /health ──▶ (restore) ──▶ next message ──▶ first token
+//! ```
+//! The first server fills the page cache and the store, so no run is left uncounted.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::server::Server;
+use super::{Cache, CompareError, ModelFile, Runner, Side};
+use crate::compare::measure::{Ratio, answers, speed};
+
+/// Tokens of the next message.
+const MESSAGE: u64 = 10;
+
+/// Tokens that the next server computes at least: the message, and the last token of the answer, which the first server only chose.
+const NEW_TOKENS: u64 = MESSAGE + 1;
+
+/// The only slot, which all requests use.
+const SLOT: u32 = 0;
+
+/// Name of the file of a saved slot.
+const FILE: &str = "conversation";
+
+/// What the log says before the reason why the server keeps no context.
+const NOT_KEPT: &str = "no conversation will remain in memory after this process ends: ";
+
+/// Additional argument of the next server: each run begins with an empty context.
+const WIPE: &str = "--hugepage-wipe-context";
+
+/// How the next server gets the conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resume {
+    /// It computes the conversation again.
+    Compute,
+    /// It reads the file that the first server wrote.
+    Restore,
+    /// It maps the KV cache in the store.
+    Keep,
+}
+
+/// All sides of the case `restart`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Restart {
+    /// Name of the model.
+    pub model: String,
+    /// Tokens of the conversation before the answer.
+    pub conversation_tokens: u64,
+    /// Tokens that a server with the whole conversation computes for the next message.
+    pub new_tokens: u64,
+    /// Tokens of the sides [`Resume::Restore`] and [`Resume::Keep`] that were compared.
+    pub compared_tokens: usize,
+    /// Those that differ, in the token or in a bit of its probability.
+    pub different_tokens: usize,
+    /// The sides.
+    pub sides: Vec<RestartSide>,
+}
+
+/// One side.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RestartSide {
+    /// Name in the report.
+    pub name: String,
+    /// How its next server gets the conversation.
+    pub resume: Resume,
+    /// Command line of the next server.
+    pub command: Vec<String>,
+    /// All runs.
+    pub runs: Vec<Restarted>,
+}
+
+/// One run: the end of the first server, and the start of the next one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Restarted {
+    /// The answer of the first server to the end of its process, with the save.
+    pub seconds_to_end: f64,
+    /// Process start of the next server to `/health` ok.
+    pub seconds_to_health: f64,
+    /// Process start of the next server to the first token of the next message, with the restore.
+    pub seconds_to_token: f64,
+    /// Tokens that the next server computed for the next message. Source: `timings.prompt_n` of `/completion`.
+    pub computed_tokens: u64,
+    /// Tokens of both servers with their probabilities.
+    #[serde(skip)]
+    pub said: Vec<Value>,
+}
+
+impl Restart {
+    /// The side that keeps the conversation in the store.
+    pub fn kept(&self) -> Option<&RestartSide> {
+        self.sides.iter().find(|side| side.resume == Resume::Keep)
+    }
+
+    /// Time to the first token of [`Self::kept`], divided by that of a side. `None` for the side itself.
+    pub fn ratio(&self, side: &RestartSide) -> Option<Ratio> {
+        let kept = self.kept().filter(|kept| kept.resume != side.resume)?;
+        let runs = side.runs.iter().zip(&kept.runs);
+        Ratio::of(runs.map(|(a, b)| (a.seconds_to_token, b.seconds_to_token)))
+    }
+
+    /// Compares the tokens of [`Resume::Restore`] and [`Resume::Keep`], run by run.
+    fn compare(&mut self) {
+        let of = |resume| {
+            let sides = self.sides.iter().filter(move |side| side.resume == resume);
+            sides.flat_map(|side| &side.runs)
+        };
+        let runs = of(Resume::Restore).zip(of(Resume::Keep));
+        let (mut compared, mut different) = (0, 0);
+        for (restored, kept) in runs {
+            compared += kept.said.len();
+            different += answers::differences(&restored.said, &kept.said);
+        }
+        (self.compared_tokens, self.different_tokens) = (compared, different);
+    }
+}
+
+/// Size of a context that holds a conversation, both answers and the next message.
+pub fn restart_context(conversation_tokens: u32, answer_tokens: u32) -> u64 {
+    u64::from(conversation_tokens) + room(answer_tokens)
+}
+
+/// Tokens in the context behind the conversation. The server needs one more to generate.
+fn room(answer_tokens: u32) -> u64 {
+    2 * u64::from(answer_tokens) + MESSAGE + 1
+}
+
+/// Tokens of a conversation, as numbers, because the next server must get exactly the tokens of the first one.
+fn conversation(tokens: u64) -> Vec<u64> {
+    (0..tokens).map(|i| 3 + i * 7 % 200).collect()
+}
+
+fn message() -> impl Iterator<Item = u64> {
+    50..50 + MESSAGE
+}
+
+/// One answer.
+struct Answer {
+    /// Tokens with their probabilities.
+    said: Vec<Value>,
+    /// Tokens computed for the prompt.
+    computed: u64,
+    came: Instant,
+}
+
+impl Runner<'_> {
+    /// Restarts a server of each side in a conversation of `tokens` tokens, or of as many as fit into the context. Calls `told` before
+    /// each run.
+    ///
+    /// # Errors
+    /// Errors of a server.
+    pub fn restart(
+        &self,
+        model: &str,
+        sides: &[(Resume, Side)],
+        tokens: u32,
+        told: impl Fn(&str),
+    ) -> Result<Restart, CompareError> {
+        let side = |(resume, side): &(Resume, Side)| RestartSide {
+            name: side.name.clone(),
+            resume: *resume,
+            command: Vec::new(),
+            runs: Vec::new(),
+        };
+        let mut result = Restart {
+            model: model.to_owned(),
+            conversation_tokens: 0,
+            new_tokens: NEW_TOKENS,
+            compared_tokens: 0,
+            different_tokens: 0,
+            sides: sides.iter().map(side).collect(),
+        };
+        for pair in 0..self.pairs {
+            let mut order: Vec<_> = sides.iter().zip(0..).collect();
+            // A B C, C B A, A B C, …
+            if pair % 2 == 1 {
+                order.reverse();
+            }
+            for ((resume, side), at) in order {
+                let (number, all) = (pair + 1, self.pairs);
+                told(&format!("restart: run {number} of {all}, {}", side.name));
+                let talk = &mut result.conversation_tokens;
+                let (run, command) = self.restarted(*resume, side, tokens, talk)?;
+                let measured: &mut RestartSide = &mut result.sides[at];
+                measured.runs.push(run);
+                measured.command = command;
+            }
+        }
+        result.compare();
+        Ok(result)
+    }
+
+    /// Sets `length` to the tokens of the conversation.
+    fn restarted(
+        &self,
+        resume: Resume,
+        side: &Side,
+        tokens: u32,
+        length: &mut u64,
+    ) -> Result<(Restarted, Vec<String>), CompareError> {
+        let mut first = Server::start(side, self.host())?;
+        first.ready()?;
+        if let Some(reason) = first.warning(NOT_KEPT) {
+            let name = side.name.clone();
+            return Err(CompareError::NoContext { name, reason });
+        }
+        let longest = first.slot_context()?.saturating_sub(room(self.tokens));
+        *length = longest.min(tokens.into()).max(1);
+        let mut talk = conversation(*length);
+        let answer = continue_talk(&mut first, &mut talk, self.tokens)?;
+        let mut said = answer.said;
+        if resume == Resume::Restore {
+            move_slot(&mut first, "save", "n_saved")?;
+        }
+        drop(first);
+        let seconds_to_end = answer.came.elapsed().as_secs_f64();
+
+        ModelFile::open(&side.model)?.prepare(Cache::Warm)?;
+        let mut side = side.clone();
+        if resume == Resume::Keep {
+            side.args.push(WIPE.to_owned());
+        }
+        let mut next = Server::start(&side, self.host())?;
+        let seconds_to_health = next.ready()?;
+        if resume == Resume::Restore {
+            move_slot(&mut next, "restore", "n_restored")?;
+        }
+        talk.extend(message());
+        let answer = continue_talk(&mut next, &mut talk, 1)?;
+        let seconds_to_token = next.seconds_until(answer.came);
+        said.extend(answer.said);
+        said.extend(continue_talk(&mut next, &mut talk, self.tokens)?.said);
+        let run = Restarted {
+            seconds_to_end,
+            seconds_to_health,
+            seconds_to_token,
+            computed_tokens: answer.computed,
+            said,
+        };
+        Ok((run, next.command()))
+    }
+}
+
+/// Requests `tokens` tokens after a conversation, and adds them to it.
+fn continue_talk(
+    server: &mut Server<'_>,
+    talk: &mut Vec<u64>,
+    tokens: u32,
+) -> Result<Answer, CompareError> {
+    let request = json!({
+        "prompt": talk, "n_predict": tokens, "temperature": 0, "n_probs": 3, "cache_prompt": true, "ignore_eos": true,
+        "id_slot": SLOT,
+    });
+    let (answer, came) = server.complete(&request)?;
+    let read = || {
+        let said = answers::tokens(&answer)?;
+        let ids = said.iter().map(|token| token["id"].as_u64());
+        let ids: Vec<u64> = ids.collect::<Option<_>>()?;
+        Some((said, ids, answer["timings"]["prompt_n"].as_u64()?))
+    };
+    let (said, ids, computed) = read().ok_or_else(|| server.no_answer(&answer.to_string()))?;
+    talk.extend(ids);
+    Ok(Answer {
+        said,
+        computed,
+        came,
+    })
+}
+
+/// Saves or restores the slot. `count` is the number of tokens in the answer.
+fn move_slot(server: &mut Server<'_>, action: &str, count: &str) -> Result<(), CompareError> {
+    let path = format!("/slots/{SLOT}?action={action}");
+    let request = json!({ "filename": FILE });
+    let (answer, _) = server.ask(&path, |agent, url| speed::post(agent, url, &request))?;
+    match answer[count].as_u64() {
+        Some(1..) => Ok(()),
+        _ => Err(server.no_answer(&answer.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(resume: Resume, runs: &[(f64, f64)]) -> RestartSide {
+        let run = |(seconds_to_token, logprob): &(f64, f64)| Restarted {
+            seconds_to_end: 0.1,
+            seconds_to_health: 0.1,
+            seconds_to_token: *seconds_to_token,
+            computed_tokens: NEW_TOKENS,
+            said: vec![json!({ "id": 7 }), json!({ "id": 8, "logprob": logprob })],
+        };
+        RestartSide {
+            name: String::new(),
+            resume,
+            command: Vec::new(),
+            runs: runs.iter().map(run).collect(),
+        }
+    }
+
+    fn restart(sides: Vec<RestartSide>) -> Restart {
+        let mut restart = Restart {
+            model: "m".into(),
+            conversation_tokens: 2048,
+            new_tokens: NEW_TOKENS,
+            compared_tokens: 0,
+            different_tokens: 0,
+            sides,
+        };
+        restart.compare();
+        restart
+    }
+
+    #[test]
+    fn a_ratio_is_that_of_the_kept_conversation_to_another_side() {
+        let restart = restart(vec![
+            side(Resume::Compute, &[(8.0, 0.5), (16.0, 0.5)]),
+            side(Resume::Keep, &[(1.0, 0.5), (2.0, 0.5)]),
+        ]);
+        let [computes, keeps] = [0, 1].map(|at| restart.ratio(&restart.sides[at]));
+        let ratio = computes.unwrap();
+        assert!((ratio.mean - 0.125).abs() < 1e-12, "{ratio:?}");
+        assert_eq!(ratio.n, 2);
+        assert_eq!(keeps, None);
+    }
+
+    #[test]
+    fn a_bit_of_a_probability_is_a_different_token() {
+        let other = f64::from_bits(0.5_f64.to_bits() + 1);
+        let restart = restart(vec![
+            // Another number of tokens in a batch changes the last bits, so this side is not compared.
+            side(Resume::Compute, &[(8.0, 0.25), (8.0, 0.25)]),
+            side(Resume::Restore, &[(2.0, 0.5), (2.0, 0.5)]),
+            side(Resume::Keep, &[(1.0, 0.5), (1.0, other)]),
+        ]);
+        assert_eq!((restart.compared_tokens, restart.different_tokens), (4, 1));
+    }
+
+    #[test]
+    fn the_context_holds_the_conversation_and_what_follows() {
+        let (tokens, answer) = (2048, 4);
+        let all = conversation(tokens.into()).len() + 2 * answer + message().count();
+        assert!(restart_context(tokens, 4) > all as u64);
+    }
+}
