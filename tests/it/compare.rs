@@ -318,7 +318,7 @@ fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains()
     let restart = &report["restarts"][0];
     let computed = |side: usize| {
         let runs = restart["sides"][side]["runs"].as_array().expect("a list");
-        let of = |run| number(run, "/computed_tokens") as u64;
+        let of = |run: &Value| run["computed_tokens"].as_u64().expect("a number");
         runs.iter().map(of).collect::<Vec<_>>()
     };
     assert_eq!(restart["conversation_tokens"], 200);

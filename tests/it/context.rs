@@ -21,10 +21,8 @@ const PAGES: u64 = 300;
 const NOBODY: u32 = 65534;
 
 /// Some hundred tokens of text. Random weights answer with random tokens, so a prompt repeats them as numbers.
-fn opening(who: u32) -> Vec<u64> {
-    (0..300)
-        .map(|i| 3 + u64::from((i * 7 + who * 131) % 200))
-        .collect()
+fn opening(who: u64) -> Vec<u64> {
+    (0..300).map(|i| 3 + (i * 7 + who * 131) % 200).collect()
 }
 
 fn launch(store: &Store, options: &[&str]) -> Launch {
@@ -54,7 +52,7 @@ struct Turn {
     computed: u64,
 }
 
-fn ask(server: &Server, history: &[u64], slot: i32) -> Turn {
+fn ask(server: &Server, history: &[u64], slot: usize) -> Turn {
     let body = json!({
         "prompt": history, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": true, "temperature": 0,
         "ignore_eos": true, "id_slot": slot,
@@ -126,9 +124,9 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         let server = with(kind).args(["--no-cache-idle-slots"]).start();
         let mut talks: Vec<_> = (0..slots).map(opening).collect();
         for turn in 0..3 {
-            for slot in 0..slots {
-                let said = ask(&server, &talks[slot as usize], slot as i32);
-                talks[slot as usize] = and(&said.history, turn);
+            for (slot, talk) in talks.iter_mut().enumerate() {
+                let said = ask(&server, talk, slot);
+                *talk = and(&said.history, turn);
                 expected.push((said.answer, said.computed));
             }
         }
@@ -141,13 +139,13 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
             let server = launch(&store, kind).start();
             assert_eq!(
                 continued(&server).len(),
-                if turn == 0 { 0 } else { slots as usize },
+                if turn == 0 { 0 } else { talks.len() },
                 "{kind:?}\n{}",
                 server.log()
             );
-            for slot in 0..slots {
-                let said = ask(&server, &talks[slot as usize], slot as i32);
-                talks[slot as usize] = and(&said.history, turn);
+            for (slot, talk) in talks.iter_mut().enumerate() {
+                let said = ask(&server, talk, slot);
+                *talk = and(&said.history, turn);
                 let (answer, computed) = expected.next().expect("as many turns");
                 assert_eq!(
                     said.computed,
@@ -198,7 +196,7 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
         let shift: &[&str] = if shifts { &["--context-shift"] } else { &[] };
         let server = launch(&store, kind).args(shift).start();
         let before = continued(&server);
-        let (mut talk, whole) = (opening(round as u32), opening(round as u32));
+        let (mut talk, whole) = (opening(round), opening(round));
         talk.truncate(20 + next(280) as usize);
         let (url, body) = (
             server.url("/completion"),
@@ -425,13 +423,12 @@ fn the_store_lists_and_drops_a_context() {
     let models = listed["models"]
         .as_array()
         .unwrap_or_else(|| panic!("{listed}"));
-    let images = models
+    let mut images = models
         .iter()
         .filter_map(|model| model["images"].as_array())
         .flatten();
     let row = images
-        .filter(|image| image["name"] == json!(name))
-        .next_back()
+        .rfind(|image| image["name"] == json!(name))
         .unwrap_or_else(|| panic!("{listed}"));
     assert_eq!(row["kind"], json!("kv"), "{row}");
     assert_eq!(row["segments"], row["complete"], "{row}");

@@ -51,9 +51,10 @@ pub fn with_wheel() -> Result<PathBuf, String> {
 /// The interpreter of a venv with Helm and the API schemas of Kubernetes.
 pub fn with_helm() -> Result<PathBuf, String> {
     let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/requirements.txt");
+    let file = requirements.display();
     let check = format!(
         "import importlib.metadata as it, helm_python, kubernetes_validate\n\
-         for line in open({requirements:?}):\n    name, version = line.strip().split('==')\n    assert it.version(name) == version"
+         for line in open('{file}'):\n    name, version = line.strip().split('==')\n    assert it.version(name) == version"
     );
     venv("venv-deploy", &check, |pip| {
         // The source package of Helm would need a compiler for Go.

@@ -285,7 +285,11 @@ fn memory(case: &Case, seen: &Seen) -> Vec<String> {
     if seen.plan.as_ref().map(|plan| plan.fits) != Some(case.exit_code() == 0) {
         wrong.push("the plan and the load differ".to_owned());
     }
-    if seen.plan_of_a_page_less.as_ref().map(|plan| plan.fits) != Some(false) {
+    if seen
+        .plan_of_a_page_less
+        .as_ref()
+        .is_none_or(|plan| plan.fits)
+    {
         wrong.push("the plan fits, although the limit lacks a page".to_owned());
     }
     wrong
