@@ -3,8 +3,8 @@
 #ifdef __linux__
 
 #include "buffer.h"
-#include "context.h"
 #include "error.h"
+#include "held-contexts.h"
 #include "held-pages.h"
 #include "kernel.h"
 #include "map.h"
@@ -231,7 +231,7 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     if (!scope.params.enabled || size == 0) {
         return ggml_aligned_malloc(size);
     }
-    if (auto context = ggml_hugepages_context_take(scope, size)) {
+    if (auto context = ggml_hugepages_held_context_take(scope, size)) {
         void * addr = context->addr;
         ggml_hugepages_register_buffer(std::move(context));
         return addr;

@@ -5,9 +5,9 @@
 
 #ifdef __linux__
 
-#include "context.h"
 #include "buffer.h"
 #include "error.h"
+#include "held-contexts.h"
 #include "registry.h"
 #include "store-file.h"
 #include "ggml-impl.h"
@@ -20,9 +20,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-static std::mutex                                         g_mutex;
-static std::vector<std::unique_ptr<ggml_hugepages_image>> g_held; // no buffer uses them yet
-
 // a context that is removed at exit
 struct wiped_context {
     int         dir_fd;
@@ -30,6 +27,7 @@ struct wiped_context {
     std::weak_ptr<ggml_hugepages_store_file> file; // while this process uses it
 };
 
+static std::mutex                 g_mutex;
 static std::vector<wiped_context> g_wiped;
 
 static void wipe() {
@@ -88,26 +86,8 @@ bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_h
     if (params->wipe_context) {
         wipe_at_exit(file);
     }
-    std::lock_guard<std::mutex> lock(g_mutex);
-    g_held.push_back(std::move(buffer));
+    ggml_hugepages_held_context_add(std::move(buffer));
     return true;
-}
-
-std::unique_ptr<ggml_hugepages_image> ggml_hugepages_context_take(const ggml_hugepages_scope & scope, size_t size) {
-    if (!scope.params.keep_context || scope.kind != GGML_HUGEPAGES_KIND_KV || scope.late) {
-        return nullptr;
-    }
-    std::lock_guard<std::mutex> lock(g_mutex);
-    const auto it = std::find_if(g_held.begin(), g_held.end(), [&](const auto & held) {
-        const auto & params = held->params;
-        return params.model_id == scope.params.model_id && ggml_hugepages_buffer_size(&params, size) == params.kv_bytes;
-    });
-    if (it == g_held.end()) {
-        return nullptr;
-    }
-    auto buffer = std::move(*it);
-    g_held.erase(it);
-    return buffer;
 }
 
 void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old) {
@@ -118,21 +98,6 @@ void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_
     *size   = buffer->size - buffer->params.kv_bytes;
     *is_old = buffer->is_old_context;
     return buffer->addr + buffer->params.kv_bytes;
-}
-
-void ggml_hugepages_context_end(uint32_t model_id) {
-    std::lock_guard<std::mutex> lock(g_mutex);
-    for (auto it = g_held.begin(); it != g_held.end();) {
-        if ((*it)->params.model_id == model_id) {
-            if (!(*it)->is_old_context) {
-                (*it)->resident->unlink(); // of a failed load
-            }
-            ggml_hugepages_unmap_buffer(**it);
-            it = g_held.erase(it);
-        } else {
-            it++;
-        }
-    }
 }
 
 #endif // __linux__

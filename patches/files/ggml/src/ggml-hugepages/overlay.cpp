@@ -8,8 +8,8 @@
 #ifdef __linux__
 
 #include "overlay.h"
-#include "context.h"
 #include "error.h"
+#include "held-contexts.h"
 #include "held-pages.h"
 #include "map.h"
 #include "kernel.h"
@@ -239,7 +239,7 @@ static bool fill_range(ggml_hugepages_image_t * images, size_t n, ggml_hugepages
 void ggml_hugepages_hold_end(uint32_t model_id) noexcept try {
     ggml_hugepages_held_end(model_id);
     ggml_hugepages_shared_end(model_id);
-    ggml_hugepages_context_end(model_id);
+    ggml_hugepages_held_contexts_end(model_id);
 } catch (...) {
     GGML_LOG_WARN("%s: out of memory, so some huge pages are returned only when the process ends\n", __func__);
 }
