@@ -171,10 +171,6 @@ fn gauges(server: &Server) -> BTreeSet<String> {
         .collect()
 }
 
-fn is_asleep(server: &Server) -> bool {
-    http::get_json(&server.url("/props"))["is_sleeping"] == true
-}
-
 /// Upstream answers /metrics during sleep from a snapshot, because it cannot ask the model. A snapshot of ours would name
 /// pages that are back in the pool.
 #[test]
@@ -193,13 +189,13 @@ fn gauges_tell_that_a_server_that_sleeps_holds_nothing_and_do_not_wake_it() {
     );
 
     assert!(
-        wait_for(Duration::from_secs(60), || is_asleep(&server)),
+        wait_for(Duration::from_secs(60), || server.is_asleep()),
         "does not sleep:\n{}",
         server.log()
     );
     pool.assert_all_back();
     assert_eq!(gauges(&server), BTreeSet::new());
-    assert!(is_asleep(&server), "woken:\n{}", server.log());
+    assert!(server.is_asleep(), "woken:\n{}", server.log());
 
     server.complete("Hello", &json!({ "temperature": 0 }));
     assert_eq!(gauges(&server), awake);
@@ -219,7 +215,7 @@ fn a_server_that_finds_no_pages_when_it_wakes_says_so_and_stays_asleep() {
     let ask = || http::post(&server.url("/completion"), &body);
     let (status, expected) = ask();
     assert_eq!(status, 200, "{expected}");
-    let sleeps = || wait_for(Duration::from_secs(60), || is_asleep(&server));
+    let sleeps = || wait_for(Duration::from_secs(60), || server.is_asleep());
     assert!(sleeps(), "does not sleep:\n{}", server.log());
 
     pool.set(need - 1);
@@ -237,7 +233,7 @@ fn a_server_that_finds_no_pages_when_it_wakes_says_so_and_stays_asleep() {
             );
         }
     });
-    assert!(is_asleep(&server), "{}", server.log());
+    assert!(server.is_asleep(), "{}", server.log());
     pool.assert_all_back();
 
     pool.set(need);

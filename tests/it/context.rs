@@ -275,9 +275,8 @@ fn a_sleeping_server_wakes_with_its_conversations() {
     let store = or_skip!(Store::with(PAGES));
     let server = launch(&store, &["--sleep-idle-seconds", "1"]).start();
     let first = ask(&server, &opening(0), 0);
-    let is_asleep = || http::get_json(&server.url("/props"))["is_sleeping"] == json!(true);
     assert!(
-        wait_for(Duration::from_secs(30), is_asleep),
+        wait_for(Duration::from_secs(30), || server.is_asleep()),
         "{}",
         server.log()
     );
@@ -461,9 +460,8 @@ fn a_server_wipes_no_context_of_another_server() {
     let options = ["--hugepage-wipe-context", "--sleep-idle-seconds", "1"];
     let first = launch(&store, &options).start();
     let said = ask(&first, &opening(0), 0);
-    let is_asleep = || http::get_json(&first.url("/props"))["is_sleeping"] == json!(true);
     assert!(
-        wait_for(Duration::from_secs(30), is_asleep),
+        wait_for(Duration::from_secs(30), || first.is_asleep()),
         "{}",
         first.log()
     );

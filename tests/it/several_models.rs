@@ -211,9 +211,8 @@ fn a_server_without_a_size_keeps_its_context_when_it_wakes_up() {
     let body = json!({ "prompt": "Hello", "n_predict": 4 });
     let ask = || http::post(&server.url("/completion"), &body);
     let fall_asleep = || {
-        let is_asleep = || props()["is_sleeping"] == true;
         assert!(
-            wait_for(Duration::from_secs(60), is_asleep),
+            wait_for(Duration::from_secs(60), || server.is_asleep()),
             "{}",
             server.log()
         );

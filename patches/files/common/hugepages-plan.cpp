@@ -70,7 +70,7 @@ std::string common_hugepages_why_no_context(const common_params & params, const 
         return "transparent huge pages end with the process";
     }
     if (common_hugepages_has_other_devices()) {
-        return "a GPU may hold a part of it";
+        return "a GPU may hold a part of the KV cache";
     }
     if (params.speculative.has_dft() || has_speculation(params)) {
         return "speculative decoding has a second context";
@@ -79,10 +79,10 @@ std::string common_hugepages_why_no_context(const common_params & params, const 
         return "conversations may contain images";
     }
     if (!params.lora_adapters.empty() || !params.control_vectors.empty()) {
-        return "adapters and control vectors change it";
+        return "adapters and control vectors change the KV cache";
     }
     if (!params.kv_overrides.empty()) {
-        return "--override-kv changes it";
+        return "--override-kv changes the KV cache";
     }
     if (params.embedding) {
         return "a server for embeddings has no conversations";

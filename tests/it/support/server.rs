@@ -306,6 +306,11 @@ impl Server {
         http::try_get(&self.url("/health")).is_some_and(|(status, _)| status == 200)
     }
 
+    /// Whether the server has freed its model until the next request (`--sleep-idle-seconds`).
+    pub fn is_asleep(&self) -> bool {
+        http::get_json(&self.url("/props"))["is_sleeping"] == true
+    }
+
     pub fn has_ended(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self
