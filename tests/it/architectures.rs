@@ -75,6 +75,11 @@ fn llama_whose_embeddings_are_its_output_is_the_same_on_huge_pages() {
 }
 
 #[test]
+fn gemma3_with_sliding_windows_is_the_same_on_huge_pages() {
+    generates_as_stock("gemma3", &[]);
+}
+
+#[test]
 fn llama_with_experts_is_the_same_on_huge_pages() {
     generates_as_stock("llama", &["--experts", "4"]);
 }

@@ -1,5 +1,6 @@
 //! The KV cache stays in a store when the server ends. The next server continues its conversations.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,63 @@ const NOBODY: u32 = 65534;
 
 /// Some hundred tokens of text. Random weights answer with random tokens, so a prompt repeats them as numbers.
 fn opening(who: u64) -> Vec<u64> {
-    (0..300).map(|i| 3 + (i * 7 + who * 131) % 200).collect()
+    text(who, 300)
+}
+
+fn text(who: u64, tokens: u64) -> Vec<u64> {
+    (0..tokens)
+        .map(|i| 3 + (i * 7 + who * 131 + i / 200 * 11) % 200)
+        .collect()
+}
+
+/// Makes each prompt longer than the window of 512 tokens and what the cache has beside it, and decodes it in several steps.
+const LONG_PROMPT: u64 = 1000;
+const SMALL_BATCHES: &str = "--batch-size 512 --ubatch-size 128";
+
+/// A kind of KV cache.
+struct Kind {
+    arch: &'static str,
+    /// Of the server, separated by spaces.
+    options: &'static str,
+}
+
+impl Kind {
+    fn has_window(&self) -> bool {
+        self.arch == "gemma3"
+    }
+
+    fn server(&self) -> Launch {
+        let options: Vec<_> = self.options.split_whitespace().collect();
+        let model = if self.has_window() {
+            models::demo_with("100M", "Q8_0", &["--arch", self.arch])
+        } else {
+            models::demo("100M", "Q8_0")
+        };
+        let batches = if self.has_window() { SMALL_BATCHES } else { "" };
+        Launch::ours()
+            .model(&model)
+            .args(["--ctx-size", "2048"])
+            .args(batches.split_whitespace())
+            .args(options)
+    }
+
+    fn kept(&self, store: &Store) -> Launch {
+        self.server().hugepages("require").args([
+            "--hugepage-store",
+            store.arg(),
+            "--hugepage-keep-context",
+        ])
+    }
+
+    fn opening(&self, who: u64) -> Vec<u64> {
+        text(who, if self.has_window() { LONG_PROMPT } else { 300 })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.arch, self.options)
+    }
 }
 
 fn launch(store: &Store, options: &[&str]) -> Launch {
@@ -104,25 +161,26 @@ fn context(store: &Store) -> PathBuf {
 
 #[test]
 fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended() {
-    let kinds: [&[&str]; 5] = [
-        &[],
-        &["--flash-attn", "off"],
-        &[
-            "--flash-attn",
-            "on",
-            "--cache-type-k",
-            "q8_0",
-            "--cache-type-v",
-            "q4_0",
-        ],
-        &["--parallel", "2", "--kv-unified"],
-        &["--parallel", "2", "--no-kv-unified"],
-    ];
+    let kinds = [
+        ("llama", ""),
+        ("llama", "--flash-attn off"),
+        (
+            "llama",
+            "--flash-attn on --cache-type-k q8_0 --cache-type-v q4_0",
+        ),
+        ("llama", "--parallel 2 --kv-unified"),
+        ("llama", "--parallel 2 --no-kv-unified"),
+        ("gemma3", ""),
+        ("gemma3", "--flash-attn off --swa-full"),
+        ("gemma3", "--parallel 2 --kv-unified --ctx-size 4096"),
+        ("gemma3", "--parallel 2 --no-kv-unified --ctx-size 4096"),
+    ]
+    .map(|(arch, options)| Kind { arch, options });
     for kind in kinds {
-        let slots = if kind.contains(&"--parallel") { 2 } else { 1 };
+        let slots = 1 + u64::from(kind.options.contains("--parallel"));
         let mut expected = Vec::new();
-        let server = with(kind).args(["--no-cache-idle-slots"]).start();
-        let mut talks: Vec<_> = (0..slots).map(opening).collect();
+        let server = kind.server().args(["--no-cache-idle-slots"]).start();
+        let mut talks: Vec<_> = (0..slots).map(|slot| kind.opening(slot)).collect();
         for turn in 0..3 {
             for (slot, talk) in talks.iter_mut().enumerate() {
                 let said = ask(&server, talk, slot);
@@ -134,13 +192,13 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
 
         let store = or_skip!(Store::with(PAGES));
         let mut expected = expected.into_iter();
-        let mut talks: Vec<_> = (0..slots).map(opening).collect();
+        let mut talks: Vec<_> = (0..slots).map(|slot| kind.opening(slot)).collect();
         for turn in 0..3 {
-            let server = launch(&store, kind).start();
+            let server = kind.kept(&store).start();
             assert_eq!(
                 continued(&server).len(),
                 if turn == 0 { 0 } else { talks.len() },
-                "{kind:?}\n{}",
+                "{kind}\n{}",
                 server.log()
             );
             for (slot, talk) in talks.iter_mut().enumerate() {
@@ -150,10 +208,10 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
                 assert_eq!(
                     said.computed,
                     computed,
-                    "{kind:?}, turn {turn}, slot {slot}\n{}",
+                    "{kind}, turn {turn}, slot {slot}\n{}",
                     server.log()
                 );
-                assert_eq!(said.answer, answer, "{kind:?}, turn {turn}, slot {slot}");
+                assert_eq!(said.answer, answer, "{kind}, turn {turn}, slot {slot}");
             }
             let ended = server.stop(Signal::TERM);
             assert_eq!(ended.status.code(), Some(0), "{}", ended.log);
@@ -176,28 +234,27 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
         random ^= random << 17;
         random % below
     };
-    let kinds: [&[&str]; 3] = [
-        &["--ctx-size", "512"],
-        &["--ctx-size", "512", "--flash-attn", "off"],
-        &[
-            "--ctx-size",
-            "512",
-            "--flash-attn",
-            "on",
-            "--cache-type-k",
-            "q8_0",
-        ],
-    ];
+    let kinds = [
+        ("llama", "--ctx-size 512"),
+        ("llama", "--ctx-size 512 --flash-attn off"),
+        (
+            "llama",
+            "--ctx-size 512 --flash-attn on --cache-type-k q8_0",
+        ),
+        ("gemma3", ""),
+    ]
+    .map(|(arch, options)| Kind { arch, options });
     let store = or_skip!(Store::with(PAGES));
     let mut kept_some = 0;
     for round in 0..rounds {
-        let kind = kinds[next(3) as usize];
-        let shifts = round % 4 == 3;
+        let kind = &kinds[next(4) as usize];
+        // A cache with windows moves no positions.
+        let shifts = round % 4 == 3 && !kind.has_window();
         let shift: &[&str] = if shifts { &["--context-shift"] } else { &[] };
-        let server = launch(&store, kind).args(shift).start();
+        let server = kind.kept(&store).args(shift).start();
         let before = continued(&server);
-        let (mut talk, whole) = (opening(round), opening(round));
-        talk.truncate(20 + next(280) as usize);
+        let (mut talk, mut whole) = (kind.opening(round), kind.opening(round));
+        talk.truncate(20 + next(talk.len() as u64 - 20) as usize);
         let (url, body) = (
             server.url("/completion"),
             json!({
@@ -221,30 +278,34 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
         server.stop(Signal::KILL);
         let _ = asked.join();
 
-        let server = launch(&store, kind).start();
+        let server = kind.kept(&store).start();
         let log = server.log();
         assert!(!log.contains("damaged"), "round {round}\n{log}");
         let kept = continued(&server).first().copied().unwrap_or(0);
-        let said = ask(&server, &whole, 0);
         let length = talk.len() as u64;
-        // A prompt is one decode here. A shorter rest is that of the round before.
-        let is_exact = !shifts && kept >= length && kept < 500 && before.first() != Some(&kept);
+        let most = if kind.has_window() { 2000 } else { 500 };
+        // A shorter rest is a part of the prompt, or that of the round before.
+        let is_exact = !shifts && kept >= length && kept < most && before.first() != Some(&kept);
         kept_some += u64::from(is_exact);
-        let plain = with(kind).start();
+        let plain = kind.server().start();
         if is_exact {
-            let tokens = kept - length + 1;
-            http::post_json(
+            let reply = http::post_json(
                 &plain.url("/completion"),
                 &json!({
-                    "prompt": talk, "n_predict": tokens, "cache_prompt": false, "ignore_eos": true, "temperature": 0, "id_slot": 0,
+                    "prompt": talk, "n_predict": kept - length + 1, "cache_prompt": false, "ignore_eos": true, "temperature": 0,
+                    "id_slot": 0, "return_tokens": true,
                 }),
             );
+            let answer = reply["tokens"].as_array().expect("a list");
+            talk.extend(answer.iter().map(|token| token.as_u64().expect("a token")));
+            whole = and(&talk, 1);
         }
+        let said = ask(&server, &whole, 0);
         let expected = ask(&plain, &whole, 0);
         if is_exact {
             assert_eq!(
                 said.answer, expected.answer,
-                "round {round}, {kind:?}, {kept} tokens kept, prompt of {length}"
+                "round {round}, {kind}, {kept} tokens kept, prompt of {length}"
             );
             assert_eq!(said.computed, expected.computed, "round {round}");
         } else {
@@ -255,7 +316,7 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
                     .expect("a number")
             };
             let difference = (first(&said) - first(&expected)).abs();
-            assert!(difference < 0.3, "round {round}, {kind:?}: {difference}");
+            assert!(difference < 0.3, "round {round}, {kind}: {difference}");
         }
     }
     println!("{kept_some} of {rounds} rounds compared bit for bit");

@@ -88,6 +88,7 @@ impl ValueEnum for ArchName {
             Self(Arch::Llama),
             Self(Arch::Qwen3),
             Self(Arch::Qwen3Moe),
+            Self(Arch::Gemma3),
             Self(Arch::Bert),
         ]
     }
@@ -97,6 +98,7 @@ impl ValueEnum for ArchName {
             Arch::Llama => "dense; with --experts a mixture like Mixtral",
             Arch::Qwen3 => "dense, with norms on queries and keys",
             Arch::Qwen3Moe => "like qwen3, but a mixture; needs --experts",
+            Arch::Gemma3 => "like qwen3, with a sliding window in every second layer",
             Arch::Bert => "encoder for embeddings",
         }))
     }

@@ -9,6 +9,8 @@ pub enum Arch {
     Qwen3,
     /// Qwen3 with experts.
     Qwen3Moe,
+    /// As Qwen3, with norms behind attention and network, and a sliding window of 512 tokens in every second layer.
+    Gemma3,
     /// An encoder for embeddings: layer norms, biases, learned positions, mean pooling.
     Bert,
 }
@@ -20,6 +22,7 @@ impl Arch {
             Self::Llama => "llama",
             Self::Qwen3 => "qwen3",
             Self::Qwen3Moe => "qwen3moe",
+            Self::Gemma3 => "gemma3",
             Self::Bert => "bert",
         }
     }

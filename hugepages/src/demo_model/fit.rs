@@ -126,7 +126,7 @@ impl Shape {
         // Llama 3.2 1B: 2048 / 16. Mixtral's experts are as wide as a dense network, Qwen3's a third of the stream.
         let per_layer = self.embedding as f64 / self.layers as f64 / 100.0;
         let usual = match self.arch {
-            Arch::Llama | Arch::Qwen3 => 3.0,
+            Arch::Llama | Arch::Qwen3 | Arch::Gemma3 => 3.0,
             Arch::Qwen3Moe => 0.5,
             Arch::Bert => 4.0,
         };
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_size_is_within_five_per_cent_and_within_a_quarter_at_a_megabyte() {
-        let families = [Arch::Llama, Arch::Qwen3, Arch::Bert];
+        let families = [Arch::Llama, Arch::Qwen3, Arch::Gemma3, Arch::Bert];
         for weights in WEIGHT_TYPES {
             for arch in families {
                 for (size, tolerance) in [

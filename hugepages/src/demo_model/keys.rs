@@ -63,6 +63,11 @@ impl Shape {
                 set("expert_feed_forward_length", self.feed_forward)?;
             }
         }
+        if self.arch == Arch::Gemma3 {
+            set("attention.sliding_window", 512)?;
+            // Upstream's default is five of six layers. With every second one, a model of two layers has both kinds.
+            set("attention.sliding_window_pattern", 2)?;
+        }
         header.set_f32(&format!("{arch}.rope.freq_base"), 10_000.0)?;
         header.set_f32(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5)
     }

@@ -62,7 +62,9 @@ impl Spec {
         }
         match (self.arch, self.experts) {
             (Arch::Qwen3Moe, None) => return Err(Error::NeedsExperts(self.arch)),
-            (Arch::Qwen3 | Arch::Bert, Some(_)) => return Err(Error::TakesNoExperts(self.arch)),
+            (Arch::Qwen3 | Arch::Gemma3 | Arch::Bert, Some(_)) => {
+                return Err(Error::TakesNoExperts(self.arch));
+            }
             (_, Some(Experts { count, used }))
                 if !(2..=MAX_EXPERTS).contains(&count) || !(1..=count).contains(&used) =>
             {

@@ -125,9 +125,13 @@ impl Shape {
         add("attn_k.weight", Weight, &[width, keys]);
         add("attn_v.weight", Weight, &[width, keys]);
         add("attn_output.weight", Weight, &[queries, width]);
-        if matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe) {
+        if matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) {
             add("attn_q_norm.weight", Norm, &[self.head_dim]);
             add("attn_k_norm.weight", Norm, &[self.head_dim]);
+        }
+        if self.arch == Arch::Gemma3 {
+            add("post_attention_norm.weight", Norm, &[width]);
+            add("post_ffw_norm.weight", Norm, &[width]);
         }
         add("ffn_norm.weight", Norm, &[width]);
         if let Some(Experts { count, .. }) = self.experts {

@@ -90,20 +90,12 @@ std::string common_hugepages_why_no_context(const common_params & params, const 
     return t_layout.why_not;
 }
 
-static uint64_t hash_of(const std::string & text) {
-    uint64_t hash = 0xcbf29ce484222325; // FNV-1a
-    for (const char c : text) {
-        hash = (hash ^ (uint8_t) c)*0x100000001b3;
-    }
-    return hash;
-}
-
 static void set_context(const common_params & params, ggml_hugepages_params & hugepages, const llama_hugepages_layout & layout) {
     t_layout = layout;
     hugepages.context_bytes = 0;
     if (hugepages.keep_context && hugepages.kv_bytes > 0 && common_hugepages_why_no_context(params, hugepages).empty()) {
         hugepages.context_bytes = layout.journal_bytes;
-        hugepages.context_key   = hash_of(layout.text);
+        hugepages.context_key   = layout.key;
     }
 }
 

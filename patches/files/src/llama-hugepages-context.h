@@ -2,13 +2,17 @@
 
 // A KV cache that remains in a store: which cells hold the tokens of each sequence, in a journal behind the cache.
 //
-//   journal   | header | lengths | heads | tokens of sequence 0 | of sequence 1 | ... | cells of sequence 0 | of sequence 1 | ... |
+//   journal       | header | lengths | tokens of sequence 0 | of sequence 1 | ... | cells of cache 0 | of cache 1 |
+//   cells         | starts | heads | of sequence 0 | of sequence 1 | ... |
 //
-// The first `length` tokens of a sequence are at positions 0, 1, 2, ... in their cells. A process may be killed at any instruction, so:
+// The first `length` tokens of a sequence are at positions 0, 1, 2, ... A cache has their cells from position `start` on: 0, except for a
+// sliding window. Position p is entry p % n_cells. A process may be killed at any instruction, so:
 //
 // - The journal gains tokens only after their decode is complete. It writes tokens and cells behind the length, then the length.
-// - Before the cache frees, moves or changes a cell, the journal forgets the tokens from that cell on, in all sequences that use it. So the
-//   cells of the journal are never written.
+// - Before a cache frees, moves or changes a cell, the journal forgets the tokens from that cell on, in all sequences that use it. Before
+//   a cache moves a window, `start` leaves the cell. So the cells of the journal are never written.
+//
+// A sequence whose windows end behind the last token that they need is forgotten: its process ended in the middle of a long decode.
 
 #include "llama.h"
 
@@ -20,8 +24,8 @@
 class llama_kv_cache;
 
 struct llama_hugepages_context {
-    // The journal of this cache, nullptr if the cache is not in a store. Continues with the tokens of an earlier process, or begins anew.
-    static std::unique_ptr<llama_hugepages_context> of(llama_kv_cache & kv);
+    // After the caches of this context have their buffers: continues with the tokens of an earlier process, or begins anew.
+    static void begin(llama_context & ctx);
 
     // whether an earlier process has written this buffer
     static bool is_old(ggml_backend_buffer_t buffer);
@@ -30,41 +34,59 @@ struct llama_hugepages_context {
     llama_hugepages_context(const llama_hugepages_context &) = delete;
     llama_hugepages_context & operator=(const llama_hugepages_context &) = delete;
 
-    // what the cache is about to do, with its arguments
+    // what a cache is about to do, with its arguments
     void clear();
-    void seq_rm  (llama_seq_id seq_id, llama_pos p0);
+    void seq_rm  (const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
     void seq_keep(llama_seq_id seq_id);
-    void seq_move(llama_seq_id seq_id, llama_pos p0, llama_pos p1); // changes positions
+    void seq_move(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1); // changes positions
+    void reuse   (const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos pos);              // writes another token to this cell
 
     uint32_t                 length(llama_seq_id seq_id) const;
     std::vector<llama_token> tokens(llama_seq_id seq_id) const;
 
-    static struct llama_hugepages_layout layout(const llama_kv_cache & kv);
+    static struct llama_hugepages_layout layout(const std::vector<llama_kv_cache *> & caches);
 
-    // adds the tokens behind the length that are in the cache
+    // adds the tokens behind the length that are in the caches
     void append(llama_seq_id seq_id, const std::vector<llama_token> & tokens);
 
+    // the journal of these caches, nullptr if they are not in a store
+    static llama_hugepages_context * of(const std::vector<llama_kv_cache *> & caches);
+
 private:
-    explicit llama_hugepages_context(llama_kv_cache & kv);
-
-    llama_kv_cache & kv;
-    uint8_t        * data    = nullptr;
-    uint32_t         n_seqs  = 0;
-    uint32_t         n_cells = 0; // of a stream
-
     struct header;
-    uint32_t    * lengths() const;
-    uint32_t    * heads() const;
-    llama_token * tokens_of(llama_seq_id seq_id) const;
-    uint32_t    * cells_of (llama_seq_id seq_id) const;
 
-    void set_length(llama_seq_id seq_id, uint32_t length);
+    // the cells of one cache
+    struct part {
+        llama_kv_cache * kv;
+        bool             is_window;
+        uint32_t         n_cells;  // of a stream
+        uint32_t       * starts;
+        uint32_t       * heads;
+        uint32_t       * cells;
+
+        uint32_t & cell(llama_seq_id seq_id, uint32_t pos) const { return cells[(size_t) seq_id*n_cells + pos%n_cells]; }
+    };
+
+    uint8_t         * data;
+    uint32_t          n_seqs;
+    uint32_t          n_tokens; // of a sequence, at most
+    uint32_t        * lengths;
+    llama_token     * all_tokens;
+    std::vector<part> parts;
+
+    llama_hugepages_context(uint8_t * data, const std::vector<llama_kv_cache *> & caches);
+
+    const part  & part_of(const llama_kv_cache & kv) const;
+    llama_token * tokens_of(llama_seq_id seq_id) const;
     void cut(llama_seq_id seq_id, llama_pos p0);
+    bool has_windows(llama_seq_id seq_id) const;
     bool restore();
+    bool restore(llama_seq_id seq_id);
+    void begin_anew(bool is_old, const header & expected);
 };
 
 struct llama_hugepages_layout {
-    std::string text;              // everything that determines the bytes of the cache, except the model
+    uint64_t    key           = 0; // a hash of everything that determines the bytes of the cache, except the model
     uint64_t    journal_bytes = 0;
     std::string why_not;           // why the cache cannot remain in a store, or empty
 };

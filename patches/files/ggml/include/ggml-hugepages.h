@@ -535,11 +535,11 @@ GGML_API ggml_hugepages_resident_t ggml_hugepages_context_init(int fd, const cha
 // reads.
 GGML_API bool ggml_hugepages_context_open(ggml_hugepages_resident_t context, const struct ggml_hugepages_params * params, struct ggml_hugepages_error * error);
 
-// Allocates all pages of an open context. The next KV buffer of params->model_id is its first part, if that has kv_bytes bytes after
-// ggml_hugepages_buffer_size. ggml_hugepages_hold_end frees a context that no buffer uses.
+// Allocates all pages of an open context. The next KV buffers of params->model_id are its first kv_bytes bytes, one after the other, each
+// with the bytes of ggml_hugepages_buffer_size. ggml_hugepages_hold_end frees a context that no buffer uses.
 GGML_API bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const struct ggml_hugepages_params * params, struct ggml_hugepages_error * error);
 
-// The journal behind this KV buffer and its size, NULL if the buffer is in no context. is_old: an earlier process has written both.
+// The journal behind the KV buffers of this context and its size, NULL if the buffer is in no context. is_old: an earlier process has written both.
 GGML_API void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old);
 
 // Resolves `store` of the parameters, which may be "auto", to a directory and its page size. Fails if the directory does not exist or

@@ -231,10 +231,8 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
     if (!scope.params.enabled || size == 0) {
         return ggml_aligned_malloc(size);
     }
-    if (auto context = ggml_hugepages_held_context_take(scope, size)) {
-        void * addr = context->addr;
-        ggml_hugepages_register_buffer(std::move(context));
-        return addr;
+    if (void * part = ggml_hugepages_held_context_take(scope, size)) {
+        return part;
     }
     auto params = scope.params;
     if (scope.late) {
@@ -295,6 +293,9 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
 }
 
 void ggml_hugepages_buffer_free(void * ptr, size_t size) {
+    if (ggml_hugepages_held_context_return(ptr)) {
+        return;
+    }
     const auto buffer = ggml_hugepages_take_buffer(ptr);
     if (buffer && buffer->is_shared) {
         ggml_hugepages_shared_return(*buffer);

@@ -1,7 +1,7 @@
-// Resident contexts: the buffer of a KV cache that remains in a store.
+// Resident contexts: the buffers of a KV cache that remain in a store.
 //
-//   | KV cache | journal |     | manifest |
-//   0          kv_bytes  size             length
+//   | buffers |  | journal |     | manifest |
+//   0            kv_bytes  size             length
 
 #ifdef __linux__
 
