@@ -80,6 +80,11 @@ fn gemma3_with_sliding_windows_is_the_same_on_huge_pages() {
 }
 
 #[test]
+fn lfm2_with_recurrent_states_is_the_same_on_huge_pages() {
+    generates_as_stock("lfm2", &[]);
+}
+
+#[test]
 fn llama_with_experts_is_the_same_on_huge_pages() {
     generates_as_stock("llama", &["--experts", "4"]);
 }

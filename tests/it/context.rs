@@ -50,11 +50,7 @@ impl Kind {
 
     fn server(&self) -> Launch {
         let options: Vec<_> = self.options.split_whitespace().collect();
-        let model = if self.has_window() {
-            models::demo_with("100M", "Q8_0", &["--arch", self.arch])
-        } else {
-            models::demo("100M", "Q8_0")
-        };
+        let model = models::demo_with("100M", "Q8_0", &["--arch", self.arch]);
         let batches = if self.has_window() { SMALL_BATCHES } else { "" };
         Launch::ours()
             .model(&model)
@@ -174,6 +170,9 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         ("gemma3", "--flash-attn off --swa-full"),
         ("gemma3", "--parallel 2 --kv-unified --ctx-size 4096"),
         ("gemma3", "--parallel 2 --no-kv-unified --ctx-size 4096"),
+        ("lfm2", ""),
+        ("lfm2", "--parallel 2 --kv-unified"),
+        ("lfm2", "--parallel 2 --no-kv-unified"),
     ]
     .map(|(arch, options)| Kind { arch, options });
     for kind in kinds {
@@ -242,14 +241,15 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
             "--ctx-size 512 --flash-attn on --cache-type-k q8_0",
         ),
         ("gemma3", ""),
+        ("lfm2", ""),
     ]
     .map(|(arch, options)| Kind { arch, options });
     let store = or_skip!(Store::with(PAGES));
     let mut kept_some = 0;
     for round in 0..rounds {
-        let kind = &kinds[next(4) as usize];
-        // A cache with windows moves no positions.
-        let shifts = round % 4 == 3 && !kind.has_window();
+        let kind = &kinds[next(5) as usize];
+        // A cache with windows moves no positions, and neither does a recurrent state.
+        let shifts = round % 4 == 3 && kind.arch == "llama";
         let shift: &[&str] = if shifts { &["--context-shift"] } else { &[] };
         let server = kind.kept(&store).args(shift).start();
         let before = continued(&server);

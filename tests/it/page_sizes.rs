@@ -181,7 +181,9 @@ fn a_1_gib_page_replaces_small_ones_that_are_missing() {
         assert_eq!(plan["fits"], true, "{plan}");
         assert_eq!(count(&pages, LARGE_PAGE), 1, "{plan}");
         let small = count(&pages, PAGE);
-        assert!(small > 0 && small < need, "{plan}");
+        // The weights in the file keep their pages. A repacked model has only buffers, and all of them share the large page.
+        assert_eq!(small > 0, *kind == "Q8_0", "{plan}");
+        assert!(small < need, "{plan}");
         assert!(waste(&plan, LARGE_PAGE) > LARGE_PAGE / 2, "{plan}");
         let server = launch.clone().hugepages("require").start();
         assert_is_as_planned(&server, &plan);

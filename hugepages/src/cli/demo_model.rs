@@ -89,6 +89,7 @@ impl ValueEnum for ArchName {
             Self(Arch::Qwen3),
             Self(Arch::Qwen3Moe),
             Self(Arch::Gemma3),
+            Self(Arch::Lfm2),
             Self(Arch::Bert),
         ]
     }
@@ -99,6 +100,9 @@ impl ValueEnum for ArchName {
             Arch::Qwen3 => "dense, with norms on queries and keys",
             Arch::Qwen3Moe => "like qwen3, but a mixture; needs --experts",
             Arch::Gemma3 => "like qwen3, with a sliding window in every second layer",
+            Arch::Lfm2 => {
+                "short convolutions with a recurrent state, and attention in every second layer"
+            }
             Arch::Bert => "encoder for embeddings",
         }))
     }

@@ -11,6 +11,8 @@ pub enum Arch {
     Qwen3Moe,
     /// As Qwen3, with norms behind attention and network, and a sliding window of 512 tokens in every second layer.
     Gemma3,
+    /// Short convolutions, whose state is recurrent, and attention in every second layer.
+    Lfm2,
     /// An encoder for embeddings: layer norms, biases, learned positions, mean pooling.
     Bert,
 }
@@ -23,10 +25,14 @@ impl Arch {
             Self::Qwen3 => "qwen3",
             Self::Qwen3Moe => "qwen3moe",
             Self::Gemma3 => "gemma3",
+            Self::Lfm2 => "lfm2",
             Self::Bert => "bert",
         }
     }
 }
+
+/// Tokens that a short convolution reads, as in LFM2.
+pub(super) const CONVOLUTION: u64 = 3;
 
 /// A mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use llama_hugepages::ffi;
 use llama_hugepages::gguf::{Gguf, GgufError, TensorType};
 
+use super::arch::CONVOLUTION;
 use super::{Arch, Experts, Layout, Shape, Spec, vocab};
 
 impl Layout {
@@ -52,7 +53,21 @@ impl Shape {
             header.set_bool(&format!("{arch}.attention.causal"), false)?;
             return header.set_f32(&format!("{arch}.attention.layer_norm_epsilon"), 1e-12);
         }
-        set("attention.head_count_kv", self.kv_heads)?;
+        if self.arch == Arch::Lfm2 {
+            set("shortconv.l_cache", CONVOLUTION)?;
+            let heads: Vec<_> = (0..self.layers)
+                .map(|layer| {
+                    if self.has_convolution(layer) {
+                        0
+                    } else {
+                        self.kv_heads as i32
+                    }
+                })
+                .collect();
+            header.set_i32_array("lfm2.attention.head_count_kv", &heads)?;
+        } else {
+            set("attention.head_count_kv", self.kv_heads)?;
+        }
         set("attention.key_length", self.head_dim)?;
         set("attention.value_length", self.head_dim)?;
         set("rope.dimension_count", self.head_dim)?;

@@ -26,3 +26,10 @@ pub struct Shape {
     /// Context length.
     pub context: u32,
 }
+
+impl Shape {
+    /// Whether layer `index` has a short convolution in place of attention.
+    pub(super) fn has_convolution(&self, index: u64) -> bool {
+        self.arch == Arch::Lfm2 && index.is_multiple_of(2)
+    }
+}

@@ -62,7 +62,7 @@ impl Spec {
         }
         match (self.arch, self.experts) {
             (Arch::Qwen3Moe, None) => return Err(Error::NeedsExperts(self.arch)),
-            (Arch::Qwen3 | Arch::Gemma3 | Arch::Bert, Some(_)) => {
+            (Arch::Qwen3 | Arch::Gemma3 | Arch::Lfm2 | Arch::Bert, Some(_)) => {
                 return Err(Error::TakesNoExperts(self.arch));
             }
             (_, Some(Experts { count, used }))

@@ -2,6 +2,7 @@
 
 use llama_hugepages::gguf::TensorType;
 
+use super::arch::CONVOLUTION;
 use super::{Arch, Experts, Shape, vocab};
 
 /// The content of a tensor.
@@ -87,7 +88,13 @@ impl Shape {
             tensors.push(Tensor::new("token_embd_norm.bias", Bias, [width]));
             return tensors;
         }
-        tensors.push(Tensor::new("output_norm.weight", Norm, [width]));
+        // Upstream's name of the norm of LFM2's output.
+        let norm = if self.arch == Arch::Lfm2 {
+            "token_embd_norm.weight"
+        } else {
+            "output_norm.weight"
+        };
+        tensors.push(Tensor::new(norm, Norm, [width]));
         if !self.tied {
             tensors.push(Tensor::new("output.weight", Weight, [width, vocab::SIZE]));
         }
@@ -121,13 +128,19 @@ impl Shape {
             return tensors;
         }
         add("attn_norm.weight", Norm, &[width]);
-        add("attn_q.weight", Weight, &[width, queries]);
-        add("attn_k.weight", Weight, &[width, keys]);
-        add("attn_v.weight", Weight, &[width, keys]);
-        add("attn_output.weight", Weight, &[queries, width]);
-        if matches!(self.arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::Gemma3) {
-            add("attn_q_norm.weight", Norm, &[self.head_dim]);
-            add("attn_k_norm.weight", Norm, &[self.head_dim]);
+        if self.has_convolution(index) {
+            add("shortconv.conv.weight", F32Weight, &[CONVOLUTION, width]);
+            add("shortconv.in_proj.weight", Weight, &[width, 3 * width]);
+            add("shortconv.out_proj.weight", Weight, &[width, width]);
+        } else {
+            add("attn_q.weight", Weight, &[width, queries]);
+            add("attn_k.weight", Weight, &[width, keys]);
+            add("attn_v.weight", Weight, &[width, keys]);
+            add("attn_output.weight", Weight, &[queries, width]);
+            if !matches!(self.arch, Arch::Llama) {
+                add("attn_q_norm.weight", Norm, &[self.head_dim]);
+                add("attn_k_norm.weight", Norm, &[self.head_dim]);
+            }
         }
         if self.arch == Arch::Gemma3 {
             add("post_attention_norm.weight", Norm, &[width]);

@@ -54,6 +54,10 @@ void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv
     t_measured = { cparams.n_ctx, kv_bytes, compute_bytes, t_layout };
 }
 
+bool common_hugepages_keeps(const llama_context * ctx) {
+    return llama_hugepages_context_length(ctx, 0) >= 0;
+}
+
 static bool has_speculation(const common_params & params) {
     const auto & types = params.speculative.types;
     return std::any_of(types.begin(), types.end(), [](const auto type) { return type != COMMON_SPECULATIVE_TYPE_NONE; });

@@ -32,6 +32,9 @@ void common_hugepages_measured(const llama_context_params & cparams, uint64_t kv
 // The memory fit created this context without its memory.
 void common_hugepages_measured_context(const llama_context * ctx);
 
+// whether the KV cache of this context remains in a store, so that a trial would destroy conversations
+bool common_hugepages_keeps(const llama_context * ctx);
+
 // Why the KV cache cannot remain in the store although the user asked for it; empty if it can, or if nobody asked.
 std::string common_hugepages_why_no_context(const common_params & params, const ggml_hugepages_params & hugepages);
 

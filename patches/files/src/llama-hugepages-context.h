@@ -2,17 +2,21 @@
 
 // A KV cache that remains in a store: which cells hold the tokens of each sequence, in a journal behind the cache.
 //
-//   journal       | header | lengths | tokens of sequence 0 | of sequence 1 | ... | cells of cache 0 | of cache 1 |
-//   cells         | starts | heads | of sequence 0 | of sequence 1 | ... |
+//   journal   | header | lengths | tokens of sequence 0 | of sequence 1 | ... | cells of cache 0 | of cache 1 | states |
+//   cells     | starts | heads | of sequence 0 | of sequence 1 | ... |
+//   states    | head | lengths | cells |
 //
 // The first `length` tokens of a sequence are at positions 0, 1, 2, ... A cache has their cells from position `start` on: 0, except for a
-// sliding window. Position p is entry p % n_cells. A process may be killed at any instruction, so:
+// sliding window. Position p is entry p % n_cells. A recurrent state is one cell for all tokens of a sequence. A process may be killed at
+// any instruction, so:
 //
 // - The journal gains tokens only after their decode is complete. It writes tokens and cells behind the length, then the length.
 // - Before a cache frees, moves or changes a cell, the journal forgets the tokens from that cell on, in all sequences that use it. Before
 //   a cache moves a window, `start` leaves the cell. So the cells of the journal are never written.
+// - While a decode may write a state, the length of the state is 0.
 //
-// A sequence whose windows end behind the last token that they need is forgotten: its process ended in the middle of a long decode.
+// A sequence is forgotten if a window lacks a token that the next one needs, or if the length of its state is another one: its process
+// ended in the middle of a decode.
 
 #include "llama.h"
 
@@ -22,6 +26,13 @@
 #include <vector>
 
 class llama_kv_cache;
+class llama_memory_recurrent;
+
+// what the memory of a context consists of
+struct llama_hugepages_memory {
+    std::vector<llama_kv_cache *> caches;
+    llama_memory_recurrent      * states = nullptr;
+};
 
 struct llama_hugepages_context {
     // After the caches of this context have their buffers: continues with the tokens of an earlier process, or begins anew.
@@ -41,16 +52,19 @@ struct llama_hugepages_context {
     void seq_move(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1); // changes positions
     void reuse   (const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos pos);              // writes another token to this cell
 
+    // The recurrent memory is about to change the state of this sequence, or of all if it is -1.
+    void state_change(llama_seq_id seq_id);
+
     uint32_t                 length(llama_seq_id seq_id) const;
     std::vector<llama_token> tokens(llama_seq_id seq_id) const;
 
-    static struct llama_hugepages_layout layout(const std::vector<llama_kv_cache *> & caches);
+    static struct llama_hugepages_layout layout(const llama_context & ctx, const llama_hugepages_memory & memory);
 
     // adds the tokens behind the length that are in the caches
     void append(llama_seq_id seq_id, const std::vector<llama_token> & tokens);
 
-    // the journal of these caches, nullptr if they are not in a store
-    static llama_hugepages_context * of(const std::vector<llama_kv_cache *> & caches);
+    // the journal of this context, nullptr if its caches are not in a store
+    static llama_hugepages_context * of(const llama_context * ctx);
 
 private:
     struct header;
@@ -70,18 +84,27 @@ private:
     uint8_t         * data;
     uint32_t          n_seqs;
     uint32_t          n_tokens; // of a sequence, at most
+    int32_t           n_vocab;
     uint32_t        * lengths;
     llama_token     * all_tokens;
     std::vector<part> parts;
 
-    llama_hugepages_context(uint8_t * data, const std::vector<llama_kv_cache *> & caches);
+    llama_memory_recurrent * states; // nullptr: none
+    uint32_t               * states_head;
+    uint32_t               * state_lengths;
+    uint32_t               * state_cells;
+
+    llama_hugepages_context(uint8_t * data, const llama_context & ctx, const llama_hugepages_memory & memory);
+
+    static std::vector<ggml_backend_buffer_t> buffers_of(const llama_hugepages_memory & memory);
 
     const part  & part_of(const llama_kv_cache & kv) const;
     llama_token * tokens_of(llama_seq_id seq_id) const;
     void cut(llama_seq_id seq_id, llama_pos p0);
-    bool has_windows(llama_seq_id seq_id) const;
+    bool is_whole(llama_seq_id seq_id) const;
     bool restore();
-    bool restore(llama_seq_id seq_id);
+    bool restore_cells(llama_seq_id seq_id);
+    bool restore_state(llama_seq_id seq_id);
     void begin_anew(bool is_old, const header & expected);
 };
 

@@ -6,6 +6,9 @@
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -19,7 +22,7 @@ struct llama_hugepages_context::header {
     uint32_t n_seqs;
     uint32_t n_tokens;
     uint32_t n_caches;
-    uint32_t unused;
+    uint32_t has_states;
 };
 
 static const uint64_t MAGIC = 0x32747874636c6c68; // raise it if the meaning of the journal changes
@@ -30,16 +33,25 @@ bool llama_hugepages_context_exists() {
     return g_n_contexts > 0;
 }
 
-// The caches of a context whose layout is known here, empty if there are others.
-static std::vector<llama_kv_cache *> caches_of(const llama_context * ctx) {
+// Empty if the context has a memory of another kind.
+static llama_hugepages_memory memory_of(const llama_context * ctx) {
     auto * memory = llama_get_memory(ctx);
+    llama_hugepages_memory result;
+    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        result.states = hybrid->get_mem_recr();
+        memory        = hybrid->get_mem_attn();
+    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        result.states = hybrid->get_mem_recr();
+        memory        = hybrid->get_mem_attn();
+    }
     if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
-        return { kv };
+        result.caches = { kv };
+    } else if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        result.caches = { kv->get_base(), kv->get_swa() };
+    } else if (auto * states = dynamic_cast<llama_memory_recurrent *>(memory)) {
+        result.states = states;
     }
-    if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
-        return { kv->get_base(), kv->get_swa() };
-    }
-    return {};
+    return result;
 }
 
 // The compiler and the CPU keep the order of the writes before and after it.
@@ -49,16 +61,19 @@ static void set_in_order(uint32_t & word, uint32_t value) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
-llama_hugepages_context::llama_hugepages_context(uint8_t * data, const std::vector<llama_kv_cache *> & caches) :
-    data(data), n_seqs(caches[0]->n_seq_max), n_tokens(caches[0]->get_size()) {
+llama_hugepages_context::llama_hugepages_context(uint8_t * data, const llama_context & ctx, const llama_hugepages_memory & memory) :
+    data(data), n_seqs(ctx.n_seq_max()), n_tokens(ctx.n_ctx_seq()), n_vocab(ctx.get_model().vocab.n_tokens()), states(memory.states) {
     lengths    = (uint32_t *) (data + sizeof(header));
     all_tokens = (llama_token *) (lengths + n_seqs);
     auto * at  = (uint32_t *) tokens_of(n_seqs);
-    for (auto * kv : caches) {
+    for (auto * kv : memory.caches) {
         const uint32_t n_cells = kv->get_size();
         parts.push_back({ kv, kv->swa_type != LLAMA_SWA_TYPE_NONE, n_cells, at, at + n_seqs, at + n_seqs*2 });
         at += n_seqs*(2 + (size_t) n_cells);
     }
+    states_head   = at;
+    state_lengths = at + 1;
+    state_cells   = at + 1 + n_seqs;
     g_n_contexts++;
 }
 
@@ -83,7 +98,7 @@ std::vector<llama_token> llama_hugepages_context::tokens(llama_seq_id seq_id) co
 }
 
 //
-// while the caches change
+// while the memory changes
 //
 
 void llama_hugepages_context::cut(llama_seq_id seq_id, llama_pos p0) {
@@ -142,6 +157,14 @@ void llama_hugepages_context::reuse(const llama_kv_cache & kv, llama_seq_id seq_
     }
 }
 
+void llama_hugepages_context::state_change(llama_seq_id seq_id) {
+    for (uint32_t s = 0; s < n_seqs; s++) {
+        if ((seq_id < 0 || s == (uint32_t) seq_id) && state_lengths[s] != 0) {
+            set_in_order(state_lengths[s], 0);
+        }
+    }
+}
+
 void llama_hugepages_context::append(llama_seq_id seq_id, const std::vector<llama_token> & tokens) {
     const uint32_t old = length(seq_id);
     uint32_t n = std::min<size_t>(n_tokens, old + tokens.size());
@@ -172,9 +195,18 @@ void llama_hugepages_context::append(llama_seq_id seq_id, const std::vector<llam
         const auto stream = part.kv->seq_to_stream[seq_id];
         part.heads[stream] = part.kv->v_heads[stream];
     }
+    const int32_t state = states ? states->cells[seq_id].tail : -1;
+    if (states && (state < 0 || states->cells[state].pos + 1 != (llama_pos) n)) {
+        return; // it has seen other tokens than these
+    }
     if (n > old) {
         std::copy(tokens.begin(), tokens.begin() + (n - old), tokens_of(seq_id) + old);
         set_in_order(lengths[seq_id], n);
+    }
+    if (states) {
+        *states_head        = states->head;
+        state_cells[seq_id] = state;
+        set_in_order(state_lengths[seq_id], n);
     }
 }
 
@@ -182,19 +214,18 @@ void llama_hugepages_context::append(llama_seq_id seq_id, const std::vector<llam
 // at the start
 //
 
-// Whether each window reaches back to all tokens that the next one needs.
-bool llama_hugepages_context::has_windows(llama_seq_id seq_id) const {
+// Whether the windows and the state of this sequence are those of its last token.
+bool llama_hugepages_context::is_whole(llama_seq_id seq_id) const {
     const uint32_t n = length(seq_id);
-    return std::all_of(parts.begin(), parts.end(), [&](const auto & part) {
+    return (!states || state_lengths[seq_id] == n) && std::all_of(parts.begin(), parts.end(), [&](const auto & part) {
         const uint32_t start = part.is_window ? part.starts[seq_id] : 0;
         return start == 0 || (start < n && llama_hparams::is_masked_swa(part.kv->n_swa, part.kv->swa_type, start - 1, n));
     });
 }
 
 // Puts the tokens of an earlier process into the cells. False if the journal contradicts itself.
-bool llama_hugepages_context::restore(llama_seq_id seq_id) {
-    const int32_t  n_vocab = parts[0].kv->model.vocab.n_tokens();
-    const uint32_t n       = length(seq_id);
+bool llama_hugepages_context::restore_cells(llama_seq_id seq_id) {
+    const uint32_t n = length(seq_id);
     for (const auto & part : parts) {
         auto & cells = part.kv->v_cells[part.kv->seq_to_stream[seq_id]];
         const uint32_t start = part.is_window ? part.starts[seq_id] : 0;
@@ -204,7 +235,7 @@ bool llama_hugepages_context::restore(llama_seq_id seq_id) {
         for (uint32_t pos = start; pos < n; pos++) {
             const uint32_t    cell  = part.cell(seq_id, pos);
             const llama_token token = tokens_of(seq_id)[pos];
-            if (cell >= part.n_cells || token < 0 || token >= n_vocab) {
+            if (cell >= part.n_cells) {
                 return false;
             }
             if (cells.is_empty(cell)) {
@@ -221,18 +252,36 @@ bool llama_hugepages_context::restore(llama_seq_id seq_id) {
     return true;
 }
 
+bool llama_hugepages_context::restore_state(llama_seq_id seq_id) {
+    const uint32_t  at  = state_cells[seq_id];
+    const llama_pos pos = length(seq_id) - 1;
+    if (at >= states->size) {
+        return false;
+    }
+    auto & cell = states->cells[at];
+    if (!cell.is_empty() && cell.pos != pos) {
+        return false;
+    }
+    states->used += cell.is_empty();
+    cell.pos = pos;
+    cell.src = at;
+    cell.seq_id.insert(seq_id);
+    states->cells[seq_id].tail = at;
+    return true;
+}
+
 bool llama_hugepages_context::restore() {
     for (uint32_t s = 0; s < n_seqs; s++) {
         if (lengths[s] > n_tokens) {
             return false;
         }
-        if (lengths[s] == 0) {
-            continue;
-        }
-        if (!has_windows(s)) {
-            LLAMA_LOG_INFO("%s: a conversation of %" PRIu32 " tokens is computed again, because its server ended in the middle of a long decode\n", __func__, lengths[s]);
+        if (lengths[s] > 0 && !is_whole(s)) {
+            LLAMA_LOG_INFO("%s: a conversation of %" PRIu32 " tokens is computed again, because its server ended in the middle of a decode\n", __func__, lengths[s]);
             cut(s, 0);
-        } else if (!restore(s)) {
+        }
+        const auto * tokens  = tokens_of(s);
+        const bool  is_known = std::all_of(tokens, tokens + lengths[s], [&](llama_token token) { return token >= 0 && token < n_vocab; });
+        if (!is_known || (lengths[s] > 0 && (!restore_cells(s) || (states && !restore_state(s))))) {
             return false;
         }
     }
@@ -241,25 +290,26 @@ bool llama_hugepages_context::restore() {
             part.kv->v_heads[s] = part.heads[s] <= part.n_cells ? part.heads[s] : 0;
         }
     }
+    if (states) {
+        states->head = *states_head < states->size ? *states_head : 0;
+    }
     return true;
 }
 
 void llama_hugepages_context::begin_anew(bool is_old, const header & expected) {
     auto * head = (header *) data;
     clear();
+    state_change(-1);
     head->magic = 0;
     std::atomic_thread_fence(std::memory_order_seq_cst);
     for (const auto & part : parts) {
-        for (auto & cells : part.kv->v_cells) {
-            cells.reset();
-        }
-        std::fill(part.kv->v_heads.begin(), part.kv->v_heads.end(), 0);
+        part.kv->clear(is_old);
         memset(part.starts, 0, n_seqs*sizeof(uint32_t)*2); // and the heads
-        if (is_old) {
-            ggml_backend_buffer_clear(part.kv->ctxs_bufs[0].second.get(), 0);
-        }
     }
-    *head = { 0, expected.key, expected.n_seqs, expected.n_tokens, expected.n_caches, 0 };
+    if (states) {
+        states->clear(is_old);
+    }
+    *head = { 0, expected.key, expected.n_seqs, expected.n_tokens, expected.n_caches, expected.has_states };
     std::atomic_thread_fence(std::memory_order_seq_cst);
     head->magic = MAGIC;
 }
@@ -271,14 +321,29 @@ bool llama_hugepages_context::is_old(ggml_backend_buffer_t buffer) {
     return base && ggml_hugepages_context_journal(base, &size, &is_old) && is_old;
 }
 
+std::vector<ggml_backend_buffer_t> llama_hugepages_context::buffers_of(const llama_hugepages_memory & memory) {
+    std::vector<ggml_backend_buffer_t> result;
+    const auto add = [&](const auto & part) {
+        for (const auto & [ctx, buffer] : part.ctxs_bufs) {
+            result.push_back(buffer.get());
+        }
+    };
+    for (const auto * kv : memory.caches) {
+        add(*kv);
+    }
+    if (memory.states) {
+        add(*memory.states);
+    }
+    return result;
+}
+
 void llama_hugepages_context::begin(llama_context & ctx) {
-    const auto caches = caches_of(&ctx);
+    const auto memory = memory_of(&ctx);
     uint8_t * data   = nullptr;
     size_t    size   = 0;
     bool      is_old = false;
-    for (const auto * kv : caches) {
-        auto * buffer = kv->ctxs_bufs.size() == 1 ? kv->ctxs_bufs[0].second.get() : nullptr;
-        const void * base = buffer ? ggml_backend_buffer_get_base(buffer) : nullptr;
+    for (auto * buffer : buffers_of(memory)) {
+        const void * base = ggml_backend_buffer_get_base(buffer);
         auto * behind = base ? (uint8_t *) ggml_hugepages_context_journal(base, &size, &is_old) : nullptr;
         if (!behind || (data && behind != data)) {
             return;
@@ -290,16 +355,14 @@ void llama_hugepages_context::begin(llama_context & ctx) {
     }
     // the plan may have been for another context of this model
     const auto layout = llama_hugepages_layout_of(&ctx);
-    if (!layout.why_not.empty() || layout.key != caches[0]->model.hugepages().context_key || size < layout.journal_bytes) {
+    if (!layout.why_not.empty() || layout.key != ctx.get_model().hugepages().context_key || size < layout.journal_bytes) {
         ((header *) data)->magic = 0;
-        for (const auto * kv : caches) {
-            ggml_backend_buffer_clear(kv->ctxs_bufs[0].second.get(), 0);
-        }
+        llama_memory_clear(llama_get_memory(&ctx), true);
         LLAMA_LOG_WARN("%s: no conversation will remain in memory after this process ends: the context is not the planned one\n", __func__);
         return;
     }
-    std::shared_ptr<llama_hugepages_context> context(new llama_hugepages_context(data, caches));
-    const header expected = { MAGIC, layout.key, context->n_seqs, context->n_tokens, (uint32_t) caches.size(), 0 };
+    std::shared_ptr<llama_hugepages_context> context(new llama_hugepages_context(data, ctx, memory));
+    const header expected = { MAGIC, layout.key, context->n_seqs, context->n_tokens, (uint32_t) memory.caches.size(), memory.states != nullptr };
     if (!is_old || memcmp(data, &expected, sizeof(expected)) != 0 || !context->restore()) {
         // without a magic number, the earlier process ended before it wrote anything
         if (is_old && ((header *) data)->magic != 0) {
@@ -307,13 +370,17 @@ void llama_hugepages_context::begin(llama_context & ctx) {
         }
         context->begin_anew(is_old, expected);
     }
-    for (auto * kv : caches) {
+    for (auto * kv : memory.caches) {
         kv->hugepages = context;
+    }
+    if (memory.states) {
+        memory.states->hugepages = context;
     }
 }
 
-llama_hugepages_context * llama_hugepages_context::of(const std::vector<llama_kv_cache *> & caches) {
-    return caches.empty() ? nullptr : caches[0]->hugepages.get();
+llama_hugepages_context * llama_hugepages_context::of(const llama_context * ctx) {
+    const auto memory = memory_of(ctx);
+    return memory.states ? memory.states->hugepages.get() : memory.caches.empty() ? nullptr : memory.caches[0]->hugepages.get();
 }
 
 //
@@ -328,49 +395,63 @@ static uint64_t hash_of(const std::string & text) {
     return hash;
 }
 
-llama_hugepages_layout llama_hugepages_context::layout(const std::vector<llama_kv_cache *> & caches) {
+llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx, const llama_hugepages_memory & memory) {
     llama_hugepages_layout result;
-    const uint64_t n_seqs = caches[0]->n_seq_max;
-    std::string text;
-    result.journal_bytes = sizeof(header) + n_seqs*(sizeof(uint32_t) + caches[0]->get_size()*sizeof(llama_token));
-    for (const auto * kv : caches) {
-        const bool is_of_cpu = kv->ctxs_bufs.size() == 1 && ggml_backend_buffer_get_type(kv->ctxs_bufs[0].second.get()) == ggml_backend_cpu_buffer_type();
-        if (!is_of_cpu || kv->other) {
-            result.why_not = "its KV cache is not one buffer of the CPU";
+    const uint64_t n_seqs   = ctx.n_seq_max();
+    const uint64_t n_tokens = ctx.n_ctx_seq();
+    const auto & cparams = ctx.get_cparams();
+    std::string text = format("sequences %" PRIu64 " tokens %" PRIu64 " rope %.9g %.9g yarn %" PRIu32 " %.9g %.9g %.9g %.9g causal %d flash %d\n", n_seqs, n_tokens,
+        cparams.rope_freq_base, cparams.rope_freq_scale, cparams.n_ctx_orig_yarn, cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast,
+        cparams.yarn_beta_slow, cparams.causal_attn, cparams.flash_attn);
+    const auto add = [&](const ggml_tensor * t) {
+        if (t) {
+            text += format("%s %s %" PRId64 "x%" PRId64 "x%" PRId64 "\n", ggml_get_name(t), ggml_type_name(t->type), t->ne[0], t->ne[1], t->ne[2]);
+        }
+    };
+    result.journal_bytes = sizeof(header) + n_seqs*(sizeof(uint32_t) + n_tokens*sizeof(llama_token));
+    for (const auto * kv : memory.caches) {
+        if (kv->other) {
+            result.why_not = "its KV cache belongs to another context";
+        } else if (kv->get_size() < n_tokens && kv->swa_type == LLAMA_SWA_TYPE_NONE) {
+            result.why_not = "its KV cache has fewer cells than the context has tokens";
         } else if (kv->hparams.n_pos_per_embd() > 1) {
             result.why_not = "its positions have several dimensions";
         }
         result.journal_bytes += n_seqs*(2 + (uint64_t) kv->get_size())*sizeof(uint32_t);
-        text += format("sequences %" PRIu32 " streams %" PRIu32 " transposed %d rotated %d %d window %d %" PRIu32 "\n",
-            kv->n_seq_max, kv->n_stream, kv->v_trans, kv->attn_rot_k, kv->attn_rot_v, kv->swa_type, kv->n_swa);
+        text += format("streams %" PRIu32 " cells %" PRIu32 " transposed %d rotated %d %d window %d %" PRIu32 "\n",
+            kv->n_stream, kv->get_size(), kv->v_trans, kv->attn_rot_k, kv->attn_rot_v, kv->swa_type, kv->n_swa);
         for (const auto & layer : kv->layers) {
-            for (const auto * t : { layer.k, layer.v }) {
-                if (t) {
-                    text += format("%s %s %" PRId64 "x%" PRId64 "x%" PRId64 "\n", ggml_get_name(t), ggml_type_name(t->type), t->ne[0], t->ne[1], t->ne[2]);
-                }
-            }
+            add(layer.k);
+            add(layer.v);
         }
     }
-    if (caches[0]->swa_type != LLAMA_SWA_TYPE_NONE) {
-        result.why_not = "all layers of its KV cache have a sliding window";
+    if (const auto * states = memory.states) {
+        if (states->n_rs_seq > 0) {
+            result.why_not = "it keeps several recurrent states of each sequence";
+        }
+        result.journal_bytes += (1 + n_seqs*2)*sizeof(uint32_t);
+        text += format("states %" PRIu32 "\n", states->size);
+        for (const auto * tensors : { &states->r_l, &states->s_l, &states->p_l }) {
+            std::for_each(tensors->begin(), tensors->end(), add);
+        }
+    }
+    for (auto * buffer : buffers_of(memory)) {
+        if (ggml_backend_buffer_get_type(buffer) != ggml_backend_cpu_buffer_type()) {
+            result.why_not = "its KV cache is not in memory of the CPU";
+        }
     }
     result.key = hash_of(text);
     return result;
 }
 
 llama_hugepages_layout llama_hugepages_layout_of(const llama_context * ctx) {
-    const auto caches = caches_of(ctx);
-    if (caches.empty()) {
+    const auto memory = memory_of(ctx);
+    if (memory.caches.empty() && !memory.states) {
         llama_hugepages_layout result;
-        result.why_not = "the memory of this model is no plain KV cache";
+        result.why_not = "the memory of this model is of a kind that no process can continue with";
         return result;
     }
-    auto result = llama_hugepages_context::layout(caches);
-    const auto & cparams = ctx->get_cparams();
-    result.key = hash_of(format("%016" PRIx64 " rope %.9g %.9g yarn %" PRIu32 " %.9g %.9g %.9g %.9g causal %d flash %d", result.key,
-        cparams.rope_freq_base, cparams.rope_freq_scale, cparams.n_ctx_orig_yarn, cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast,
-        cparams.yarn_beta_slow, cparams.causal_attn, cparams.flash_attn));
-    return result;
+    return llama_hugepages_context::layout(*ctx, memory);
 }
 
 //
@@ -378,17 +459,17 @@ llama_hugepages_layout llama_hugepages_layout_of(const llama_context * ctx) {
 //
 
 std::vector<llama_token> llama_hugepages_context_tokens(const llama_context * ctx, llama_seq_id seq_id) {
-    const auto * context = llama_hugepages_context::of(caches_of(ctx));
+    const auto * context = llama_hugepages_context::of(ctx);
     return context ? context->tokens(seq_id) : std::vector<llama_token>();
 }
 
 int64_t llama_hugepages_context_length(const llama_context * ctx, llama_seq_id seq_id) {
-    const auto * context = llama_hugepages_context::of(caches_of(ctx));
+    const auto * context = llama_hugepages_context::of(ctx);
     return context ? context->length(seq_id) : -1;
 }
 
 void llama_hugepages_context_append(llama_context * ctx, llama_seq_id seq_id, const std::vector<llama_token> & tokens) {
-    if (auto * context = llama_hugepages_context::of(caches_of(ctx))) {
+    if (auto * context = llama_hugepages_context::of(ctx)) {
         llama_synchronize(ctx);
         context->append(seq_id, tokens);
     }

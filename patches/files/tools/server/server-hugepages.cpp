@@ -391,7 +391,7 @@ void server_hugepages_continue(const llama_context * ctx, int id_slot, server_to
 
 void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens) {
     const int64_t n_kept = llama_hugepages_context_length(ctx, id_slot);
-    if (n_kept < 0 || (size_t) n_kept >= tokens.size()) {
+    if (n_kept < 0 || (size_t) n_kept > tokens.size()) {
         return;
     }
     std::vector<llama_token> more;
