@@ -55,16 +55,6 @@ impl Shape {
         }
         if self.arch == Arch::Lfm2 {
             set("shortconv.l_cache", CONVOLUTION)?;
-            let heads: Vec<_> = (0..self.layers)
-                .map(|layer| {
-                    if self.has_convolution(layer) {
-                        0
-                    } else {
-                        self.kv_heads as i32
-                    }
-                })
-                .collect();
-            header.set_i32_array("lfm2.attention.head_count_kv", &heads)?;
         } else {
             set("attention.head_count_kv", self.kv_heads)?;
         }
@@ -82,6 +72,14 @@ impl Shape {
             set("attention.sliding_window", 512)?;
             // Upstream's default is five of six layers. With every second one, a model of two layers has both kinds.
             set("attention.sliding_window_pattern", 2)?;
+        }
+        if self.arch == Arch::Lfm2 {
+            let heads_of = |layer| match self.has_convolution(layer) {
+                true => 0,
+                false => self.kv_heads as i32,
+            };
+            let heads: Vec<_> = (0..self.layers).map(heads_of).collect();
+            header.set_i32_array(&format!("{arch}.attention.head_count_kv"), &heads)?;
         }
         header.set_f32(&format!("{arch}.rope.freq_base"), 10_000.0)?;
         header.set_f32(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5)

@@ -339,23 +339,22 @@ std::vector<ggml_backend_buffer_t> llama_hugepages_context::buffers_of(const lla
 
 void llama_hugepages_context::begin(llama_context & ctx) {
     const auto memory = memory_of(&ctx);
-    uint8_t * data   = nullptr;
-    size_t    size   = 0;
-    bool      is_old = false;
+    uint8_t * data      = nullptr;
+    size_t    size      = 0;
+    bool      is_old    = false;
+    bool      is_inside = true;
     for (auto * buffer : buffers_of(memory)) {
         const void * base = ggml_backend_buffer_get_base(buffer);
         auto * behind = base ? (uint8_t *) ggml_hugepages_context_journal(base, &size, &is_old) : nullptr;
-        if (!behind || (data && behind != data)) {
-            return;
-        }
-        data = behind;
+        is_inside = is_inside && behind;
+        data      = behind ? behind : data;
     }
     if (!data) {
         return;
     }
     // the plan may have been for another context of this model
     const auto layout = llama_hugepages_layout_of(&ctx);
-    if (!layout.why_not.empty() || layout.key != ctx.get_model().hugepages().context_key || size < layout.journal_bytes) {
+    if (!is_inside || !layout.why_not.empty() || layout.key != ctx.get_model().hugepages().context_key || size < layout.journal_bytes) {
         ((header *) data)->magic = 0;
         llama_memory_clear(llama_get_memory(&ctx), true);
         LLAMA_LOG_WARN("%s: no conversation will remain in memory after this process ends: the context is not the planned one\n", __func__);

@@ -33,9 +33,8 @@ void * ggml_hugepages_held_context_take(const ggml_hugepages_scope & scope, size
     if (!scope.params.keep_context || scope.kind != GGML_HUGEPAGES_KIND_KV || scope.late) {
         return nullptr;
     }
-    const size_t bytes   = ggml_hugepages_buffer_size(&scope.params, size);
     const auto has_room = [&](const ggml_hugepages_image & context, size_t taken) {
-        return context.params.model_id == scope.params.model_id && taken + bytes <= context.params.kv_bytes;
+        return context.params.model_id == scope.params.model_id && taken + size <= context.params.kv_bytes;
     };
     std::lock_guard<std::mutex> lock(g_mutex);
     auto used = std::find_if(g_used.begin(), g_used.end(), [&](const auto & it) { return has_room(*it.image, it.taken); });
@@ -50,7 +49,7 @@ void * ggml_hugepages_held_context_take(const ggml_hugepages_scope & scope, size
     }
     void * buffer = used->image->addr + used->taken;
     g_n_used = g_used.size();
-    used->taken += bytes;
+    used->taken += ggml_hugepages_buffer_size(&scope.params, size);
     used->buffers.push_back(buffer);
     return buffer;
 }
