@@ -464,7 +464,7 @@ std::vector<llama_token> llama_hugepages_context_tokens(const llama_context * ct
 
 int64_t llama_hugepages_context_length(const llama_context * ctx, llama_seq_id seq_id) {
     const auto * context = llama_hugepages_context::of(ctx);
-    return context ? context->length(seq_id) : -1;
+    return context ? (int64_t) context->length(seq_id) : -1;
 }
 
 void llama_hugepages_context_append(llama_context * ctx, llama_seq_id seq_id, const std::vector<llama_token> & tokens) {
