@@ -389,6 +389,10 @@ void server_hugepages_continue(const llama_context * ctx, int id_slot, server_to
     }
 }
 
+bool server_hugepages_has_window(const llama_context * ctx, int n_swa, llama_pos pos_min) {
+    return n_swa > 0 && pos_min == 0 && common_hugepages_keeps(ctx);
+}
+
 void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens) {
     const int64_t n_kept = llama_hugepages_context_length(ctx, id_slot);
     if (n_kept < 0 || (size_t) n_kept > tokens.size()) {

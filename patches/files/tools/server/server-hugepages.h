@@ -45,6 +45,9 @@ bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, 
 // The same for a checkpoint of a slot. A new one is about as large as the last one.
 bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints);
 
+// Whether the KV cache remains in the store, and its sliding window holds all tokens of the sequence. pos_min: the first one.
+bool server_hugepages_has_window(const llama_context * ctx, int n_swa, llama_pos pos_min);
+
 // With a KV cache that remains in the store: gives a new slot the tokens that an earlier process left in it.
 void server_hugepages_continue(const llama_context * ctx, int id_slot, server_tokens & tokens);
 
