@@ -1,5 +1,7 @@
 //! Stock's server in a container that starts as `docs/migrating.md` says, with podman and runc, and with as few rights as possible.
-//! Lives here: the image and its containers. Not here: what the library does in a process (`preload.rs`).
+//! Lives here: the image and its containers. Not here: what the library does in a process (`preload.rs`), and our own image (`ours`).
+
+mod ours;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -25,9 +27,11 @@ const CONTAINER: &str = "server";
 const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     read -r dir || exit 0
-    while read -r _; do :; done
+    cgroups=
+    while read -r name; do cgroups="$cgroups $name"; done
     podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --runtime=runc --cgroup-manager=cgroupfs \
         rm --all --force --time 0 >/dev/null 2>&1
+    for name in $cgroups; do find /sys/fs/cgroup/*/"$name" -depth -type d -exec rmdir {} \; 2>/dev/null; done
     rm -rf "$dir"
 "#;
 
@@ -53,13 +57,13 @@ fn packages(programs: &[PathBuf]) -> Result<String, String> {
     Ok(names)
 }
 
-/// The file system of this machine's distribution, made once for all runs.
-fn base() -> Result<PathBuf, String> {
+/// The file system of this machine's distribution, made by mmdebstrap once for all runs.
+fn base(name: &str, options: &[&str]) -> Result<PathBuf, String> {
     let dir = target_dir().join("containers");
     fs::create_dir_all(&dir).expect("target/ can be written");
     let lock = File::create(dir.join("lock")).expect("target/ can be written");
     flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
-    let base = dir.join("base.tar");
+    let base = dir.join(name);
     if base.is_file() {
         return Ok(base);
     }
@@ -72,8 +76,8 @@ fn base() -> Result<PathBuf, String> {
     let unfinished = dir.join("unfinished.tar");
     let mut command = Command::new("mmdebstrap");
     command
-        .args(["--quiet", "--variant=essential"])
-        .arg(format!("--include={}", packages(&contents()?)?))
+        .arg("--quiet")
+        .args(options)
         .arg(suite)
         .arg(&unfinished);
     programs::run(&mut command)?;
@@ -92,45 +96,23 @@ fn lines_of_the_guide() -> String {
     lines.to_owned()
 }
 
-/// An image with stock's server, in a storage of its own.
-struct Image {
+/// Images and containers in a place of their own.
+struct Storage {
     dir: PathBuf,
-    _guardian: Guardian,
+    guardian: Guardian,
 }
 
-impl Image {
-    fn build() -> Result<Self, String> {
+impl Storage {
+    fn new() -> Result<Self, String> {
         if !is_root() {
             return Err("root is needed for containers and the pool".to_owned());
         }
         programs::found("podman")?;
         programs::found("runc")?;
-        let (base, contents) = (base()?, contents()?);
         let dir = scratch().keep();
         let mut guardian = Guardian::start(REMOVE, None);
         guardian.tell(dir.to_str().expect("target/ has a plain name"));
-        let image = Self {
-            dir,
-            _guardian: guardian,
-        };
-        let context = image.dir.join("context");
-        fs::create_dir(&context).expect("the folder is new");
-        fs::hard_link(base, context.join("base.tar")).expect("both are in target/");
-        for program in &contents {
-            programs::copy_to(&context, program);
-        }
-        let lines = format!(
-            "FROM scratch\nADD base.tar /\nCOPY llama-server /usr/bin/\n{}",
-            lines_of_the_guide()
-        );
-        fs::write(context.join("Containerfile"), lines).expect("the folder is new");
-        let mut build = image.podman();
-        programs::run(
-            build
-                .args(["build", "--quiet", "--tag", IMAGE])
-                .arg(context),
-        )?;
-        Ok(image)
+        Ok(Self { dir, guardian })
     }
 
     fn podman(&self) -> Command {
@@ -146,10 +128,49 @@ impl Image {
         command
     }
 
+    /// Removes what podman leaves of a parent cgroup in the hierarchies of version 1.
+    fn remove_later(&mut self, cgroup: &str) {
+        self.guardian.tell(cgroup);
+    }
+}
+
+/// An image with stock's server.
+struct Image {
+    storage: Storage,
+}
+
+impl Image {
+    fn build() -> Result<Self, String> {
+        let image = Self {
+            storage: Storage::new()?,
+        };
+        let contents = contents()?;
+        let include = format!("--include={}", packages(&contents)?);
+        let base = base("base.tar", &["--variant=essential", &include])?;
+        let context = image.storage.dir.join("context");
+        fs::create_dir(&context).expect("the folder is new");
+        fs::hard_link(base, context.join("base.tar")).expect("both are in target/");
+        for program in &contents {
+            programs::copy_to(&context, program);
+        }
+        let lines = format!(
+            "FROM scratch\nADD base.tar /\nCOPY llama-server /usr/bin/\n{}",
+            lines_of_the_guide()
+        );
+        fs::write(context.join("Containerfile"), lines).expect("the folder is new");
+        let mut build = image.storage.podman();
+        programs::run(
+            build
+                .args(["build", "--quiet", "--tag", IMAGE])
+                .arg(context),
+        )?;
+        Ok(image)
+    }
+
     /// Starts a container whose server maps the model, and waits until the server is ready.
     fn start(&self, model: &Path, start: Start, rights: &Rights) -> Container<'_> {
         let (name, value) = QUIET_THREADS;
-        let mut command = self.podman();
+        let mut command = self.storage.podman();
         command
             .args(["run", "--rm", "--name", CONTAINER, "--network=host"])
             // The defaults may be above the limits of this process.
@@ -163,7 +184,8 @@ impl Image {
         let launch = Launch::through(command.get_program().into(), words);
         Container {
             server: Some(launch.model(Path::new(MODEL)).start()),
-            image: self,
+            name: CONTAINER,
+            storage: &self.storage,
         }
     }
 }
@@ -228,7 +250,8 @@ const RIGHTS: [Rights; 3] = [
 struct Container<'a> {
     /// podman, which passes signals, output and the exit code on.
     server: Option<Server>,
-    image: &'a Image,
+    name: &'static str,
+    storage: &'a Storage,
 }
 
 impl Container<'_> {
@@ -238,8 +261,8 @@ impl Container<'_> {
 
     /// The process of llama-server, as this machine numbers it.
     fn pid(&self) -> u32 {
-        let mut inspect = self.image.podman();
-        inspect.args(["inspect", "--format", "{{.State.Pid}}", CONTAINER]);
+        let mut inspect = self.storage.podman();
+        inspect.args(["inspect", "--format", "{{.State.Pid}}", self.name]);
         let output = inspect.output().expect("podman ran before");
         let first = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children"));
@@ -257,13 +280,20 @@ impl Container<'_> {
         let server = self.server.take().expect("it runs");
         server.stop(Signal::TERM)
     }
+
+    /// Kills the server, as `podman kill` does.
+    fn kill(mut self) -> Ended {
+        let mut kill = self.storage.podman();
+        programs::run(kill.args(["kill", "--signal", "KILL", self.name])).expect("it runs");
+        self.server.take().expect("it ran").wait()
+    }
 }
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        let mut remove = self.image.podman();
+        let mut remove = self.storage.podman();
         let _ = remove
-            .args(["rm", "--force", "--time", "0", CONTAINER])
+            .args(["rm", "--force", "--time", "0", self.name])
             .output();
     }
 }

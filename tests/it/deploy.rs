@@ -15,12 +15,12 @@ use crate::support::pool::{self, PAGE, Pool};
 use crate::support::server::Launch;
 use crate::support::store::Store;
 use crate::support::weights::Weights::{Mapped, Repacked};
-use crate::support::{models, or_skip, programs};
+use crate::support::{models, or_skip, programs, python};
 
 const FORMATS: [&str; 2] = ["helm", "env"];
-const SERVERS: u64 = 3;
+pub const SERVERS: u64 = 3;
 
-fn plan<A: AsRef<OsStr>>(format: &str, arguments: impl IntoIterator<Item = A>) -> Output {
+pub fn plan<A: AsRef<OsStr>>(format: &str, arguments: impl IntoIterator<Item = A>) -> Output {
     let mut command = Command::new(programs::hugepages());
     command
         .args(["plan", "--format", format, "--server"])
@@ -44,7 +44,7 @@ fn without_comment(text: &str) -> &str {
 }
 
 /// The variables of `--format env`.
-fn limits(launch: &Launch) -> BTreeMap<String, u64> {
+pub fn limits(launch: &Launch) -> BTreeMap<String, u64> {
     let text = printed("env", launch);
     let lines = without_comment(&text).lines();
     let values = lines.map(|line| line.split_once('=').expect("NAME=BYTES"));
@@ -208,7 +208,7 @@ fn compose() -> PathBuf {
 }
 
 /// A copy whose `.env` is the example with the lines of a plan.
-fn copy_of_compose(plan: &str) -> tempfile::TempDir {
+pub fn copy_of_compose(plan: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
     for name in ["compose.yaml", "lib.sh"] {
         fs::copy(compose().join(name), dir.path().join(name)).expect("the file exists");
@@ -223,10 +223,9 @@ fn copy_of_compose(plan: &str) -> tempfile::TempDir {
 
 #[test]
 fn podman_compose_accepts_the_compose_file() {
-    let found = Command::new("podman-compose").arg("--version").output();
-    or_skip!(found.map_err(|error| format!("podman-compose cannot be run: {error}")));
+    let compose = or_skip!(python::podman_compose());
     let dir = copy_of_compose("LOADER_MEMORY=1\nSERVER_MEMORY=1\nALONE_MEMORY=1\n");
-    let output = Command::new("podman-compose")
+    let output = Command::new(compose)
         .args(["--profile", "router", "--profile", "rpc", "config"])
         .current_dir(dir.path())
         .output()

@@ -16,8 +16,8 @@ const REMOVE: &str = r#"
     trap '' INT TERM HUP QUIT PIPE
     while read -r what dir; do case $what in child) child=$dir ;; parent) parent=$dir ;; esac; done
     for i in 1 2 3 4 5 6 7 8 9 10; do
-        # the inner one first
-        for dir in "$child"/inner "$child"; do
+        # the inner ones first, also those of podman
+        for dir in "$child"/*/ "$child"; do
             [ -d "$dir" ] || continue
             while read -r pid; do kill -9 "$pid"; done < "$dir/cgroup.procs"
             rmdir "$dir" 2>/dev/null

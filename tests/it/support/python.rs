@@ -13,6 +13,8 @@ use super::{programs, target_dir};
 /// Packages for pip, and the modules that they provide.
 const PACKAGES: [(&str, &str); 2] = [("openai>=2,<3", "openai"), ("selenium>=4,<5", "selenium")];
 
+const PODMAN_COMPOSE: &str = "1.6.0";
+
 /// The interpreter of a venv with all packages, made once for all tests.
 pub fn python() -> Result<PathBuf, String> {
     let modules = PACKAGES.map(|(_, module)| module).join(", ");
@@ -61,6 +63,17 @@ pub fn with_helm() -> Result<PathBuf, String> {
         pip.args(["--only-binary", ":all:", "--requirement"])
             .arg(&requirements);
     })
+}
+
+/// podman-compose, in a venv of its own.
+pub fn podman_compose() -> Result<PathBuf, String> {
+    let check = format!(
+        "import importlib.metadata as it\nassert it.version('podman-compose') == '{PODMAN_COMPOSE}'"
+    );
+    let python = venv("venv-compose", &check, |pip| {
+        pip.arg(format!("podman-compose=={PODMAN_COMPOSE}"));
+    })?;
+    Ok(python.with_file_name("podman-compose"))
 }
 
 /// A venv in `target/`, made again if `check` fails in it.

@@ -73,7 +73,7 @@ static std::map<size_t, uint64_t> need_of(ggml_hugepages_image_t * images, size_
             return r.owner == GGML_HUGEPAGES_OWNER_FILLING;
         });
         if (is_filled) {
-            need[images[i]->resident->page_size] += images[i]->resident->pages_of_manifest();
+            need[images[i]->resident->page_size] += images[i]->resident->pages_of_missing_manifest();
         }
     }
     return need;

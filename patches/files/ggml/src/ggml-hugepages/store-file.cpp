@@ -54,6 +54,10 @@ size_t ggml_hugepages_store_file::pages_of_manifest() const {
     return fd != -1 ? 0 : (length - std::max(begin, ggml_hugepages_align_up(size, page_size)))/page_size;
 }
 
+size_t ggml_hugepages_store_file::pages_of_missing_manifest() const {
+    return is_new ? (length - ggml_hugepages_align_down(sums_at, page_size))/page_size : pages_of_manifest();
+}
+
 uint64_t ggml_hugepages_store_file::pages_left_over() const {
     struct stat st = {};
     if (fd == -1 || fstat(fd, &st) != 0) {

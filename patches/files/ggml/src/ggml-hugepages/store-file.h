@@ -84,6 +84,9 @@ struct ggml_hugepages_store_file {
     // pages that the manifest still needs for itself: none if it exists, or if it shares its page with data
     size_t pages_of_manifest() const;
 
+    // the same for the next load, if this one fails and removes the image that it created
+    size_t pages_of_missing_manifest() const;
+
     // pages of the file that nobody uses, because a filler died before it completed them
     uint64_t pages_left_over() const;
 
