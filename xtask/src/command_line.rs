@@ -80,6 +80,25 @@ pub enum Command {
         #[arg(long, value_name = "PROGRAM")]
         worker: Option<PathBuf>,
     },
+    /// Build a tarball of the programs, with man pages, units, licences and SBOM, in target/dist/, and print its path
+    ///
+    /// Two builds of the same programs give the same bytes. `SOURCE_DATE_EPOCH` overrides the time of the commit.
+    Dist {
+        /// Folder of the programs [default: target/release]
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+    },
+    /// Build a Debian package with the same files in target/dist/, and print its path
+    ///
+    /// `DEBFULLNAME` and `DEBEMAIL` name the maintainer [default: the author of the commit].
+    Deb {
+        /// Folder of the programs [default: target/release]
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+        /// Revision of the package, behind the version of the programs
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        revision: u32,
+    },
     /// Write a list of the crates and of llama.cpp as CycloneDX into target/sbom/
     Sbom,
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers

@@ -13,11 +13,14 @@ mod git;
 mod group;
 mod hint;
 mod image;
+mod licences;
 mod model;
 mod other_programs;
+mod package;
 mod patches;
 mod programs;
 mod qemu;
+mod release;
 mod repo;
 mod run;
 mod sbom;
@@ -100,6 +103,19 @@ fn run(cli: &Cli) -> Result<Exit> {
         Command::Image { base, worker } => {
             let id = image::build(&repo, base.as_deref(), worker.as_deref())?;
             println!("{id}");
+            Ok(Exit::Done)
+        }
+        Command::Dist { programs } => {
+            let programs = programs.clone().unwrap_or_else(|| repo.programs());
+            println!("{}", package::tarball::build(&repo, &programs)?.display());
+            Ok(Exit::Done)
+        }
+        Command::Deb { programs, revision } => {
+            let programs = programs.clone().unwrap_or_else(|| repo.programs());
+            println!(
+                "{}",
+                package::deb::build(&repo, &programs, *revision)?.display()
+            );
             Ok(Exit::Done)
         }
         Command::Sbom => {
