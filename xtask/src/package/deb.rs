@@ -16,6 +16,16 @@ use crate::release::{NAME, Origin, VERSION, commit, copy, empty, make, remove, w
 use crate::repo::Repo;
 use crate::run::{output, run};
 
+/// What the copyright file adds to NOTICE and LICENSE.
+const ON_DEBIAN: &str = "\
+The licences of the Rust crates are in
+/usr/share/doc/llama-hugepages/licences-of-crates.txt.gz. On Debian, the texts
+of the licences that NOTICE only names are /usr/share/common-licenses/LGPL-2.1,
+/usr/share/common-licenses/GPL-3 and /usr/share/common-licenses/Apache-2.0.
+
+The text above is NOTICE, and this is LICENSE:
+";
+
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// Builds the package from programs that are already built, and returns its path.
@@ -51,7 +61,7 @@ pub fn build(repo: &Repo, programs: &Path, revision: u32) -> Result<PathBuf> {
         Command::new("dpkg-gencontrol")
             .current_dir(&work)
             .args(["-O", "-Proot"])
-            .arg(format!("-DMaintainer={maintainer}"))
+            .arg(format!("-Vmaintainer={maintainer}"))
             .env("SOURCE_DATE_EPOCH", time.to_string()),
     )?;
     write(&root.join("DEBIAN/control"), &format!("{control}\n"))?;
@@ -88,10 +98,9 @@ fn arrange(repo: &Repo, usr: &Path, changelog: &str) -> Result<()> {
     )?;
     let licence = fs::read_to_string(doc.join("LICENSE"))?;
     let notice = fs::read_to_string(doc.join("NOTICE"))?;
-    let rest = format!("/usr/share/doc/{NAME}/licences-of-crates.txt.gz");
     write(
         &doc.join("copyright"),
-        &format!("{notice}\nThe licences of the Rust crates: {rest}\n\n{licence}"),
+        &format!("{notice}\n{ON_DEBIAN}\n{licence}"),
     )?;
     fs::remove_file(doc.join("LICENSE"))?;
     fs::remove_file(doc.join("NOTICE"))?;
