@@ -2,11 +2,10 @@
 //! Lives here: the image and its containers. Not here: what the library does in a process (`preload.rs`).
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
 use crate::equality::answers;
@@ -14,7 +13,7 @@ use crate::preload::{library, pages, scratch, suspicious_lines};
 use crate::support::guardian::Guardian;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Ended, Launch, QUIET_THREADS, Server};
-use crate::support::{is_root, models, or_skip, programs, smaps, target_dir};
+use crate::support::{debian, is_root, models, or_skip, programs, smaps};
 
 /// The model in a container.
 const MODEL: &str = "/model.gguf";
@@ -35,50 +34,6 @@ const REMOVE: &str = r#"
 fn contents() -> Result<[PathBuf; 3], String> {
     let stock = programs::stock("llama-server")?;
     Ok([stock, programs::hugepages(), library()])
-}
-
-/// The packages that own the shared libraries of these programs. The names differ between distributions.
-fn packages(programs: &[PathBuf]) -> Result<String, String> {
-    const SCRIPT: &str = r#"
-        ldd "$@" | awk '$2 == "=>" && $3 ~ "^/" { print $3 }' | sort -u | xargs -r realpath |
-            xargs -r dpkg-query --search 2>/dev/null | sed 's/:.*//' | sort -u | paste -sd,
-    "#;
-    let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT, "sh"]).args(programs);
-    let output = command.output().map_err(|error| format!("sh: {error}"))?;
-    let names = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if names.is_empty() {
-        return Err("dpkg-query knows no package of the programs' libraries".to_owned());
-    }
-    Ok(names)
-}
-
-/// The file system of this machine's distribution, made once for all runs.
-fn base() -> Result<PathBuf, String> {
-    let dir = target_dir().join("containers");
-    fs::create_dir_all(&dir).expect("target/ can be written");
-    let lock = File::create(dir.join("lock")).expect("target/ can be written");
-    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
-    let base = dir.join("base.tar");
-    if base.is_file() {
-        return Ok(base);
-    }
-    programs::found("mmdebstrap")?;
-    let release = fs::read_to_string("/etc/os-release").map_err(|error| error.to_string())?;
-    let suite = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let suite = suite.ok_or("this distribution has no code name")?;
-    let unfinished = dir.join("unfinished.tar");
-    let mut command = Command::new("mmdebstrap");
-    command
-        .args(["--quiet", "--variant=essential"])
-        .arg(format!("--include={}", packages(&contents()?)?))
-        .arg(suite)
-        .arg(&unfinished);
-    programs::run(&mut command)?;
-    fs::rename(&unfinished, &base).expect("the same folder");
-    Ok(base)
 }
 
 /// The lines that the guide gives to the users of a container.
@@ -105,7 +60,8 @@ impl Image {
         }
         programs::found("podman")?;
         programs::found("runc")?;
-        let (base, contents) = (base()?, contents()?);
+        let contents = contents()?;
+        let base = debian::base("containers", &contents, &[])?;
         let dir = scratch().keep();
         let mut guardian = Guardian::start(REMOVE, None);
         guardian.tell(dir.to_str().expect("target/ has a plain name"));

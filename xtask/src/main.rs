@@ -105,16 +105,17 @@ fn run(cli: &Cli) -> Result<Exit> {
             println!("{id}");
             Ok(Exit::Done)
         }
-        Command::Dist { programs } => {
-            let programs = programs.clone().unwrap_or_else(|| repo.programs());
-            println!("{}", package::tarball::build(&repo, &programs)?.display());
+        Command::Dist(packages) => {
+            let path =
+                package::tarball::build(&repo, &packages.programs(&repo), &packages.out(&repo))?;
+            println!("{}", path.display());
             Ok(Exit::Done)
         }
-        Command::Deb { programs, revision } => {
-            let programs = programs.clone().unwrap_or_else(|| repo.programs());
+        Command::Deb { packages, revision } => {
+            let (programs, out) = (packages.programs(&repo), packages.out(&repo));
             println!(
                 "{}",
-                package::deb::build(&repo, &programs, *revision)?.display()
+                package::deb::build(&repo, &programs, &out, *revision)?.display()
             );
             Ok(Exit::Done)
         }

@@ -29,14 +29,11 @@ impl Origin {
     pub fn of(repo: &Repo) -> Result<Self> {
         let commit = commit(repo, "%ct %H");
         let commit = commit.as_deref().and_then(|line| line.split_once(' '));
-        let time = env::var("SOURCE_DATE_EPOCH")
-            .ok()
-            .or(commit.map(|(time, _)| time.to_owned()))
-            .context("no commit, whose time the files could get")
-            .hint("set SOURCE_DATE_EPOCH to seconds since 1970")?;
+        let given = env::var("SOURCE_DATE_EPOCH").ok();
+        let time = given.as_deref().or(commit.map(|(time, _)| time));
         let time = time
-            .parse()
-            .with_context(|| format!("SOURCE_DATE_EPOCH is `{time}`"))
+            .and_then(|time| time.parse().ok())
+            .context("neither a commit nor SOURCE_DATE_EPOCH gives the time of the files")
             .hint("set SOURCE_DATE_EPOCH to seconds since 1970")?;
         Ok(Self {
             time,

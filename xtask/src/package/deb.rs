@@ -1,39 +1,30 @@
-//! `target/dist/llama-hugepages_VERSION-REVISION_ARCH.deb`, from `deploy/debian/`.
+//! `llama-hugepages_VERSION-REVISION_ARCH.deb`, from `deploy/debian/`.
 //!
 //! dpkg's programs do the work. cargo-deb would need a second description of the same tree, in Cargo.toml.
 
 use std::env;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{dir, gzip, stage, sum};
+use super::{stage, sum};
 use crate::hint::Hint as _;
 use crate::release::{NAME, Origin, VERSION, commit, copy, empty, make, remove, walk, write};
 use crate::repo::Repo;
 use crate::run::{output, run};
 
-/// What the copyright file adds to NOTICE and LICENSE.
-const ON_DEBIAN: &str = "\
-The licences of the Rust crates are in
-/usr/share/doc/llama-hugepages/licences-of-crates.txt.gz. On Debian, the texts
-of the licences that NOTICE only names are /usr/share/common-licenses/LGPL-2.1,
-/usr/share/common-licenses/GPL-3 and /usr/share/common-licenses/Apache-2.0.
-
-The text above is NOTICE, and this is LICENSE:
-";
-
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// Builds the package from programs that are already built, and returns its path.
-pub fn build(repo: &Repo, programs: &Path, revision: u32) -> Result<PathBuf> {
-    let dir = dir(repo)?;
-    let work = dir.join("deb");
+pub fn build(repo: &Repo, programs: &Path, dir: &Path, revision: u32) -> Result<PathBuf> {
+    // Commands run in this folder.
+    let work = path::absolute(dir)?.join("deb");
     empty(&work)?;
-    let architecture = dpkg(Command::new("dpkg").arg("--print-architecture"))?;
+    let architecture = output(Command::new("dpkg-architecture").arg("-qDEB_HOST_ARCH"))
+        .hint("apt-get install dpkg-dev")?;
     let time = Origin::of(repo)?.time;
     let version = format!("{VERSION}-{revision}");
 
@@ -52,21 +43,21 @@ pub fn build(repo: &Repo, programs: &Path, revision: u32) -> Result<PathBuf> {
 
     write(&work.join("debian/changelog"), &changelog)?;
     copy(&scripts.join("control"), &work.join("debian"), 0o644)?;
-    dpkg(
+    output(
         Command::new("dpkg-shlibdeps")
             .current_dir(&work)
             .args(walk(&usr.join("lib").join(NAME))?),
     )?;
-    let control = dpkg(
+    let control = output(
         Command::new("dpkg-gencontrol")
             .current_dir(&work)
             .args(["-O", "-Proot"])
             .arg(format!("-Vmaintainer={maintainer}"))
             .env("SOURCE_DATE_EPOCH", time.to_string()),
     )?;
-    write(&root.join("DEBIAN/control"), &format!("{control}\n"))?;
+    write(&root.join("DEBIAN/control"), &control)?;
 
-    let path = dir.join(format!("{NAME}_{version}_{architecture}.deb"));
+    let path = dir.join(format!("{NAME}_{version}_{}.deb", architecture.trim()));
     run(Command::new("dpkg-deb")
         .args(["--root-owner-group", "-Zxz", "--build"])
         .args([&root, &path])
@@ -75,15 +66,8 @@ pub fn build(repo: &Repo, programs: &Path, revision: u32) -> Result<PathBuf> {
         .env("DPKG_DEB_THREADS_MAX", "1")
         .stdout(io::stderr()))?;
     remove(&work)?;
-    sum(&dir)?;
+    sum(dir)?;
     Ok(path)
-}
-
-fn dpkg(command: &mut Command) -> Result<String> {
-    Ok(output(command)
-        .hint("apt-get install dpkg-dev")?
-        .trim()
-        .to_owned())
 }
 
 /// Moves files to where Debian's policy wants them.
@@ -98,9 +82,10 @@ fn arrange(repo: &Repo, usr: &Path, changelog: &str) -> Result<()> {
     )?;
     let licence = fs::read_to_string(doc.join("LICENSE"))?;
     let notice = fs::read_to_string(doc.join("NOTICE"))?;
+    let on_debian = fs::read_to_string(repo.root().join("deploy/debian/copyright"))?;
     write(
         &doc.join("copyright"),
-        &format!("{notice}\n{ON_DEBIAN}\n{licence}"),
+        &format!("{notice}\n{on_debian}\n{licence}"),
     )?;
     fs::remove_file(doc.join("LICENSE"))?;
     fs::remove_file(doc.join("NOTICE"))?;
@@ -143,4 +128,9 @@ fn sums(root: &Path) -> Result<String> {
         }
     }
     output(Command::new("md5sum").current_dir(root).args(names))
+}
+
+/// Compresses a file as Debian's policy asks, without its name and time.
+fn gzip(path: &Path) -> Result<()> {
+    run(Command::new("gzip").args(["-9", "--no-name"]).arg(path))
 }

@@ -14,6 +14,7 @@ pub mod deb;
 mod manual;
 pub mod tarball;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -24,10 +25,10 @@ use anyhow::{Context as _, Result};
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
 use crate::release::{
-    NAME, PROGRAMS, VERSION, copy, copy_as, empty, make, strip, walk, write, write_notices,
+    NAME, PROGRAMS, copy, copy_as, empty, make, strip, walk, write, write_notices,
 };
 use crate::repo::Repo;
-use crate::run::{output, run};
+use crate::run::output;
 
 const LIBRARY: &str = "libhugepages_preload.so";
 const SUMS: &str = "SHA256SUMS";
@@ -42,13 +43,6 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("fish", "fish/vendor_completions.d/hugepages.fish"),
     ("zsh", "zsh/site-functions/_hugepages"),
 ];
-
-/// Finished packages.
-fn dir(repo: &Repo) -> Result<PathBuf> {
-    let dir = repo.target().join("dist");
-    make(&dir)?;
-    Ok(dir)
-}
 
 /// Copies everything that a package contains into an empty folder `root`, below `prefix`. The programs are in `programs`.
 fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<PathBuf> {
@@ -118,7 +112,7 @@ fn document(repo: &Repo, doc: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `SHA256SUMS` for all packages and lists in `target/dist/`.
+/// Writes `SHA256SUMS` for all packages and lists in a folder.
 fn sum(dir: &Path) -> Result<()> {
     let mut text = String::new();
     for path in walk(dir)? {
@@ -127,21 +121,10 @@ fn sum(dir: &Path) -> Result<()> {
             .iter()
             .any(|it| name.ends_with(it));
         if is_package && path.parent() == Some(dir) {
-            text += &format!("{}  {name}\n", sha256(&path)?);
+            writeln!(text, "{}  {name}", sha256(&path)?)?;
         }
     }
     write(&dir.join(SUMS), &text)
-}
-
-/// Copies the SBOM to the packages.
-fn publish_sbom(doc: &Path, dir: &Path) -> Result<()> {
-    let name = format!("{NAME}-{VERSION}.cdx.json");
-    copy_as(&doc.join("sbom.json"), &dir.join(name), 0o644)
-}
-
-/// Compresses a file as Debian's policy asks, without its name and time.
-fn gzip(path: &Path) -> Result<()> {
-    run(Command::new("gzip").args(["-9", "--no-name"]).arg(path))
 }
 
 #[cfg(test)]
@@ -166,11 +149,10 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_has_no_link_to_a_file_that_packages_lack() {
+    fn the_deployment_guide_finds_the_guide_to_the_units() {
         let repo = Repo::new(None);
         let dir = tempfile::tempdir().unwrap();
         document(&repo, dir.path()).unwrap();
-        // The systemd guide is what an administrator needs beside the pages of docs/.
         let deploying = fs::read_to_string(dir.path().join("docs/deploying.md")).unwrap();
         assert!(deploying.contains("(../deploy/systemd/README.md)"));
         assert!(dir.path().join("deploy/systemd/README.md").is_file());

@@ -1,4 +1,4 @@
-//! `target/dist/llama-hugepages-VERSION-linux-ARCH.tar.gz`
+//! `llama-hugepages-VERSION-linux-ARCH.tar.gz`, and the SBOM beside it.
 
 use std::env::consts::ARCH;
 use std::fs::{self, File};
@@ -10,23 +10,27 @@ use anyhow::{Context as _, Result};
 use flate2::{Compression, GzBuilder};
 use tar::{Builder, EntryType, Header};
 
-use super::{dir, publish_sbom, stage, sum};
-use crate::release::{NAME, Origin, VERSION, remove, walk};
+use super::{stage, sum};
+use crate::release::{NAME, Origin, VERSION, copy_as, make, remove, walk};
 use crate::repo::Repo;
 
 /// Builds the tarball from programs that are already built, and returns its path.
-pub fn build(repo: &Repo, programs: &Path) -> Result<PathBuf> {
-    let dir = dir(repo)?;
+pub fn build(repo: &Repo, programs: &Path, dir: &Path) -> Result<PathBuf> {
+    make(dir)?;
     let time = Origin::of(repo)?.time;
     let name = format!("{NAME}-{VERSION}-linux-{ARCH}");
     let root = dir.join("tarball");
-    stage(repo, programs, &root, &name)?;
-    publish_sbom(&root.join(&name).join("share/doc").join(NAME), &dir)?;
+    let prefix = stage(repo, programs, &root, &name)?;
+    copy_as(
+        &prefix.join("share/doc").join(NAME).join("sbom.json"),
+        &dir.join(format!("{NAME}-{VERSION}.cdx.json")),
+        0o644,
+    )?;
     let path = dir.join(format!("{name}.tar.gz"));
     let file = File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
     pack(&root, time, BufWriter::new(file))?;
     remove(&root)?;
-    sum(&dir)?;
+    sum(dir)?;
     Ok(path)
 }
 
@@ -63,7 +67,6 @@ fn pack(root: &Path, time: u64, file: impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::release::make;
     use flate2::read::GzDecoder;
 
     fn packed(names: &[&str]) -> Vec<u8> {
