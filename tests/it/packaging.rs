@@ -103,7 +103,7 @@ fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
         .output()
         .expect("a program of every system");
     assert!(sums.status.success(), "{sums:?}");
-    let unpacked = dir.path().join("some where");
+    let unpacked = dir.path().join("elsewhere");
     fs::create_dir(&unpacked).expect("the folder is ours");
     programs::run(
         Command::new("tar")
