@@ -1,3 +1,4 @@
+# shellcheck shell=dash
 # Installs, upgrades, removes and purges the Debian package in a root of its own, and compares files and pages before and after.
 # Runs in namespaces of its own for mounts and processes, so that all mounts end with it.
 # $1: the root  $2: the package  $3: the same package with a higher revision, in the same folder
