@@ -20,8 +20,11 @@ ARGS  ?=
 # compile the C++ only once.
 CARGO_FLAGS := --release --workspace
 SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
-SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny .ci/run xtask/src/qemu/guest.sh \
-               deploy/compose/check deploy/compose/switch deploy/compose/lib.sh
+SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny scripts/actionlint .ci/run xtask/src/qemu/guest.sh \
+               deploy/compose/check deploy/compose/switch deploy/compose/lib.sh deploy/debian/postinst deploy/debian/prerm \
+               deploy/debian/postrm tests/it/packaging.sh
+# Packages are for every CPU with AVX2 (x86-64) or ARMv8 (arm64), so they have a build of their own.
+PORTABLE    := $(or $(CARGO_TARGET_DIR),target)/portable
 
 step = @printf '\n== %s\n' '$(1)' >&2
 
@@ -67,6 +70,22 @@ image: build ## build the container image llama-hugepages; ARGS='--base IMAGE'
 	$(call step,image)
 	cargo xtask image $(ARGS)
 
+.PHONY: dist
+dist: portable ## build a tarball for other machines, in target/dist/
+	$(call step,tarball)
+	cargo xtask dist --programs $(PORTABLE)/release
+
+.PHONY: deb
+deb: portable ## build a Debian package for other machines, in target/dist/
+	$(call step,Debian package)
+	cargo xtask deb --programs $(PORTABLE)/release $(ARGS)
+
+.PHONY: portable
+portable:
+	$(call step,programs for other machines)
+	scripts/build -p llama-hugepages -p hugepages -p hugepages-preload --no-default-features \
+	    --features openmp,openssl,server,ui --target-dir $(PORTABLE)
+
 .PHONY: clean
 clean: ## remove target/, downloads and demo models included
 	rm -rf target
@@ -74,7 +93,7 @@ clean: ## remove target/, downloads and demo models included
 ##@ Check
 
 .PHONY: test
-test: setup-test fmt-check lint patches-check deny shellcheck stock tools build unit upstream-tests compare qemu-test ## run all checks of CI
+test: setup-test fmt-check lint patches-check deny shellcheck actionlint stock tools build unit upstream-tests compare qemu-test ## run all checks of CI
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
@@ -172,6 +191,11 @@ shellcheck: ## check the scripts
 	$(call step,shellcheck)
 	@if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS) && echo 'shellcheck: ok'; \
 	else echo 'shellcheck: skipped, because it is not installed'; fi
+
+.PHONY: actionlint
+actionlint: ## check the workflows
+	$(call step,actionlint)
+	@scripts/actionlint
 
 .PHONY: setup-test
 setup-test:

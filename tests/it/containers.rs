@@ -4,11 +4,10 @@
 mod ours;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
 use crate::equality::answers;
@@ -16,7 +15,7 @@ use crate::preload::{library, pages, scratch, suspicious_lines};
 use crate::support::guardian::Guardian;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Ended, Launch, QUIET_THREADS, Server};
-use crate::support::{is_root, models, or_skip, programs, smaps, target_dir};
+use crate::support::{debian, is_root, models, or_skip, programs, smaps};
 
 /// The model in a container.
 const MODEL: &str = "/model.gguf";
@@ -39,50 +38,6 @@ const REMOVE: &str = r#"
 fn contents() -> Result<[PathBuf; 3], String> {
     let stock = programs::stock("llama-server")?;
     Ok([stock, programs::hugepages(), library()])
-}
-
-/// The packages that own the shared libraries of these programs. The names differ between distributions.
-fn packages(programs: &[PathBuf]) -> Result<String, String> {
-    const SCRIPT: &str = r#"
-        ldd "$@" | awk '$2 == "=>" && $3 ~ "^/" { print $3 }' | sort -u | xargs -r realpath |
-            xargs -r dpkg-query --search 2>/dev/null | sed 's/:.*//' | sort -u | paste -sd,
-    "#;
-    let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT, "sh"]).args(programs);
-    let output = command.output().map_err(|error| format!("sh: {error}"))?;
-    let names = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if names.is_empty() {
-        return Err("dpkg-query knows no package of the programs' libraries".to_owned());
-    }
-    Ok(names)
-}
-
-/// The file system of this machine's distribution, made by mmdebstrap once for all runs.
-fn base(name: &str, options: &[&str]) -> Result<PathBuf, String> {
-    let dir = target_dir().join("containers");
-    fs::create_dir_all(&dir).expect("target/ can be written");
-    let lock = File::create(dir.join("lock")).expect("target/ can be written");
-    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be waited for");
-    let base = dir.join(name);
-    if base.is_file() {
-        return Ok(base);
-    }
-    programs::found("mmdebstrap")?;
-    let release = fs::read_to_string("/etc/os-release").map_err(|error| error.to_string())?;
-    let suite = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let suite = suite.ok_or("this distribution has no code name")?;
-    let unfinished = dir.join("unfinished.tar");
-    let mut command = Command::new("mmdebstrap");
-    command
-        .arg("--quiet")
-        .args(options)
-        .arg(suite)
-        .arg(&unfinished);
-    programs::run(&mut command)?;
-    fs::rename(&unfinished, &base).expect("the same folder");
-    Ok(base)
 }
 
 /// The lines that the guide gives to the users of a container.
@@ -145,8 +100,7 @@ impl Image {
             storage: Storage::new()?,
         };
         let contents = contents()?;
-        let include = format!("--include={}", packages(&contents)?);
-        let base = base("base.tar", &["--variant=essential", &include])?;
+        let base = debian::base("containers", "essential", &debian::libraries(&contents)?)?;
         let context = image.storage.dir.join("context");
         fs::create_dir(&context).expect("the folder is new");
         fs::hard_link(base, context.join("base.tar")).expect("both are in target/");

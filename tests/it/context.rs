@@ -168,7 +168,10 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         ("llama", "--parallel 2 --no-kv-unified"),
         ("gemma3", ""),
         ("gemma3", "--flash-attn off --swa-full"),
-        ("gemma3", "--parallel 2 --kv-unified --swa-full --ctx-size 4096"),
+        (
+            "gemma3",
+            "--parallel 2 --kv-unified --swa-full --ctx-size 4096",
+        ),
         ("gemma3", "--parallel 2 --no-kv-unified --ctx-size 4096"),
         ("lfm2", ""),
         ("lfm2", "--parallel 2 --kv-unified"),

@@ -30,13 +30,24 @@ fn verify(dir: &Path, names: &[String]) -> String {
     ours.collect::<Vec<_>>().join("\n")
 }
 
+/// A unit with the paths of the programs, because systemd-analyze checks that they exist.
+fn with_paths(unit: &str, bin: &str) -> String {
+    let with_path = |line: &str| match line.split_once('=') {
+        Some((key, command)) if key.starts_with("Exec") => {
+            let (plus, command) = command.split_at(usize::from(command.starts_with('+')));
+            format!("{key}={plus}{bin}/{command}\n")
+        }
+        _ => format!("{line}\n"),
+    };
+    unit.lines().map(with_path).collect()
+}
+
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units() {
     let found = Command::new("systemd-analyze").arg("--version").output();
     or_skip!(found.map_err(|error| format!("systemd-analyze cannot be run: {error}")));
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd");
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    // systemd-analyze checks that the programs exist.
     let bin = programs::hugepages();
     let bin = bin
         .parent()
@@ -48,7 +59,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".service") {
             let text = fs::read_to_string(entry.path()).expect("a text");
-            let text = text.replace("/usr/bin/", &format!("{bin}/"));
+            let text = with_paths(&text, &bin);
             fs::write(dir.path().join(&name), text).expect("just made");
             // systemd-analyze checks a template through one of its instances.
             let instance = name.replace('@', "@demo");

@@ -80,6 +80,20 @@ pub enum Command {
         #[arg(long, value_name = "PROGRAM")]
         worker: Option<PathBuf>,
     },
+    /// Build a tarball with the programs, man pages, units, licences and SBOM, and print its path
+    ///
+    /// Two builds of the same programs give the same bytes. `SOURCE_DATE_EPOCH` overrides the time of the commit.
+    Dist(Packages),
+    /// Build a Debian package with the same files, and print its path
+    ///
+    /// `DEBFULLNAME` and `DEBEMAIL` name the maintainer [default: the author of the commit].
+    Deb {
+        #[command(flatten)]
+        packages: Packages,
+        /// Revision of the package, which follows the version of the programs
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        revision: u32,
+    },
     /// Write a list of the crates and of llama.cpp as CycloneDX into target/sbom/
     Sbom,
     /// Run upstream's tests of llama-server against stock and ours; each test must end in the same way on all servers
@@ -152,6 +166,27 @@ pub enum Patches {
         /// Tree of llama.cpp, or an archive (.tar.gz, .crate) that contains it [default: the source of a build]
         source: Option<PathBuf>,
     },
+}
+
+#[derive(Args)]
+pub struct Packages {
+    /// Folder of the programs [default: target/release]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// Folder of the package and of `SHA256SUMS` [default: target/dist]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl Packages {
+    pub fn programs(&self, repo: &Repo) -> PathBuf {
+        self.programs.clone().unwrap_or_else(|| repo.programs())
+    }
+
+    pub fn out(&self, repo: &Repo) -> PathBuf {
+        let out = self.out.clone();
+        out.unwrap_or_else(|| repo.target().join("dist"))
+    }
 }
 
 #[derive(Args)]

@@ -1,32 +1,26 @@
 //! The container image: the programs of `target/release/` on a base image. Two builds of the same files give the same id.
 
-use std::env;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
+use crate::release::{NAME, Origin, PROGRAMS, VERSION, copy, empty, remove, write_notices};
 use crate::repo::Repo;
-use crate::run::run;
-use crate::sbom;
+use crate::run::{output, run};
 
-const NAME: &str = "llama-hugepages";
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-const PROGRAMS: [&str; 2] = ["llama-server", "hugepages"];
-const LICENCES: [&str; 2] = ["LICENSE", "NOTICE"];
 /// In the order of preference. Their commands take the same options.
 const BUILDERS: [&str; 2] = ["buildah", "podman"];
 
 /// Builds and tags the image, and returns its id.
 pub fn build(repo: &Repo, base: Option<&str>, worker: Option<&Path>) -> Result<String> {
     let builder = builder()?;
-    let (time, revision) = version_of(repo)?;
+    let origin = Origin::of(repo)?;
     let dir = repo.target().join("image");
     let context = dir.join("context");
     stage(repo, &context.join("app"), worker)?;
@@ -34,14 +28,21 @@ pub fn build(repo: &Repo, base: Option<&str>, worker: Option<&Path>) -> Result<S
     let id_file = dir.join("id");
     let mut command = Command::new(builder);
     command
-        .args(["build", "--format", "docker", "--timestamp", &time])
+        .args([
+            "build",
+            "--format",
+            "docker",
+            "--timestamp",
+            &origin.time.to_string(),
+        ])
         .args(base.map(|base| format!("--build-arg=BASE={base}")))
         .arg("--label=org.opencontainers.image.title=llama-hugepages")
         .arg(format!(
             "--label=org.opencontainers.image.version={VERSION}"
         ))
         .args(
-            revision
+            origin
+                .revision
                 .map(|revision| format!("--label=org.opencontainers.image.revision={revision}")),
         )
         .arg("--file")
@@ -94,47 +95,15 @@ fn builder() -> Result<&'static str> {
         .hint("apt-get install buildah")
 }
 
-/// The time of all files in the image, and the commit. `SOURCE_DATE_EPOCH` overrides the time of the commit.
-fn version_of(repo: &Repo) -> Result<(String, Option<String>)> {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(repo.root());
-    let commit = output(git.args(["log", "-1", "--format=%ct %H"])).ok();
-    let (time, revision) = match commit
-        .as_deref()
-        .and_then(|line| line.trim().split_once(' '))
-    {
-        Some((time, revision)) => (Some(time.to_owned()), Some(revision.to_owned())),
-        None => (None, None),
-    };
-    let time = env::var("SOURCE_DATE_EPOCH")
-        .ok()
-        .or(time)
-        .context("no commit, whose time the files in the image could get")
-        .hint("set SOURCE_DATE_EPOCH to seconds since 1970")?;
-    Ok((time, revision))
-}
-
 /// The files of the image, with the same modes on all machines.
 fn stage(repo: &Repo, app: &Path, worker: Option<&Path>) -> Result<()> {
-    remove(app)?;
-    fs::create_dir_all(app).with_context(|| format!("cannot create `{}`", app.display()))?;
-    fs::set_permissions(app, Permissions::from_mode(0o755))?;
-    let release = repo.target().join("release");
+    empty(app)?;
+    let release = repo.programs();
     let programs = PROGRAMS.iter().map(|name| release.join(name));
     for path in programs.chain(worker.map(PathBuf::from)) {
         copy(&path, app, 0o755).hint("make build")?;
     }
-    for name in LICENCES {
-        copy(&repo.root().join(name), app, 0o644)?;
-    }
-    copy(&sbom::write(repo)?, app, 0o644)
-}
-
-fn copy(path: &Path, dir: &Path, mode: u32) -> Result<()> {
-    let name = path.file_name().context("no file name")?;
-    let target = dir.join(name);
-    fs::copy(path, &target).with_context(|| format!("cannot copy `{}`", path.display()))?;
-    Ok(fs::set_permissions(&target, Permissions::from_mode(mode))?)
+    write_notices(repo, app)
 }
 
 /// Removes the random name of the container in which the image was built. Otherwise two builds would give two ids.
@@ -166,28 +135,6 @@ fn forget_container(layout: &Path) -> Result<()> {
 fn json(path: &Path) -> Result<Value> {
     let text = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("`{}` is not JSON", path.display()))
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_owned();
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot run `{}`", name.display()))?;
-    ensure!(
-        output.status.success(),
-        "`{}` failed: {}",
-        name.display(),
-        output.status
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("cannot remove `{}`", dir.display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,11 +13,14 @@ mod git;
 mod group;
 mod hint;
 mod image;
+mod licences;
 mod model;
 mod other_programs;
+mod package;
 mod patches;
 mod programs;
 mod qemu;
+mod release;
 mod repo;
 mod run;
 mod sbom;
@@ -100,6 +103,20 @@ fn run(cli: &Cli) -> Result<Exit> {
         Command::Image { base, worker } => {
             let id = image::build(&repo, base.as_deref(), worker.as_deref())?;
             println!("{id}");
+            Ok(Exit::Done)
+        }
+        Command::Dist(packages) => {
+            let path =
+                package::tarball::build(&repo, &packages.programs(&repo), &packages.out(&repo))?;
+            println!("{}", path.display());
+            Ok(Exit::Done)
+        }
+        Command::Deb { packages, revision } => {
+            let (programs, out) = (packages.programs(&repo), packages.out(&repo));
+            println!(
+                "{}",
+                package::deb::build(&repo, &programs, &out, *revision)?.display()
+            );
             Ok(Exit::Done)
         }
         Command::Sbom => {

@@ -81,6 +81,11 @@ impl Repo {
             .map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))
     }
 
+    /// The programs of a build.
+    pub fn programs(&self) -> PathBuf {
+        self.target().join("release")
+    }
+
     pub fn work_tree(&self) -> PathBuf {
         self.target().join("patches/llama.cpp")
     }

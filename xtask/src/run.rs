@@ -1,6 +1,6 @@
 //! Programs that a command runs to their end.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -11,4 +11,17 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = status.with_context(|| format!("cannot run `{name}`"))?;
     ensure!(status.success(), "`{name}` failed: {status}");
     Ok(())
+}
+
+/// Runs a program, and returns what it prints.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command.stderr(Stdio::inherit()).output();
+    let name = command.get_program().display();
+    let output = output.with_context(|| format!("cannot run `{name}`"))?;
+    ensure!(
+        output.status.success(),
+        "`{name}` failed: {}",
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
 }

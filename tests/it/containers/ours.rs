@@ -20,9 +20,9 @@ use crate::support::cgroup::Cgroup;
 use crate::support::pool::PAGE;
 use crate::support::server::{Launch, QUIET_THREADS};
 use crate::support::store::Store;
-use crate::support::{http, models, or_skip, programs, python, skip, smaps, wait_for};
+use crate::support::{debian, http, models, or_skip, programs, python, skip, smaps, wait_for};
 
-use super::{Container, Rights, Storage, assert_rights, base};
+use super::{Container, Rights, Storage, assert_rights};
 
 const IMAGE: &str = "localhost/llama-hugepages";
 const BASE: &str = "localhost/base";
@@ -50,8 +50,8 @@ impl Image {
             storage: Storage::new()?,
         };
         // as in deploy/image/README.md
-        let packages = "--include=curl,libgomp1,libssl3,libstdc++6";
-        let base = base("base-of-ours.tar", &["--variant=minbase", packages])?;
+        let packages = ["curl", "libgomp1", "libssl3", "libstdc++6"].map(str::to_owned);
+        let base = debian::base("containers-ours", "minbase", &packages)?;
         image.write_settings();
         let mut import = image.storage.podman();
         programs::run(import.arg("import").arg(base).arg(BASE))?;

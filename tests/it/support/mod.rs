@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod cxx;
+pub mod debian;
 pub mod device;
 pub mod file_system;
 pub mod fuse;
