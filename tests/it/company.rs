@@ -376,7 +376,7 @@ fn same_weights(pid: u32, model: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
