@@ -141,7 +141,10 @@ impl Shape {
 
     /// The mean of two layers, because every second one may be of another kind.
     fn layer_bytes(&self, weights: TensorType) -> u64 {
-        (bytes(&self.layer(0), weights) + bytes(&self.layer(1), weights)) / 2
+        u64::midpoint(
+            bytes(&self.layer(0), weights),
+            bytes(&self.layer(1), weights),
+        )
     }
 }
 

@@ -74,9 +74,12 @@ impl Shape {
             set("attention.sliding_window_pattern", 2)?;
         }
         if self.arch == Arch::Lfm2 {
-            let heads_of = |layer| match self.has_convolution(layer) {
-                true => 0,
-                false => self.kv_heads as i32,
+            let heads_of = |layer| {
+                if self.has_convolution(layer) {
+                    0
+                } else {
+                    self.kv_heads as i32
+                }
             };
             let heads: Vec<_> = (0..self.layers).map(heads_of).collect();
             header.set_i32_array(&format!("{arch}.attention.head_count_kv"), &heads)?;

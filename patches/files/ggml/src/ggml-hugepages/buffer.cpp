@@ -293,10 +293,14 @@ void * ggml_hugepages_buffer_alloc(size_t size) {
 }
 
 void ggml_hugepages_buffer_free(void * ptr, size_t size) {
-    if (ggml_hugepages_held_context_return(ptr)) {
-        return;
+    std::unique_ptr<ggml_hugepages_image> buffer;
+    const bool is_in_context = ggml_hugepages_held_context_return(ptr, buffer);
+    if (is_in_context && !buffer) {
+        return; // other buffers use the context
     }
-    const auto buffer = ggml_hugepages_take_buffer(ptr);
+    if (!is_in_context) {
+        buffer = ggml_hugepages_take_buffer(ptr);
+    }
     if (buffer && buffer->is_shared) {
         ggml_hugepages_shared_return(*buffer);
     } else if (buffer && !buffer->is_malloc) {

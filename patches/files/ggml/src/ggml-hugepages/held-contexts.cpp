@@ -1,7 +1,6 @@
 #ifdef __linux__
 
 #include "held-contexts.h"
-#include "buffer.h"
 #include "registry.h"
 #include "store-file.h"
 
@@ -54,7 +53,7 @@ void * ggml_hugepages_held_context_take(const ggml_hugepages_scope & scope, size
     return buffer;
 }
 
-bool ggml_hugepages_held_context_return(const void * ptr) {
+bool ggml_hugepages_held_context_return(const void * ptr, std::unique_ptr<ggml_hugepages_image> & context) {
     if (g_n_used == 0) {
         return false; // without contexts, a free costs no lock
     }
@@ -67,7 +66,7 @@ bool ggml_hugepages_held_context_return(const void * ptr) {
         }
         buffers.erase(it);
         if (buffers.empty()) {
-            ggml_hugepages_unmap_buffer(*ggml_hugepages_take_buffer(used->image->addr));
+            context = ggml_hugepages_take_buffer(used->image->addr);
             g_used.erase(used);
             g_n_used = g_used.size();
         }
