@@ -334,6 +334,73 @@ fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains()
 }
 
 #[test]
+fn a_switch_with_a_kept_context_computes_only_the_new_tokens() {
+    // Both files have the same name.
+    let models = [
+        models::demo("20M", "Q8_0"),
+        models::demo_with("20M", "Q8_0", &["--seed", "7"]),
+    ];
+    let files = tempfile::tempdir().expect("a temporary folder can be made");
+    let store = or_skip!(Store::with(80));
+    let mut tool = Tool::new(&programs::server(), "switch");
+    tool.command.env("TMPDIR", files.path());
+    let ended = tool
+        .model(&models[0])
+        .model(&models[1])
+        .with(&["--switch-tokens", "0,200", "--gate", "--no-reserve"])
+        .with(&["--store", store.arg()])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let switch = &report["switch"];
+    let talks = switch["talks"].as_array().expect("a list");
+    let of: Vec<_> = talks
+        .iter()
+        .map(|talk| (talk["model"].as_str(), talk["conversation_tokens"].as_u64()))
+        .collect();
+    let (one, other) = (Some("demo"), Some("demo (2)"));
+    let lengths = [Some(0), Some(200)];
+    let all = lengths.map(|length| [(one, length), (other, length)]);
+    assert_eq!(of, all.concat());
+    for talk in talks {
+        // The conversation, both messages, and the answer between them.
+        let computed_again = talk["conversation_tokens"].as_u64().expect("a number") + 24;
+        let pairs = talk["pairs"].as_array().expect("a list");
+        assert_eq!(pairs.len(), 2);
+        for pair in pairs {
+            assert_eq!(pair[0]["computed_tokens"], computed_again, "{switch}");
+            assert_eq!(pair[1]["computed_tokens"], 11, "{switch}");
+        }
+        assert!(talk["ratios"]["to_token"].is_object(), "{switch}");
+    }
+    // In each switch: the answer before it, its first token, and the tokens after it.
+    assert_eq!(switch["compared_tokens"], 2 * 4 * (4 + 1 + 4));
+    assert_eq!(switch["different_tokens"], 0);
+    assert_eq!(store.names(), Vec::<String>::new());
+    let left = fs::read_dir(files.path()).expect("the folder is ours");
+    assert_eq!(left.count(), 0);
+    store.pool.assert_all_back();
+}
+
+#[test]
+fn a_switch_between_one_model_and_nothing_is_refused_with_what_to_add() {
+    let model = models::demo("20M", "Q8_0");
+    let one = Tool::new(&programs::server(), "switch").model(&model);
+    let ended = one.output();
+    ended.assert_code(1);
+    let said = ended.said();
+    assert!(
+        said.contains("\nhint: add another `--model FILE`"),
+        "{said}"
+    );
+    let twice = Tool::new(&programs::server(), "switch").model(&model);
+    let ended = twice.model(&model).output();
+    ended.assert_code(1);
+    let said = ended.said();
+    assert!(said.contains("is given twice"), "{said}");
+}
+
+#[test]
 fn files_for_people_say_what_was_measured_and_what_was_left_out() {
     let model = models::demo("20M", "Q8_0");
     let out = tempfile::tempdir().expect("a temporary folder can be made");

@@ -29,6 +29,7 @@ pub use report::{Bound, Failed, LeftOut, Model, Pool, Report, rows, said};
 pub use run::{
     CASES, Cache, Cancelled, Case, CaseResult, CompareError, Many, ManySide, ModelFile, Pages,
     Perplexity, Pressed, Pressure, PressureSide, Program, Programs, RESTART, Recipe, Restart,
-    RestartSide, Restarted, Resume, Row, Runner, Scratch, Side, Store, Which, perplexity_arguments,
-    restart_context,
+    RestartSide, Restarted, Resume, Row, Runner, SWITCH, SWITCH_MEASURES, Scratch, Side, Store,
+    Switch, SwitchMeasure, SwitchModel, SwitchTalk, Switched, Which, context_size, link_models,
+    perplexity_arguments,
 };

@@ -19,7 +19,8 @@ pub const PRESSURE: &str = "pressure";
 pub const SERVERS: &str = "servers";
 pub const PERPLEXITY: &str = "perplexity";
 pub const RESTART: &str = "restart";
-const OTHERS: [(&str, &str); 4] = [
+pub const SWITCH: &str = "switch";
+const OTHERS: [(&str, &str); 5] = [
     (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
@@ -30,6 +31,10 @@ const OTHERS: [(&str, &str); 4] = [
         "first token after a restart: stock, stock with a saved slot, a context kept in a store",
     ),
     (SERVERS, "memory of several servers on one model"),
+    (
+        SWITCH,
+        "first token after a switch between two or more models behind a router: stock, a context kept in a store",
+    ),
 ];
 pub const ALL: &str = "all";
 
@@ -44,11 +49,11 @@ pub const ALL: &str = "all";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = cases_help())]
 pub struct Args {
-    /// Model for both servers; for a model in shards, the first file
+    /// Model for both servers, for a model in shards the first file; can be repeated
     #[arg(short, long, required_unless_present = "demo")]
-    pub model: Option<PathBuf>,
+    pub model: Vec<PathBuf>,
 
-    /// Make a model with random weights and remove it afterwards; can be repeated
+    /// Make a model with random weights and remove it afterwards; can be repeated, each time with other weights
     #[arg(long, value_name = "SIZE,TYPE", conflicts_with_all = ["model", "shards"])]
     pub demo: Vec<Demo>,
 
@@ -90,6 +95,16 @@ pub struct Args {
     /// Tokens of the conversation in the case `restart`; fewer if the context is smaller
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub restart_tokens: u32,
+
+    /// Tokens of the conversations in the case `switch`; fewer if a context is smaller
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "0,2048",
+        value_parser = clap::value_parser!(u32).range(0..=1 << 24)
+    )]
+    pub switch_tokens: Vec<u32>,
 
     /// hugetlbfs directory for the cases with a store; the image stays there [default: a temporary mount]
     #[arg(long, value_name = "DIR")]

@@ -11,7 +11,7 @@ use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
 use hugepages::serve::LIBRARY;
 
-use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS};
+use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS, SWITCH};
 use super::session::Session;
 use super::{models, pages, print};
 use crate::cli::output::{self, Format};
@@ -19,6 +19,7 @@ use crate::cli::{Exit, pool, programs, signals};
 
 pub fn run(args: &Args) -> Result<Exit> {
     let stop = signals::stop()?;
+    models::check(args)?;
     let programs = programs_of(args)?;
     let models = models::all(args, &stop)?;
     let place = models.first().map_or(Path::new("/"), |model| &model.path);
@@ -62,6 +63,9 @@ pub fn run(args: &Args) -> Result<Exit> {
         if wanted(PRESSURE) {
             session.pressure(model)?;
         }
+    }
+    if wanted(SWITCH) {
+        session.switch(&models)?;
     }
     let report = session.end();
     print::files(args, &report)?;

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod command;
+mod conversations;
 mod models;
 mod pages;
 mod print;

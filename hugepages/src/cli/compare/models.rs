@@ -1,16 +1,17 @@
 //! The models of a comparison: the user's, or temporary demo models.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use hugepages::compare::Scratch;
 use hugepages::demo_model::{Output, Spec};
 
-use super::arguments::{Args, Demo};
+use super::arguments::{Args, Demo, SWITCH};
 
 /// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]
@@ -22,26 +23,79 @@ pub struct Model {
     _dir: Option<Scratch>,
 }
 
-/// All models that the arguments name.
-pub fn all(args: &Args, stop: &AtomicBool) -> Result<Vec<Model>> {
-    let given = args.model.iter().map(|path| {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        Ok(Model {
-            name: name.into_owned(),
-            path: path.clone(),
-            _dir: None,
-        })
-    });
-    let made = args.demo.iter().map(|demo| make(*demo, stop));
-    given.chain(made).collect()
+/// Checks the number of models, and that no two are the same file, before anything is made or started.
+pub fn check(args: &Args) -> Result<()> {
+    if let Some((reason, hint)) =
+        too_few(args).filter(|_| args.cases.iter().any(|case| case == SWITCH))
+    {
+        bail!("{reason}\nhint: {hint}");
+    }
+    if args.shards.is_some() && args.model.len() > 1 {
+        bail!(
+            "`--shards` belongs to one model, but {} are given",
+            args.model.len()
+        );
+    }
+    let mut files = BTreeSet::new();
+    for path in &args.model {
+        // A missing file is reported when it is used.
+        if let Ok(file) = path.canonicalize()
+            && !files.insert(file)
+        {
+            bail!("model `{}` is given twice", path.display());
+        }
+    }
+    Ok(())
 }
 
-fn make(demo: Demo, stop: &AtomicBool) -> Result<Model> {
-    let name = format!("{} {}", demo.size, demo.weights);
+/// Why the case `switch` cannot run with these models, and the hint for the user.
+pub fn too_few(args: &Args) -> Option<(&'static str, &'static str)> {
+    let hint = match (args.model.len(), args.demo.len()) {
+        (1, 0) => "add another `--model FILE`",
+        (0, 1) => "add another `--demo SIZE,TYPE`",
+        _ => return None,
+    };
+    Some(("the case `switch` needs two models or more", hint))
+}
+
+/// All models that the arguments name, each with a name of its own in the report.
+pub fn all(args: &Args, stop: &AtomicBool) -> Result<Vec<Model>> {
+    let mut models: Vec<Model> = Vec::new();
+    for path in &args.model {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let (name, _) = unused(&name, &models);
+        models.push(Model {
+            name,
+            path: path.clone(),
+            _dir: None,
+        });
+    }
+    for demo in &args.demo {
+        let name = format!("{} {}", demo.size, demo.weights);
+        // The same weights twice would be the same image in a store.
+        let (name, seed) = unused(&name, &models);
+        models.push(make(*demo, name, seed, stop)?);
+    }
+    Ok(models)
+}
+
+/// The name, or the name with a number if another model has it. Also returns the number of earlier models with this name.
+fn unused(name: &str, models: &[Model]) -> (String, u64) {
+    let is_free = |name: &str| models.iter().all(|model| model.name != name);
+    let numbered = (0..).map(|before| match before {
+        0 => (name.to_owned(), 0),
+        _ => (format!("{name} ({})", before + 1), before),
+    });
+    let mut free = numbered.filter(|(name, _)| is_free(name));
+    free.next().unwrap_or_default()
+}
+
+fn make(demo: Demo, name: String, seed: u64, stop: &AtomicBool) -> Result<Model> {
     eprintln!("compare: making a model with random weights: {name}");
     let layout = Spec {
         size: demo.size,
         weights: demo.weights,
+        seed,
         ..Spec::default()
     }
     .layout()?;
@@ -72,5 +126,26 @@ pub fn place() -> PathBuf {
         Some(chosen) => chosen.into(),
         None if on_disk.is_dir() => on_disk.to_owned(),
         None => env::temp_dir(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_two_models_share_gets_a_number() {
+        let mut models = Vec::new();
+        for seed in 0..3 {
+            let (name, before) = unused("m", &models);
+            assert_eq!(before, seed);
+            models.push(Model {
+                name,
+                path: PathBuf::new(),
+                _dir: None,
+            });
+        }
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        assert_eq!(names, ["m", "m (2)", "m (3)"]);
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-use hugepages::compare::{CaseResult, Many, Pressure, Report, Restart, rows, said};
+use hugepages::compare::{CaseResult, Many, Pressure, Report, Restart, Switch, rows, said};
 
 use super::arguments::{Args, SCHEMA};
 use crate::cli::output::{self, Screen};
@@ -78,6 +78,14 @@ pub fn restart(restart: &Restart) -> io::Result<()> {
     head[0] = &name;
     let table = output::table(Screen::stdout(), &head, restart.rows().map(Vec::from));
     writeln!(io::stdout(), "{table}\n{}\n", restart.sentence())
+}
+
+/// The table of the case `switch`.
+pub fn switch(switch: &Switch) -> io::Result<()> {
+    let [a, b] = &switch.sides;
+    let head = ["switch", a, b, "ratio"];
+    let table = output::table(Screen::stdout(), &head, switch.rows().map(Vec::from));
+    writeln!(io::stdout(), "{table}\n{}\n", switch.sentence())
 }
 
 /// The summary after all cases.

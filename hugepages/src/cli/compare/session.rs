@@ -3,18 +3,17 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use hugepages::compare::{
-    CASES, Cancelled, CompareError, Failed, LeftOut, ModelFile, Pages as Needed, Programs,
-    RESTART as SIDES, Report, Resume, Row, Runner, Scratch, Side, Store, perplexity_arguments,
-    restart_context,
+    CASES, Cancelled, CompareError, Failed, LeftOut, ModelFile, Pages as Needed, Programs, Report,
+    Row, Runner, Side, Store, perplexity_arguments,
 };
 use hugepages::kernel::{HugePageSize, Root, sizes};
 use hugepages::plan::{Plan, PlanError};
 
-use super::arguments::{Args, PERPLEXITY, PRESSURE, RESTART, SERVERS};
-use super::models::{self, Model};
+use super::arguments::{Args, PERPLEXITY, PRESSURE, SERVERS};
+use super::models::Model;
 use super::pages::{NoPages, Pages, Wanted, usable};
 use super::print;
 use crate::cli::output::Format;
@@ -35,7 +34,7 @@ pub struct Session<'a> {
 }
 
 /// Names of the case and of the model.
-type Name<'n> = (&'n str, &'n str);
+pub(super) type Name<'n> = (&'n str, &'n str);
 
 impl Session<'_> {
     /// Adds the next model to the report.
@@ -207,55 +206,6 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A conversation that goes on after a restart. The store and the saved slot are temporary, so that no conversation of the user is
-    /// overwritten and none of the comparison remains.
-    pub fn restart(&mut self, model: &Model) -> Result<()> {
-        let name = (RESTART, model.name.as_str());
-        let mut recipes = SIDES.iter();
-        if let Some(reason) = recipes.find_map(|(_, recipe)| self.programs.missing(recipe)) {
-            self.leave_out(name, reason, None);
-            return Ok(());
-        }
-        let store = match &self.args.store {
-            Some(dir) => Store::new_in(Path::new(dir)),
-            None => mount(),
-        };
-        let Some(store) = self.settled(name, store)? else {
-            return Ok(());
-        };
-        let slots = Scratch::new_in(&models::place());
-        let slots = slots.context("cannot create a directory for a saved slot")?;
-        let mut programs = self.programs.clone();
-        programs.store = store.dir().to_string_lossy().into_owned();
-        programs.slots = slots.path().to_string_lossy().into_owned();
-        let context = restart_context(self.args.restart_tokens, self.args.tokens);
-        programs
-            .args
-            .splice(..0, ["--ctx-size".to_owned(), context.to_string()]);
-        let sides = SIDES.map(|(resume, recipe)| (resume, programs.side(&recipe, &model.path)));
-        let mut kept = sides.iter().filter(|(resume, _)| *resume == Resume::Keep);
-        let Some((_, kept)) = kept.next() else {
-            return Ok(());
-        };
-        let plan = kept.plan().map(|plan| plan.pages());
-        let Some(wanted) = self.planned(name, plan)? else {
-            return Ok(());
-        };
-        if !self.has_pages(name, &wanted)? {
-            return Ok(());
-        }
-        let tokens = self.args.restart_tokens;
-        let restart = self.runner.restart(&model.name, &sides, tokens, tell);
-        if let Some(restart) = self.settled(name, restart)? {
-            if self.is_for_people() {
-                print::restart(&restart)?;
-            }
-            self.report.restarts.push(restart);
-        }
-        drop(store);
-        Ok(())
-    }
-
     /// Too little memory, with `--no-repack`, because repacked weights are no page cache.
     pub fn pressure(&mut self, model: &Model) -> Result<()> {
         let name = (PRESSURE, model.name.as_str());
@@ -291,12 +241,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn is_for_people(&self) -> bool {
+    pub(super) fn is_for_people(&self) -> bool {
         self.args.output.format == Format::Human
     }
 
     /// Returns the plan, or skips the case if the server refuses these arguments on this machine.
-    fn planned(
+    pub(super) fn planned(
         &mut self,
         name: Name<'_>,
         plan: Result<Wanted, PlanError>,
@@ -312,7 +262,7 @@ impl Session<'_> {
         }
     }
 
-    fn has_pages(&mut self, name: Name<'_>, wanted: &Wanted) -> Result<bool> {
+    pub(super) fn has_pages(&mut self, name: Name<'_>, wanted: &Wanted) -> Result<bool> {
         match self.pages.ensure(wanted)? {
             Ok(()) => {
                 self.report.note_hvo();
@@ -326,7 +276,11 @@ impl Session<'_> {
     }
 
     /// Records an error, so that the other cases can run. Returns the error only if the user cancelled.
-    fn settled<T>(&mut self, name: Name<'_>, ran: Result<T, CompareError>) -> Result<Option<T>> {
+    pub(super) fn settled<T>(
+        &mut self,
+        name: Name<'_>,
+        ran: Result<T, CompareError>,
+    ) -> Result<Option<T>> {
         let error = match ran {
             Ok(result) => return Ok(Some(result)),
             Err(CompareError::Cancelled(Cancelled)) => {
@@ -356,7 +310,12 @@ impl Session<'_> {
         Ok(None)
     }
 
-    fn leave_out(&mut self, (case, model): Name<'_>, reason: String, hint: Option<String>) {
+    pub(super) fn leave_out(
+        &mut self,
+        (case, model): Name<'_>,
+        reason: String,
+        hint: Option<String>,
+    ) {
         eprintln!("compare: {case} skipped: {reason}");
         if let Some(hint) = &hint {
             eprintln!("hint: {hint}");
@@ -370,11 +329,11 @@ impl Session<'_> {
     }
 }
 
-fn tell(what: &str) {
+pub(super) fn tell(what: &str) {
     eprintln!("compare: {what}");
 }
 
-fn mount() -> Result<Store, CompareError> {
+pub(super) fn mount() -> Result<Store, CompareError> {
     let size = sizes::of_images(&Root::system());
     size.ok_or_else(|| CompareError::NoStore {
         source: io::Error::other("this kernel has no huge pages"),

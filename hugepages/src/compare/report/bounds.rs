@@ -2,7 +2,7 @@
 
 use super::{Bound, Pool, Report};
 use crate::compare::measure::{Measure, Sample};
-use crate::compare::run::{Cache, CaseResult, Restart};
+use crate::compare::run::{Cache, CaseResult, Restart, Switch};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -26,7 +26,8 @@ fn of(report: &Report) -> Vec<Bound> {
             bounds.extend(on_pages(result, size));
         }
     }
-    bounds.extend(report.restarts.iter().flat_map(only_new_tokens));
+    bounds.extend(report.restarts.iter().flat_map(after_restart));
+    bounds.extend(report.switch.iter().flat_map(after_switch));
     bounds.extend(pages_are_back(report));
     bounds
 }
@@ -95,27 +96,53 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
 }
 
 /// After a restart with a kept context, the server computes only the new tokens, and they are those of a restored slot.
-fn only_new_tokens(restart: &Restart) -> [Bound; 2] {
+fn after_restart(restart: &Restart) -> [Bound; 2] {
     let runs = restart.kept().into_iter().flat_map(|side| &side.runs);
-    let computed = runs.map(|run| run.computed_tokens).max();
-    let title = |what: &str| format!("{}, restart: {what}", restart.model);
+    let name = format!("{}, restart", restart.model);
     [
-        Bound {
-            what: title("computed tokens"),
-            value: computed.unwrap_or_default() as f64,
-            limit: restart.new_tokens as f64,
-            why: "the next message and the last token of the answer before it".to_owned(),
-        },
-        Bound {
-            what: title("different tokens"),
-            value: restart.different_tokens as f64,
-            limit: 0.0,
-            why: format!(
-                "{} tokens and their probabilities equal those of a restored slot",
-                restart.compared_tokens
-            ),
-        },
+        only_new_tokens(
+            &name,
+            runs.map(|run| run.computed_tokens).max(),
+            restart.new_tokens,
+        ),
+        no_other_tokens(
+            &name,
+            restart.different_tokens,
+            restart.compared_tokens,
+            "a restored slot",
+        ),
     ]
+}
+
+/// The same after a switch, and the tokens are those of a server that was never interrupted.
+fn after_switch(switch: &Switch) -> [Bound; 2] {
+    [
+        only_new_tokens("switch", switch.computed_tokens(), switch.new_tokens),
+        no_other_tokens(
+            "switch",
+            switch.different_tokens,
+            switch.compared_tokens,
+            "a server without a switch",
+        ),
+    ]
+}
+
+fn only_new_tokens(name: &str, computed: Option<u64>, new: u64) -> Bound {
+    Bound {
+        what: format!("{name}: computed tokens"),
+        value: computed.unwrap_or_default() as f64,
+        limit: new as f64,
+        why: "the next message and the last token of the answer before it".to_owned(),
+    }
+}
+
+fn no_other_tokens(name: &str, different: usize, compared: usize, reference: &str) -> Bound {
+    Bound {
+        what: format!("{name}: different tokens"),
+        value: different as f64,
+        limit: 0.0,
+        why: format!("{compared} tokens and their probabilities equal those of {reference}"),
+    }
 }
 
 /// The pools are the same as before.
@@ -212,7 +239,7 @@ mod tests {
                     said: Vec::new(),
                 }],
             };
-            only_new_tokens(&Restart {
+            after_restart(&Restart {
                 model: "m".into(),
                 conversation_tokens: 2048,
                 new_tokens: 11,

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::compare::measure::{DirectRead, Machine};
-use crate::compare::run::{CaseResult, Many, ModelFile, Perplexity, Pressure, Program, Restart};
+use crate::compare::run::{
+    CaseResult, Many, ModelFile, Perplexity, Pressure, Program, Restart, Switch,
+};
 use crate::kernel::Root;
 use crate::kernel::{Hvo, hvo, pools};
 
@@ -135,6 +137,8 @@ pub struct Report {
     pub servers: Vec<Many>,
     /// Results of the case `restart`.
     pub restarts: Vec<Restart>,
+    /// Result of the case `switch`, which uses all models.
+    pub switch: Option<Switch>,
     /// Skipped cases.
     pub left_out: Vec<LeftOut>,
     /// Failed cases.
@@ -161,6 +165,7 @@ impl Report {
             pressure: Vec::new(),
             servers: Vec::new(),
             restarts: Vec::new(),
+            switch: None,
             left_out: Vec::new(),
             failed: Vec::new(),
             pools_after: Vec::new(),
@@ -196,6 +201,7 @@ impl Report {
             && self.pressure.is_empty()
             && self.servers.is_empty()
             && self.restarts.is_empty()
+            && self.switch.is_none()
     }
 
     /// Read speeds of fio in all cases.

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::Report;
 use crate::compare::measure::{MEASURES, Machine, Measure, Ratio};
-use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Restarted};
+use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Switch};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
 use crate::stats::Summary;
@@ -30,6 +30,9 @@ fn markdown(report: &Report) -> String {
     servers(&mut text, report);
     for restart in &report.restarts {
         restarted(&mut text, restart);
+    }
+    if let Some(switch) = &report.switch {
+        switched(&mut text, switch);
     }
     for pressure in &report.pressure {
         pressed(&mut text, pressure);
@@ -173,7 +176,7 @@ fn spread(measure: &Measure, spread: Summary) -> String {
 }
 
 /// Median, minimum and maximum.
-fn range(digits: usize, spread: Summary) -> String {
+pub fn range(digits: usize, spread: Summary) -> String {
     format!(
         "{:.digits$} ({:.digits$} to {:.digits$})",
         spread.median, spread.min, spread.max
@@ -236,42 +239,13 @@ fn restarted(text: &mut String, restart: &Restart) {
     }
 }
 
-impl Restart {
-    /// Titles of [`Self::rows`], the first one without the model.
-    pub const HEAD: [&str; 6] = [
-        "",
-        "to first token, s",
-        "to /health ok, s",
-        "end of the first server, s",
-        "computed tokens",
-        "ratio of the kept context",
-    ];
-
-    /// A row for each side.
-    pub fn rows(&self) -> impl Iterator<Item = [String; 6]> {
-        self.sides.iter().map(|side| {
-            let cell = |digits: usize, of: fn(&Restarted) -> f64| {
-                let values: Vec<f64> = side.runs.iter().map(of).collect();
-                Summary::of(&values).map_or_else(|| "-".to_owned(), |spread| range(digits, spread))
-            };
-            [
-                side.name.clone(),
-                cell(2, |run| run.seconds_to_token),
-                cell(2, |run| run.seconds_to_health),
-                cell(2, |run| run.seconds_to_end),
-                cell(0, |run| run.computed_tokens as f64),
-                self.ratio(side).map_or_else(|| "-".to_owned(), said),
-            ]
-        })
-    }
-
-    /// Describes the case in a sentence.
-    pub fn sentence(&self) -> String {
-        format!(
-            "A new server continues a conversation of {} tokens with a message; {} tokens are new. Of {} tokens of the restored slot \
-             and of the kept context, {} differ in the token or its probabilities.",
-            self.conversation_tokens, self.new_tokens, self.compared_tokens, self.different_tokens
-        )
+fn switched(text: &mut String, switch: &Switch) {
+    line(text, "\n## Switches between models\n");
+    line(text, switch.sentence());
+    let [a, b] = &switch.sides;
+    head(text, ["", a, b, "ratio"]);
+    for cells in switch.rows() {
+        row(text, cells.each_ref().map(String::as_str));
     }
 }
 

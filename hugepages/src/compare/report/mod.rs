@@ -1,6 +1,7 @@
 //! What is shown: the report as JSON, Markdown and SVG, and the bounds for counts. Starts and measures nothing.
 
 mod bounds;
+mod conversations;
 mod json;
 mod markdown;
 mod svg;

@@ -163,12 +163,27 @@ const STORE: Recipe = Recipe {
 const STORE_DIR: &str = "--hugepage-store";
 const SLOT_DIR: &str = "--slot-save-path";
 
-/// The sides of the case `restart`. One slot has the whole context.
+/// One slot has the whole context.
+const STOCK_IN_CONVERSATION: Recipe = recipe("stock", Which::Baseline, &["--parallel", "1"]);
+const KEPT_CONTEXT: Recipe = Recipe {
+    option: Some("--hugepage-keep-context"),
+    ..huge(
+        "kept context",
+        &[
+            "--hugepages",
+            "--hugepage-policy",
+            "require",
+            "--parallel",
+            "1",
+            "--hugepage-keep-context",
+            STORE_DIR,
+        ],
+    )
+};
+
+/// The sides of the case `restart`.
 pub const RESTART: [(Resume, Recipe); 3] = [
-    (
-        Resume::Compute,
-        recipe("stock", Which::Baseline, &["--parallel", "1"]),
-    ),
+    (Resume::Compute, STOCK_IN_CONVERSATION),
     (
         Resume::Restore,
         Recipe {
@@ -180,24 +195,16 @@ pub const RESTART: [(Resume, Recipe); 3] = [
             )
         },
     ),
-    (
-        Resume::Keep,
-        Recipe {
-            option: Some("--hugepage-keep-context"),
-            ..huge(
-                "kept context",
-                &[
-                    "--hugepages",
-                    "--hugepage-policy",
-                    "require",
-                    "--parallel",
-                    "1",
-                    "--hugepage-keep-context",
-                    STORE_DIR,
-                ],
-            )
-        },
-    ),
+    (Resume::Keep, KEPT_CONTEXT),
+];
+
+/// The sides of the case `switch`, which are routers.
+pub const SWITCH: [Recipe; 2] = [
+    Recipe {
+        option: Some("--models-max"),
+        ..STOCK_IN_CONVERSATION
+    },
+    KEPT_CONTEXT,
 ];
 
 /// One line of the table.

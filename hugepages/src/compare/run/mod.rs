@@ -8,6 +8,7 @@
 //! many_servers.rs    several servers, one model    perplexity.rs      equal to the last digit
 //! model_file.rs      the model in the page cache   temporary_store.rs a hugetlbfs mount
 //! restart.rs         a conversation goes on        guardian.rs        cleans up after SIGKILL
+//! switch.rs          models in turn, one router   conversation.rs    its tokens and answers
 //! scratch.rs         temporary files
 //! ```
 
@@ -15,6 +16,7 @@ mod abba_order;
 mod case;
 mod cases;
 mod cgroup;
+mod conversation;
 mod error;
 mod guardian;
 mod many_servers;
@@ -26,18 +28,23 @@ mod restart;
 mod scratch;
 mod server;
 mod side;
+mod switch;
 mod temporary_store;
 
 pub use abba_order::Runner;
 pub use case::{Case, CaseResult};
-pub use cases::{CASES, Pages, Programs, RESTART, Recipe, Row, Which};
+pub use cases::{CASES, Pages, Programs, RESTART, Recipe, Row, SWITCH, Which};
+pub use conversation::context_size;
 pub use error::{Cancelled, CompareError};
 pub use many_servers::{Many, ManySide};
 pub use memory_pressure::{Pressed, Pressure, PressureSide};
 pub use model_file::{Cache, ModelFile};
 pub use perplexity::{Perplexity, perplexity_arguments};
 pub use program::Program;
-pub use restart::{Restart, RestartSide, Restarted, Resume, restart_context};
+pub use restart::{Restart, RestartSide, Restarted, Resume};
 pub use scratch::Scratch;
 pub use side::Side;
+pub use switch::{
+    SWITCH_MEASURES, Switch, SwitchMeasure, SwitchModel, SwitchTalk, Switched, link_models,
+};
 pub use temporary_store::Store;

@@ -6,29 +6,16 @@
 //! ```
 //! The first server fills the page cache and the store, so no run is left uncounted.
 
-use std::time::Instant;
-
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::conversation::{Conversation, NEW_TOKENS, SLOT, room};
 use super::server::Server;
 use super::{Cache, CompareError, ModelFile, Runner, Side};
 use crate::compare::measure::{Ratio, answers, speed};
 
-/// Tokens of the next message.
-const MESSAGE: u64 = 10;
-
-/// Tokens that the next server computes at least: the message, and the last token of the answer, which the first server only chose.
-const NEW_TOKENS: u64 = MESSAGE + 1;
-
-/// The only slot, which all requests use.
-const SLOT: u32 = 0;
-
 /// Name of the file of a saved slot.
 const FILE: &str = "conversation";
-
-/// What the log says before the reason why the server keeps no context.
-const NOT_KEPT: &str = "no conversation will remain in memory after this process ends: ";
 
 /// Additional argument of the next server: each run begins with an empty context.
 const WIPE: &str = "--hugepage-wipe-context";
@@ -120,34 +107,6 @@ impl Restart {
     }
 }
 
-/// Size of a context that holds a conversation, both answers and the next message.
-pub fn restart_context(conversation_tokens: u32, answer_tokens: u32) -> u64 {
-    u64::from(conversation_tokens) + room(answer_tokens)
-}
-
-/// Tokens in the context behind the conversation. The server needs one more to generate.
-fn room(answer_tokens: u32) -> u64 {
-    2 * u64::from(answer_tokens) + MESSAGE + 1
-}
-
-/// Tokens of a conversation, as numbers, because the next server must get exactly the tokens of the first one.
-fn conversation(tokens: u64) -> Vec<u64> {
-    (0..tokens).map(|i| 3 + i * 7 % 200).collect()
-}
-
-fn message() -> impl Iterator<Item = u64> {
-    50..50 + MESSAGE
-}
-
-/// One answer.
-struct Answer {
-    /// Tokens with their probabilities.
-    said: Vec<Value>,
-    /// Tokens computed for the prompt.
-    computed: u64,
-    came: Instant,
-}
-
 impl Runner<'_> {
     /// Restarts a server of each side in a conversation of `tokens` tokens, or of as many as fit into the context. Calls `told` before
     /// each run.
@@ -181,11 +140,11 @@ impl Runner<'_> {
             if pair % 2 == 1 {
                 order.reverse();
             }
-            for ((resume, side), at) in order {
+            for (side, at) in order {
                 let (number, all) = (pair + 1, self.pairs);
-                told(&format!("restart: run {number} of {all}, {}", side.name));
-                let talk = &mut result.conversation_tokens;
-                let (run, command) = self.restarted(*resume, side, tokens, talk)?;
+                told(&format!("restart: run {number} of {all}, {}", side.1.name));
+                let length = &mut result.conversation_tokens;
+                let (run, command) = self.restarted(model, side, tokens, length)?;
                 let measured: &mut RestartSide = &mut result.sides[at];
                 measured.runs.push(run);
                 measured.command = command;
@@ -198,23 +157,20 @@ impl Runner<'_> {
     /// Sets `length` to the tokens of the conversation.
     fn restarted(
         &self,
-        resume: Resume,
-        side: &Side,
+        model: &str,
+        (resume, side): &(Resume, Side),
         tokens: u32,
         length: &mut u64,
     ) -> Result<(Restarted, Vec<String>), CompareError> {
         let mut first = Server::start(side, self.host())?;
         first.ready()?;
-        if let Some(reason) = first.warning(NOT_KEPT) {
-            let name = side.name.clone();
-            return Err(CompareError::NoContext { name, reason });
-        }
+        first.keeps_context()?;
         let longest = first.slot_context()?.saturating_sub(room(self.tokens));
         *length = longest.min(tokens.into()).max(1);
-        let mut talk = conversation(*length);
-        let answer = continue_talk(&mut first, &mut talk, self.tokens)?;
+        let mut talk = Conversation::new(model, *length);
+        let answer = talk.begin(&mut first, self.tokens)?;
         let mut said = answer.said;
-        if resume == Resume::Restore {
+        if *resume == Resume::Restore {
             move_slot(&mut first, "save", "n_saved")?;
         }
         drop(first);
@@ -222,19 +178,19 @@ impl Runner<'_> {
 
         ModelFile::open(&side.model)?.prepare(Cache::Warm)?;
         let mut side = side.clone();
-        if resume == Resume::Keep {
+        if *resume == Resume::Keep {
             side.args.push(WIPE.to_owned());
         }
         let mut next = Server::start(&side, self.host())?;
         let seconds_to_health = next.ready()?;
-        if resume == Resume::Restore {
+        if *resume == Resume::Restore {
             move_slot(&mut next, "restore", "n_restored")?;
         }
-        talk.extend(message());
-        let answer = continue_talk(&mut next, &mut talk, 1)?;
+        talk.add_message();
+        let answer = talk.go_on(&mut next, 1)?;
         let seconds_to_token = next.seconds_until(answer.came);
         said.extend(answer.said);
-        said.extend(continue_talk(&mut next, &mut talk, self.tokens)?.said);
+        said.extend(talk.go_on(&mut next, self.tokens)?.said);
         let run = Restarted {
             seconds_to_end,
             seconds_to_health,
@@ -244,32 +200,6 @@ impl Runner<'_> {
         };
         Ok((run, next.command()))
     }
-}
-
-/// Requests `tokens` tokens after a conversation, and adds them to it.
-fn continue_talk(
-    server: &mut Server<'_>,
-    talk: &mut Vec<u64>,
-    tokens: u32,
-) -> Result<Answer, CompareError> {
-    let request = json!({
-        "prompt": talk, "n_predict": tokens, "temperature": 0, "n_probs": 3, "cache_prompt": true, "ignore_eos": true,
-        "id_slot": SLOT,
-    });
-    let (answer, came) = server.complete(&request)?;
-    let read = || {
-        let said = answers::tokens(&answer)?;
-        let ids = said.iter().map(|token| token["id"].as_u64());
-        let ids: Vec<u64> = ids.collect::<Option<_>>()?;
-        Some((said, ids, answer["timings"]["prompt_n"].as_u64()?))
-    };
-    let (said, ids, computed) = read().ok_or_else(|| server.no_answer(&answer.to_string()))?;
-    talk.extend(ids);
-    Ok(Answer {
-        said,
-        computed,
-        came,
-    })
 }
 
 /// Saves or restores the slot. `count` is the number of tokens in the answer.
@@ -339,12 +269,5 @@ mod tests {
             side(Resume::Keep, &[(1.0, 0.5), (1.0, other)]),
         ]);
         assert_eq!((restart.compared_tokens, restart.different_tokens), (4, 1));
-    }
-
-    #[test]
-    fn the_context_holds_the_conversation_and_what_follows() {
-        let (tokens, answer) = (2048, 4);
-        let all = conversation(tokens.into()).len() + 2 * answer + message().count();
-        assert!(restart_context(tokens, 4) > all as u64);
     }
 }

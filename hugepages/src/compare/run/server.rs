@@ -1,10 +1,12 @@
 //! One `llama-server` from its start to its end, with the counts of the kernel.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -37,6 +39,9 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// The timed request, with as little computation before the first token as possible.
 const SHORT_PROMPT: &str = "a";
 
+/// What the log says before the reason why the server keeps no context.
+const NOT_KEPT: &str = "no conversation will remain in memory after this process ends: ";
+
 /// The environment of a server.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
@@ -63,8 +68,23 @@ pub struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    /// Starts it.
+    /// Starts it with the model of the side.
     pub fn start(side: &'a Side, host: Host<'a>) -> Result<Self, CompareError> {
+        Self::launch(side, host, &["--model".as_ref(), side.model.as_os_str()])
+    }
+
+    /// Starts a router, which runs at most one of the models in a directory at a time.
+    pub fn start_router(
+        side: &'a Side,
+        models: &Path,
+        host: Host<'a>,
+    ) -> Result<Self, CompareError> {
+        let models = ["--models-dir".as_ref(), models.as_os_str()];
+        let most = ["--models-max", "1"].map(OsStr::new);
+        Self::launch(side, host, &[models, most].concat())
+    }
+
+    fn launch(side: &'a Side, host: Host<'a>, models: &[&OsStr]) -> Result<Self, CompareError> {
         if host.cancelled.load(Ordering::Relaxed) {
             return Err(Cancelled.into());
         }
@@ -82,12 +102,11 @@ impl<'a> Server<'a> {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         line.push(side.program.to_string_lossy().into_owned());
-        line.extend(["--model".into(), side.model.to_string_lossy().into_owned()]);
+        line.extend(models.iter().map(|arg| arg.to_string_lossy().into_owned()));
         line.extend(args.iter().cloned());
         let mut command = Command::new(&side.program);
         command
-            .arg("--model")
-            .arg(&side.model)
+            .args(models)
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(start_error)?)
@@ -311,11 +330,17 @@ impl<'a> Server<'a> {
             .unwrap_or_else(|| (text.lines().last().unwrap_or_default().to_owned(), None))
     }
 
-    /// The rest of the first line of the log that contains `mark`.
-    pub fn warning(&self, mark: &str) -> Option<String> {
+    /// Checks that the log does not say why the server, or a server of this router, keeps no context.
+    pub fn keeps_context(&self) -> Result<(), CompareError> {
         let text = self.log_text();
         let mut lines = text.lines();
-        lines.find_map(|line| Some(line.split_once(mark)?.1.to_owned()))
+        match lines.find_map(|line| Some(line.split_once(NOT_KEPT)?.1.to_owned())) {
+            None => Ok(()),
+            Some(reason) => Err(CompareError::NoContext {
+                name: self.side.name.clone(),
+                reason,
+            }),
+        }
     }
 
     /// The log so far. Reads at an offset, because the server writes at the position that it shares with this process. An unreadable log

@@ -1,0 +1,133 @@
+//! Runs the cases with a conversation: `restart` and `switch`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use hugepages::compare::{
+    CompareError, Programs, RESTART as SIDES, Resume, SWITCH as ROUTERS, Scratch, Store,
+    SwitchModel, context_size, link_models,
+};
+
+use super::arguments::{RESTART, SWITCH};
+use super::models::{self, Model};
+use super::pages::Wanted;
+use super::print;
+use super::session::{Session, mount, tell};
+
+impl Session<'_> {
+    /// A conversation that goes on after a restart. The store and the saved slot are temporary, so that no conversation of the user is
+    /// overwritten and none of the comparison remains.
+    pub fn restart(&mut self, model: &Model) -> Result<()> {
+        let name = (RESTART, model.name.as_str());
+        let mut recipes = SIDES.iter();
+        if let Some(reason) = recipes.find_map(|(_, recipe)| self.programs.missing(recipe)) {
+            self.leave_out(name, reason, None);
+            return Ok(());
+        }
+        let store = self.temporary_store();
+        let Some(store) = self.settled(name, store)? else {
+            return Ok(());
+        };
+        let slots = Scratch::new_in(&models::place());
+        let slots = slots.context("cannot create a directory for a saved slot")?;
+        let mut programs = self.in_conversation(&store, self.args.restart_tokens);
+        programs.slots = slots.path().to_string_lossy().into_owned();
+        let sides = SIDES.map(|(resume, recipe)| (resume, programs.side(&recipe, &model.path)));
+        let mut kept = sides.iter().filter(|(resume, _)| *resume == Resume::Keep);
+        let Some((_, kept)) = kept.next() else {
+            return Ok(());
+        };
+        let plan = kept.plan().map(|plan| plan.pages());
+        let Some(wanted) = self.planned(name, plan)? else {
+            return Ok(());
+        };
+        if !self.has_pages(name, &wanted)? {
+            return Ok(());
+        }
+        let tokens = self.args.restart_tokens;
+        let restart = self.runner.restart(&model.name, &sides, tokens, tell);
+        if let Some(restart) = self.settled(name, restart)? {
+            if self.is_for_people() {
+                print::restart(&restart)?;
+            }
+            self.report.restarts.push(restart);
+        }
+        drop(store);
+        Ok(())
+    }
+
+    /// All models in turn behind a router. The store and the directory of the router are temporary, as in [`Self::restart`].
+    pub fn switch(&mut self, models: &[Model]) -> Result<()> {
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        let names = names.join(" and ");
+        let name = (SWITCH, names.as_str());
+        if let Some((reason, hint)) = models::too_few(self.args) {
+            self.leave_out(name, reason.to_owned(), Some(hint.to_owned()));
+            return Ok(());
+        }
+        let mut recipes = ROUTERS.iter();
+        if let Some(reason) = recipes.find_map(|recipe| self.programs.missing(recipe)) {
+            self.leave_out(name, reason, None);
+            return Ok(());
+        }
+        let store = self.temporary_store();
+        let Some(store) = self.settled(name, store)? else {
+            return Ok(());
+        };
+        let dir = Scratch::new_in(&models::place());
+        let dir = dir.context("cannot create a directory for the router")?;
+        let paths = models.iter().map(|model| model.path.as_path());
+        link_models(dir.path(), paths).context("cannot link the models")?;
+        let lengths = &self.args.switch_tokens;
+        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let programs = self.in_conversation(&store, longest);
+        let switched = models.iter().map(|model| SwitchModel {
+            name: model.name.clone(),
+            sides: ROUTERS.map(|recipe| programs.side(&recipe, &model.path)),
+        });
+        let switched: Vec<_> = switched.collect();
+        // The store keeps the weights and contexts of all models.
+        let mut wanted = Wanted::new();
+        for model in &switched {
+            let plan = model.sides[1].plan().map(|plan| plan.pages());
+            let Some(pages) = self.planned(name, plan)? else {
+                return Ok(());
+            };
+            for (size, count) in pages {
+                *wanted.entry(size).or_default() += count;
+            }
+        }
+        if !self.has_pages(name, &wanted)? {
+            return Ok(());
+        }
+        let switch = self.runner.switch(&switched, dir.path(), lengths, tell);
+        if let Some(switch) = self.settled(name, switch)? {
+            if self.is_for_people() {
+                print::switch(&switch)?;
+            }
+            self.report.switch = Some(switch);
+        }
+        drop(store);
+        Ok(())
+    }
+
+    /// A store that nothing else uses.
+    fn temporary_store(&self) -> Result<Store, CompareError> {
+        match &self.args.store {
+            Some(dir) => Store::new_in(Path::new(dir)),
+            None => mount(),
+        }
+    }
+
+    /// The programs with this store, and with a context for a conversation of `tokens` tokens.
+    fn in_conversation(&self, store: &Store, tokens: u32) -> Programs {
+        let mut programs = self.programs.clone();
+        programs.store = store.dir().to_string_lossy().into_owned();
+        let context = context_size(tokens, self.args.tokens);
+        programs
+            .args
+            .splice(..0, ["--ctx-size".to_owned(), context.to_string()]);
+        programs
+    }
+}
