@@ -229,6 +229,85 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
     }
 }
 
+/// Tiny models of upstream's own test: one for each class of memory, and whether it is kept. The long test has all models.
+const ARCHITECTURES: [(&str, bool); 9] = [
+    ("gpt-oss-moe", true),
+    ("llama4-moe", true),
+    ("qwen2vl-dense", true),
+    ("jamba-dense", true),
+    ("qwen3next-moe", true),
+    ("qwen35-dense", true),
+    ("glm5-next-moe", false),
+    ("deepseek32-moe", false),
+    ("minimax-m3-moe", false),
+];
+
+/// Whether the server kept the context of this model.
+fn answers_after_a_restart_as_before(store: &Store, model: &Path) -> bool {
+    let name = model.display();
+    let launch = Launch::ours()
+        .model(model)
+        .args(["--ctx-size", "4096"])
+        .args(["--batch-size", "32", "--ubatch-size", "16"])
+        .hugepages("require")
+        .args(["--hugepage-store", store.arg(), "--hugepage-keep-context"]);
+    let opening: Vec<u64> = (0..60).map(|i| 3 + i * 7 % 90).collect();
+    let server = launch.clone().start();
+    let first = ask(&server, &opening, 0);
+    let message = and(&first.history, 1);
+    let second = ask(&server, &message, 0);
+    drop(server);
+    store.empty();
+
+    let server = launch.clone().start();
+    let is_kept = !server.log().contains("no conversation will remain");
+    assert_eq!(ask(&server, &opening, 0).answer, first.answer, "{name}");
+    server.stop(Signal::TERM);
+    let server = launch.start();
+    assert_eq!(!continued(&server).is_empty(), is_kept, "{name}");
+    let said = ask(&server, &message, 0);
+    if is_kept {
+        assert_eq!(said.computed, second.computed, "{name}\n{}", server.log());
+        assert_eq!(said.answer, second.answer, "{name}");
+    }
+    drop(server);
+    store.empty();
+    is_kept
+}
+
+#[test]
+fn every_kind_of_memory_is_continued_or_not_kept() {
+    let tool = or_skip!(programs::patched("test-llama-archs"));
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let made = Command::new(tool).arg("-o").arg(dir.path()).output();
+    assert!(made.expect("the tool can be started").status.success());
+    let store = or_skip!(Store::with(PAGES));
+    for (name, is_kept) in ARCHITECTURES {
+        let model = dir.path().join(format!("{name}.gguf"));
+        assert_eq!(
+            answers_after_a_restart_as_before(&store, &model),
+            is_kept,
+            "{name}"
+        );
+    }
+    for entry in fs::read_dir(dir.path()).expect("just made") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        // These generate by diffusion, which the server does not offer.
+        let is_diffusion = ["dream", "llada", "rnd1"]
+            .iter()
+            .any(|it| name.starts_with(it));
+        if full() && !is_diffusion {
+            answers_after_a_restart_as_before(&store, &path);
+        }
+    }
+    store.pool.assert_all_back();
+}
+
 /// A killed server leaves what its last complete decode left: the next one answers as a server that was asked for so many tokens.
 fn killed_servers_leave_whole_tokens(rounds: u64) {
     let given = number("LLAMA_HUGEPAGES_KILL_SEED");

@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cinttypes>
 #include <cstring>
+#include <typeinfo>
 
 struct llama_hugepages_context::header {
     uint64_t magic; // written last
@@ -33,22 +34,27 @@ bool llama_hugepages_context_exists() {
     return g_n_contexts > 0;
 }
 
+// The memory as a T, nullptr if it is of another class. A class derived from T may have further caches.
+template <class T> static T * exactly(llama_memory_i * memory) {
+    return memory && typeid(*memory) == typeid(T) ? static_cast<T *>(memory) : nullptr;
+}
+
 // Empty if the context has a memory of another kind.
 static llama_hugepages_memory memory_of(const llama_context * ctx) {
-    auto * memory = llama_get_memory(ctx);
+    llama_memory_i * memory = llama_get_memory(ctx);
     llama_hugepages_memory result;
-    if (auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+    if (auto * hybrid = exactly<llama_memory_hybrid>(memory)) {
         result.states = hybrid->get_mem_recr();
         memory        = hybrid->get_mem_attn();
-    } else if (auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+    } else if (auto * hybrid = exactly<llama_memory_hybrid_iswa>(memory)) {
         result.states = hybrid->get_mem_recr();
         memory        = hybrid->get_mem_attn();
     }
-    if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
+    if (auto * kv = exactly<llama_kv_cache>(memory)) {
         result.caches = { kv };
-    } else if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+    } else if (auto * kv = exactly<llama_kv_cache_iswa>(memory)) {
         result.caches = { kv->get_base(), kv->get_swa() };
-    } else if (auto * states = dynamic_cast<llama_memory_recurrent *>(memory)) {
+    } else if (auto * states = exactly<llama_memory_recurrent>(memory)) {
         result.states = states;
     }
     return result;
@@ -241,6 +247,10 @@ bool llama_hugepages_context::restore_cells(llama_seq_id seq_id) {
             if (cells.is_empty(cell)) {
                 llama_kv_cell_ext ext;
                 ext.tok = token;
+                if (part.kv->hparams.n_pos_per_embd() > 1) {
+                    ext.x = pos; // all positions of a text token are the same
+                    ext.y = pos;
+                }
                 cells.pos_set(cell, pos);
                 cells.ext_set(cell, ext);
             } else if (cells.seq_has(cell, seq_id) || cells.pos_get(cell) != (llama_pos) pos || cells.ext_get(cell).tok != token) {
@@ -399,9 +409,9 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
     const uint64_t n_seqs   = ctx.n_seq_max();
     const uint64_t n_tokens = ctx.n_ctx_seq();
     const auto & cparams = ctx.get_cparams();
-    std::string text = format("sequences %" PRIu64 " tokens %" PRIu64 " rope %.9g %.9g yarn %" PRIu32 " %.9g %.9g %.9g %.9g causal %d flash %d\n", n_seqs, n_tokens,
+    std::string text = format("sequences %" PRIu64 " tokens %" PRIu64 " rope %.9g %.9g yarn %" PRIu32 " %.9g %.9g %.9g %.9g causal %d\n", n_seqs, n_tokens,
         cparams.rope_freq_base, cparams.rope_freq_scale, cparams.n_ctx_orig_yarn, cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast,
-        cparams.yarn_beta_slow, cparams.causal_attn, cparams.flash_attn);
+        cparams.yarn_beta_slow, cparams.causal_attn);
     const auto add = [&](const ggml_tensor * t) {
         if (t) {
             text += format("%s %s %" PRId64 "x%" PRId64 "x%" PRId64 "\n", ggml_get_name(t), ggml_type_name(t->type), t->ne[0], t->ne[1], t->ne[2]);
@@ -413,8 +423,6 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
             result.why_not = "its KV cache belongs to another context";
         } else if (kv->get_size() < n_tokens && kv->swa_type == LLAMA_SWA_TYPE_NONE) {
             result.why_not = "its KV cache has fewer cells than the context has tokens";
-        } else if (kv->hparams.n_pos_per_embd() > 1) {
-            result.why_not = "its positions have several dimensions";
         }
         result.journal_bytes += n_seqs*(2 + (uint64_t) kv->get_size())*sizeof(uint32_t);
         text += format("streams %" PRIu32 " cells %" PRIu32 " transposed %d rotated %d %d window %d %" PRIu32 "\n",
