@@ -345,8 +345,8 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
         let before = continued(&server);
         let (mut talk, mut whole) = (kind.opening(round), kind.opening(round));
         // A server without the option goes back to a checkpoint if the window holds all tokens.
-        let least = if kind.has_window() { 600 } else { 20 };
-        talk.truncate((least + next(talk.len() as u64 - least)) as usize);
+        let shortest = if kind.has_window() { 600 } else { 20 };
+        talk.truncate((shortest + next(talk.len() as u64 - shortest)) as usize);
         let (url, body) = (
             server.url("/completion"),
             json!({
