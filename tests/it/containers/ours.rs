@@ -471,6 +471,8 @@ fn a_switch_behind_a_proxy_that_repeats_requests_fails_none_and_a_dead_server_st
 
     let pid = compose.pid("server-2");
     programs::run(Command::new("kill").args(["-KILL", &pid])).expect("it runs");
+    // podman-compose does not always restart it.
+    compose.compose(&["up", "--detach", "--no-deps", "server-2"]);
     let has_new = || !["", "0", &pid].contains(&compose.pid("server-2").as_str());
     assert!(
         wait_for(Duration::from_secs(30), has_new),
