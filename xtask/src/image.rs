@@ -1,6 +1,6 @@
 //! The container image: the programs of `target/release/` on a base image. Two builds of the same files give the same id.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,6 +22,9 @@ pub fn build(repo: &Repo, base: Option<&str>, worker: Option<&Path>) -> Result<S
     let builder = builder()?;
     let origin = Origin::of(repo)?;
     let dir = repo.target().join("image");
+    // Two builds at once would use the same folder.
+    let lock = File::create(repo.target().join("image.lock")).context("cannot create a lock")?;
+    lock.lock().context("cannot wait for another build")?;
     let context = dir.join("context");
     stage(repo, &context.join("app"), worker)?;
 
