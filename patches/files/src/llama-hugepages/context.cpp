@@ -172,6 +172,9 @@ void llama_hugepages_context::state_change(llama_seq_id seq_id) {
 }
 
 void llama_hugepages_context::append(llama_seq_id seq_id, const std::vector<llama_token> & tokens) {
+    if (tokens.empty() && !states) {
+        return; // only the length of a state changes without new tokens
+    }
     const uint32_t old = length(seq_id);
     uint32_t n = std::min<size_t>(n_tokens, old + tokens.size());
     for (const auto & part : parts) {
@@ -388,6 +391,9 @@ void llama_hugepages_context::begin(llama_context & ctx) {
 }
 
 llama_hugepages_context * llama_hugepages_context::of(const llama_context * ctx) {
+    if (!llama_hugepages_context_exists()) {
+        return nullptr; // the server asks for each slot after each decode
+    }
     const auto memory = memory_of(ctx);
     return memory.states ? memory.states->hugepages.get() : memory.caches.empty() ? nullptr : memory.caches[0]->hugepages.get();
 }
