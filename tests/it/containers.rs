@@ -83,6 +83,18 @@ impl Storage {
         command
     }
 
+    /// `podman run` of a container whose server has quiet threads.
+    fn run(&self, name: &str) -> Command {
+        let (variable, value) = QUIET_THREADS;
+        let mut command = self.podman();
+        command
+            .args(["run", "--rm", "--name", name, "--network=host"])
+            // The defaults may be above the limits of this process.
+            .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"])
+            .arg(format!("--env={variable}={value}"));
+        command
+    }
+
     /// Removes what podman leaves of a parent cgroup in the hierarchies of version 1.
     fn remove_later(&mut self, cgroup: &str) {
         self.guardian.tell(cgroup);
@@ -123,13 +135,8 @@ impl Image {
 
     /// Starts a container whose server maps the model, and waits until the server is ready.
     fn start(&self, model: &Path, start: Start, rights: &Rights) -> Container<'_> {
-        let (name, value) = QUIET_THREADS;
-        let mut command = self.storage.podman();
+        let mut command = self.storage.run(CONTAINER);
         command
-            .args(["run", "--rm", "--name", CONTAINER, "--network=host"])
-            // The defaults may be above the limits of this process.
-            .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"])
-            .arg(format!("--env={name}={value}"))
             .arg(format!("--volume={}:{MODEL}:ro", model.display()))
             .args(rights.options)
             .args(start.options())

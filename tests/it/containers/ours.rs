@@ -99,14 +99,10 @@ struct Shared<'a> {
 
 impl<'a> Shared<'a> {
     fn run(&self, name: &str, user: u32, options: &[&str]) -> Command {
-        let (variable, value) = QUIET_THREADS;
-        let mut command = self.image.storage.podman();
+        let mut command = self.image.storage.run(name);
         command
-            .args(["run", "--rm", "--name", name, "--network=host"])
-            .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"])
             .args(OPTIONS)
             .arg(format!("--user={user}:{user}"))
-            .arg(format!("--env={variable}={value}"))
             .arg(format!("--volume={}:{MODEL}:ro", self.model.display()))
             .args(options);
         command
