@@ -418,9 +418,10 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
     std::string text = format("sequences %" PRIu64 " tokens %" PRIu64 " rope %.9g %.9g yarn %" PRIu32 " %.9g %.9g %.9g %.9g causal %d\n", n_seqs, n_tokens,
         cparams.rope_freq_base, cparams.rope_freq_scale, cparams.n_ctx_orig_yarn, cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast,
         cparams.yarn_beta_slow, cparams.causal_attn);
-    const auto add = [&](const ggml_tensor * t) {
+    // without the tensor's name: graphs change it
+    const auto add = [&](const char * kind, size_t layer, const ggml_tensor * t) {
         if (t) {
-            text += format("%s %s %" PRId64 "x%" PRId64 "x%" PRId64 "\n", ggml_get_name(t), ggml_type_name(t->type), t->ne[0], t->ne[1], t->ne[2]);
+            text += format("%s %zu %s %" PRId64 "x%" PRId64 "x%" PRId64 "\n", kind, layer, ggml_type_name(t->type), t->ne[0], t->ne[1], t->ne[2]);
         }
     };
     result.journal_bytes = sizeof(header) + n_seqs*(sizeof(uint32_t) + n_tokens*sizeof(llama_token));
@@ -434,8 +435,8 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
         text += format("streams %" PRIu32 " cells %" PRIu32 " transposed %d rotated %d %d window %d %" PRIu32 "\n",
             kv->n_stream, kv->get_size(), kv->v_trans, kv->attn_rot_k, kv->attn_rot_v, kv->swa_type, kv->n_swa);
         for (const auto & layer : kv->layers) {
-            add(layer.k);
-            add(layer.v);
+            add("k", layer.il, layer.k);
+            add("v", layer.il, layer.v);
         }
     }
     if (const auto * states = memory.states) {
@@ -444,8 +445,10 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
         }
         result.journal_bytes += (1 + n_seqs*2)*sizeof(uint32_t);
         text += format("states %" PRIu32 "\n", states->size);
-        for (const auto * tensors : { &states->r_l, &states->s_l, &states->p_l }) {
-            std::for_each(tensors->begin(), tensors->end(), add);
+        for (size_t layer = 0; layer < states->r_l.size(); layer++) {
+            add("r", layer, states->r_l[layer]);
+            add("s", layer, states->s_l[layer]);
+            add("p", layer, states->p_l[layer]);
         }
     }
     for (auto * buffer : buffers_of(memory)) {
