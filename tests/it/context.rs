@@ -110,7 +110,14 @@ struct Turn {
     computed: u64,
 }
 
+/// The slot that the server chooses: the prompt that it replaces goes to the prompt cache.
+const ANY_SLOT: i64 = -1;
+
 fn ask(server: &Server, history: &[u64], slot: usize) -> Turn {
+    ask_in(server, history, i64::try_from(slot).expect("a few slots"))
+}
+
+fn ask_in(server: &Server, history: &[u64], slot: i64) -> Turn {
     let body = json!({
         "prompt": history, "n_predict": 24, "n_probs": 10, "return_tokens": true, "cache_prompt": true, "temperature": 0,
         "ignore_eos": true, "id_slot": slot,
@@ -227,6 +234,135 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         store.empty();
         store.pool.assert_all_back();
     }
+}
+
+/// Two conversations in one slot: the server saves the one that the other replaces.
+struct Talks([Vec<u64>; 2]);
+
+impl Talks {
+    fn new(kind: &Kind) -> Self {
+        // A state of LFM2 is small, and a file has at least a page.
+        let opening = |who| match kind.arch {
+            "lfm2" => text(who, LONG_PROMPT),
+            _ => kind.opening(who),
+        };
+        Self([opening(0), opening(1)])
+    }
+
+    /// Both, first the one that is in the slot. Answers, and tokens that the server computed for the prompts.
+    fn ask(&mut self, server: &Server, turn: u64) -> Vec<(Value, u64)> {
+        let mut turns = Vec::new();
+        for which in [turn % 2, 1 - turn % 2] {
+            let talk = &mut self.0[which as usize];
+            let said = ask_in(server, talk, ANY_SLOT);
+            *talk = and(&said.history, turn);
+            turns.push((said.answer, said.computed));
+        }
+        turns
+    }
+}
+
+/// The server saved one of the conversations, and has the other in its slot.
+fn saved(store: &Store) -> usize {
+    contexts(store).len() - 1
+}
+
+#[test]
+fn saved_prompts_remain_after_a_restart_and_after_a_kill() {
+    let kinds = [
+        ("llama", ""),
+        ("llama", "--flash-attn off"),
+        ("llama", "--flash-attn on --cache-type-k q8_0"),
+        ("gemma3", ""),
+        ("lfm2", ""),
+    ]
+    .map(|(arch, options)| Kind { arch, options });
+    for kind in kinds {
+        let server = kind.server().args(["--no-cache-idle-slots"]).start();
+        let mut talks = Talks::new(&kind);
+        let expected: Vec<_> = (0..3).map(|turn| talks.ask(&server, turn)).collect();
+        drop(server);
+
+        let store = or_skip!(Store::with(PAGES));
+        let mut talks = Talks::new(&kind);
+        for (turn, end) in [Signal::TERM, Signal::KILL, Signal::TERM]
+            .into_iter()
+            .enumerate()
+        {
+            let server = kind.kept(&store).start();
+            let said = talks.ask(&server, turn as u64);
+            // A killed server leaves no recurrent state that a decode could have changed.
+            let is_lost = turn == 2 && kind.arch == "lfm2";
+            if !is_lost {
+                let counts =
+                    |turns: &[(Value, u64)]| turns.iter().map(|turn| turn.1).collect::<Vec<_>>();
+                assert_eq!(
+                    counts(&said),
+                    counts(&expected[turn]),
+                    "{kind}, turn {turn}\n{}",
+                    server.log()
+                );
+                assert_eq!(
+                    said,
+                    expected[turn],
+                    "{kind}, turn {turn}\n{}",
+                    server.log()
+                );
+            }
+            assert_eq!(saved(&store), 1, "{kind}\n{}", server.log());
+            server.stop(end);
+            store.assert_only_files_hold_pages();
+        }
+        store.empty();
+        store.pool.assert_all_back();
+    }
+}
+
+#[test]
+fn a_load_that_is_short_of_pages_removes_saved_prompts() {
+    let kind = Kind {
+        arch: "llama",
+        options: "",
+    };
+    let mut store = or_skip!(Store::with(PAGES));
+    let server = kind.kept(&store).start();
+    let mut talks = Talks::new(&kind);
+    talks.ask(&server, 0);
+    assert_eq!(saved(&store), 1, "{}", server.log());
+    let other = Launch::ours()
+        .model(&models::demo("20M", "Q8_0"))
+        .args(["--ctx-size", "256"])
+        .hugepages("require")
+        .args(["--hugepage-store", store.arg()]);
+    let need: u64 = plan::pages_by_kind(&plan::of(&other)).values().sum();
+    store.pool.set(need - 1);
+    let log = other.start().log();
+    assert!(log.contains("removed a saved prompt"), "{log}");
+    assert_eq!(saved(&store), 0, "{log}");
+    let turn = ask_in(&server, &talks.0[0], ANY_SLOT);
+    assert_eq!(
+        turn.computed,
+        talks.0[0].len() as u64,
+        "no tokens from a file that is gone\n{}",
+        server.log()
+    );
+    drop(server);
+}
+
+#[test]
+fn a_wiped_context_leaves_no_saved_prompts() {
+    let kind = Kind {
+        arch: "llama",
+        options: "--hugepage-wipe-context",
+    };
+    let store = or_skip!(Store::with(PAGES));
+    let server = kind.kept(&store).start();
+    Talks::new(&kind).ask(&server, 0);
+    assert_eq!(saved(&store), 1, "{}", server.log());
+    server.stop(Signal::TERM);
+    assert_eq!(contexts(&store), Vec::<PathBuf>::new());
+    store.empty();
+    store.pool.assert_all_back();
 }
 
 /// Tiny models of upstream's own test: one for each class of memory, and whether it is kept. The long test has all models.

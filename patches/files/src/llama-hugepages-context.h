@@ -55,6 +55,7 @@ struct llama_hugepages_context {
     // The recurrent memory is about to change the state of this sequence, or of all if it is -1.
     void state_change(llama_seq_id seq_id);
 
+    const void             * base() const { return data; }
     uint32_t                 length(llama_seq_id seq_id) const;
     std::vector<llama_token> tokens(llama_seq_id seq_id) const;
 
@@ -119,6 +120,9 @@ LLAMA_API llama_hugepages_layout llama_hugepages_layout_of(const llama_context *
 
 // whether a KV cache of this process will remain in a store
 LLAMA_API bool llama_hugepages_context_exists();
+
+// An address in the KV cache, for ggml_hugepages_state_new(); NULL if the cache is not in a store.
+LLAMA_API const void * llama_hugepages_context_base(const llama_context * ctx);
 
 // The tokens of a sequence that an earlier process left, empty if the KV cache is not in a store.
 LLAMA_API std::vector<llama_token> llama_hugepages_context_tokens(const llama_context * ctx, llama_seq_id seq_id);

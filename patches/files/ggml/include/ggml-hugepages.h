@@ -542,6 +542,38 @@ GGML_API bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, con
 // The journal behind the KV buffers of this context and its size, NULL if the buffer is in no context. is_old: an earlier process has written both.
 GGML_API void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old);
 
+//
+// states: what a server saved from a resident context, a file of the store each. While it is not open, it is an idle image: a load that is
+// short of pages may remove it. kv: an address in a KV buffer of the context.
+//
+
+typedef struct ggml_hugepages_state * ggml_hugepages_state_t;
+
+// A new state of `size` bytes, open. Takes only pages that are free. NULL with an error if it gets none, or if the KV cache is not in a store.
+GGML_API ggml_hugepages_state_t ggml_hugepages_state_new(const void * kv, size_t size, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+
+// Opens a state, also one of an earlier process. NULL with an error if it was removed.
+GGML_API ggml_hugepages_state_t ggml_hugepages_state_open(const void * kv, uint64_t id, struct ggml_hugepages_error * error) GGML_HUGEPAGES_NOEXCEPT;
+
+// a number that only this state of the context has; later states have larger ones
+GGML_API uint64_t ggml_hugepages_state_id(ggml_hugepages_state_t state);
+
+// its bytes, which the process may write
+GGML_API void * ggml_hugepages_state_data(ggml_hugepages_state_t state, size_t * size);
+
+// keep: from now on later processes may open it. Otherwise it is removed.
+GGML_API void ggml_hugepages_state_close(ggml_hugepages_state_t state, bool keep) GGML_HUGEPAGES_NOEXCEPT;
+
+// Writes the numbers of the kept states to ids[0..n), the oldest first. Returns how many there are. Removes what a killed process left
+// incomplete.
+GGML_API size_t ggml_hugepages_states(const void * kv, uint64_t * ids, size_t n) GGML_HUGEPAGES_NOEXCEPT;
+
+// Reads the first `size` bytes of a kept state, without its pages being mapped. Returns false if it was removed, or is shorter.
+GGML_API bool ggml_hugepages_state_read(const void * kv, uint64_t id, void * data, size_t size) GGML_HUGEPAGES_NOEXCEPT;
+
+// Removes a state. Does nothing if another process has removed it.
+GGML_API void ggml_hugepages_state_drop(const void * kv, uint64_t id) GGML_HUGEPAGES_NOEXCEPT;
+
 // Resolves `store` of the parameters, which may be "auto", to a directory and its page size. Fails if the directory does not exist or
 // is not on hugetlbfs, or if others may write to it.
 GGML_API bool ggml_hugepages_store_find(

@@ -195,7 +195,9 @@ void llama_hugepages_context::append(llama_seq_id seq_id, const std::vector<llam
         }
         for (auto it = all.lower_bound({ (llama_pos) pos, 0 }); pos < n && it != all.end() && it->first == (llama_pos) pos; it++, pos++) {
             const llama_token known = cells.ext_get(it->second).tok;
-            if (known != LLAMA_TOKEN_NULL && known != tokens[pos - old]) {
+            // a restored state gives its cells the token 0 if no graph reads their tokens
+            const bool is_known = known != LLAMA_TOKEN_NULL && (known != 0 || part.kv->has_cell_ext());
+            if (is_known && known != tokens[pos - old]) {
                 break; // the caller is mistaken
             }
             part.cell(seq_id, pos) = it->second;
@@ -473,6 +475,11 @@ llama_hugepages_layout llama_hugepages_layout_of(const llama_context * ctx) {
 //
 // for the server
 //
+
+const void * llama_hugepages_context_base(const llama_context * ctx) {
+    const auto * context = llama_hugepages_context::of(ctx);
+    return context ? context->base() : nullptr;
+}
 
 std::vector<llama_token> llama_hugepages_context_tokens(const llama_context * ctx, llama_seq_id seq_id) {
     const auto * context = llama_hugepages_context::of(ctx);

@@ -1,4 +1,5 @@
 #include "server-hugepages.h"
+#include "server-hugepages-prompts.h"
 
 #include "ggml-cpp.h"
 #include "hugepages-plan.h"
@@ -278,8 +279,8 @@ template <typename Entry> static bool make_room(common_hugepages_cache cache, co
     return true;
 }
 
-bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, size_t size) {
-    return make_room(COMMON_HUGEPAGES_CACHE_PROMPTS, "saved prompt", prompts, size);
+bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, size_t size, const std::list<common_prompt_checkpoint> & checkpoints) {
+    return server_hugepages_prompt_prepare(size, checkpoints.size()) || make_room(COMMON_HUGEPAGES_CACHE_PROMPTS, "saved prompt", prompts, size);
 }
 
 bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints) {

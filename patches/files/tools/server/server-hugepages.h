@@ -38,9 +38,10 @@ void server_hugepages_tell_router(server_child & child);
 void server_hugepages_add_failure(json & status, const json & progress);
 void server_hugepages_throw_failure(const json & progress);
 
-// Removes the oldest prompts until the machine has ordinary memory for a new one of this size. False if it has too little even then: the new
-// one is not kept.
-bool server_hugepages_make_room(std::list<server_prompt_cache_state> & prompts, size_t size);
+// Removes the oldest prompts until the machine has ordinary memory for a new one of this size, or takes pages for it in the store. False if
+// both have too little: the new one is not kept. size: with its checkpoints
+bool server_hugepages_make_room(
+        std::list<server_prompt_cache_state> & prompts, size_t size, const std::list<common_prompt_checkpoint> & checkpoints);
 
 // The same for a checkpoint of a slot. A new one is about as large as the last one.
 bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoints);

@@ -5,11 +5,13 @@
 
 #ifdef __linux__
 
+#include "context.h"
 #include "buffer.h"
 #include "error.h"
 #include "held-contexts.h"
 #include "registry.h"
 #include "store-file.h"
+#include "store-states.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -33,6 +35,9 @@ static std::vector<wiped_context> g_wiped;
 static void wipe() {
     for (const auto & wiped : g_wiped) {
         ggml_hugepages_error error = {};
+        ggml_hugepages_each_state(wiped.dir_fd, wiped.name, [&](const ggml_hugepages_state_file & state) {
+            ggml_hugepages_resident_drop(wiped.dir_fd, state.name.c_str(), /*.force =*/ false, &error);
+        });
         if (const auto file = wiped.file.lock()) {
             file->unlink();
             file->lock.reset();
@@ -63,24 +68,34 @@ ggml_hugepages_resident_t ggml_hugepages_context_init(int fd, const char * name,
     return ggml_hugepages_resident_init(GGML_HUGEPAGES_KIND_KV, fd, name, identity, size);
 }
 
-bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_hugepages_params * params, ggml_hugepages_error * error) {
-    auto & file = context->file;
+std::unique_ptr<ggml_hugepages_image> ggml_hugepages_map_context(
+        const std::shared_ptr<ggml_hugepages_store_file> & file, const ggml_hugepages_params & params, ggml_hugepages_error * error) {
     auto buffer = std::make_unique<ggml_hugepages_image>();
     buffer->kind     = GGML_HUGEPAGES_KIND_KV;
     buffer->path     = "the context";
     buffer->size     = file->size;
     buffer->length   = file->size;
-    buffer->params   = *params;
+    buffer->params   = params;
     buffer->resident = file;
     buffer->wants.push_back({ 0, file->size, GGML_HUGEPAGES_RANK_KV });
     buffer->is_old_context = file->fd != -1 && file->is_complete();
-    if (!ggml_hugepages_map_buffer(*buffer, *params, error)) {
-        return false;
+    if (!ggml_hugepages_map_buffer(*buffer, params, error)) {
+        return nullptr;
     }
     if (!buffer->resident || !ggml_hugepages_is_in_store(*buffer)) {
         file->give_up();
         ggml_hugepages_unmap_buffer(*buffer);
-        return ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "too few huge pages for the context in the store");
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_SHORT, "too few huge pages for the context in the store");
+        return nullptr;
+    }
+    return buffer;
+}
+
+bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, const ggml_hugepages_params * params, ggml_hugepages_error * error) {
+    auto & file = context->file;
+    auto buffer = ggml_hugepages_map_context(file, *params, error);
+    if (!buffer) {
+        return false;
     }
     file->settle_context();
     if (params->wipe_context) {

@@ -221,6 +221,38 @@ void * ggml_hugepages_context_journal(const void *, size_t *, bool *) {
     return nullptr;
 }
 
+ggml_hugepages_state_t ggml_hugepages_state_new(const void *, size_t, ggml_hugepages_error * error) noexcept {
+    unsupported(error);
+    return nullptr;
+}
+
+ggml_hugepages_state_t ggml_hugepages_state_open(const void *, uint64_t, ggml_hugepages_error * error) noexcept {
+    unsupported(error);
+    return nullptr;
+}
+
+uint64_t ggml_hugepages_state_id(ggml_hugepages_state_t) {
+    return 0;
+}
+
+void * ggml_hugepages_state_data(ggml_hugepages_state_t, size_t *) {
+    return nullptr;
+}
+
+void ggml_hugepages_state_close(ggml_hugepages_state_t, bool) noexcept {
+}
+
+size_t ggml_hugepages_states(const void *, uint64_t *, size_t) noexcept {
+    return 0;
+}
+
+bool ggml_hugepages_state_read(const void *, uint64_t, void *, size_t) noexcept {
+    return false;
+}
+
+void ggml_hugepages_state_drop(const void *, uint64_t) noexcept {
+}
+
 bool ggml_hugepages_store_find(const char *, size_t, char *, size_t, size_t *, ggml_hugepages_error * error) noexcept {
     return unsupported(error);
 }

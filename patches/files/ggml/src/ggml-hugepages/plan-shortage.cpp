@@ -44,10 +44,10 @@ std::set<std::string> ggml_hugepages_planner::own_images() const {
     return names;
 }
 
-// pages of the images that no process uses
-uint64_t ggml_hugepages_planner::idle_pages(size_t page_size) const {
+// pages of the images that no process uses, or only those that may be removed without the option
+uint64_t ggml_hugepages_planner::idle_pages(size_t page_size, bool all) const {
     uint64_t pages = 0;
-    for (const auto & image : may_evict() ? ggml_hugepages_idle_images(params, page_size, own_images()) : std::vector<ggml_hugepages_idle_image>()) {
+    for (const auto & image : may_evict() ? ggml_hugepages_idle_images(params, page_size, own_images(), all) : std::vector<ggml_hugepages_idle_image>()) {
         pages += image.pages;
     }
     return pages;
@@ -59,9 +59,9 @@ static uint64_t freed_but_gone(const ggml_hugepages_pool & pool) {
 }
 
 // the pool without idle images
-ggml_hugepages_supply ggml_hugepages_planner::without_idle(const ggml_hugepages_supply & supply) const {
+ggml_hugepages_supply ggml_hugepages_planner::without_idle(const ggml_hugepages_supply & supply, bool all) const {
     auto after = supply;
-    const uint64_t idle = idle_pages(after.pool.page_size);
+    const uint64_t idle = idle_pages(after.pool.page_size, all);
     after.pool.free += idle - std::min(idle, freed_but_gone(after.pool));
     for (auto & node : after.nodes) {
         node.free += after.is_bound ? 0 : idle;
@@ -70,16 +70,16 @@ ggml_hugepages_supply ggml_hugepages_planner::without_idle(const ggml_hugepages_
 }
 
 // whether the pages of idle images would be enough
-bool ggml_hugepages_planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const {
-    return idle_pages(supply.pool.page_size) > 0 && without_idle(supply).usable() >= pages;
+bool ggml_hugepages_planner::can_evict(const ggml_hugepages_supply & supply, uint64_t pages, bool all) const {
+    return idle_pages(supply.pool.page_size, all) > 0 && without_idle(supply, all).usable() >= pages;
 }
 
 // names what could make room
 void ggml_hugepages_planner::hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const {
-    if (!params.evict && shortages.size() == 1 && can_evict(shortages[0].second, shortages[0].first)) {
+    if (!params.evict && shortages.size() == 1 && can_evict(shortages[0].second, shortages[0].first, /*.all =*/ true)) {
         const std::string rest = error->hint;
         ggml_hugepages_hint(error, "use --hugepage-evict to remove idle images from the store (%" PRIu64 " pages), or %s",
-            idle_pages(shortages[0].second.pool.page_size), rest.c_str());
+            idle_pages(shortages[0].second.pool.page_size, /*.all =*/ true), rest.c_str());
     }
 }
 
@@ -96,11 +96,11 @@ void ggml_hugepages_planner::hint_larger() const {
 
 // Removes idle images if that is enough; a plan only counts their pages as free.
 void ggml_hugepages_planner::make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) {
-    const bool is_enough = params.evict && !shortages.empty() &&
-        std::all_of(shortages.begin(), shortages.end(), [&](const auto & shortage) { return can_evict(shortage.second, shortage.first); });
+    const bool is_enough = !shortages.empty() &&
+        std::all_of(shortages.begin(), shortages.end(), [&](const auto & shortage) { return can_evict(shortage.second, shortage.first, params.evict); });
     if (is_enough && params.plan_only) {
         for (auto & s : supplies) {
-            s = without_idle(s);
+            s = without_idle(s, params.evict);
         }
         shortages.clear();
     } else if (is_enough) {

@@ -216,12 +216,12 @@ bool ggml_hugepages_planner::decide_thp() {
 }
 
 void ggml_hugepages_planner::make_room_in_store() {
-    if (!store.is_full() || !params.evict) {
+    if (!store.is_full()) {
         return;
     }
     const auto & file = *store.entries.front().file;
     const uint64_t pages = (store.bytes() - store.free + file.page_size - 1)/file.page_size;
-    if (idle_pages(file.page_size) < pages) {
+    if (idle_pages(file.page_size, params.evict) < pages) {
         return;
     }
     if (params.plan_only) {

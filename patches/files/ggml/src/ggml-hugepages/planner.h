@@ -88,9 +88,9 @@ struct ggml_hugepages_planner {
     std::vector<std::pair<uint64_t, ggml_hugepages_supply>> find_shortages() const;
     bool may_evict() const;
     std::set<std::string> own_images() const;
-    uint64_t idle_pages(size_t page_size) const;
-    ggml_hugepages_supply without_idle(const ggml_hugepages_supply & supply) const;
-    bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages) const;
+    uint64_t idle_pages(size_t page_size, bool all) const;
+    ggml_hugepages_supply without_idle(const ggml_hugepages_supply & supply, bool all) const;
+    bool can_evict(const ggml_hugepages_supply & supply, uint64_t pages, bool all) const;
     void make_room(std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages);
     void hint_larger() const;
     void hint_evict(const std::vector<std::pair<uint64_t, ggml_hugepages_supply>> & shortages) const;

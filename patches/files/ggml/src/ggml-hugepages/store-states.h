@@ -1,0 +1,25 @@
+#pragma once
+
+// The states in a store that a server saved from a context: states.cpp.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+// a state in a store
+struct ggml_hugepages_state_file {
+    std::string name;
+    uint64_t    id;
+    size_t      size;
+    bool        is_complete; // false: its process died while it saved, or saves it now
+};
+
+// Calls back for each state of the context with this name that this user saved.
+void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, const std::function<void(const ggml_hugepages_state_file & state)> & callback);
+
+// The line of its identity with its number and the end of the context's name, behind the first line.
+std::string ggml_hugepages_state_line(uint64_t id, const std::string & context_name);
+
+// whether an identity is that of a state
+bool ggml_hugepages_is_state(const char * identity);

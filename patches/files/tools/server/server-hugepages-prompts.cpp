@@ -1,0 +1,229 @@
+#include "server-hugepages-prompts.h"
+
+#include "../../src/llama-hugepages-context.h"
+#include "ggml-hugepages.h"
+#include "server-task.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+// The file of a prompt: | header | tokens | ... | bytes of the state | checkpoint | its bytes | checkpoint | its bytes | ...
+struct prompt_header {
+    uint64_t n_bytes;
+    uint64_t n_tokens;
+    uint64_t state_at;
+    uint64_t n_checkpoints;
+    uint64_t n_more; // bytes of the checkpoints
+};
+
+struct prompt_checkpoint {
+    int64_t  n_tokens;
+    int32_t  pos_min;
+    int32_t  pos_max;
+    uint64_t n_bytes;
+};
+
+// what the process serves; a server has one context in a store
+static const void           * g_kv       = nullptr; // an address in its KV cache
+static int32_t                g_n_vocab  = 0;
+static uint64_t               g_n_tokens = 0;       // of a prompt, at most
+static ggml_hugepages_state * g_prepared = nullptr;
+
+static size_t state_at() {
+    static const size_t ALIGNMENT = 64;
+    return (sizeof(prompt_header) + g_n_tokens*sizeof(llama_token) + ALIGNMENT - 1)/ALIGNMENT*ALIGNMENT;
+}
+
+// the numbers of the files, in ascending order
+static std::vector<uint64_t> all_ids() {
+    std::vector<uint64_t> ids(ggml_hugepages_states(g_kv, nullptr, 0));
+    ids.resize(std::min(ids.size(), ggml_hugepages_states(g_kv, ids.data(), ids.size())));
+    return ids;
+}
+
+static uint8_t * bytes_of(ggml_hugepages_state * state) {
+    size_t size;
+    return (uint8_t *) ggml_hugepages_state_data(state, &size);
+}
+
+server_hugepages_bytes::server_hugepages_bytes(server_hugepages_bytes && other) noexcept :
+    n_bytes(std::exchange(other.n_bytes, 0)), n_more(std::exchange(other.n_more, 0)), memory(std::move(other.memory)), id(std::exchange(other.id, 0)), state(std::exchange(other.state, nullptr)) {
+}
+
+void server_hugepages_bytes::resize(size_t size) {
+    n_bytes = size;
+    state   = std::exchange(g_prepared, nullptr);
+    if (state) {
+        id = ggml_hugepages_state_id(state);
+    } else {
+        memory.resize(size);
+    }
+}
+
+uint8_t * server_hugepages_bytes::data() {
+    return state ? bytes_of(state) + state_at() : memory.data();
+}
+
+void server_hugepages_bytes::clear() {
+    if (state) {
+        ggml_hugepages_state_close(state, /*.keep =*/ false);
+    } else if (id != 0 && g_kv) {
+        ggml_hugepages_state_drop(g_kv, id);
+    }
+    state   = nullptr;
+    id      = 0;
+    n_bytes = 0;
+    n_more  = 0;
+    memory.clear();
+}
+
+bool server_hugepages_prompt_prepare(size_t size, size_t n_checkpoints) {
+    if (!g_kv) {
+        return false;
+    }
+    if (g_prepared) {
+        ggml_hugepages_state_close(g_prepared, /*.keep =*/ false);
+    }
+    ggml_hugepages_error error = {};
+    g_prepared = ggml_hugepages_state_new(g_kv, state_at() + size + n_checkpoints*sizeof(prompt_checkpoint), &error);
+    if (!g_prepared) {
+        SRV_TRC("hugepages: a prompt is saved in ordinary memory and ends with the process: %s\n", error.message);
+    }
+    return g_prepared != nullptr;
+}
+
+void server_hugepages_prompt_saved(server_prompt_cache_state & prompt) {
+    auto & bytes = prompt.data.main;
+    if (!bytes.state) {
+        return;
+    }
+    const auto & tokens = prompt.prompt.tokens.get_tokens();
+    const size_t n = std::min<size_t>(tokens.size(), g_n_tokens);
+    auto & checkpoints = prompt.prompt.checkpoints;
+    uint8_t * file = bytes_of(bytes.state);
+    uint8_t * at   = file + state_at() + bytes.n_bytes;
+    for (const auto & checkpoint : checkpoints) {
+        const auto & data = checkpoint.data_tgt; // without speculation, there is no other
+        const prompt_checkpoint record = { checkpoint.n_tokens, checkpoint.pos_min, checkpoint.pos_max, data.size() };
+        memcpy(at, &record, sizeof(record));
+        memcpy(at + sizeof(record), data.data(), data.size());
+        at += sizeof(record) + data.size();
+    }
+    bytes.n_more = at - (file + state_at() + bytes.n_bytes);
+    const prompt_header header = { bytes.n_bytes, n, state_at(), checkpoints.size(), bytes.n_more };
+    memcpy(file, &header, sizeof(header));
+    memcpy(file + sizeof(header), tokens.data(), n*sizeof(llama_token));
+    checkpoints.clear();
+    ggml_hugepages_state_close(std::exchange(bytes.state, nullptr), /*.keep =*/ n == tokens.size());
+}
+
+void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompts) {
+    const bool has_files = std::any_of(prompts.begin(), prompts.end(), [](const auto & prompt) { return prompt.data.main.id != 0; });
+    if (!has_files) {
+        return;
+    }
+    const auto ids = all_ids();
+    prompts.remove_if([&](const auto & prompt) {
+        const auto & bytes = prompt.data.main;
+        return bytes.id != 0 && !bytes.state && !std::binary_search(ids.begin(), ids.end(), bytes.id);
+    });
+}
+
+// False if the file contradicts itself.
+static bool read_checkpoints(ggml_hugepages_state * state, const server_hugepages_bytes & bytes, std::list<common_prompt_checkpoint> & checkpoints) {
+    size_t size;
+    const auto * file = (const uint8_t *) ggml_hugepages_state_data(state, &size);
+    prompt_header header;
+    memcpy(&header, file, sizeof(header));
+    if (header.n_bytes != bytes.n_bytes || state_at() + header.n_bytes > size) {
+        return false;
+    }
+    const uint8_t * at  = file + state_at() + header.n_bytes;
+    const uint8_t * end = file + size;
+    for (uint64_t i = 0; i < header.n_checkpoints; i++) {
+        prompt_checkpoint record;
+        if ((size_t) (end - at) < sizeof(record)) {
+            return false;
+        }
+        memcpy(&record, at, sizeof(record));
+        at += sizeof(record);
+        if (record.n_bytes > (size_t) (end - at)) {
+            return false;
+        }
+        common_prompt_checkpoint checkpoint;
+        checkpoint.update_pos(record.n_tokens, record.pos_min, record.pos_max);
+        checkpoint.data_tgt.assign(at, at + record.n_bytes);
+        checkpoints.push_back(std::move(checkpoint));
+        at += record.n_bytes;
+    }
+    return true;
+}
+
+bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts, std::list<server_prompt_cache_state>::iterator & prompt) {
+    auto & bytes = prompt->data.main;
+    if (bytes.id == 0 || bytes.state) {
+        return true;
+    }
+    ggml_hugepages_error error = {};
+    bytes.state = ggml_hugepages_state_open(g_kv, bytes.id, &error);
+    if (bytes.state && !read_checkpoints(bytes.state, bytes, prompt->prompt.checkpoints)) {
+        bytes.clear(); // and remove the file
+    }
+    if (!bytes.state) {
+        SRV_WRN("hugepages: a saved prompt of %d tokens is computed again: %s\n", prompt->prompt.n_tokens(), error.message[0] ? error.message : "its file is damaged");
+        prompts.erase(prompt);
+        prompt = prompts.end();
+        return false;
+    }
+    return true;
+}
+
+// the tokens of a file, empty if it contradicts itself
+static llama_tokens tokens_of(uint64_t id, prompt_header & header) {
+    if (!ggml_hugepages_state_read(g_kv, id, &header, sizeof(header)) || header.state_at != state_at() || header.n_tokens > g_n_tokens) {
+        return {};
+    }
+    std::vector<uint8_t> file(sizeof(header) + header.n_tokens*sizeof(llama_token));
+    llama_tokens tokens(header.n_tokens);
+    if (!ggml_hugepages_state_read(g_kv, id, file.data(), file.size())) {
+        return {};
+    }
+    memcpy(tokens.data(), file.data() + sizeof(header), header.n_tokens*sizeof(llama_token));
+    const bool are_known = std::all_of(tokens.begin(), tokens.end(), [](llama_token token) { return token >= 0 && token < g_n_vocab; });
+    return are_known ? tokens : llama_tokens();
+}
+
+void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_context * ctx) {
+    g_kv = llama_hugepages_context_base(ctx);
+    if (!g_kv) {
+        return;
+    }
+    g_n_vocab  = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    g_n_tokens = llama_n_ctx_seq(ctx);
+    for (const uint64_t id : all_ids()) {
+        prompt_header header;
+        const auto tokens = tokens_of(id, header);
+        if (tokens.empty()) {
+            ggml_hugepages_state_drop(g_kv, id);
+            continue;
+        }
+        server_prompt_cache_state prompt;
+        prompt.prompt.tokens.insert(tokens);
+        prompt.data.main.n_bytes = header.n_bytes;
+        prompt.data.main.n_more  = header.n_more;
+        prompt.data.main.id      = id;
+        cache.states.push_back(std::move(prompt));
+    }
+    cache.update(); // the limit may be another one
+    if (!cache.states.empty()) {
+        SRV_INF("hugepages: %zu saved prompts continue from the store\n", cache.states.size());
+    }
+}
+
+void server_hugepages_prompts_end(std::list<server_prompt_cache_state> & prompts) {
+    for (auto & prompt : prompts) {
+        prompt.data.main.id = 0;
+    }
+}
