@@ -4,68 +4,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hugepages::port::Port;
 use serde_json::json;
 
 use crate::equality::answers;
 use crate::support::gguf::{self, Gguf, Tensor};
 use crate::support::pool::{PAGE, Pool};
-use crate::support::server::{Launch, QUIET_THREADS, Server};
+use crate::support::server::{Launch, Server};
 use crate::support::store::Store;
 use crate::support::table::Table;
-use crate::support::{made, models, need, or_skip, programs, smaps, wait_for};
-
-/// A worker that lends its CPU as a device.
-struct Worker {
-    child: Child,
-    address: String,
-    _port: Port,
-}
-
-impl Worker {
-    fn start() -> Result<Self, String> {
-        let program = programs::patched("ggml-rpc-server")?;
-        let port = Port::reserve().expect("a port is free");
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(["--host", "127.0.0.1", "--port", &port.number.to_string()])
-            .args(["--threads", "2"])
-            .env(QUIET_THREADS.0, QUIET_THREADS.1)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the worker can be started");
-        let worker = Self {
-            child,
-            address: format!("127.0.0.1:{}", port.number),
-            _port: port,
-        };
-        let listens = || TcpStream::connect(&worker.address).is_ok();
-        assert!(
-            wait_for(Duration::from_secs(30), listens),
-            "the worker is not listening on {}",
-            worker.address
-        );
-        Ok(worker)
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::support::worker::Worker;
+use crate::support::{made, models, need, or_skip, smaps, wait_for};
 
 /// The server of `cargo xtask tools`, because ours is built without the RPC backend.
 fn client(model: &Path, worker: &Worker) -> Result<Launch, String> {

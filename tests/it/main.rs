@@ -44,6 +44,7 @@ mod refused_calls;
 mod resident;
 mod router;
 mod router_walks;
+mod rpc;
 mod serve;
 mod serve_command;
 mod several_models;

@@ -86,8 +86,9 @@ impl Plan {
 
 /// The cause and the hint in a server's log. A line that only reports a failed load is no cause.
 pub(crate) fn cause_and_hint(log: &str) -> Option<(String, Option<String>)> {
-    const MARKS: [&str; 4] = [
+    const MARKS: [&str; 5] = [
         "error while handling argument ",
+        "error while handling environment variable ",
         "error loading model: ",
         "error: ",
         " E ",

@@ -1,5 +1,5 @@
-//! The limits of containers: huge pages and ordinary memory of a loader that fills a store, of a server that attaches to this store, and of
-//! a server without a store.
+//! The limits of containers: huge pages and ordinary memory of a loader that fills a store, of a server that attaches to this store, of a
+//! server without a store, and of its RPC workers.
 //!
 //! A limit must be right on every machine, so [`bounded_arguments`] and [`Containers::of`] refuse a plan that depends on this one.
 
@@ -22,6 +22,8 @@ const STAGING: u64 = 128 * MIB;
 const DEFAULT_CACHE: u64 = 8192 * MIB;
 /// Memory that the server leaves free when it limits its prompt cache: upstream's default of `--fit-target`.
 const CACHE_MARGIN: u64 = 1024 * MIB;
+/// A worker without its buffers and its messages.
+const WORKER: u64 = 64 * MIB;
 /// Buffers share pages that are larger than this.
 const SHARED_UNIT: u64 = 2 * MIB;
 
@@ -44,7 +46,7 @@ pub struct Limits {
     pub memory: u64,
 }
 
-/// The limits of three containers.
+/// The limits of each container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Containers {
@@ -54,6 +56,8 @@ pub struct Containers {
     pub server: Limits,
     /// Uses no store.
     pub alone: Limits,
+    /// The largest of the RPC workers; `None` without workers.
+    pub worker: Option<Limits>,
 }
 
 /// Why a plan gives no limits.
@@ -184,7 +188,23 @@ impl Containers {
             server: limits(server, cache),
             // The cache grows after the load.
             alone: limits(plan.pages(), cache.max(staging)),
+            worker: None,
         })
+    }
+
+    /// Adds the limits of the RPC workers of a plan. A worker receives each tensor in one message, so it needs ordinary memory for the
+    /// largest one.
+    pub fn add_worker(&mut self, plan: &Plan, largest_tensor: u64) {
+        let needs = plan.workers.iter();
+        let size = needs.map(|need| need.page_size).next();
+        let pages = plan.worker_pages().into_values();
+        self.worker = size
+            .and_then(HugePageSize::new)
+            .zip(pages.max())
+            .map(|(size, pages)| Limits {
+                pages: BTreeMap::from([(size, pages)]),
+                memory: (WORKER + largest_tensor).next_multiple_of(MIB),
+            });
     }
 }
 
@@ -318,6 +338,28 @@ mod tests {
         let limits = of(&plan(GIB, &needs), "--cache-ram 100", 6 * MIB).unwrap();
         assert_eq!(limits.loader.memory, (11 + 32 + 300) * MIB);
         assert_eq!(pages(&limits.server), [1]);
+    }
+
+    #[test]
+    fn workers_have_the_limit_of_the_largest_and_this_machine_does_not_need_their_pages() {
+        let mut plan = plan(2 * MIB, &[("kv", false, 4, 8 * MIB)]);
+        let need = |worker: &str, kind: &str, pages: u64| {
+            serde_json::json!({
+                "model": "m.gguf", "worker": worker, "device": "RPC0", "kind": kind, "page_size": 2 * MIB, "pages": pages, "bytes": 1
+            })
+        };
+        let needs = [
+            need("a:1", "weights", 7),
+            need("b:1", "weights", 6),
+            need("b:1", "kv", 3),
+        ];
+        plan.workers = serde_json::from_value(needs.into()).unwrap();
+        let mut limits = of(&plan, "", 0).unwrap();
+        assert_eq!(limits.worker, None);
+        limits.add_worker(&plan, 5 * MIB + 1);
+        let worker = limits.worker.unwrap();
+        assert_eq!((pages(&worker), worker.memory), (vec![9], (64 + 6) * MIB));
+        assert_eq!(pages(&limits.alone), [4]);
     }
 
     #[test]

@@ -20,4 +20,4 @@ pub use ask::{GROW, SHORT};
 pub use demand::{Demand, NodeDemand, PoolDemand};
 pub use error::PlanError;
 pub use limits::{Containers, Limits, LimitsError, bounded_arguments};
-pub use need::{Context, Memory, Need, Plan, RouterModel};
+pub use need::{Context, Memory, Need, Plan, RouterModel, WorkerNeed};

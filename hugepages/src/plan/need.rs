@@ -30,6 +30,9 @@ pub struct Plan {
     /// One need for each kind, file and page size. Of a router: the needs of the models that together need most, as many as it may
     /// load at once.
     pub needs: Vec<Need>,
+    /// What RPC workers (`--rpc`) hold, on their own machines. The other figures do not contain it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerNeed>,
     /// The models of a router; empty for a server with a model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub router: Vec<RouterModel>,
@@ -102,6 +105,26 @@ pub struct Need {
     /// Bytes of matrices on other nodes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub remote_bytes: u64,
+}
+
+/// The need of one kind of memory on one RPC worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerNeed {
+    /// File of the model, or of its draft.
+    pub model: PathBuf,
+    /// Address of the worker, as in `--rpc`.
+    pub worker: String,
+    /// Name of the device in the server: `RPC0`, `RPC1`, …
+    pub device: String,
+    /// `weights`, `kv` or `compute`.
+    pub kind: String,
+    /// Page size in bytes. The plan counts pages of 2 MiB, because a worker does not report its page sizes.
+    pub page_size: u64,
+    /// Pages that a worker with `--hugepages` needs. Each buffer needs whole pages.
+    pub pages: u64,
+    /// Bytes of the buffers. KV caches count in whole pages.
+    pub bytes: u64,
 }
 
 #[expect(
@@ -190,6 +213,15 @@ impl Plan {
         repacked.map(|need| need.bytes).sum()
     }
 
+    /// The pages of each RPC worker, by its address.
+    pub fn worker_pages(&self) -> BTreeMap<&str, u64> {
+        let mut pages = BTreeMap::new();
+        for need in &self.workers {
+            *pages.entry(need.worker.as_str()).or_default() += need.pages;
+        }
+        pages
+    }
+
     /// Bytes of all tensors that the CPU reads.
     pub fn bytes(&self) -> u64 {
         self.needs.iter().map(|need| need.bytes).sum()
@@ -209,6 +241,7 @@ mod tests {
             hint: String::new(),
             context: None,
             memory: None,
+            workers: Vec::new(),
             router: Vec::new(),
             needs: needs
                 .iter()
@@ -241,6 +274,30 @@ mod tests {
             .map(|(size, pages)| (size.to_string(), pages))
             .collect();
         assert_eq!(sizes, [("2 MiB".to_owned(), 7), ("1 GiB".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn pages_of_workers_are_counted_for_each_worker_and_not_for_this_machine() {
+        let need = |worker: &str, kind: &str, pages: u64| WorkerNeed {
+            model: "m.gguf".into(),
+            worker: worker.to_owned(),
+            device: "RPC0".to_owned(),
+            kind: kind.to_owned(),
+            page_size: 2 << 20,
+            pages,
+            bytes: pages << 21,
+        };
+        let plan = Plan {
+            workers: vec![
+                need("b:50052", "weights", 5),
+                need("a:50052", "weights", 3),
+                need("b:50052", "kv", 1),
+            ],
+            ..plan(&[("weights", 2 << 20, 3)])
+        };
+        let pages: Vec<_> = plan.worker_pages().into_iter().collect();
+        assert_eq!(pages, [("a:50052", 3), ("b:50052", 6)]);
+        assert_eq!(plan.page_bytes(), 3 << 21);
     }
 
     #[test]

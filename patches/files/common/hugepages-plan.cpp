@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -113,9 +114,39 @@ bool common_hugepages_has_other_devices() {
     return false;
 }
 
+static bool is_worker(ggml_backend_dev_t dev) {
+    return strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "RPC") == 0;
+}
+
+bool common_hugepages_has_workers() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        if (is_worker(ggml_backend_dev_get(i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// what the last measured context leaves to workers
+static thread_local std::vector<common_hugepages_worker_need> t_workers;
+
+static void add_worker(const std::string & model, ggml_backend_dev_t dev, const common_device_memory_data & data) {
+    const std::pair<ggml_hugepages_kind, size_t> kinds[] = {
+        { GGML_HUGEPAGES_KIND_WEIGHTS, data.model   },
+        { GGML_HUGEPAGES_KIND_KV,      data.context },
+        { GGML_HUGEPAGES_KIND_COMPUTE, data.compute },
+    };
+    for (const auto & [kind, bytes] : kinds) {
+        if (bytes > 0) {
+            t_workers.push_back({ model, ggml_backend_dev_description(dev), ggml_backend_dev_name(dev), kind, bytes });
+        }
+    }
+}
+
 // Returns the context of the model, 0 if llama.cpp refuses the model or the context. why: gets the errors of its log then
 static uint32_t measure(const common_params & params, llama_model_params * mparams, const llama_context_params & cparams, std::string * why = nullptr) {
     common_hugepages_errors errors(false);
+    t_workers.clear();
     try {
         std::vector<ggml_backend_dev_t> devs;
         uint32_t n_gpu_layers, n_ctx_train, n_expert; // NOLINT
@@ -123,6 +154,11 @@ static uint32_t measure(const common_params & params, llama_model_params * mpara
             params.verbosity >= LOG_LEVEL_DEBUG ? GGML_LOG_LEVEL_DEBUG : GGML_LOG_LEVEL_ERROR);
         mparams->hugepages.kv_bytes      = data.back().context;
         mparams->hugepages.compute_bytes = data.back().compute;
+        for (size_t i = 0; i < devs.size(); i++) {
+            if (is_worker(devs[i])) {
+                add_worker(params.model.path, devs[i], data[i]);
+            }
+        }
         return n_ctx_train;
     } catch (const std::runtime_error &) {
         if (why) {
@@ -281,6 +317,11 @@ static bool add_draft(common_hugepages_plan & plan, const common_params & params
     mparams.hugepages.evict = evict;
     if (!mparams.hugepages.load_only) {
         measure(draft, &mparams, cparams, &plan.log);
+        for (const auto & need : std::exchange(t_workers, {})) {
+            if (has_draft || need.kind != GGML_HUGEPAGES_KIND_WEIGHTS) {
+                plan.workers.push_back(need);
+            }
+        }
     }
     if (has_draft) {
         return add_model(plan, draft.model.path, mparams);
@@ -306,6 +347,7 @@ static common_hugepages_plan plan_parts(
     common_hugepages_plan plan;
     std::string why;
     const uint32_t n_ctx = common_hugepages_measure(params, model_only, mparams, cparams, &why);
+    plan.workers = std::exchange(t_workers, {});
     ggml_hugepages_plan_together(true, by_counts);
     if (add_model(plan, params.model.path, *mparams) && !model_only && add_draft(plan, params, n_ctx, hugepages.evict) && !hugepages.load_only) {
         for (const auto & adapter : params.lora_adapters) {
@@ -451,6 +493,18 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
             row["remote_bytes"] = need.remote_bytes;
         }
     }
+    auto workers = nlohmann::ordered_json::array();
+    for (const auto & need : plan.workers) {
+        workers.push_back({
+            { "model",     need.model },
+            { "worker",    need.worker },
+            { "device",    need.device },
+            { "kind",      ggml_hugepages_kind_name(need.kind) },
+            { "page_size", GGML_HUGEPAGES_WORKER_PAGE },
+            { "pages",     GGML_PAD(need.bytes, GGML_HUGEPAGES_WORKER_PAGE)/GGML_HUGEPAGES_WORKER_PAGE },
+            { "bytes",     need.bytes },
+        });
+    }
     nlohmann::ordered_json context;
     if (plan.n_ctx != 0) {
         context = { { "tokens", plan.n_ctx }, { "full_tokens", plan.n_ctx_full }, { "full_bytes", plan.bytes_full } };
@@ -472,6 +526,7 @@ void common_hugepages_print(const common_hugepages_plan & plan, const common_par
             { "available",    memory.available },
         } },
         { "needs",   rows },
+        { "workers", workers },
     };
     // a path may be no UTF-8
     printf("%s\n", result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());

@@ -9,9 +9,19 @@
 
 struct common_params;
 
+// What an RPC worker holds of one kind. A worker with --hugepages needs whole pages for each of its buffers.
+struct common_hugepages_worker_need {
+    std::string         model;
+    std::string         worker; // HOST:PORT
+    std::string         device; // RPC0, RPC1, ...
+    ggml_hugepages_kind kind;
+    uint64_t            bytes;
+};
+
 struct common_hugepages_plan {
     std::vector<std::string>         files;     // the parts, in the order of their load
     std::vector<ggml_hugepages_need> needs;     // need.plan: index of the part
+    std::vector<common_hugepages_worker_need> workers;
     ggml_hugepages_memory            memory = {}; // of all parts
     ggml_hugepages_error             error = {}; // GGML_HUGEPAGES_STATUS_PLANNED if all fits; _OK if a part cannot be planned
     std::string                      log;       // errors of a part that cannot be planned
@@ -73,3 +83,6 @@ void common_hugepages_plan_forget();
 
 // whether a GPU exists, so that the fit may move layers
 bool common_hugepages_has_other_devices();
+
+// whether one of these devices is an RPC worker
+bool common_hugepages_has_workers();

@@ -116,8 +116,8 @@ private:
     bool is_attached(const ggml_context * ctx) const;
 };
 
-// The size of a CPU buffer in the need, ggml_hugepages_buffer_size(). The unchanged size if the option is off, for other devices, or if the
-// buffers of the model are allocated.
+// The size of a CPU buffer in the need, ggml_hugepages_buffer_size(), and whole pages for a buffer of an RPC worker. The unchanged size if the
+// option is off, for other devices, or if the buffers of the model are allocated.
 size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size);
 
 // The size of the compute buffer of backend i in the need: 0 for memory that the driver of a GPU pins, and for a backend that shares the

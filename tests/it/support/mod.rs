@@ -15,6 +15,7 @@ pub mod load;
 pub mod made;
 pub mod models;
 pub mod need;
+pub mod network;
 pub mod page_cache;
 pub mod plan;
 pub mod pool;
@@ -31,6 +32,7 @@ pub mod table;
 pub mod thief;
 pub mod trace;
 pub mod weights;
+pub mod worker;
 
 use std::env;
 use std::fmt::Display;

@@ -1,5 +1,6 @@
 //! The steps: ask llama-server for the plan, compare it with the pools, and print both.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -12,6 +13,8 @@ use hugepages::kernel::Root;
 use hugepages::plan::{Containers, Demand, Need, Plan, bounded_arguments};
 use hugepages::server_arguments::{STORE_VARIABLE, is_interleaved};
 use hugepages::store::shards;
+
+use llama_hugepages::gguf::Gguf;
 
 use super::arguments::{Args, Format};
 use super::containers;
@@ -58,7 +61,22 @@ fn limits(server: &Path, arguments: &[OsString]) -> Result<Containers> {
         wrapper = ["env", "-u", STORE_VARIABLE].map(OsString::from).into();
     }
     let plan = Plan::ask_through(&wrapper, server, &bounded)?;
-    Ok(Containers::of(&plan, arguments, file_bytes)?)
+    let mut limits = Containers::of(&plan, arguments, file_bytes)?;
+    if !plan.workers.is_empty() {
+        limits.add_worker(&plan, largest_tensor(&plan)?);
+    }
+    Ok(limits)
+}
+
+/// Bytes of the largest tensor that an RPC worker may receive.
+fn largest_tensor(plan: &Plan) -> Result<u64> {
+    let mut largest = 0;
+    let models: BTreeSet<_> = plan.workers.iter().map(|need| &need.model).collect();
+    for file in models.into_iter().flat_map(|model| shards(model)) {
+        let header = Gguf::open(&file)?;
+        largest = header.tensors().map(|it| it.size).fold(largest, u64::max);
+    }
+    Ok(largest)
 }
 
 fn file_bytes(need: &Need) -> io::Result<u64> {

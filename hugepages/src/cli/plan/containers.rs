@@ -35,23 +35,32 @@ pub fn helm(command: &str, limits: &Containers) -> String {
     let mut text = comment(command) + "plan:\n";
     for (name, limits) in named(limits) {
         let _ = writeln!(text, "  {name}:");
-        for (size, pages) in &limits.pages {
-            let (number, unit) = quantity(*size);
-            let _ = writeln!(
-                text,
-                "    hugepages-{number}{unit}: {}{unit}",
-                pages * number
-            );
-        }
-        let _ = writeln!(text, "    memory: {}Mi", limits.memory / MIB);
+        add_helm(&mut text, limits);
+    }
+    if let Some(worker) = &limits.worker {
+        text += "rpc:\n  limits:\n";
+        add_helm(&mut text, worker);
     }
     text
+}
+
+fn add_helm(text: &mut String, limits: &Limits) {
+    for (size, pages) in &limits.pages {
+        let (number, unit) = quantity(*size);
+        let _ = writeln!(
+            text,
+            "    hugepages-{number}{unit}: {}{unit}",
+            pages * number
+        );
+    }
+    let _ = writeln!(text, "    memory: {}Mi", limits.memory / MIB);
 }
 
 /// Lines for deploy/compose/.env, in bytes.
 pub fn env(command: &str, limits: &Containers) -> String {
     let mut text = comment(command);
-    for (name, limits) in named(limits) {
+    let worker = limits.worker.iter().map(|worker| ("worker", worker));
+    for (name, limits) in named(limits).into_iter().chain(worker) {
         let name = name.to_ascii_uppercase();
         for (size, pages) in &limits.pages {
             let bytes = size.bytes() * pages;
@@ -93,6 +102,22 @@ mod tests {
         );
         assert!(helm("", &limits(1 << 30)).contains("    hugepages-1Gi: 51Gi\n"));
         assert!(helm("", &limits(64 << 10)).contains("    hugepages-64Ki: 3328Ki\n"));
+    }
+
+    #[test]
+    fn workers_are_in_the_values_of_the_chart_and_in_the_variables() {
+        let mut limits = limits(2 * MIB);
+        limits.worker = Some(limits.server.clone());
+        let text = helm("hugepages plan", &limits);
+        assert!(
+            text.ends_with("rpc:\n  limits:\n    hugepages-2Mi: 6Mi\n    memory: 62Mi\n"),
+            "{text}"
+        );
+        let text = env("hugepages plan", &limits);
+        assert!(
+            text.ends_with("WORKER_HUGEPAGES_2M=6291456\nWORKER_MEMORY=65011712\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -76,6 +76,8 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     }
     parts.push(output::table(screen, &head[..columns], rows));
 
+    parts.extend(workers(screen, plan, is_one));
+
     let pools = demand.pools.iter().map(|pool| {
         let numbers = [
             pool.needed,
@@ -132,6 +134,27 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     parts
 }
 
+/// What each RPC worker holds; `None` without workers.
+fn workers(screen: Screen, plan: &Plan, is_one: bool) -> Option<String> {
+    let rows = plan.workers.iter().map(|need| {
+        let mut row = vec![
+            output::printable(&need.worker),
+            need.device.clone(),
+            need.kind.clone(),
+            size_name(need.page_size),
+            need.pages.to_string(),
+            mib(need.bytes),
+        ];
+        if !is_one {
+            row.push(file_name(&need.model));
+        }
+        row
+    });
+    let head = ["worker", "device", "kind", "page", "pages", "MiB", "model"];
+    let columns = head.len() - usize::from(is_one);
+    (!plan.workers.is_empty()).then(|| output::table(screen, &head[..columns], rows))
+}
+
 fn ordinary_memory(memory: &Memory) -> String {
     let size = ByteSize::new;
     let cache = match memory.prompt_cache {
@@ -172,6 +195,13 @@ pub fn text(screen: Screen, demand: &Demand) -> String {
             100.0 * local as f64 / all as f64,
             mib(local),
             mib(all)
+        ));
+    }
+    for (worker, pages) in plan.worker_pages() {
+        lines.push(format!(
+            "worker {}: with --hugepages, it needs {pages} pages of 2 MiB ({}) on its own machine",
+            output::printable(worker),
+            ByteSize::new(pages << 21)
         ));
     }
     if plan.fits {
@@ -230,6 +260,38 @@ mod tests {
     use hugepages::plan::{NodeDemand, PoolDemand};
 
     use super::*;
+
+    #[test]
+    fn workers_have_a_table_of_their_own_and_a_sum() {
+        let plan = r#"{"model":"m.gguf","size":"2M","fits":true,"message":"","hint":"","needs":[],"workers":[
+            {"model":"m.gguf","worker":"10.0.0.2:50052","device":"RPC0","kind":"weights","page_size":2097152,"pages":51,"bytes":106954752},
+            {"model":"m.gguf","worker":"10.0.0.2:50052","device":"RPC0","kind":"kv","page_size":2097152,"pages":3,"bytes":6291456}]}"#;
+        let plan: Plan = serde_json::from_str(plan).unwrap();
+        let demand = Demand {
+            plan: &plan,
+            pools: Vec::new(),
+            commands: Vec::new(),
+            persistent: Vec::new(),
+            hvo: None,
+            page_table_bytes: 0,
+            page_table_bytes_4k: 0,
+        };
+        let screen = Screen {
+            width: 120,
+            colour: false,
+        };
+        let text = text(screen, &demand);
+        assert!(
+            text.contains("10.0.0.2:50052  RPC0    weights    2M     51  102.00\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "worker 10.0.0.2:50052: with --hugepages, it needs 54 pages of 2 MiB (108 MiB)"
+            ),
+            "{text}"
+        );
+    }
 
     #[test]
     fn each_line_fits_on_the_screen_and_each_node_has_one() {

@@ -279,6 +279,9 @@ struct ggml_hugepages_demand {
 // The bytes that a buffer adds to a demand: whole blocks, because several buffers may share a page that is larger than a block.
 GGML_API uint64_t ggml_hugepages_buffer_size(const struct ggml_hugepages_params * params, uint64_t size) GGML_HUGEPAGES_NOEXCEPT;
 
+// An RPC worker does not report its page sizes, so plans count pages of this size for it.
+#define GGML_HUGEPAGES_WORKER_PAGE (2*1024*1024)
+
 // Chooses the blocks and pages of all images. Allocates nothing: with GGML_HUGEPAGES_POLICY_REQUIRE and too few pages it fails with the sum
 // of the need and touches no page.
 GGML_API bool ggml_hugepages_plan(

@@ -5,6 +5,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <cstring>
 
 llama_hugepages_scope::llama_hugepages_scope(const ggml_hugepages_params & params, ggml_hugepages_kind kind, bool late) :
     scope{ params, kind, late, /*.lazy =*/ false, /*.resident =*/ nullptr, /*.matrices =*/ nullptr, /*.n_matrices =*/ 0 } {
@@ -46,8 +47,16 @@ size_t llama_hugepages_smallest_page(const ggml_hugepages_params & params) {
     return is_any ? ggml_hugepages_page_size("") : params.page_size;
 }
 
+static bool is_of_worker(ggml_backend_buffer_type_t buft) {
+    auto * dev = ggml_backend_buft_get_device(buft);
+    return dev && strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "RPC") == 0;
+}
+
 size_t llama_hugepages_size(const llama_model & model, ggml_backend_buffer_type_t buft, size_t size) {
     const auto & params = model.hugepages();
+    if (params.enabled && model.hparams.no_alloc && is_of_worker(buft)) {
+        return GGML_PAD(size, GGML_HUGEPAGES_WORKER_PAGE);
+    }
     if (!params.enabled || !model.hparams.no_alloc || !ggml_backend_buft_is_host(buft)) {
         return size;
     }

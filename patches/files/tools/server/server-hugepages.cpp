@@ -10,16 +10,21 @@
 #include "subproc.h"
 #include "server-context.h"
 #include "server-models.h"
+#include "server-queue.h"
 #include "server-task.h"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <sstream>
 #include <system_error>
+#include <thread>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -132,9 +137,11 @@ static int plan_router(const common_params & params, int argc, char ** argv) {
     if (params.models_max > 0 && plans.size() > (size_t) params.models_max) {
         plans.resize(params.models_max);
     }
-    plan_json needs = plan_json::array();
+    plan_json needs   = plan_json::array();
+    plan_json workers = plan_json::array();
     for (const auto & plan : plans) {
-        needs.insert(needs.end(), plan["needs"].begin(), plan["needs"].end());
+        needs  .insert(needs.end(),   plan["needs"].begin(),   plan["needs"].end());
+        workers.insert(workers.end(), plan["workers"].begin(), plan["workers"].end());
     }
     ggml_hugepages_error error = {};
     const bool fits = fit_together(plans, params.hugepages, error);
@@ -153,6 +160,7 @@ static int plan_router(const common_params & params, int argc, char ** argv) {
         { "context", nullptr },
         { "memory",  memory_of(params, plans) },
         { "needs",   needs },
+        { "workers", workers },
         { "router",  rows },
     };
     // a path may be no UTF-8
@@ -204,6 +212,41 @@ void server_hugepages_plan_projector(const common_params & params, const mtmd_co
     }
     weights = std::min(weights, on_cpu->second);
     common_hugepages_also_plan(path, { weights, on_cpu->second - weights });
+}
+
+//
+// lost workers
+//
+
+struct lost_worker : server_task_result_error {
+    server_task_result * clone() const override { return new lost_worker(*this); }
+};
+
+static server_response * g_results = nullptr;
+
+// Runs in the thread that talks to the worker. The thread that computes waits for it, so no slot changes.
+static void on_abort(const char * message) {
+    fprintf(stderr, "%s\n", message);
+    if (!strstr(message, "the RPC server ")) {
+        return; // abort() follows
+    }
+    common_log_flush(common_log_main());
+    lost_worker result;
+    result.err_type = ERROR_TYPE_UNAVAILABLE;
+    result.err_msg  = std::string(strstr(message, "the RPC server ")) + ", so this server ends";
+    // the threads of the clients need time to send it, and may add clients until then
+    for (int i = 0; i < 10; i++) {
+        g_results->broadcast(server_task_result_ptr(result.clone()));
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    std::_Exit(1);
+}
+
+void server_hugepages_watch_workers(const common_params & params, server_response & results) {
+    if (params.hugepages.enabled && common_hugepages_has_workers()) {
+        g_results = &results;
+        ggml_set_abort_callback(on_abort);
+    }
 }
 
 // the cause and the hint of the last failed load of this thread, empty if none is known

@@ -14,6 +14,7 @@ struct mtmd_context_params;
 struct server_child;
 struct server_context;
 struct server_prompt_cache_state;
+struct server_response;
 
 // For --hugepage-plan and --hugepage-load: prints the result and returns the exit code. A router plans each of its models in a child, and
 // has no model to load.
@@ -21,6 +22,9 @@ int server_hugepages_run(server_context & ctx_server, common_params & params, bo
 
 // Announces the projector of the parameters to the plan of the model that loads before it.
 void server_hugepages_plan_projector(const common_params & params, const mtmd_context_params & projector_params);
+
+// llama.cpp aborts if it loses the connection to an RPC worker. With the option, all waiting clients get 503 first, and the process exits with 1.
+void server_hugepages_watch_workers(const common_params & params, server_response & results);
 
 // A model cannot be loaded for lack of pages or memory. The client gets 503, and the next request tries again.
 struct server_hugepages_unavailable : std::runtime_error {

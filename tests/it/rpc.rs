@@ -1,0 +1,423 @@
+//! A model on several machines: the plan, the answers, and the end of a worker or of its network.
+//!
+//! The machines are network namespaces. The server is on machine 0, and the workers are on the others, each in a cgroup whose limit on
+//! huge pages is smaller than the model.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{self, Output};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::equality::{PROMPT, answers};
+use crate::support::cgroup::{Cgroup, Limit};
+use crate::support::network::Network;
+use crate::support::pool::{Counts, PAGE, Pool};
+use crate::support::server::{Launch, Server};
+use crate::support::worker::Worker;
+use crate::support::{gguf, http, models, or_skip, plan, smaps, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const WORKERS: usize = 3;
+const PORT: u16 = 50052;
+/// Pages of four copies of 512 x 1024 activations. llama.cpp's measurement of a context counts them for each worker but the first, because
+/// `ggml_backend_sched_reserve_size` forgets on which device the graph puts the first norm of a layer. The load does not allocate them.
+const COPIES: u64 = 4 * 512 * 1024 * 4 / PAGE;
+
+/// A server of `cargo xtask tools`, because ours is built without the feature `rpc`. Each worker gets the same share of the layers.
+fn client(model: &Path, addresses: &[String]) -> Result<Launch, String> {
+    let split = vec!["1"; addresses.len()].join(",");
+    let workers = addresses.join(",");
+    let launch = Launch::tool("llama-server")?.model(model);
+    Ok(launch.args(["--rpc", &workers, "--tensor-split", &split]))
+}
+
+/// Three workers on machines of their own, each in a cgroup of its own.
+struct Cluster {
+    workers: Vec<Worker>,
+    cgroups: Vec<Cgroup>,
+    network: Network,
+}
+
+impl Cluster {
+    /// Workers that need pages, and may take `limit` of them.
+    fn start(limit: u64) -> Result<Self, String> {
+        let network = Network::with(WORKERS + 1)?;
+        network.enter(0);
+        let mut cluster = Self {
+            workers: Vec::new(),
+            cgroups: Vec::new(),
+            network,
+        };
+        for machine in 1..=WORKERS {
+            let name = format!("llama-hugepages-test-{}-{machine}", process::id());
+            let cgroup = Cgroup::named(&name, "max", limit, Limit::Here)?;
+            cluster.cgroups.push(cgroup);
+            let worker = cluster.start_worker(machine)?;
+            cluster.workers.push(worker);
+        }
+        Ok(cluster)
+    }
+
+    fn start_worker(&self, machine: usize) -> Result<Worker, String> {
+        let address = format!("{}:{PORT}", Network::address(machine));
+        let enter = r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#;
+        let cgroup = self.cgroups[machine - 1].dir.display().to_string();
+        let mut wrapper = ["sh", "-c", enter, "sh", &cgroup]
+            .map(str::to_owned)
+            .to_vec();
+        wrapper.extend(self.network.on(machine));
+        let options = ["--hugepages", "--hugepage-policy", "require"];
+        Worker::start_at(&address, &wrapper, &options)
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let address = |worker: &Worker| worker.address.clone();
+        self.workers.iter().map(address).collect()
+    }
+
+    /// Pages of each worker, as the kernel counts them.
+    fn taken(&self) -> Vec<u64> {
+        let pages = |worker: &Worker| smaps::hugetlb_bytes(worker.pid()) / PAGE;
+        self.workers.iter().map(pages).collect()
+    }
+}
+
+/// Pages of each worker in a plan, in the order of the workers.
+fn planned(plan: &Value, addresses: &[String]) -> Vec<u64> {
+    let rows = plan["workers"].as_array().expect("a list");
+    let of = |address: &String| {
+        let rows = rows.iter().filter(|row| row["worker"] == *address);
+        rows.map(|row| row["pages"].as_u64().expect("a number"))
+            .sum()
+    };
+    addresses.iter().map(of).collect()
+}
+
+/// Pages of a worker before its compute buffer.
+fn planned_before_compute(plan: &Value, address: &str) -> u64 {
+    let rows = plan["workers"].as_array().expect("a list").iter();
+    let rows = rows.filter(|row| row["worker"] == address && row["kind"] != "compute");
+    rows.map(|row| row["pages"].as_u64().expect("a number"))
+        .sum()
+}
+
+/// Pages that this machine needs.
+fn own(plan: &Value) -> u64 {
+    plan::pages_by_kind(plan).values().sum()
+}
+
+fn planned_by(launch: &Launch) -> (Output, Duration) {
+    let start = Instant::now();
+    let output = plan::command(launch).output();
+    (output.expect("the tool can be started"), start.elapsed())
+}
+
+/// A question whose answer streams. The reader gets the lines of the answer.
+fn ask(server: &Server, tokens: u32) -> mpsc::Receiver<String> {
+    let (lines, received) = mpsc::channel();
+    let url = server.url("/completion");
+    let body = json!({ "prompt": PROMPT, "n_predict": tokens, "temperature": 0, "stream": true, "ignore_eos": true, "cache_prompt": false });
+    thread::spawn(move || {
+        let Ok(mut response) = ureq::post(url).send_json(&body) else {
+            return;
+        };
+        let reader = BufReader::new(response.body_mut().as_reader());
+        for line in reader.lines().map_while(Result::ok) {
+            if line.is_empty() {
+                continue;
+            }
+            let _ = lines.send(line);
+        }
+    });
+    received
+}
+
+fn text_of(lines: &[String]) -> String {
+    let parts = lines.iter().filter_map(|line| line.strip_prefix("data: "));
+    let parts = parts.filter_map(|part| serde_json::from_str::<Value>(part).ok());
+    parts
+        .filter_map(|part| part["content"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn a_build_without_rpc_says_so() {
+    let model = models::demo("20M", "Q8_0");
+    let launch = Launch::ours().model(&model);
+    let refused = |output: &Output| {
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains("RPC not supported in this build"), "{log}");
+        assert!(log.contains("hint: build llama-server with "), "{log}");
+    };
+    refused(&planned_by(&launch.clone().args(["--rpc", "127.0.0.1:1"])).0);
+    let mut command = plan::command(&launch);
+    refused(
+        &command
+            .env("LLAMA_ARG_RPC", "127.0.0.1:1")
+            .output()
+            .expect("as above"),
+    );
+}
+
+#[test]
+fn a_worker_that_does_not_listen_or_does_not_answer_is_an_error_with_a_hint() {
+    let model = models::demo("20M", "Q8_0");
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let silent_address = silent.local_addr().expect("bound").to_string();
+    let cases = [
+        ("127.0.0.1:1", "Connection refused", "start ggml-rpc-server"),
+        (
+            &silent_address,
+            "no answer within 5 s",
+            "another server uses",
+        ),
+        ("127.0.0.1", "is not HOST:PORT", "use --rpc HOST:PORT"),
+        ("worker.invalid:1", "cannot connect", "correct --rpc"),
+    ];
+    for (address, cause, hint) in cases {
+        let launch = or_skip!(client(&model, &[address.to_owned()]));
+        let (output, time) = planned_by(&launch);
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{address}: {log}");
+        assert!(log.contains(cause) && log.contains(address), "{log}");
+        assert!(log.contains("hint: ") && log.contains(hint), "{log}");
+        assert!(time < Duration::from_secs(30), "{address}: {time:?}");
+        // The server itself ends in the same way.
+        launch.hugepages("require").run().assert_clean_failure();
+    }
+}
+
+#[test]
+fn workers_take_what_the_plan_prints_and_answer_as_one_machine() {
+    let model = models::demo("100M", "Q8_0");
+    let all = gguf::pages(&model);
+    // Not enough for the weights, and each worker also holds a KV cache and compute buffers.
+    let limit = all - 1;
+    let mut pool = or_skip!(Pool::with(0));
+    let cluster = or_skip!(Cluster::start(limit));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let (output, _) = planned_by(&launch);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let shares = planned(&plan, &addresses);
+    assert!(
+        shares.iter().all(|pages| (1..=limit).contains(pages)),
+        "{shares:?}, {limit}"
+    );
+
+    pool.set(own(&plan) + shares.iter().sum::<u64>());
+    let expected = answers(&or_skip!(Launch::tool("llama-server")).model(&model).start());
+    let server = launch.start();
+    let taken = cluster.taken();
+    assert_eq!(taken[0], shares[0], "{taken:?}, {shares:?}");
+    for (taken, planned) in taken.iter().zip(&shares) {
+        assert!(
+            (*taken..=taken + COPIES).contains(planned),
+            "{taken} pages, {planned} planned"
+        );
+    }
+    assert_eq!(smaps::hugetlb_bytes(server.pid()) / PAGE, own(&plan));
+    assert_eq!(answers(&server), expected);
+    assert_eq!(cluster.taken(), taken, "the answers take no page");
+    drop(server);
+    let are_back = || cluster.taken().iter().all(|pages| *pages == 0);
+    assert!(wait_for(PATIENCE, are_back), "{:?}", cluster.taken());
+    drop(cluster);
+    pool.assert_all_back();
+}
+
+#[test]
+fn clients_get_an_error_if_a_worker_ends_and_the_next_server_answers_once_it_is_back() {
+    let model = models::demo("100M", "Q8_0");
+    let mut pool = or_skip!(Pool::with(0));
+    let mut cluster = or_skip!(Cluster::start(gguf::pages(&model)));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let plan = plan_in(&launch);
+    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
+    let mut server = launch.clone().args(["--parallel", "2"]).start();
+    let expected = server.complete(PROMPT, &json!({ "temperature": 0 }));
+
+    let streamed = ask(&server, 400);
+    let whole = thread::spawn({
+        let url = server.url("/completion");
+        let body = json!({ "prompt": PROMPT, "n_predict": 400, "ignore_eos": true });
+        move || http::try_post(&url, &body)
+    });
+    for _ in 0..3 {
+        streamed.recv_timeout(PATIENCE).expect("the answer begins");
+    }
+    let killed = Instant::now();
+    cluster.workers[1].kill();
+    let rest: Vec<_> = streamed.iter().collect();
+    let told = killed.elapsed();
+    let last = rest.last().expect("the answer ends with an error");
+    let cause = format!("the RPC server {} ended", addresses[1]);
+    assert!(
+        last.contains(&cause) && last.contains("503"),
+        "{last}\n{}",
+        server.log()
+    );
+    let (status, answer) = whole.join().expect("no panic").expect("an answer");
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.to_string().contains(&cause), "{answer}");
+    assert!(
+        wait_for(PATIENCE, || server.has_ended()),
+        "\n{}",
+        server.log()
+    );
+    let ended = server.wait();
+    assert_eq!(ended.status.code(), Some(1), "\n{}", ended.log);
+    assert!(ended.log.contains(&cause), "\n{}", ended.log);
+
+    // As long as the worker is away, a start fails at once.
+    let away = launch.clone().run();
+    away.assert_clean_failure();
+    assert!(away.log.contains("Connection refused"), "\n{}", away.log);
+
+    let returned = Instant::now();
+    cluster.workers[1] = cluster.start_worker(2).expect("as before");
+    let server = launch.start();
+    println!(
+        "the clients know after {told:?}, and the next server is ready {:?} after the worker",
+        returned.elapsed()
+    );
+    assert_eq!(
+        server.complete(PROMPT, &json!({ "temperature": 0 })),
+        expected
+    );
+    drop(server);
+    drop(cluster);
+    pool.assert_all_back();
+}
+
+/// The plan of a launch that already has the options of huge pages.
+fn plan_in(launch: &Launch) -> Value {
+    let (output, _) = planned_by(launch);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn a_worker_with_too_few_pages_fails_the_load_with_figures_and_serves_the_next_client() {
+    let model = models::demo("100M", "Q8_0");
+    let mut pool = or_skip!(Pool::with(0));
+    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let plan = plan_in(&launch);
+    let shares = planned(&plan, &addresses);
+    pool.set(own(&plan) + shares.iter().sum::<u64>());
+    // The weights fit and the compute buffer does not, then no weights fit.
+    for limit in [planned_before_compute(&plan, &addresses[2]), 1] {
+        cluster.cgroups[2].set("max", limit);
+        let ended = launch.clone().run();
+        ended.assert_clean_failure();
+        assert!(ended.log.contains(&addresses[2]), "\n{}", ended.log);
+        let log = cluster.workers[2].log();
+        assert!(log.contains("huge pages of 2 MiB"), "\n{log}");
+        assert!(log.contains("hint: "), "\n{log}");
+    }
+    cluster.cgroups[2].set("max", shares[2]);
+    launch.start().assert_answers();
+    drop(cluster);
+    pool.assert_all_back();
+}
+
+#[test]
+#[ignore = "cuts the network for ten seconds"]
+fn an_answer_continues_after_ten_seconds_without_a_network() {
+    let model = models::demo("100M", "Q8_0");
+    let mut pool = or_skip!(Pool::with(0));
+    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let plan = plan_in(&launch);
+    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
+    let server = launch.start();
+    let expected = text_of(&ask(&server, 200).iter().collect::<Vec<_>>());
+
+    let answer = ask(&server, 200);
+    let mut lines = vec![answer.recv_timeout(PATIENCE).expect("the answer begins")];
+    cluster.network.set_cable(2, false);
+    thread::sleep(Duration::from_secs(10));
+    lines.extend(answer.try_iter());
+    assert!(
+        !lines.last().expect("a line").contains("\"stop\":true"),
+        "{lines:?}"
+    );
+    cluster.network.set_cable(2, true);
+    let repaired = Instant::now();
+    lines.push(answer.recv_timeout(PATIENCE).expect("the answer continues"));
+    let waited = repaired.elapsed();
+    lines.extend(answer.iter());
+    assert_eq!(text_of(&lines), expected);
+    println!("the answer continues {waited:?} after the network is back");
+    drop(server);
+    drop(cluster);
+    pool.assert_all_back();
+}
+
+/// The server is killed while its network is down, so the worker never gets the end of the connection.
+#[test]
+#[ignore = "waits for the kernel to give up a connection"]
+fn a_worker_serves_the_next_client_a_minute_after_the_machine_of_a_client_is_gone() {
+    let model = models::demo("20M", "Q8_0");
+    let mut pool = or_skip!(Pool::with(0));
+    // The compute buffers are larger than this model.
+    let cluster = or_skip!(Cluster::start(5 * gguf::pages(&model)));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let plan = plan_in(&launch);
+    let shares = planned(&plan, &addresses);
+    pool.set(own(&plan) + shares.iter().sum::<u64>());
+    let server = launch.clone().start();
+    assert!(cluster.taken().iter().all(|pages| *pages > 0));
+    cluster.network.set_cable(0, false);
+    drop(server);
+    let gone = Instant::now();
+    // The dead connection of the kernel must not come back to life with the network.
+    let are_back = || cluster.taken().iter().all(|pages| *pages == 0);
+    assert!(
+        wait_for(Duration::from_secs(120), are_back),
+        "{:?}",
+        cluster.taken()
+    );
+    println!(
+        "the workers have returned their pages after {:?}",
+        gone.elapsed()
+    );
+    cluster.network.set_cable(0, true);
+    // The kernel remembers for a while that it found no neighbour.
+    let is_there = |address: &String| TcpStream::connect(address).is_ok();
+    assert!(wait_for(PATIENCE, || addresses.iter().all(is_there)));
+    assert!(wait_for(PATIENCE, || Counts::read().usable() == pool.counts.usable()));
+    launch.start().assert_answers();
+    drop(cluster);
+    pool.assert_all_back();
+}
+
+#[test]
+#[ignore = "is slow: each token waits for three delayed networks"]
+fn answers_over_a_delayed_network_are_those_of_one_machine() {
+    let model = models::demo("100M", "Q8_0");
+    let mut pool = or_skip!(Pool::with(0));
+    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
+    or_skip!(cluster.network.delay(WORKERS + 1));
+    let addresses = cluster.addresses();
+    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
+    let plan = plan_in(&launch);
+    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
+    let expected = answers(&or_skip!(Launch::tool("llama-server")).model(&model).start());
+    let server = launch.start();
+    assert_eq!(answers(&server), expected);
+    drop(server);
+    drop(cluster);
+    pool.assert_all_back();
+}
