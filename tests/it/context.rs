@@ -319,6 +319,35 @@ fn saved_prompts_remain_after_a_restart_and_after_a_kill() {
 }
 
 #[test]
+fn a_damaged_prompt_is_found_and_computed_again() {
+    let kind = Kind {
+        arch: "llama",
+        options: "",
+    };
+    let store = or_skip!(Store::with(PAGES));
+    let server = kind.kept(&store).start();
+    let mut talks = Talks::new(&kind);
+    let before = contexts(&store);
+    talks.ask(&server, 0);
+    let files = contexts(&store).into_iter();
+    let prompts: Vec<_> = files.filter(|file| !before.contains(file)).collect();
+    assert_eq!(prompts.len(), 1, "{}", server.log());
+    // A byte of the state, far behind the tokens.
+    store::patch(&prompts[0], 1 << 20, |bytes| bytes[0] ^= 1, 1);
+    let verified = Command::new(programs::hugepages())
+        .args(["store", "verify", "--store", store.arg()])
+        .output()
+        .expect("the tool can be started");
+    assert_eq!(verified.status.code(), Some(5), "{verified:?}");
+    let said = ask_in(&server, &talks.0[0], ANY_SLOT);
+    assert_eq!(said.computed, talks.0[0].len() as u64, "{}", server.log());
+    assert!(server.log().contains("is damaged"), "{}", server.log());
+    drop(server);
+    store.empty();
+    store.pool.assert_all_back();
+}
+
+#[test]
 fn a_load_that_is_short_of_pages_removes_saved_prompts() {
     let kind = Kind {
         arch: "llama",
@@ -439,6 +468,30 @@ fn every_kind_of_memory_is_continued_or_not_kept() {
             .any(|it| name.starts_with(it));
         if full() && !is_diffusion {
             answers_after_a_restart_as_before(&store, &path);
+        }
+    }
+    store.pool.assert_all_back();
+}
+
+/// The order of the cells changes the last bits of a result, so the next server must use the cells that a new one would use.
+#[test]
+fn the_next_server_computes_a_new_prompt_as_if_none_had_been_killed() {
+    let kinds = ["llama", "gemma3", "lfm2"].map(|arch| Kind { arch, options: "" });
+    let store = or_skip!(Store::with(PAGES));
+    for kind in kinds {
+        let expected = ask(&kind.server().start(), &kind.opening(2), 0).answer;
+        for delay in [10, 30, 90] {
+            let server = kind.kept(&store).start();
+            ask(&server, &kind.opening(0), 0);
+            let url = server.url("/completion");
+            let body = json!({ "prompt": text(1, LONG_PROMPT), "n_predict": 1, "id_slot": 0 });
+            let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
+            thread::sleep(Duration::from_millis(delay));
+            server.stop(Signal::KILL);
+            asked.join().expect("no panic");
+            let said = ask(&kind.kept(&store).start(), &kind.opening(2), 0);
+            assert_eq!(said.answer, expected, "{kind}, killed after {delay} ms");
+            store.empty();
         }
     }
     store.pool.assert_all_back();

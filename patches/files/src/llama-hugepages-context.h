@@ -102,6 +102,7 @@ private:
     const part  & part_of(const llama_kv_cache & kv) const;
     llama_token * tokens_of(llama_seq_id seq_id) const;
     void cut(llama_seq_id seq_id, llama_pos p0);
+    void lower_heads(llama_seq_id seq_id, uint32_t length);
     bool is_whole(llama_seq_id seq_id) const;
     bool restore();
     bool restore_cells(llama_seq_id seq_id);

@@ -110,13 +110,28 @@ std::vector<llama_token> llama_hugepages_context::tokens(llama_seq_id seq_id) co
 void llama_hugepages_context::cut(llama_seq_id seq_id, llama_pos p0) {
     const uint32_t length = std::max<llama_pos>(0, p0);
     if (length < lengths[seq_id]) {
+        lower_heads(seq_id, length);
         set_in_order(lengths[seq_id], length);
+    }
+}
+
+// As in the cache: the next tokens take the first cell that is free now. In other cells, the same tokens have slightly different results.
+void llama_hugepages_context::lower_heads(llama_seq_id seq_id, uint32_t length) {
+    const uint32_t end = std::min(lengths[seq_id], n_tokens); // the journal may be damaged
+    for (const auto & part : parts) {
+        uint32_t & head = part.heads[part.kv->seq_to_stream[seq_id]];
+        for (uint32_t pos = std::max(length, part.is_window ? part.starts[seq_id] : 0); pos < end; pos++) {
+            head = std::min(head, part.cell(seq_id, pos));
+        }
     }
 }
 
 void llama_hugepages_context::clear() {
     for (uint32_t s = 0; s < n_seqs; s++) {
         cut(s, 0);
+    }
+    for (const auto & part : parts) {
+        std::fill_n(part.heads, part.kv->n_stream, 0);
     }
 }
 
