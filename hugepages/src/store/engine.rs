@@ -292,4 +292,9 @@ impl Info {
             identity: text(&raw.identity),
         }
     }
+
+    /// Whether it is a saved prompt: a file of the kind `kv` that was written once, so it has checksums.
+    pub fn is_saved_prompt(&self) -> bool {
+        self.identity.lines().any(|line| line.starts_with("state "))
+    }
 }

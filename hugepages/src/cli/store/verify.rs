@@ -101,7 +101,7 @@ fn compared(info: &Info) -> (&'static str, Option<String>) {
         complete, segments, ..
     } = *info;
     match complete {
-        _ if info.kind == "kv" => (
+        _ if info.kind == "kv" && !info.is_saved_prompt() => (
             "unchecked",
             Some("a server writes to a context, so it has no checksums".to_owned()),
         ),

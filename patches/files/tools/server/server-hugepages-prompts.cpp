@@ -206,6 +206,7 @@ void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_con
         prompt_header header;
         const auto tokens = tokens_of(id, header);
         if (tokens.empty()) {
+            SRV_WRN("%s", "hugepages: a saved prompt is removed from the store, because its file is damaged\n");
             ggml_hugepages_state_drop(g_kv, id);
             continue;
         }

@@ -102,6 +102,7 @@ void ggml_hugepages_planner::make_room(std::vector<std::pair<uint64_t, ggml_huge
         for (auto & s : supplies) {
             s = without_idle(s, params.evict);
         }
+        counts_idle = true;
         shortages.clear();
     } else if (is_enough) {
         for (const auto & [pages, s] : shortages) {
@@ -156,8 +157,8 @@ bool ggml_hugepages_planner::check_by_trying() {
     for (size_t i = 0; i < n_images; i++) {
         images[i]->limits_may_hide = may_hide && !accepts_less;
     }
-    if (params.plan_only && ggml_hugepages_plans_by_counts()) {
-        return true;
+    if (params.plan_only && (ggml_hugepages_plans_by_counts() || counts_idle)) {
+        return true; // a trial cannot take pages of idle images
     }
     const int turn = params.plan_only && is_load && !accepts_less ? ggml_hugepages_turn_begin() : -1;
     const std::shared_ptr<void> ended(nullptr, [turn](void *) { ggml_hugepages_turn_end(turn); });

@@ -57,6 +57,7 @@ struct ggml_hugepages_planner {
     ggml_hugepages_share                            share;    // of the buffers of the model
     std::vector<ggml_hugepages_room>                rooms;
     ggml_hugepages_plan_store                       store;
+    bool                                            counts_idle = false; // the plan counts pages of idle images as free
     uint64_t                                        store_bytes = 0; // that the store lacks
     std::map<size_t, uint64_t>                      need;     // pages outside the store, by size
     std::vector<ggml_hugepages_consumed>            rest;     // blocks of the smallest size

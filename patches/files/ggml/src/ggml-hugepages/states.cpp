@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "error.h"
 #include "file.h"
+#include "manifest.h"
 #include "registry.h"
 #include "store-file.h"
 #include "store-locks.h"
@@ -36,6 +37,17 @@ static std::shared_ptr<ggml_hugepages_store_file> context_of(const void * kv, gg
     return buffer->resident;
 }
 
+// A context changes all the time, but a state is written once.
+static bool has_checksums(const ggml_hugepages_store_file & file, const uint8_t * addr) {
+    for (size_t i = 0; i < file.sums.size(); i++) {
+        const size_t first = i*file.segment;
+        if (ggml_hugepages_checksum(addr + first, std::min(file.segment, file.size - first)) != file.sums[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static ggml_hugepages_state_t open_state(const void * kv, uint64_t id, size_t size, bool is_new, ggml_hugepages_error * error) {
     ggml_hugepages_params params;
     const auto context = context_of(kv, &params);
@@ -60,6 +72,12 @@ static ggml_hugepages_state_t open_state(const void * kv, uint64_t id, size_t si
         return nullptr;
     }
     auto image = ggml_hugepages_map_context(file, params, error);
+    if (image && is_old && !has_checksums(*file, image->addr)) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "'%s' is damaged", file->path.c_str());
+        file->unlink();
+        ggml_hugepages_unmap_buffer(*image);
+        return nullptr;
+    }
     return image ? new ggml_hugepages_state{ id, file, std::move(image) } : nullptr;
 }
 
@@ -110,12 +128,13 @@ void * ggml_hugepages_state_data(ggml_hugepages_state_t state, size_t * size) {
 }
 
 void ggml_hugepages_state_close(ggml_hugepages_state_t state, bool keep) noexcept {
-    if (keep) {
-        state->file->settle_context();
-    } else {
-        state->file->unlink();
+    auto & file = *state->file;
+    if (!keep) {
+        file.unlink();
+    } else if (file.is_filling()) {
+        file.complete(state->image->addr, 0, file.size);
     }
-    state->file->finish();
+    file.finish();
     ggml_hugepages_unmap_buffer(*state->image);
     delete state;
 }

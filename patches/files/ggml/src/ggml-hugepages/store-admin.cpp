@@ -8,6 +8,7 @@
 #include "manifest.h"
 #include "params.h"
 #include "store-locks.h"
+#include "store-states.h"
 #include "threads.h"
 #include "verify.h"
 
@@ -122,7 +123,7 @@ bool ggml_hugepages_resident_verify(int dir_fd, const char * name, ggml_hugepage
         if (!read_image(dir_fd, name, info.get(), error)) {
             return false;
         }
-        if (info->kind == GGML_HUGEPAGES_KIND_KV) {
+        if (info->kind == GGML_HUGEPAGES_KIND_KV && !ggml_hugepages_is_state(info->identity)) {
             return true; // a context has no checksums
         }
         const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDONLY);
