@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 class llama_kv_cache;
@@ -98,6 +99,12 @@ private:
     llama_hugepages_context(uint8_t * data, const llama_context & ctx, const llama_hugepages_memory & memory);
 
     static std::vector<ggml_backend_buffer_t> buffers_of(const llama_hugepages_memory & memory);
+
+    // Whether a cache rotates its keys and its values. Older versions of llama.cpp, which bindings contain, never do.
+    template <class Cache> static auto rotations_of(const Cache & kv, int) -> decltype(std::make_pair(kv.attn_rot_k, kv.attn_rot_v)) {
+        return { kv.attn_rot_k, kv.attn_rot_v };
+    }
+    template <class Cache> static std::pair<bool, bool> rotations_of(const Cache &, long) { return { false, false }; }
 
     const part  & part_of(const llama_kv_cache & kv) const;
     llama_token * tokens_of(llama_seq_id seq_id) const;

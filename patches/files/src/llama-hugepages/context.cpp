@@ -449,8 +449,9 @@ llama_hugepages_layout llama_hugepages_context::layout(const llama_context & ctx
             result.why_not = "its KV cache has fewer cells than the context has tokens";
         }
         result.journal_bytes += n_seqs*(2 + (uint64_t) kv->get_size())*sizeof(uint32_t);
+        const auto rotations = rotations_of(*kv, 0);
         text += format("streams %" PRIu32 " cells %" PRIu32 " transposed %d rotated %d %d window %d %" PRIu32 "\n",
-            kv->n_stream, kv->get_size(), kv->v_trans, kv->attn_rot_k, kv->attn_rot_v, kv->swa_type, kv->n_swa);
+            kv->n_stream, kv->get_size(), kv->v_trans, rotations.first, rotations.second, kv->swa_type, kv->n_swa);
         for (const auto & layer : kv->layers) {
             add("k", layer.il, layer.k);
             add("v", layer.il, layer.v);
