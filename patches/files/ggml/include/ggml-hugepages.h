@@ -546,8 +546,8 @@ GGML_API bool ggml_hugepages_context_hold(ggml_hugepages_resident_t context, con
 GGML_API void * ggml_hugepages_context_journal(const void * kv, size_t * size, bool * is_old);
 
 //
-// states: what a server saved from a resident context, a file of the store each. While it is not open, it is an idle image: a load that is
-// short of pages may remove it. kv: an address in a KV buffer of the context.
+// states: a server saves the state of a sequence of a resident context in a file of the store. While the file is not open, it is an idle
+// image: a load that is short of pages may remove it. kv: an address in a KV buffer of the context.
 //
 
 typedef struct ggml_hugepages_state * ggml_hugepages_state_t;
@@ -567,12 +567,11 @@ GGML_API void * ggml_hugepages_state_data(ggml_hugepages_state_t state, size_t *
 // keep: from now on later processes may open it. Otherwise it is removed.
 GGML_API void ggml_hugepages_state_close(ggml_hugepages_state_t state, bool keep) GGML_HUGEPAGES_NOEXCEPT;
 
-// Writes the numbers of the kept states to ids[0..n), the oldest first. Returns how many there are. Removes what a killed process left
-// incomplete.
-GGML_API size_t ggml_hugepages_states(const void * kv, uint64_t * ids, size_t n) GGML_HUGEPAGES_NOEXCEPT;
+// head: the first head_size bytes of the state
+typedef void (*ggml_hugepages_state_callback)(uint64_t id, const void * head, void * user_data);
 
-// Reads the first `size` bytes of a kept state, without its pages being mapped. Returns false if it was removed, or is shorter.
-GGML_API bool ggml_hugepages_state_read(const void * kv, uint64_t id, void * data, size_t size) GGML_HUGEPAGES_NOEXCEPT;
+// Calls back for each kept state that has at least head_size bytes, in no order. Maps no page. Removes what a killed process left incomplete.
+GGML_API void ggml_hugepages_states(const void * kv, size_t head_size, ggml_hugepages_state_callback callback, void * user_data) GGML_HUGEPAGES_NOEXCEPT;
 
 // Removes a state. Does nothing if another process has removed it.
 GGML_API void ggml_hugepages_state_drop(const void * kv, uint64_t id) GGML_HUGEPAGES_NOEXCEPT;

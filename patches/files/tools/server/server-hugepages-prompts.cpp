@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -25,7 +26,7 @@ struct prompt_checkpoint {
     uint64_t n_bytes;
 };
 
-// what the process serves; a server has one context in a store
+// of the model that this process serves; a server has one context in a store
 static const void           * g_kv       = nullptr; // an address in its KV cache
 static int32_t                g_n_vocab  = 0;
 static uint64_t               g_n_tokens = 0;       // of a prompt, at most
@@ -36,11 +37,9 @@ static size_t state_at() {
     return (sizeof(prompt_header) + g_n_tokens*sizeof(llama_token) + ALIGNMENT - 1)/ALIGNMENT*ALIGNMENT;
 }
 
-// the numbers of the files, in ascending order
-static std::vector<uint64_t> all_ids() {
-    std::vector<uint64_t> ids(ggml_hugepages_states(g_kv, nullptr, 0));
-    ids.resize(std::min(ids.size(), ggml_hugepages_states(g_kv, ids.data(), ids.size())));
-    return ids;
+// Calls f for each file with its number and its first bytes.
+template <typename F> static void each_file(size_t head_size, F && f) {
+    ggml_hugepages_states(g_kv, head_size, [](uint64_t id, const void * head, void * user_data) { (*(F *) user_data)(id, (const uint8_t *) head); }, &f);
 }
 
 static uint8_t * bytes_of(ggml_hugepages_state * state) {
@@ -124,10 +123,11 @@ void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompt
     if (!has_files) {
         return;
     }
-    const auto ids = all_ids();
+    std::set<uint64_t> ids;
+    each_file(0, [&](uint64_t id, const uint8_t *) { ids.insert(id); });
     prompts.remove_if([&](const auto & prompt) {
         const auto & bytes = prompt.data.main;
-        return bytes.id != 0 && !bytes.state && !std::binary_search(ids.begin(), ids.end(), bytes.id);
+        return bytes.id != 0 && !bytes.state && ids.count(bytes.id) == 0;
     });
 }
 
@@ -180,17 +180,13 @@ bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts
     return true;
 }
 
-// the tokens of a file, empty if it contradicts itself
-static llama_tokens tokens_of(uint64_t id, prompt_header & header) {
-    if (!ggml_hugepages_state_read(g_kv, id, &header, sizeof(header)) || header.state_at != state_at() || header.n_tokens > g_n_tokens) {
+// the tokens of a file, empty if it contradicts itself. head: its bytes in front of the state
+static llama_tokens tokens_of(const prompt_header & header, const uint8_t * head) {
+    if (header.state_at != state_at() || header.n_tokens > g_n_tokens) {
         return {};
     }
-    std::vector<uint8_t> file(sizeof(header) + header.n_tokens*sizeof(llama_token));
     llama_tokens tokens(header.n_tokens);
-    if (!ggml_hugepages_state_read(g_kv, id, file.data(), file.size())) {
-        return {};
-    }
-    memcpy(tokens.data(), file.data() + sizeof(header), header.n_tokens*sizeof(llama_token));
+    memcpy(tokens.data(), head + sizeof(header), header.n_tokens*sizeof(llama_token));
     const bool are_known = std::all_of(tokens.begin(), tokens.end(), [](llama_token token) { return token >= 0 && token < g_n_vocab; });
     return are_known ? tokens : llama_tokens();
 }
@@ -202,13 +198,14 @@ void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_con
     }
     g_n_vocab  = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
     g_n_tokens = llama_n_ctx_seq(ctx);
-    for (const uint64_t id : all_ids()) {
+    each_file(state_at(), [&](uint64_t id, const uint8_t * head) {
         prompt_header header;
-        const auto tokens = tokens_of(id, header);
+        memcpy(&header, head, sizeof(header));
+        const auto tokens = tokens_of(header, head);
         if (tokens.empty()) {
             SRV_WRN("%s", "hugepages: a saved prompt is removed from the store, because its file is damaged\n");
             ggml_hugepages_state_drop(g_kv, id);
-            continue;
+            return;
         }
         server_prompt_cache_state prompt;
         prompt.prompt.tokens.insert(tokens);
@@ -216,7 +213,8 @@ void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_con
         prompt.data.main.n_more  = header.n_more;
         prompt.data.main.id      = id;
         cache.states.push_back(std::move(prompt));
-    }
+    });
+    cache.states.sort([](const auto & a, const auto & b) { return a.data.main.id < b.data.main.id; }); // the oldest first
     cache.update(); // the limit may be another one
     if (!cache.states.empty()) {
         SRV_INF("hugepages: %zu saved prompts continue from the store\n", cache.states.size());

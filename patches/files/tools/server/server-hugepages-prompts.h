@@ -14,7 +14,7 @@ struct llama_context;
 struct server_prompt_cache;
 struct server_prompt_cache_state;
 
-// The bytes of a saved prompt, in ordinary memory or in a file of the store. Has what upstream uses of a vector.
+// The bytes of a saved prompt, in ordinary memory or in a file of the store. It has the functions of a vector that upstream calls.
 struct server_hugepages_bytes {
     server_hugepages_bytes() = default;
     server_hugepages_bytes(server_hugepages_bytes && other) noexcept;

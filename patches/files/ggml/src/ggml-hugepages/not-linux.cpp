@@ -242,12 +242,7 @@ void * ggml_hugepages_state_data(ggml_hugepages_state_t, size_t *) {
 void ggml_hugepages_state_close(ggml_hugepages_state_t, bool) noexcept {
 }
 
-size_t ggml_hugepages_states(const void *, uint64_t *, size_t) noexcept {
-    return 0;
-}
-
-bool ggml_hugepages_state_read(const void *, uint64_t, void *, size_t) noexcept {
-    return false;
+void ggml_hugepages_states(const void *, size_t, ggml_hugepages_state_callback, void *) noexcept {
 }
 
 void ggml_hugepages_state_drop(const void *, uint64_t) noexcept {

@@ -1,5 +1,5 @@
-// States that a server saved from a resident context, a file of the store each. Between a save and a load no process uses the file, so it
-// is an idle image, which others may remove.
+// Saved states of a resident context: each is a file of the store. Between a save and a load no process uses the file, so it is an idle
+// image, which others may remove.
 
 #ifdef __linux__
 
@@ -15,9 +15,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <vector>
 
-#include <fcntl.h>
-#include <unistd.h>
 
 struct ggml_hugepages_state {
     uint64_t                                   id;
@@ -139,39 +138,23 @@ void ggml_hugepages_state_close(ggml_hugepages_state_t state, bool keep) noexcep
     delete state;
 }
 
-size_t ggml_hugepages_states(const void * kv, uint64_t * ids, size_t n) noexcept {
-    std::vector<uint64_t> all;
+void ggml_hugepages_states(const void * kv, size_t head_size, ggml_hugepages_state_callback callback, void * user_data) noexcept {
     ggml_hugepages_error error = {};
     ggml_hugepages_guard(&error, [&] {
         ggml_hugepages_params params;
-        if (const auto context = context_of(kv, &params)) {
-            ggml_hugepages_each_state(*context->dir, context->name, [&](const auto & state) {
-                if (state.is_complete) {
-                    all.push_back(state.id);
-                } else {
-                    ggml_hugepages_resident_drop(*context->dir, state.name.c_str(), /*.force =*/ false, &error); // fails while it is saved
-                }
-            });
-        }
-        return true;
-    });
-    std::sort(all.begin(), all.end());
-    std::copy_n(all.begin(), std::min(n, all.size()), ids);
-    return all.size();
-}
-
-bool ggml_hugepages_state_read(const void * kv, uint64_t id, void * data, size_t size) noexcept {
-    ggml_hugepages_error error = {};
-    return ggml_hugepages_guard(&error, [&] {
-        ggml_hugepages_params params;
         const auto context = context_of(kv, &params);
-        const auto state   = context ? find_state(*context, id) : ggml_hugepages_state_file{};
-        const int  fd      = !state.name.empty() && size <= state.size ? ggml_hugepages_open_image(*context->dir, state.name.c_str(), O_RDONLY) : -1;
-        const bool is_read = fd != -1 && ggml_hugepages_read_all(fd, data, size, 0);
-        if (fd != -1) {
-            close(fd);
+        if (!context) {
+            return false;
         }
-        return is_read;
+        std::vector<uint8_t> head(head_size);
+        ggml_hugepages_each_state(*context->dir, context->name, [&](const auto & state) {
+            if (!state.is_complete) {
+                ggml_hugepages_resident_drop(*context->dir, state.name.c_str(), /*.force =*/ false, &error); // fails while it is saved
+            } else if (head_size <= state.size && ggml_hugepages_read_all(state.fd, head.data(), head_size, 0)) {
+                callback(state.id, head.data(), user_data);
+            }
+        });
+        return true;
     });
 }
 

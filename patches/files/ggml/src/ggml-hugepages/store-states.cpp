@@ -47,9 +47,9 @@ void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, con
         const bool is_mine = fstat(fd, &st) == 0 && st.st_uid == geteuid() && (st.st_mode & 077) == 0;
         if (is_mine && line && sscanf(line + strlen(LINE), "%" SCNx64 " of %63s", &id, of) == 2 && context == of) {
             const auto g = ggml_hugepages_geometry_of(info->size, info->page_size);
-            bool is_complete = true;
-            is_complete = ggml_hugepages_each_checksum(fd, g, [&](uint64_t, uint64_t sum) { return is_complete = is_complete && sum != 0; }) && is_complete;
-            callback({ name, id, info->size, is_complete });
+            bool has_all = true;
+            const bool is_read = ggml_hugepages_each_checksum(fd, g, [&](uint64_t, uint64_t sum) { return has_all = sum != 0; });
+            callback({ name, id, info->size, is_read && has_all, fd });
         }
     });
 }

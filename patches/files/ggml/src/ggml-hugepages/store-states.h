@@ -1,6 +1,6 @@
 #pragma once
 
-// The states in a store that a server saved from a context: states.cpp.
+// the files of saved states in a store, states.cpp
 
 #include <cstddef>
 #include <cstdint>
@@ -13,12 +13,13 @@ struct ggml_hugepages_state_file {
     uint64_t    id;
     size_t      size;
     bool        is_complete; // false: its process died while it saved, or saves it now
+    int         fd;          // open during the call
 };
 
 // Calls back for each state of the context with this name that this user saved.
 void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, const std::function<void(const ggml_hugepages_state_file & state)> & callback);
 
-// The line of its identity with its number and the end of the context's name, behind the first line.
+// The line of a state's identity that follows the first one: its number, and the end of the context's name.
 std::string ggml_hugepages_state_line(uint64_t id, const std::string & context_name);
 
 // whether an identity is that of a state
