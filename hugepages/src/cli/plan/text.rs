@@ -50,20 +50,16 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     };
     let is_one = is_of_one_model(plan);
     let rows = plan.needs.iter().map(|need| {
-        let mut row = vec![
+        vec![
             need.kind.clone(),
             place(need),
             on(need.page_size),
             need.pages.to_string(),
             mib(need.bytes),
-        ];
-        if !is_one {
-            row.push(file_name(&need.model));
-        }
-        row
+            file_name(&need.model),
+        ]
     });
     let head = ["kind", "source", "backing", "pages", "MiB", "model"];
-    let columns = head.len() - usize::from(is_one);
     let mut parts = Vec::new();
     if !plan.router.is_empty() {
         let rows = plan.router.iter().map(|model| {
@@ -74,7 +70,7 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
         let head = ["model", "MiB of huge pages", "alone"];
         parts.push(output::table(screen, &head, rows));
     }
-    parts.push(output::table(screen, &head[..columns], rows));
+    parts.push(table_of_models(screen, &head, rows, is_one));
 
     parts.extend(workers(screen, plan, is_one));
 
@@ -134,25 +130,36 @@ fn tables(screen: Screen, demand: &Demand) -> Vec<String> {
     parts
 }
 
-/// What each RPC worker holds; `None` without workers.
+/// A table whose last column is the model. The needs of a single model do not name it.
+fn table_of_models(
+    screen: Screen,
+    head: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+    is_one: bool,
+) -> String {
+    let columns = head.len() - usize::from(is_one);
+    let rows = rows.map(|mut row| {
+        row.truncate(columns);
+        row
+    });
+    output::table(screen, &head[..columns], rows)
+}
+
+/// The needs of each RPC worker; `None` without workers.
 fn workers(screen: Screen, plan: &Plan, is_one: bool) -> Option<String> {
     let rows = plan.workers.iter().map(|need| {
-        let mut row = vec![
+        vec![
             output::printable(&need.worker),
             need.device.clone(),
             need.kind.clone(),
             size_name(need.page_size),
             need.pages.to_string(),
             mib(need.bytes),
-        ];
-        if !is_one {
-            row.push(file_name(&need.model));
-        }
-        row
+            file_name(&need.model),
+        ]
     });
     let head = ["worker", "device", "kind", "page", "pages", "MiB", "model"];
-    let columns = head.len() - usize::from(is_one);
-    (!plan.workers.is_empty()).then(|| output::table(screen, &head[..columns], rows))
+    (!plan.workers.is_empty()).then(|| table_of_models(screen, &head, rows, is_one))
 }
 
 fn ordinary_memory(memory: &Memory) -> String {
