@@ -318,22 +318,30 @@ fn saved_prompts_remain_after_a_restart_and_after_a_kill() {
     }
 }
 
-#[test]
-fn a_damaged_prompt_is_found_and_computed_again() {
+/// A server with one conversation in its slot and one that it has saved.
+fn with_a_saved_prompt(store: &Store, options: &'static str) -> (Server, Talks) {
     let kind = Kind {
         arch: "llama",
-        options: "",
+        options,
     };
-    let store = or_skip!(Store::with(PAGES));
-    let server = kind.kept(&store).start();
+    let server = kind.kept(store).start();
     let mut talks = Talks::new(&kind);
-    let before = contexts(&store);
     talks.ask(&server, 0);
+    assert_eq!(saved(store), 1, "{}", server.log());
+    (server, talks)
+}
+
+#[test]
+fn a_damaged_prompt_is_found_and_computed_again() {
+    let store = or_skip!(Store::with(PAGES));
+    let (server, talks) = with_a_saved_prompt(&store, "");
     let files = contexts(&store).into_iter();
-    let prompts: Vec<_> = files.filter(|file| !before.contains(file)).collect();
-    assert_eq!(prompts.len(), 1, "{}", server.log());
+    // The KV cache has room for more tokens.
+    let prompt = files
+        .min_by_key(|file| fs::metadata(file).expect("it exists").len())
+        .expect("two files");
     // A byte of the state, far behind the tokens.
-    store::patch(&prompts[0], 1 << 20, |bytes| bytes[0] ^= 1, 1);
+    store::patch(&prompt, 1 << 20, |bytes| bytes[0] ^= 1, 1);
     let verified = Command::new(programs::hugepages())
         .args(["store", "verify", "--store", store.arg()])
         .output()
@@ -349,15 +357,8 @@ fn a_damaged_prompt_is_found_and_computed_again() {
 
 #[test]
 fn a_load_that_is_short_of_pages_removes_saved_prompts() {
-    let kind = Kind {
-        arch: "llama",
-        options: "",
-    };
     let mut store = or_skip!(Store::with(PAGES));
-    let server = kind.kept(&store).start();
-    let mut talks = Talks::new(&kind);
-    talks.ask(&server, 0);
-    assert_eq!(saved(&store), 1, "{}", server.log());
+    let (server, talks) = with_a_saved_prompt(&store, "");
     let other = Launch::ours()
         .model(&models::demo("20M", "Q8_0"))
         .args(["--ctx-size", "256"])
@@ -380,14 +381,8 @@ fn a_load_that_is_short_of_pages_removes_saved_prompts() {
 
 #[test]
 fn a_wiped_context_leaves_no_saved_prompts() {
-    let kind = Kind {
-        arch: "llama",
-        options: "--hugepage-wipe-context",
-    };
     let store = or_skip!(Store::with(PAGES));
-    let server = kind.kept(&store).start();
-    Talks::new(&kind).ask(&server, 0);
-    assert_eq!(saved(&store), 1, "{}", server.log());
+    let (server, _) = with_a_saved_prompt(&store, "--hugepage-wipe-context");
     server.stop(Signal::TERM);
     assert_eq!(contexts(&store), Vec::<PathBuf>::new());
     store.empty();

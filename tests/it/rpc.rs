@@ -117,6 +117,43 @@ fn planned_by(launch: &Launch) -> (Output, Duration) {
     (output.expect("the tool can be started"), start.elapsed())
 }
 
+/// Three workers, a server that is not started yet, and a pool with the pages of all of them.
+struct Ready {
+    launch: Launch,
+    plan: Value,
+    /// Planned pages of each worker.
+    shares: Vec<u64>,
+    addresses: Vec<String>,
+    cluster: Cluster,
+    pool: Pool,
+}
+
+impl Ready {
+    /// Each worker may take `limit` pages.
+    fn with(model: &Path, limit: u64) -> Result<Self, String> {
+        let mut pool = Pool::with(0)?;
+        let cluster = Cluster::start(limit)?;
+        let addresses = cluster.addresses();
+        let launch = client(model, &addresses)?.hugepages("require");
+        let plan = plan_in(&launch);
+        let shares = planned(&plan, &addresses);
+        pool.set(own(&plan) + shares.iter().sum::<u64>());
+        Ok(Self {
+            launch,
+            plan,
+            shares,
+            addresses,
+            cluster,
+            pool,
+        })
+    }
+
+    fn end(self) {
+        drop(self.cluster);
+        self.pool.assert_all_back();
+    }
+}
+
 /// A question whose answer streams. The reader gets the lines of the answer.
 fn ask(server: &Server, tokens: u32) -> mpsc::Receiver<String> {
     let (lines, received) = mpsc::channel();
@@ -236,13 +273,8 @@ fn workers_take_what_the_plan_prints_and_answer_as_one_machine() {
 #[test]
 fn clients_get_an_error_if_a_worker_ends_and_the_next_server_answers_once_it_is_back() {
     let model = models::demo("100M", "Q8_0");
-    let mut pool = or_skip!(Pool::with(0));
-    let mut cluster = or_skip!(Cluster::start(gguf::pages(&model)));
-    let addresses = cluster.addresses();
-    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
-    let plan = plan_in(&launch);
-    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
-    let mut server = launch.clone().args(["--parallel", "2"]).start();
+    let mut ready = or_skip!(Ready::with(&model, gguf::pages(&model)));
+    let mut server = ready.launch.clone().args(["--parallel", "2"]).start();
     let expected = server.complete(PROMPT, &json!({ "temperature": 0 }));
 
     let streamed = ask(&server, 400);
@@ -255,11 +287,11 @@ fn clients_get_an_error_if_a_worker_ends_and_the_next_server_answers_once_it_is_
         streamed.recv_timeout(PATIENCE).expect("the answer begins");
     }
     let killed = Instant::now();
-    cluster.workers[1].kill();
+    ready.cluster.workers[1].kill();
     let rest: Vec<_> = streamed.iter().collect();
     let told = killed.elapsed();
     let last = rest.last().expect("the answer ends with an error");
-    let cause = format!("the RPC server {} ended", addresses[1]);
+    let cause = format!("the RPC server {} ended", ready.addresses[1]);
     assert!(
         last.contains(&cause) && last.contains("503"),
         "{last}\n{}",
@@ -278,13 +310,13 @@ fn clients_get_an_error_if_a_worker_ends_and_the_next_server_answers_once_it_is_
     assert!(ended.log.contains(&cause), "\n{}", ended.log);
 
     // As long as the worker is away, a start fails at once.
-    let away = launch.clone().run();
+    let away = ready.launch.clone().run();
     away.assert_clean_failure();
     assert!(away.log.contains("Connection refused"), "\n{}", away.log);
 
     let returned = Instant::now();
-    cluster.workers[1] = cluster.start_worker(2).expect("as before");
-    let server = launch.start();
+    ready.cluster.workers[1] = ready.cluster.start_worker(2).expect("as before");
+    let server = ready.launch.clone().start();
     println!(
         "the clients know after {told:?}, and the next server is ready {:?} after the worker",
         returned.elapsed()
@@ -294,8 +326,7 @@ fn clients_get_an_error_if_a_worker_ends_and_the_next_server_answers_once_it_is_
         expected
     );
     drop(server);
-    drop(cluster);
-    pool.assert_all_back();
+    ready.end();
 }
 
 /// The plan of a launch that already has the options of huge pages.
@@ -307,52 +338,40 @@ fn plan_in(launch: &Launch) -> Value {
 #[test]
 fn a_worker_with_too_few_pages_fails_the_load_with_figures_and_serves_the_next_client() {
     let model = models::demo("100M", "Q8_0");
-    let mut pool = or_skip!(Pool::with(0));
-    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
-    let addresses = cluster.addresses();
-    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
-    let plan = plan_in(&launch);
-    let shares = planned(&plan, &addresses);
-    pool.set(own(&plan) + shares.iter().sum::<u64>());
+    let ready = or_skip!(Ready::with(&model, gguf::pages(&model)));
     // The weights fit and the compute buffer does not, then no weights fit.
-    for limit in [planned_before_compute(&plan, &addresses[2]), 1] {
-        cluster.cgroups[2].set("max", limit);
-        let ended = launch.clone().run();
+    for limit in [planned_before_compute(&ready.plan, &ready.addresses[2]), 1] {
+        ready.cluster.cgroups[2].set("max", limit);
+        let ended = ready.launch.clone().run();
         ended.assert_clean_failure();
-        assert!(ended.log.contains(&addresses[2]), "\n{}", ended.log);
-        let log = cluster.workers[2].log();
+        assert!(ended.log.contains(&ready.addresses[2]), "\n{}", ended.log);
+        let log = ready.cluster.workers[2].log();
         assert!(log.contains("huge pages of 2 MiB"), "\n{log}");
         assert!(log.contains("hint: "), "\n{log}");
     }
-    cluster.cgroups[2].set("max", shares[2]);
-    launch.start().assert_answers();
-    drop(cluster);
-    pool.assert_all_back();
+    ready.cluster.cgroups[2].set("max", ready.shares[2]);
+    ready.launch.clone().start().assert_answers();
+    ready.end();
 }
 
 #[test]
 #[ignore = "cuts the network for ten seconds"]
 fn an_answer_continues_after_ten_seconds_without_a_network() {
     let model = models::demo("100M", "Q8_0");
-    let mut pool = or_skip!(Pool::with(0));
-    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
-    let addresses = cluster.addresses();
-    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
-    let plan = plan_in(&launch);
-    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
-    let server = launch.start();
+    let ready = or_skip!(Ready::with(&model, gguf::pages(&model)));
+    let server = ready.launch.clone().start();
     let expected = text_of(&ask(&server, 200).iter().collect::<Vec<_>>());
 
     let answer = ask(&server, 200);
     let mut lines = vec![answer.recv_timeout(PATIENCE).expect("the answer begins")];
-    cluster.network.set_cable(2, false);
+    ready.cluster.network.set_cable(2, false);
     thread::sleep(Duration::from_secs(10));
     lines.extend(answer.try_iter());
     assert!(
         !lines.last().expect("a line").contains("\"stop\":true"),
         "{lines:?}"
     );
-    cluster.network.set_cable(2, true);
+    ready.cluster.network.set_cable(2, true);
     let repaired = Instant::now();
     lines.push(answer.recv_timeout(PATIENCE).expect("the answer continues"));
     let waited = repaired.elapsed();
@@ -360,8 +379,7 @@ fn an_answer_continues_after_ten_seconds_without_a_network() {
     assert_eq!(text_of(&lines), expected);
     println!("the answer continues {waited:?} after the network is back");
     drop(server);
-    drop(cluster);
-    pool.assert_all_back();
+    ready.end();
 }
 
 /// The server is killed while its network is down, so the worker never gets the end of the connection.
@@ -369,55 +387,43 @@ fn an_answer_continues_after_ten_seconds_without_a_network() {
 #[ignore = "waits for the kernel to give up a connection"]
 fn a_worker_serves_the_next_client_a_minute_after_the_machine_of_a_client_is_gone() {
     let model = models::demo("20M", "Q8_0");
-    let mut pool = or_skip!(Pool::with(0));
     // The compute buffers are larger than this model.
-    let cluster = or_skip!(Cluster::start(5 * gguf::pages(&model)));
-    let addresses = cluster.addresses();
-    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
-    let plan = plan_in(&launch);
-    let shares = planned(&plan, &addresses);
-    pool.set(own(&plan) + shares.iter().sum::<u64>());
-    let server = launch.clone().start();
-    assert!(cluster.taken().iter().all(|pages| *pages > 0));
-    cluster.network.set_cable(0, false);
+    let ready = or_skip!(Ready::with(&model, 5 * gguf::pages(&model)));
+    let server = ready.launch.clone().start();
+    assert!(ready.cluster.taken().iter().all(|pages| *pages > 0));
+    ready.cluster.network.set_cable(0, false);
     drop(server);
     let gone = Instant::now();
     // The dead connection of the kernel must not come back to life with the network.
-    let are_back = || cluster.taken().iter().all(|pages| *pages == 0);
+    let are_back = || ready.cluster.taken().iter().all(|pages| *pages == 0);
     assert!(
         wait_for(Duration::from_secs(120), are_back),
         "{:?}",
-        cluster.taken()
+        ready.cluster.taken()
     );
     println!(
         "the workers have returned their pages after {:?}",
         gone.elapsed()
     );
-    cluster.network.set_cable(0, true);
+    ready.cluster.network.set_cable(0, true);
     // The kernel remembers for a while that it found no neighbour.
     let is_there = |address: &String| TcpStream::connect(address).is_ok();
-    assert!(wait_for(PATIENCE, || addresses.iter().all(is_there)));
-    assert!(wait_for(PATIENCE, || Counts::read().usable() == pool.counts.usable()));
-    launch.start().assert_answers();
-    drop(cluster);
-    pool.assert_all_back();
+    assert!(wait_for(PATIENCE, || ready.addresses.iter().all(is_there)));
+    assert!(wait_for(PATIENCE, || Counts::read().usable()
+        == ready.pool.counts.usable()));
+    ready.launch.clone().start().assert_answers();
+    ready.end();
 }
 
 #[test]
 #[ignore = "is slow: each token waits for three delayed networks"]
 fn answers_over_a_delayed_network_are_those_of_one_machine() {
     let model = models::demo("100M", "Q8_0");
-    let mut pool = or_skip!(Pool::with(0));
-    let cluster = or_skip!(Cluster::start(gguf::pages(&model)));
-    or_skip!(cluster.network.delay(WORKERS + 1));
-    let addresses = cluster.addresses();
-    let launch = or_skip!(client(&model, &addresses)).hugepages("require");
-    let plan = plan_in(&launch);
-    pool.set(own(&plan) + planned(&plan, &addresses).iter().sum::<u64>());
+    let ready = or_skip!(Ready::with(&model, gguf::pages(&model)));
+    or_skip!(ready.cluster.network.delay(WORKERS + 1));
     let expected = answers(&or_skip!(Launch::tool("llama-server")).model(&model).start());
-    let server = launch.start();
+    let server = ready.launch.clone().start();
     assert_eq!(answers(&server), expected);
     drop(server);
-    drop(cluster);
-    pool.assert_all_back();
+    ready.end();
 }
