@@ -142,6 +142,16 @@ fn and(history: &[u64], message: u64) -> Vec<u64> {
     next
 }
 
+/// What the client sends after a turn. The last time, the user changes the message before the last answer: the KV cache holds the tokens in
+/// front of it, but a recurrent state needs a checkpoint.
+fn after(said: &Turn, prompt: &[u64], turn: u64) -> Vec<u64> {
+    if turn == 1 {
+        and(&prompt[..prompt.len() - 2], turn)
+    } else {
+        and(&said.history, turn)
+    }
+}
+
 fn continued(server: &Server) -> Vec<u64> {
     let log = server.log();
     log.lines()
@@ -198,7 +208,8 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         for turn in 0..3 {
             for (slot, talk) in talks.iter_mut().enumerate() {
                 let said = ask(&server, talk, slot);
-                *talk = and(&said.history, turn);
+                *talk = after(&said, talk, turn);
+                assert!(turn < 2 || said.computed < 100, "{kind}");
                 expected.push((said.answer, said.computed));
             }
         }
@@ -217,7 +228,7 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
             );
             for (slot, talk) in talks.iter_mut().enumerate() {
                 let said = ask(&server, talk, slot);
-                *talk = and(&said.history, turn);
+                *talk = after(&said, talk, turn);
                 let (answer, computed) = expected.next().expect("as many turns");
                 assert_eq!(
                     said.computed,

@@ -2,6 +2,7 @@
 
 #include "../../src/llama-hugepages-context.h"
 #include "ggml-hugepages.h"
+#include "server-hugepages.h"
 #include "server-task.h"
 
 #include <algorithm>
@@ -17,6 +18,7 @@ struct prompt_header {
     uint64_t state_at;
     uint64_t n_checkpoints;
     uint64_t n_more; // bytes of the checkpoints
+    uint64_t slot;   // 0: a saved prompt; else the file has only checkpoints, of the slot with this number - 1
 };
 
 struct prompt_checkpoint {
@@ -31,6 +33,14 @@ static const void           * g_kv       = nullptr; // an address in its KV cach
 static int32_t                g_n_vocab  = 0;
 static uint64_t               g_n_tokens = 0;       // of a prompt, at most
 static ggml_hugepages_state * g_prepared = nullptr;
+
+static void begin(const llama_context * ctx) {
+    g_kv = llama_hugepages_context_base(ctx);
+    if (g_kv) {
+        g_n_vocab  = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+        g_n_tokens = llama_n_ctx_seq(ctx);
+    }
+}
 
 static size_t state_at() {
     static const size_t ALIGNMENT = 64;
@@ -78,6 +88,28 @@ void server_hugepages_bytes::clear() {
     memory.clear();
 }
 
+// A new file for this many bytes behind the tokens. nullptr with an error if there are no pages for it.
+static ggml_hugepages_state * new_file(size_t size, size_t n_checkpoints, ggml_hugepages_error * error) {
+    return ggml_hugepages_state_new(g_kv, state_at() + size + n_checkpoints*sizeof(prompt_checkpoint), error);
+}
+
+// Writes all but the state. Returns the bytes of the checkpoints.
+static size_t write_file(uint8_t * file, const llama_tokens & tokens, size_t n_bytes, const std::list<common_prompt_checkpoint> & checkpoints, uint64_t slot) {
+    uint8_t * first = file + state_at() + n_bytes;
+    uint8_t * at    = first;
+    for (const auto & checkpoint : checkpoints) {
+        const auto & data = checkpoint.data_tgt; // without speculation, there is no other
+        const prompt_checkpoint record = { checkpoint.n_tokens, checkpoint.pos_min, checkpoint.pos_max, data.size() };
+        memcpy(at, &record, sizeof(record));
+        memcpy(at + sizeof(record), data.data(), data.size());
+        at += sizeof(record) + data.size();
+    }
+    const prompt_header header = { n_bytes, tokens.size(), state_at(), checkpoints.size(), (uint64_t) (at - first), slot };
+    memcpy(file, &header, sizeof(header));
+    memcpy(file + sizeof(header), tokens.data(), tokens.size()*sizeof(llama_token));
+    return at - first;
+}
+
 bool server_hugepages_prompt_prepare(size_t size, size_t n_checkpoints) {
     if (!g_kv) {
         return false;
@@ -86,7 +118,7 @@ bool server_hugepages_prompt_prepare(size_t size, size_t n_checkpoints) {
         ggml_hugepages_state_close(g_prepared, /*.keep =*/ false);
     }
     ggml_hugepages_error error = {};
-    g_prepared = ggml_hugepages_state_new(g_kv, state_at() + size + n_checkpoints*sizeof(prompt_checkpoint), &error);
+    g_prepared = new_file(size, n_checkpoints, &error);
     if (!g_prepared) {
         SRV_TRC("hugepages: a prompt is saved in ordinary memory and ends with the process: %s\n", error.message);
     }
@@ -99,23 +131,12 @@ void server_hugepages_prompt_saved(server_prompt_cache_state & prompt) {
         return;
     }
     const auto & tokens = prompt.prompt.tokens.get_tokens();
-    const size_t n = std::min<size_t>(tokens.size(), g_n_tokens);
-    auto & checkpoints = prompt.prompt.checkpoints;
-    uint8_t * file = bytes_of(bytes.state);
-    uint8_t * at   = file + state_at() + bytes.n_bytes;
-    for (const auto & checkpoint : checkpoints) {
-        const auto & data = checkpoint.data_tgt; // without speculation, there is no other
-        const prompt_checkpoint record = { checkpoint.n_tokens, checkpoint.pos_min, checkpoint.pos_max, data.size() };
-        memcpy(at, &record, sizeof(record));
-        memcpy(at + sizeof(record), data.data(), data.size());
-        at += sizeof(record) + data.size();
+    const bool   fits   = tokens.size() <= g_n_tokens;
+    if (fits) {
+        bytes.n_more = write_file(bytes_of(bytes.state), tokens, bytes.n_bytes, prompt.prompt.checkpoints, /*.slot =*/ 0);
+        prompt.prompt.checkpoints.clear();
     }
-    bytes.n_more = at - (file + state_at() + bytes.n_bytes);
-    const prompt_header header = { bytes.n_bytes, n, state_at(), checkpoints.size(), bytes.n_more };
-    memcpy(file, &header, sizeof(header));
-    memcpy(file + sizeof(header), tokens.data(), n*sizeof(llama_token));
-    checkpoints.clear();
-    ggml_hugepages_state_close(std::exchange(bytes.state, nullptr), /*.keep =*/ n == tokens.size());
+    ggml_hugepages_state_close(std::exchange(bytes.state, nullptr), /*.keep =*/ fits);
 }
 
 void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompts) {
@@ -131,13 +152,13 @@ void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompt
     });
 }
 
-// False if the file contradicts itself.
-static bool read_checkpoints(ggml_hugepages_state * state, const server_hugepages_bytes & bytes, std::list<common_prompt_checkpoint> & checkpoints) {
+// Calls f for each checkpoint of a file with its record and its bytes. False if the file contradicts itself.
+template <typename F> static bool each_checkpoint(ggml_hugepages_state * state, size_t n_bytes, F && f) {
     size_t size;
     const auto * file = (const uint8_t *) ggml_hugepages_state_data(state, &size);
     prompt_header header;
     memcpy(&header, file, sizeof(header));
-    if (header.n_bytes != bytes.n_bytes || state_at() + header.n_bytes > size) {
+    if (header.n_bytes != n_bytes || state_at() + header.n_bytes > size) {
         return false;
     }
     const uint8_t * at  = file + state_at() + header.n_bytes;
@@ -152,13 +173,16 @@ static bool read_checkpoints(ggml_hugepages_state * state, const server_hugepage
         if (record.n_bytes > (size_t) (end - at)) {
             return false;
         }
-        common_prompt_checkpoint checkpoint;
-        checkpoint.update_pos(record.n_tokens, record.pos_min, record.pos_max);
-        checkpoint.data_tgt.assign(at, at + record.n_bytes);
-        checkpoints.push_back(std::move(checkpoint));
+        f(record, at);
         at += record.n_bytes;
     }
     return true;
+}
+
+static void add_checkpoint(std::list<common_prompt_checkpoint> & checkpoints, const prompt_checkpoint & record, const uint8_t * bytes) {
+    auto & checkpoint = checkpoints.emplace_back();
+    checkpoint.update_pos(record.n_tokens, record.pos_min, record.pos_max);
+    checkpoint.data_tgt.assign(bytes, bytes + record.n_bytes);
 }
 
 bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts, std::list<server_prompt_cache_state>::iterator & prompt) {
@@ -168,7 +192,8 @@ bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts
     }
     ggml_hugepages_error error = {};
     bytes.state = ggml_hugepages_state_open(g_kv, bytes.id, &error);
-    if (bytes.state && !read_checkpoints(bytes.state, bytes, prompt->prompt.checkpoints)) {
+    auto & checkpoints = prompt->prompt.checkpoints;
+    if (bytes.state && !each_checkpoint(bytes.state, bytes.n_bytes, [&](const auto & record, const uint8_t * at) { add_checkpoint(checkpoints, record, at); })) {
         bytes.clear(); // and remove the file
     }
     if (!bytes.state) {
@@ -192,15 +217,16 @@ static llama_tokens tokens_of(const prompt_header & header, const uint8_t * head
 }
 
 void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_context * ctx) {
-    g_kv = llama_hugepages_context_base(ctx);
+    begin(ctx);
     if (!g_kv) {
         return;
     }
-    g_n_vocab  = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
-    g_n_tokens = llama_n_ctx_seq(ctx);
     each_file(state_at(), [&](uint64_t id, const uint8_t * head) {
         prompt_header header;
         memcpy(&header, head, sizeof(header));
+        if (header.slot != 0) {
+            return;
+        }
         const auto tokens = tokens_of(header, head);
         if (tokens.empty()) {
             SRV_WRN("%s", "hugepages: a saved prompt is removed from the store, because its file is damaged\n");
@@ -224,5 +250,68 @@ void server_hugepages_prompts_begin(server_prompt_cache & cache, const llama_con
 void server_hugepages_prompts_end(std::list<server_prompt_cache_state> & prompts) {
     for (auto & prompt : prompts) {
         prompt.data.main.id = 0;
+    }
+}
+
+void server_hugepages_checkpoints_end(const llama_context * ctx, int id_slot, server_prompt & prompt) {
+    if (!ctx || prompt.checkpoints.empty()) {
+        return;
+    }
+    begin(ctx);
+    if (!g_kv) {
+        return;
+    }
+    const auto & tokens = prompt.tokens.get_tokens();
+    if (tokens.size() > g_n_tokens) {
+        return;
+    }
+    size_t size = ggml_hugepages_page_size(""); // a file in the store has at least a page
+    for (const auto & checkpoint : prompt.checkpoints) {
+        size += checkpoint.size();
+    }
+    ggml_hugepages_error error = {};
+    auto * file = new_file(size, prompt.checkpoints.size(), &error);
+    if (!file) {
+        SRV_WRN("hugepages: the %zu checkpoints of slot %d end with the process: %s\n", prompt.checkpoints.size(), id_slot, error.message);
+        return;
+    }
+    write_file(bytes_of(file), tokens, /*.n_bytes =*/ 0, prompt.checkpoints, id_slot + 1);
+    prompt.checkpoints.clear();
+    ggml_hugepages_state_close(file, /*.keep =*/ true);
+}
+
+// Adds the checkpoints of a file that belong to the tokens of the prompt.
+static void take_checkpoints(ggml_hugepages_state * file, server_prompt & prompt) {
+    prompt_header header;
+    memcpy(&header, bytes_of(file), sizeof(header));
+    const auto tokens = tokens_of(header, bytes_of(file));
+    const auto & kept = prompt.tokens.get_tokens();
+    const auto   end  = std::mismatch(tokens.begin(), tokens.end(), kept.begin(), kept.end()).first;
+    each_checkpoint(file, /*.n_bytes =*/ 0, [&](const auto & record, const uint8_t * at) {
+        if (record.n_tokens <= end - tokens.begin() && server_hugepages_make_room(prompt.checkpoints)) {
+            add_checkpoint(prompt.checkpoints, record, at);
+        }
+    });
+}
+
+void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, server_prompt & prompt) {
+    begin(ctx);
+    if (!g_kv) {
+        return;
+    }
+    std::vector<uint64_t> ids;
+    each_file(sizeof(prompt_header), [&](uint64_t id, const uint8_t * head) {
+        prompt_header header;
+        memcpy(&header, head, sizeof(header));
+        if (header.slot == (uint64_t) id_slot + 1) {
+            ids.push_back(id);
+        }
+    });
+    for (const uint64_t id : ids) {
+        ggml_hugepages_error error = {};
+        if (auto * file = ggml_hugepages_state_open(g_kv, id, &error)) {
+            take_checkpoints(file, prompt);
+            ggml_hugepages_state_close(file, /*.keep =*/ false);
+        }
     }
 }

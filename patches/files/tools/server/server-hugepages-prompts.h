@@ -2,7 +2,7 @@
 
 // The prompt cache of a server whose KV cache remains in a store: each saved prompt is a file of the store, so the next process has it too.
 // Between a save and a load no process uses the file. A load of another model that is short of pages removes it, and then the prompt is
-// computed again.
+// computed again. The checkpoints of a slot are in ordinary memory while it is used, and in such a file between two processes.
 
 #include "hugepages.h"
 
@@ -11,6 +11,7 @@
 
 struct ggml_hugepages_state;
 struct llama_context;
+struct server_prompt;
 struct server_prompt_cache;
 struct server_prompt_cache_state;
 
@@ -53,3 +54,9 @@ void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompt
 
 // Opens the file of a prompt, and reads its checkpoints. If it was removed in this moment, the prompt is removed too and becomes prompts.end().
 bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts, std::list<server_prompt_cache_state>::iterator & prompt);
+
+// The process ends: the checkpoints of a slot go into a file.
+void server_hugepages_checkpoints_end(const llama_context * ctx, int id_slot, server_prompt & prompt);
+
+// A new slot with the tokens that an earlier process left: takes the checkpoints of these tokens. Removes their file.
+void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, server_prompt & prompt);

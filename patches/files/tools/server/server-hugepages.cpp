@@ -425,11 +425,14 @@ std::string server_hugepages_metrics(const common_params & params) {
     return prometheus.str();
 }
 
-void server_hugepages_continue(const llama_context * ctx, int id_slot, server_tokens & tokens) {
+void server_hugepages_continue(const llama_context * ctx, int id_slot, server_prompt & prompt) {
     const auto kept = llama_hugepages_context_tokens(ctx, id_slot);
     if (!kept.empty()) {
-        SRV_INF("hugepages: slot %d continues with %zu tokens from the store\n", id_slot, kept.size());
-        tokens.insert(kept);
+        prompt.tokens.insert(kept);
+    }
+    server_hugepages_checkpoints_begin(ctx, id_slot, prompt);
+    if (!kept.empty()) {
+        SRV_INF("hugepages: slot %d continues with %zu tokens and %zu checkpoints from the store\n", id_slot, kept.size(), prompt.checkpoints.size());
     }
 }
 
