@@ -42,20 +42,31 @@ const LONG_PROMPT: u64 = 1000;
 const SMALL_BATCHES: &str = "--batch-size 512 --ubatch-size 128";
 
 /// A kind of KV cache.
+#[derive(Clone, Copy)]
 struct Kind {
     arch: &'static str,
     /// Of the server, separated by spaces.
     options: &'static str,
+    /// Of the model.
+    size: &'static str,
 }
 
 impl Kind {
+    fn new((arch, options): (&'static str, &'static str)) -> Self {
+        Self {
+            arch,
+            options,
+            size: "100M",
+        }
+    }
+
     fn has_window(&self) -> bool {
         self.arch == "gemma3"
     }
 
     fn server(&self) -> Launch {
         let options: Vec<_> = self.options.split_whitespace().collect();
-        let model = models::demo_with("100M", "Q8_0", &["--arch", self.arch]);
+        let model = models::demo_with(self.size, "Q8_0", &["--arch", self.arch]);
         let batches = if self.has_window() { SMALL_BATCHES } else { "" };
         Launch::ours()
             .model(&model)
@@ -199,7 +210,7 @@ fn a_restart_computes_new_tokens_only_and_answers_as_a_server_that_never_ended()
         ("lfm2", "--parallel 2 --kv-unified"),
         ("lfm2", "--parallel 2 --no-kv-unified"),
     ]
-    .map(|(arch, options)| Kind { arch, options });
+    .map(Kind::new);
     for kind in kinds {
         let slots = 1 + u64::from(kind.options.contains("--parallel"));
         let mut expected = Vec::new();
@@ -287,7 +298,7 @@ fn saved_prompts_remain_after_a_restart_and_after_a_kill() {
         ("gemma3", ""),
         ("lfm2", ""),
     ]
-    .map(|(arch, options)| Kind { arch, options });
+    .map(Kind::new);
     for kind in kinds {
         let server = kind.server().args(["--no-cache-idle-slots"]).start();
         let mut talks = Talks::new(&kind);
@@ -331,10 +342,7 @@ fn saved_prompts_remain_after_a_restart_and_after_a_kill() {
 
 /// A server with one conversation in its slot and one that it has saved.
 fn with_a_saved_prompt(store: &Store, options: &'static str) -> (Server, Talks) {
-    let kind = Kind {
-        arch: "llama",
-        options,
-    };
+    let kind = Kind::new(("llama", options));
     let server = kind.kept(store).start();
     let mut talks = Talks::new(&kind);
     talks.ask(&server, 0);
@@ -482,7 +490,7 @@ fn every_kind_of_memory_is_continued_or_not_kept() {
 /// The order of the cells changes the last bits of a result, so the next server must use the cells that a new one would use.
 #[test]
 fn the_next_server_computes_a_new_prompt_as_if_none_had_been_killed() {
-    let kinds = ["llama", "gemma3", "lfm2"].map(|arch| Kind { arch, options: "" });
+    let kinds = ["llama", "gemma3", "lfm2"].map(|arch| Kind::new((arch, "")));
     let store = or_skip!(Store::with(PAGES));
     for kind in kinds {
         let expected = ask(&kind.server().start(), &kind.opening(2), 0).answer;
@@ -521,7 +529,11 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
         ("gemma3", ""),
         ("lfm2", ""),
     ]
-    .map(|(arch, options)| Kind { arch, options });
+    // A small model: more kills in the same time.
+    .map(|kind| Kind {
+        size: "20M",
+        ..Kind::new(kind)
+    });
     let store = or_skip!(Store::with(PAGES));
     let (mut kept_some, mut done) = (0, 0);
     for round in first..first + rounds {
@@ -560,7 +572,7 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
                 server.log()
             );
         }
-        let most = if shifts { 6000 } else { 900 };
+        let most = if shifts { 1500 } else { 400 };
         thread::sleep(Duration::from_millis(next(most)));
         server.stop(Signal::KILL);
         let _ = asked.join();
