@@ -97,7 +97,7 @@ test: setup-test fmt-check lint patches-check deny shellcheck actionlint stock t
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented backends bindings other-programs test ## run all checks of CI and the long tests
+test-full: instrumented backends bindings other-programs portable test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
 	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: bindings:: containers:: instrumented:: engine:: fuzz:: other_programs:: packaging:: rpc:: systemd::
 

@@ -90,7 +90,8 @@ fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<Path
 
     let share = prefix.join("share");
     let [server, tool] = PROGRAMS.map(|name| private.join(name));
-    manual::write_all(&server, &tool, &share.join("man/man1"))?;
+    let worker = worker.map(|_| private.join(WORKER));
+    manual::write_all(&server, &tool, worker.as_deref(), &share.join("man/man1"))?;
     for (shell, file) in COMPLETIONS {
         let text = output(Command::new(&tool).args(["completions", shell]))?;
         write(&share.join(file), &text)?;
