@@ -23,7 +23,7 @@ SKIP_LOG    := $(CURDIR)/target/skipped-tests.log
 SCRIPTS     := scripts/setup scripts/build scripts/run scripts/deny scripts/actionlint .ci/run xtask/src/qemu/guest.sh \
                deploy/compose/check deploy/compose/switch deploy/compose/lib.sh deploy/debian/postinst deploy/debian/prerm \
                deploy/debian/postrm tests/it/packaging.sh
-# Packages are for every CPU with AVX2 (x86-64) or ARMv8 (arm64), so they have a build of their own.
+# Packages and the image are for every CPU, so they have a build of their own.
 PORTABLE    := $(or $(CARGO_TARGET_DIR),target)/portable
 
 step = @printf '\n== %s\n' '$(1)' >&2
@@ -66,9 +66,9 @@ model: setup ## download the small real model for `make run` and the tests
 	-cargo xtask model
 
 .PHONY: image
-image: build ## build the container image llama-hugepages; ARGS='--base IMAGE'
+image: portable ## build the container image llama-hugepages; ARGS='--base IMAGE'
 	$(call step,image)
-	cargo xtask image $(ARGS)
+	cargo xtask image --programs $(PORTABLE)/release $(ARGS)
 
 .PHONY: dist
 dist: portable ## build a tarball for other machines, in target/dist/
@@ -84,7 +84,7 @@ deb: portable ## build a Debian package for other machines, in target/dist/
 portable:
 	$(call step,programs for other machines)
 	scripts/build -p llama-hugepages -p hugepages -p hugepages-preload --no-default-features \
-	    --features openmp,openssl,server,ui --target-dir $(PORTABLE)
+	    --features cpu-variants,openmp,openssl,rpc,server,ui --target-dir $(PORTABLE)
 
 .PHONY: clean
 clean: ## remove target/, downloads and demo models included
@@ -97,7 +97,7 @@ test: setup-test fmt-check lint patches-check deny shellcheck actionlint stock t
 
 .PHONY: test-full
 test-full: export LLAMA_HUGEPAGES_TEST_FULL := 1
-test-full: instrumented backends bindings other-programs test ## run all checks of CI and the long tests
+test-full: instrumented backends bindings other-programs portable test ## run all checks of CI and the long tests
 	$(call step,tests with instrumentation, other compilers or a booted system)
 	cargo test $(CARGO_FLAGS) --test it -- --ignored backends:: bindings:: containers:: instrumented:: engine:: fuzz:: other_programs:: packaging:: rpc:: systemd::
 

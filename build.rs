@@ -12,6 +12,7 @@ mod features;
 #[path = "build/shim.rs"]
 mod shim;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
@@ -26,6 +27,9 @@ use build::{cargo, link, lock, source, ui};
 const LIBRARY: &[&str] = &["llama-common"];
 /// The server's libraries, without the page and the files that include it.
 const SERVER: &[&str] = &["server-context", "cpp-httplib"];
+
+/// With the feature `rpc`: the program of the other machines.
+const WORKER: &str = "ggml-rpc-server";
 
 fn run() -> Result<()> {
     let Package { root, out, version } = Package::from_env()?;
@@ -65,11 +69,16 @@ fn run() -> Result<()> {
         targets,
         args: &options,
     };
+    let last: &[&str] = if features::is_on("RPC") {
+        &["llama-server-impl", WORKER]
+    } else {
+        &["llama-server-impl"]
+    };
     if !features::is_on("SERVER") {
-        return link::emit(&part(LIBRARY).run()?, false);
+        return finish(&part(LIBRARY).run()?, &out, false);
     }
     if !features::is_on("UI") {
-        return link::emit(&part(&["llama-server-impl"]).run()?, true);
+        return finish(&part(last).run()?, &out, true);
     }
     // Node.js builds the page on one core for minutes, so the libraries without the page compile at the same time.
     let page = thread::scope(|scope| {
@@ -84,7 +93,13 @@ fn run() -> Result<()> {
             "llama-server is built without its chat page: {cause}"
         ));
     }
-    link::emit(&part(&["llama-server-impl"]).run()?, true)
+    finish(&part(last).run()?, &out, true)
+}
+
+/// `is_whole`: see [`link::emit`].
+fn finish(build: &Path, out: &Path, is_whole: bool) -> Result<()> {
+    link::copy_beside_programs(build, out, &[WORKER])?;
+    link::emit(build, is_whole)
 }
 
 fn main() -> ExitCode {

@@ -61,6 +61,11 @@ pub fn link_shared(name: &str) {
     directive("rustc-link-lib", format_args!("dylib={name}"));
 }
 
+/// Lets the programs of this package find shared libraries in their own folder.
+pub fn find_libraries_beside_programs() {
+    directive("rustc-link-arg-bins", "-Wl,-rpath,$ORIGIN");
+}
+
 /// Tells the build scripts of crates that depend on this one, as `DEP_LLAMA_*`.
 pub fn metadata(key: &str, value: &Path) {
     directive("metadata", format_args!("{key}={}", value.display()));

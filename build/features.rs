@@ -12,6 +12,18 @@ use crate::build::vulkan;
 /// on by default only remove.
 const OPTIONS: &[(&str, &[&str], bool)] = &[
     ("NATIVE", &["-DGGML_NATIVE=OFF"], false),
+    (
+        CPU_VARIANTS,
+        &[
+            "-DGGML_BACKEND_DL=ON",
+            "-DGGML_CPU_ALL_VARIANTS=ON",
+            "-DBUILD_SHARED_LIBS=ON",
+            // Each library finds the others in its own folder, by names without a version.
+            "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+            "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
+        ],
+        true,
+    ),
     ("OPENMP", &["-DGGML_OPENMP=OFF"], false),
     ("OPENSSL", &["-DLLAMA_OPENSSL=OFF"], false),
     ("CUDA", &["-DGGML_CUDA=ON"], true),
@@ -24,6 +36,8 @@ const OPTIONS: &[(&str, &[&str], bool)] = &[
         true,
     ),
 ];
+
+pub const CPU_VARIANTS: &str = "CPU_VARIANTS";
 
 pub fn is_on(feature: &str) -> bool {
     env::var_os(format!("CARGO_FEATURE_{feature}")).is_some()
@@ -49,6 +63,11 @@ pub fn check() -> Result<()> {
         "llama-hugepages needs a target with glibc, such as {}-unknown-linux-gnu: Rust links musl statically, and llama.cpp's \
          libraries then lack their C++ library",
         of_target("ARCH")
+    );
+    ensure!(
+        !(is_on("NATIVE") && is_on(CPU_VARIANTS)),
+        "the features `native` and `cpu-variants` exclude each other: the first builds for this CPU, the second for all\n\
+         hint: cargo build --release --no-default-features --features cpu-variants,openmp,openssl,server,ui"
     );
     if is_on("VULKAN") {
         vulkan::check()?;

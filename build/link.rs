@@ -44,7 +44,7 @@ pub fn emit(build: &Path, is_whole: bool) -> Result<()> {
                     cargo::link_static(name);
                 }
             }
-            Library::File(path) => {
+            Library::Shared(path) | Library::File(path) => {
                 if let (Some(dir), Some(name)) = (path.parent(), name(&path)) {
                     cargo::link_search(dir);
                     cargo::link_shared(name);
@@ -58,10 +58,46 @@ pub fn emit(build: &Path, is_whole: bool) -> Result<()> {
     Ok(())
 }
 
+/// Copies programs of llama.cpp, and its libraries if they are shared, to where Cargo puts our programs. Without the features that need
+/// them, the build has none.
+pub fn copy_beside_programs(build: &Path, out: &Path, programs: &[&str]) -> Result<()> {
+    // target/release/build/llama-hugepages-HASH/out
+    let target = out
+        .ancestors()
+        .nth(3)
+        .context("OUT_DIR is not in a target folder")?;
+    let dir = build.join("bin");
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let mut has_libraries = false;
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name() else {
+            continue;
+        };
+        let is_library = path.extension() == Some("so".as_ref());
+        has_libraries |= is_library;
+        if is_library || programs.iter().any(|program| name == *program) {
+            let copy = target.join(name);
+            // A running program keeps the old file.
+            let _ = fs::remove_file(&copy);
+            fs::copy(&path, &copy)
+                .with_context(|| format!("cannot copy {} to {}", path.display(), copy.display()))?;
+        }
+    }
+    if has_libraries {
+        cargo::find_libraries_beside_programs();
+    }
+    Ok(())
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Library {
     /// An archive of this build.
     Archive(PathBuf),
+    /// A shared library of this build.
+    Shared(PathBuf),
     /// A library of the system.
     File(PathBuf),
     Directory(PathBuf),
@@ -174,6 +210,8 @@ fn parse(build: &Path, fragments: &[Fragment]) -> Vec<Library> {
             }
             Some(if path.is_absolute() {
                 Library::File(path.to_owned())
+            } else if path.extension() == Some("so".as_ref()) {
+                Library::Shared(build.join(path))
             } else {
                 Library::Archive(build.join(path))
             })
@@ -203,7 +241,7 @@ mod tests {
             &[
                 fragment("flags", "-O3 -lnot"),
                 fragment("libraryPath", "-L/usr/local/cuda/lib64"),
-                fragment("libraries", "src/libllama.a"),
+                fragment("libraries", "src/libllama.a bin/libggml.so"),
                 fragment("libraries", "-ldl -lm"),
                 fragment("libraries", "/usr/lib/libssl.so.3"),
                 fragment("libraries", "-Wl,--end-group"),
@@ -214,6 +252,7 @@ mod tests {
             [
                 Library::Directory("/usr/local/cuda/lib64".into()),
                 Library::Archive("/b/src/libllama.a".into()),
+                Library::Shared("/b/bin/libggml.so".into()),
                 Library::Name("dl".into()),
                 Library::Name("m".into()),
                 Library::File("/usr/lib/libssl.so.3".into()),

@@ -1,5 +1,5 @@
 //! A project outside of this repository builds with the library, with the compilers and flags of distributions. The tarball and the
-//! Debian package contain the programs of this build.
+//! Debian package contain the programs for every CPU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,17 +58,16 @@ fn clang_gives_a_program_that_runs() {
     builds_and_runs("clang", &[("CC", "clang"), ("CXX", "clang++")]);
 }
 
-/// Builds a package of this build's programs with `cargo xtask`, and returns its path.
-fn package(kind: &str, out: &Path, args: &[&str]) -> PathBuf {
+/// Builds a package of the programs in a folder with `cargo xtask`, and returns its path.
+fn package(kind: &str, programs: &Path, out: &Path, args: &[&str]) -> PathBuf {
     // All packages write the same SBOM.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let program = programs::hugepages();
     let output = Command::new(env!("CARGO"))
         .args(["xtask", kind])
         .args(args)
         .arg("--programs")
-        .arg(program.parent().expect("the program is in a folder"))
+        .arg(programs)
         .arg("--out")
         .arg(out)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -80,9 +79,9 @@ fn package(kind: &str, out: &Path, args: &[&str]) -> PathBuf {
 }
 
 /// The same package, built twice in different folders.
-fn built_twice(kind: &str) -> (tempfile::TempDir, PathBuf) {
+fn built_twice(kind: &str, programs: &Path) -> (tempfile::TempDir, PathBuf) {
     let [first, second] = [(); 2].map(|()| tempfile::tempdir().expect("a folder can be made"));
-    let packages = [&first, &second].map(|dir| package(kind, dir.path(), &[]));
+    let packages = [&first, &second].map(|dir| package(kind, programs, dir.path(), &[]));
     let [one, two] = packages
         .each_ref()
         .map(|path| fs::read(path).expect("just made"));
@@ -96,7 +95,8 @@ fn built_twice(kind: &str) -> (tempfile::TempDir, PathBuf) {
 fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
     let found = Command::new("strip").arg("--version").output();
     or_skip!(found.map_err(|error| format!("strip cannot be run: {error}")));
-    let (dir, tarball) = built_twice("dist");
+    let programs = or_skip!(programs::portable());
+    let (dir, tarball) = built_twice("dist", &programs);
     let sums = Command::new("sha256sum")
         .args(["--check", "SHA256SUMS"])
         .current_dir(dir.path())
@@ -113,7 +113,7 @@ fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
             .arg(&unpacked),
     )
     .expect("the tarball is whole");
-    for name in ["hugepages", "llama-server"] {
+    for name in ["hugepages", "llama-server", "ggml-rpc-server"] {
         let output = Command::new(unpacked.join("bin").join(name))
             .arg("--version")
             .current_dir("/")
@@ -136,6 +136,7 @@ fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
         "share/man/man1/hugepages-plan.1",
         "share/bash-completion/completions/hugepages",
         "lib/systemd/system/llama-server@.service",
+        "lib/systemd/system/ggml-rpc-server@.service",
     ] {
         assert!(unpacked.join(file).is_file(), "{file}");
     }
@@ -146,7 +147,7 @@ fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
 fn two_debian_packages_are_equal_and_lintian_finds_no_error() {
     or_skip!(programs::found("dpkg-shlibdeps"));
     or_skip!(programs::found("lintian"));
-    let (_dir, package) = built_twice("deb");
+    let (_dir, package) = built_twice("deb", &or_skip!(programs::portable()));
     let output = Command::new("lintian")
         .args(["--allow-root", "--fail-on", "error"])
         .arg(&package)
@@ -162,13 +163,14 @@ fn a_purge_of_the_debian_package_leaves_files_and_pool_as_before() {
         return skip("root is needed for namespaces");
     }
     or_skip!(programs::found("dpkg-shlibdeps"));
-    let contents = [programs::server(), programs::hugepages()];
+    let programs = or_skip!(programs::portable());
+    let contents = ["llama-server", "hugepages"].map(|name| programs.join(name));
     let mut packages = or_skip!(debian::libraries(&contents));
     packages.push("systemd".to_owned());
     let base = or_skip!(debian::base("packaging", "essential", &packages));
     let dir = tempfile::tempdir().expect("a temporary folder can be made");
-    let first = package("deb", dir.path(), &[]);
-    let second = package("deb", dir.path(), &["--revision", "2"]);
+    let first = package("deb", &programs, dir.path(), &[]);
+    let second = package("deb", &programs, dir.path(), &["--revision", "2"]);
     let root = dir.path().join("root");
     fs::create_dir(&root).expect("the folder is ours");
     programs::run(

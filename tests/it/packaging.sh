@@ -33,11 +33,12 @@ say install
 in_root dpkg --install "$package" >&2
 in_root hugepages --version
 in_root llama-server --version
+in_root ggml-rpc-server --help
 in_root hugepages exec --help >/dev/null
 in_root dpkg --verify llama-hugepages
 in_root id llama >/dev/null
-for unit in llama-hugepages-pool llama-hugepages-store llama-server@a; do
-    complaints=$(in_root env SYSTEMD_LOG_LEVEL=notice systemd-analyze verify "$unit.service" 2>&1 | grep -e llama -e hugepages || true)
+for unit in llama-hugepages-pool llama-hugepages-store llama-server@a ggml-rpc-server@b; do
+    complaints=$(in_root env SYSTEMD_LOG_LEVEL=notice systemd-analyze verify "$unit.service" 2>&1 | grep -e llama -e hugepages -e ggml || true)
     same "complaints about $unit" '' "$complaints"
 done
 same 'pages after the installation' "$pool" "$(pool)"
@@ -47,7 +48,7 @@ in_root hugepages pool reserve "$pages" >&2
 in_root hugepages pool persist --yes >&2
 in_root hugepages store mount >&2
 echo 'LLAMA_ARG_MODEL=/a.gguf' >"$root/etc/llama-hugepages/a.env"
-in_root systemctl --quiet enable llama-server@a llama-hugepages-pool
+in_root systemctl --quiet enable llama-server@a ggml-rpc-server@b llama-hugepages-pool
 reserved=$(pool)
 [ "$reserved" -gt "$pool" ] || fail "the pool has $reserved pages, as before"
 settings=$(ls "$root"/etc/*.d/60-llama-hugepages*)

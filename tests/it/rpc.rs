@@ -3,6 +3,7 @@
 //! The machines are network namespaces. The server is on machine 0, and the workers are on the others, each in a cgroup whose limit on
 //! huge pages is smaller than the model.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::company::number;
 use crate::equality::{PROMPT, answers};
 use crate::support::cgroup::{Cgroup, Limit};
 use crate::support::network::Network;
@@ -378,6 +380,57 @@ fn an_answer_continues_after_ten_seconds_without_a_network() {
     lines.extend(answer.iter());
     assert_eq!(text_of(&lines), expected);
     println!("the answer continues {waited:?} after the network is back");
+    drop(server);
+    ready.end();
+}
+
+/// Memory in bytes and open files of the server and of each worker.
+fn held(server: &Server, cluster: &Cluster) -> Vec<(u64, usize)> {
+    let pids = cluster.workers.iter().map(Worker::pid);
+    let pids = pids.chain([server.pid()]);
+    let files = |pid| {
+        fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("it runs")
+            .count()
+    };
+    pids.map(|pid| (smaps::status_bytes(pid, "RssAnon"), files(pid)))
+        .collect()
+}
+
+#[test]
+#[ignore = "a hundred thousand requests"]
+fn many_requests_leave_no_growth() {
+    let requests = number("LLAMA_HUGEPAGES_SOAK_REQUESTS").unwrap_or(100_000);
+    let model = models::demo("20M", "Q8_0");
+    let ready = or_skip!(Ready::with(&model, 5 * gguf::pages(&model)));
+    let server = ready.launch.clone().args(["--parallel", "2"]).start();
+    let url = server.url("/completion");
+    let send = |count: u64| {
+        thread::scope(|scope| {
+            for client in 0..2 {
+                let url = &url;
+                scope.spawn(move || {
+                    for i in 0..count / 2 {
+                        let body = json!({ "prompt": [3 + client, 4 + i % 90], "n_predict": 1 });
+                        http::post_json(url, &body);
+                    }
+                });
+            }
+        });
+    };
+    // What grows only once: caches of the allocator, the prompt cache, threads.
+    send(requests / 10);
+    let (before, pages) = (held(&server, &ready.cluster), ready.cluster.taken());
+    send(requests);
+    let after = held(&server, &ready.cluster);
+    println!("{requests} requests: {before:?}, then {after:?}");
+    assert_eq!(ready.cluster.taken(), pages);
+    for ((memory, files), (memory_after, files_after)) in before.into_iter().zip(after) {
+        // Less than 16 bytes for each request.
+        assert!(memory_after < memory + (1 << 20) + requests * 16);
+        // A connection of the last request may still be open.
+        assert!(files_after <= files + 2);
+    }
     drop(server);
     ready.end();
 }

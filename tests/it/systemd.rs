@@ -1,6 +1,7 @@
 //! The units in `deploy/systemd/`, and the notifications that a server sends to its service manager.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -8,9 +9,10 @@ use std::process::{self, Child, Command, Stdio};
 use std::time::Duration;
 
 use hugepages::port::Port;
+use serde_json::json;
 
 use crate::support::guardian::Guardian;
-use crate::support::pool::Pool;
+use crate::support::pool::{Counts, Pool};
 use crate::support::server::Launch;
 use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
 
@@ -69,7 +71,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
             names.push(instance);
         }
     }
-    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names.len(), 4, "{names:?}");
     assert_eq!(verify(dir.path(), &names), "");
 
     // A test of the test: a wrong unit causes a complaint.
@@ -149,6 +151,7 @@ impl Machine {
         if !Path::new("/lib/systemd/systemd").exists() {
             return Err("systemd is not installed".to_owned());
         }
+        let worker = programs::patched("ggml-rpc-server")?;
         let mut unshare = Command::new("unshare");
         programs::run(unshare.args(["--mount", "--pid", "--cgroup", "--fork", "true"]))?;
         let table = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
@@ -183,6 +186,7 @@ impl Machine {
             .arg(&with.model)
             .args([port.number.to_string(), with.pages.to_string()])
             .args([if with.is_filled { "filled" } else { "empty" }, with.line])
+            .arg(worker)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log)
@@ -376,4 +380,72 @@ fn under_systemd_a_server_reads_a_repacked_model_into_an_empty_store() {
 #[ignore = "long: make test-full"]
 fn under_systemd_a_server_outlives_a_filter_that_kills() {
     reads_under_its_filter("SystemCallErrorNumber=kill", true);
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn under_systemd_a_worker_keeps_its_share_and_returns_after_a_kill() {
+    if !is_root() {
+        return skip("root is needed for namespaces");
+    }
+    let boot = Boot {
+        pages: 200,
+        model: models::demo("100M", "Q8_0"),
+        is_filled: false,
+        line: "",
+    };
+    let pool = or_skip!(Pool::with(boot.pages));
+    let mut machine = or_skip!(Machine::boot(&boot));
+    machine.wait_until_ready();
+    machine.run(&[
+        "systemctl",
+        "stop",
+        "llama-server@a",
+        "llama-hugepages-store",
+    ]);
+    let free = Counts::read().free;
+
+    let port = Port::reserve().expect("a port is free");
+    let address = format!("127.0.0.1:{}", port.number);
+    let settings = format!(
+        "WORKER_ARGS=--host 127.0.0.1 --port {} --threads 2",
+        port.number
+    );
+    let write = format!("echo '{settings}' > /etc/llama-hugepages/w.env");
+    machine.run(&["sh", "-c", &write]);
+    let listens = || TcpStream::connect(&address).is_ok();
+    let status = ["systemctl", "status", "ggml-rpc-server@w"];
+    for _ in 0..2 {
+        machine.run(&["systemctl", "start", "ggml-rpc-server@w"]);
+        // systemd restarts a worker after five seconds.
+        assert!(
+            wait_for(Duration::from_secs(60), listens),
+            "{}",
+            machine.run(&status)
+        );
+        assert_eq!(Counts::read().free, free);
+        let server = or_skip!(Launch::tool("llama-server"))
+            .model(&boot.model)
+            .args(["--rpc", &address])
+            .start();
+        let said = http::post_json(
+            &server.url("/completion"),
+            &json!({ "prompt": "A", "n_predict": 4, "ignore_eos": true }),
+        );
+        assert_eq!(said["tokens_predicted"], 4, "{said}");
+        assert!(Counts::read().free < free, "{}", machine.run(&status));
+        let kept = machine.run(&[
+            "find",
+            "/var/cache/llama-hugepages/rpc",
+            "-user",
+            "llama",
+            "-type",
+            "f",
+        ]);
+        assert!(kept.lines().count() > 10, "{kept}");
+        machine.run(&["systemctl", "kill", "--signal", "KILL", "ggml-rpc-server@w"]);
+        assert!(wait_for(Duration::from_secs(60), || Counts::read().free == free));
+    }
+    machine.power_off();
+    pool.assert_all_back();
 }

@@ -1,8 +1,9 @@
 # Boots systemd as process 1 of namespaces of its own, on a temporary copy of this machine's root.
 # $1: an empty folder  $2: the folder of the units  $3: the folder of the programs  $4: a model  $5: a port  $6: the number of pages
 # $7: `filled` for a store with the model, `empty` for one that the server fills  $8: a line for the server's unit, or nothing
+# $9: ggml-rpc-server
 set -eu
-scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6 store=$7 line=$8
+scratch=$1 units=$2 programs=$3 model=$4 port=$5 pages=$6 store=$7 line=$8 worker=$9
 mount --make-rprivate /
 mount -t tmpfs none "$scratch"
 mkdir "$scratch/upper" "$scratch/work" "$scratch/root"
@@ -11,7 +12,7 @@ root=$scratch/root
 
 # The machine's own services must not start.
 rm -rf "$root"/etc/systemd/system/*.wants "$root"/lib/systemd/system/*.wants
-cp "$programs/llama-server" "$programs/hugepages" "$root/usr/bin/"
+cp "$programs/llama-server" "$programs/hugepages" "$worker" "$root/usr/bin/"
 cp "$units"/*.service "$root/etc/systemd/system/"
 mkdir -p "$root/usr/lib/sysusers.d" "$root/etc/llama-hugepages" "$root/srv/models"
 cp "$units/llama-hugepages.sysusers.conf" "$root/usr/lib/sysusers.d/llama-hugepages.conf"

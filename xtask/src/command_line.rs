@@ -69,16 +69,15 @@ pub enum Command {
         /// Version of the crate [default: the version that examples/llama-cpp-2/Cargo.lock names]
         version: Option<String>,
     },
-    /// Build the container image `llama-hugepages` from the programs in target/release/, and print its id
+    /// Build the container image `llama-hugepages`, and print its id
     ///
     /// Two builds of the same commit on the same base give the same id. `SOURCE_DATE_EPOCH` overrides the time of the commit.
     Image {
+        #[command(flatten)]
+        programs: Programs,
         /// Base image; Debian or a derivative [default: the one in deploy/image/Containerfile]
         #[arg(long, value_name = "IMAGE")]
         base: Option<String>,
-        /// `ggml-rpc-server` for the RPC workers of the chart [default: none]
-        #[arg(long, value_name = "PROGRAM")]
-        worker: Option<PathBuf>,
     },
     /// Build a tarball with the programs, man pages, units, licences and SBOM, and print its path
     ///
@@ -169,20 +168,28 @@ pub enum Patches {
 }
 
 #[derive(Args)]
-pub struct Packages {
+pub struct Programs {
     /// Folder of the programs [default: target/release]
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+}
+
+impl Programs {
+    pub fn dir(&self, repo: &Repo) -> PathBuf {
+        self.programs.clone().unwrap_or_else(|| repo.programs())
+    }
+}
+
+#[derive(Args)]
+pub struct Packages {
+    #[command(flatten)]
+    pub programs: Programs,
     /// Folder of the package and of `SHA256SUMS` [default: target/dist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 impl Packages {
-    pub fn programs(&self, repo: &Repo) -> PathBuf {
-        self.programs.clone().unwrap_or_else(|| repo.programs())
-    }
-
     pub fn out(&self, repo: &Repo) -> PathBuf {
         let out = self.out.clone();
         out.unwrap_or_else(|| repo.target().join("dist"))

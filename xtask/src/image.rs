@@ -1,8 +1,8 @@
-//! The container image: the programs of `target/release/` on a base image. Two builds of the same files give the same id.
+//! The container image: programs and their libraries on a base image. Two builds of the same files give the same id.
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
-use crate::release::{NAME, Origin, PROGRAMS, VERSION, copy, empty, remove, write_notices};
+use crate::release::{
+    NAME, Origin, PRELOAD, VERSION, copy, empty, libraries, programs, remove, write_notices,
+};
 use crate::repo::Repo;
 use crate::run::{output, run};
 
@@ -18,7 +20,7 @@ use crate::run::{output, run};
 const BUILDERS: [&str; 2] = ["buildah", "podman"];
 
 /// Builds and tags the image, and returns its id.
-pub fn build(repo: &Repo, base: Option<&str>, worker: Option<&Path>) -> Result<String> {
+pub fn build(repo: &Repo, dir_of_programs: &Path, base: Option<&str>) -> Result<String> {
     let builder = builder()?;
     let origin = Origin::of(repo)?;
     let dir = repo.target().join("image");
@@ -26,7 +28,7 @@ pub fn build(repo: &Repo, base: Option<&str>, worker: Option<&Path>) -> Result<S
     let lock = File::create(repo.target().join("image.lock")).context("cannot create a lock")?;
     lock.lock().context("cannot wait for another build")?;
     let context = dir.join("context");
-    stage(repo, &context.join("app"), worker)?;
+    stage(repo, dir_of_programs, &context.join("app"))?;
 
     let id_file = dir.join("id");
     let mut command = Command::new(builder);
@@ -99,12 +101,15 @@ fn builder() -> Result<&'static str> {
 }
 
 /// The files of the image, with the same modes on all machines.
-fn stage(repo: &Repo, app: &Path, worker: Option<&Path>) -> Result<()> {
+fn stage(repo: &Repo, dir: &Path, app: &Path) -> Result<()> {
     empty(app)?;
-    let release = repo.programs();
-    let programs = PROGRAMS.iter().map(|name| release.join(name));
-    for path in programs.chain(worker.map(PathBuf::from)) {
-        copy(&path, app, 0o755).hint("make build")?;
+    for name in programs(dir) {
+        copy(&dir.join(name), app, 0o755).hint("make build")?;
+    }
+    for library in libraries(dir)? {
+        if library != dir.join(PRELOAD) {
+            copy(&library, app, 0o644)?;
+        }
     }
     write_notices(repo, app)
 }

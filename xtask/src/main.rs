@@ -100,19 +100,22 @@ fn run(cli: &Cli) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Command::SysCrate { version } => run_sys_crate(&repo, version.as_deref()),
-        Command::Image { base, worker } => {
-            let id = image::build(&repo, base.as_deref(), worker.as_deref())?;
+        Command::Image { programs, base } => {
+            let id = image::build(&repo, &programs.dir(&repo), base.as_deref())?;
             println!("{id}");
             Ok(Exit::Done)
         }
         Command::Dist(packages) => {
-            let path =
-                package::tarball::build(&repo, &packages.programs(&repo), &packages.out(&repo))?;
+            let path = package::tarball::build(
+                &repo,
+                &packages.programs.dir(&repo),
+                &packages.out(&repo),
+            )?;
             println!("{}", path.display());
             Ok(Exit::Done)
         }
         Command::Deb { packages, revision } => {
-            let (programs, out) = (packages.programs(&repo), packages.out(&repo));
+            let (programs, out) = (packages.programs.dir(&repo), packages.out(&repo));
             println!(
                 "{}",
                 package::deb::build(&repo, &programs, &out, *revision)?.display()

@@ -17,6 +17,35 @@ use crate::sbom;
 pub const NAME: &str = "llama-hugepages";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const PROGRAMS: [&str; 2] = ["llama-server", "hugepages"];
+/// A build with the feature `rpc` has it too.
+pub const WORKER: &str = "ggml-rpc-server";
+
+/// The library for `LD_PRELOAD`.
+pub const PRELOAD: &str = "libhugepages_preload.so";
+
+/// The names of the programs in a folder.
+pub fn programs(dir: &Path) -> Vec<&'static str> {
+    let mut names = PROGRAMS.to_vec();
+    if dir.join(WORKER).exists() {
+        names.push(WORKER);
+    }
+    names
+}
+
+/// The shared libraries beside the programs, sorted: that for `LD_PRELOAD`, and those of the feature `cpu-variants`.
+pub fn libraries(programs: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(programs).with_context(|| format!("cannot read `{}`", programs.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension() == Some("so".as_ref()) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
 
 /// Where a release comes from.
 pub struct Origin {

@@ -25,3 +25,17 @@ pub fn output(command: &mut Command) -> Result<String> {
     );
     Ok(String::from_utf8(output.stdout)?)
 }
+
+/// Runs a program that warns of what is right here, and prints its warnings only if it fails.
+pub fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command.output();
+    let name = command.get_program().display();
+    let output = output.with_context(|| format!("cannot run `{name}`"))?;
+    ensure!(
+        output.status.success(),
+        "`{name}` failed: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}

@@ -54,6 +54,16 @@ pub fn with_backends() -> Result<PathBuf, String> {
     path.is_file().then(|| path.clone()).ok_or_else(missing)
 }
 
+/// The folder of the programs for every CPU, which packages and the image contain.
+pub fn portable() -> Result<PathBuf, String> {
+    let dir = target_dir().join("portable/release");
+    let is_built = ["llama-server", "hugepages", "ggml-rpc-server"]
+        .iter()
+        .all(|name| dir.join(name).is_file());
+    let missing = || format!("{} is incomplete: `make portable` builds it", dir.display());
+    is_built.then(|| dir.clone()).ok_or_else(missing)
+}
+
 /// The sample program of llama-cpp-2, with our copy of its -sys crate.
 pub fn with_llama_cpp_2() -> Result<PathBuf, String> {
     let path = target_dir().join("llama-cpp-2/release/generate");

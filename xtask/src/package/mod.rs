@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! bin/hugepages, llama-server            links, so that each program finds the other and the library in its own folder
-//! lib/llama-hugepages/                   the programs and the library for LD_PRELOAD
+//! lib/llama-hugepages/                   the programs, llama.cpp's libraries, and the library for LD_PRELOAD
 //! lib/{systemd/system,sysusers.d,tmpfiles.d}/
 //! share/{man,bash-completion,fish,zsh}/
 //! share/doc/llama-hugepages/             licences, SBOM, documentation
@@ -20,23 +20,24 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
 use crate::release::{
-    NAME, PROGRAMS, copy, copy_as, empty, make, strip, walk, write, write_notices,
+    self, NAME, PRELOAD, PROGRAMS, WORKER, copy, copy_as, empty, libraries, make, strip, walk,
+    write, write_notices,
 };
 use crate::repo::Repo;
 use crate::run::output;
 
-const LIBRARY: &str = "libhugepages_preload.so";
 const SUMS: &str = "SHA256SUMS";
 const UNITS: [&str; 3] = [
     "llama-hugepages-pool.service",
     "llama-hugepages-store.service",
     "llama-server@.service",
 ];
+const WORKER_UNIT: &str = "ggml-rpc-server@.service";
 /// Completions of the tool: the shell, and the file. Those of the server come from llama.cpp, for bash only.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "bash-completion/completions/hugepages"),
@@ -49,7 +50,8 @@ fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<Path
     empty(root)?;
     let prefix = root.join(prefix);
     let private = prefix.join("lib").join(NAME);
-    for name in PROGRAMS {
+    let names = release::programs(programs);
+    for name in &names {
         copy(&programs.join(name), &private, 0o755).hint("make build")?;
         strip(&private.join(name))?;
         make(&prefix.join("bin"))?;
@@ -58,11 +60,20 @@ fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<Path
             prefix.join("bin").join(name),
         )?;
     }
-    copy(&programs.join(LIBRARY), &private, 0o644).hint("make build")?;
-    strip(&private.join(LIBRARY))?;
+    let libraries = libraries(programs)?;
+    ensure!(
+        libraries.contains(&programs.join(PRELOAD)),
+        "`{}` has no {PRELOAD}\nhint: make build",
+        programs.display()
+    );
+    for library in libraries {
+        copy(&library, &private, 0o644)?;
+        strip(&private.join(library.file_name().context("no file name")?))?;
+    }
 
     let systemd = repo.root().join("deploy/systemd");
-    for unit in UNITS {
+    let worker = names.contains(&WORKER).then_some(WORKER_UNIT);
+    for unit in UNITS.into_iter().chain(worker) {
         copy(
             &systemd.join(unit),
             &prefix.join("lib/systemd/system"),
@@ -79,7 +90,8 @@ fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<Path
 
     let share = prefix.join("share");
     let [server, tool] = PROGRAMS.map(|name| private.join(name));
-    manual::write_all(&server, &tool, &share.join("man/man1"))?;
+    let worker = worker.map(|_| private.join(WORKER));
+    manual::write_all(&server, &tool, worker.as_deref(), &share.join("man/man1"))?;
     for (shell, file) in COMPLETIONS {
         let text = output(Command::new(&tool).args(["completions", shell]))?;
         write(&share.join(file), &text)?;
