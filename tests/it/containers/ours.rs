@@ -58,7 +58,8 @@ impl Image {
         let mut build = Command::new(env!("CARGO"));
         build
             .args(["run", "--quiet", "--release", "--package", "xtask", "--"])
-            .args(["image", "--base", BASE])
+            .args(["image", "--base", BASE, "--programs"])
+            .arg(programs::portable()?)
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         programs::run(image.for_others(&mut build))?;
         Ok(image)
