@@ -19,6 +19,7 @@ use crate::equality::{PROMPT, answers};
 use crate::support::cgroup::{Cgroup, Limit};
 use crate::support::network::Network;
 use crate::support::pool::{Counts, PAGE, Pool};
+use crate::support::relay::Relay;
 use crate::support::server::{Launch, Server};
 use crate::support::worker::Worker;
 use crate::support::{gguf, http, models, or_skip, plan, smaps, wait_for};
@@ -468,14 +469,22 @@ fn a_worker_serves_the_next_client_a_minute_after_the_machine_of_a_client_is_gon
     ready.end();
 }
 
+/// 1 ms for a round trip.
 #[test]
 #[ignore = "is slow: each token waits for three delayed networks"]
 fn answers_over_a_delayed_network_are_those_of_one_machine() {
     let model = models::demo("100M", "Q8_0");
     let ready = or_skip!(Ready::with(&model, gguf::pages(&model)));
-    or_skip!(ready.cluster.network.delay(WORKERS + 1));
+    let relays: Vec<_> = ready
+        .addresses
+        .iter()
+        .map(|address| Relay::start(&Network::address(0), address, Duration::from_micros(500)))
+        .collect();
+    let addresses: Vec<_> = relays.iter().map(|relay| relay.address.clone()).collect();
     let expected = answers(&or_skip!(Launch::tool("llama-server")).model(&model).start());
-    let server = ready.launch.clone().start();
+    let server = or_skip!(client(&model, &addresses))
+        .hugepages("require")
+        .start();
     assert_eq!(answers(&server), expected);
     drop(server);
     ready.end();

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod pool;
 pub mod programs;
 pub mod python;
+pub mod relay;
 pub mod seccomp;
 pub mod seen;
 pub mod server;

@@ -69,7 +69,9 @@ impl Network {
         ip(&["-n", &name, "address", "add", &address, "dev", "eth0"])?;
         ip(&["-n", &name, "link", "set", "eth0", "up"])?;
         let rate = ["tbf", "rate", "10gbit", "burst", "4mb", "latency", "50ms"];
-        self.shape(machine, "add", &rate)
+        let mut tc = Command::new("tc");
+        tc.args(["-n", &hub, "qdisc", "add", "dev", &port, "root"]);
+        programs::run(tc.args(rate))
     }
 
     fn hub(&self) -> String {
@@ -101,29 +103,6 @@ impl Network {
     pub fn set_cable(&self, machine: usize, is_whole: bool) {
         let state = if is_whole { "up" } else { "down" };
         ip(&["-n", &self.hub(), "link", "set", &port(machine), state]).expect("the port exists");
-    }
-
-    /// Delays the packets of all machines by 1 ms for a round trip. An error is the reason to skip the test.
-    pub fn delay(&self, machines: usize) -> Result<(), String> {
-        let delay = ["netem", "delay", "500us", "rate", "10gbit"];
-        (0..machines).try_for_each(|machine| {
-            self.shape(machine, "replace", &delay)
-                .map_err(|error| format!("this kernel cannot delay packets (sch_netem): {error}"))
-        })
-    }
-
-    fn shape(&self, machine: usize, how: &str, rule: &[&str]) -> Result<(), String> {
-        let mut tc = Command::new("tc");
-        tc.args([
-            "-n",
-            &self.hub(),
-            "qdisc",
-            how,
-            "dev",
-            &port(machine),
-            "root",
-        ]);
-        programs::run(tc.args(rule))
     }
 }
 
