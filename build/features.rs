@@ -18,8 +18,10 @@ const OPTIONS: &[(&str, &[&str], bool)] = &[
             "-DGGML_BACKEND_DL=ON",
             "-DGGML_CPU_ALL_VARIANTS=ON",
             "-DBUILD_SHARED_LIBS=ON",
-            // Each library finds the others in its own folder, by names without a version.
-            "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+            // Each library finds the others in its own folder, by names without a version. CMake would reserve room for another path in a
+            // RUNPATH of the build, with an empty entry, which means the working directory.
+            "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+            "-DCMAKE_INSTALL_RPATH=$ORIGIN",
             "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
         ],
         true,

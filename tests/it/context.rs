@@ -4,6 +4,8 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::company::number;
@@ -396,6 +398,45 @@ fn a_load_that_is_short_of_pages_removes_saved_prompts() {
         server.log()
     );
     drop(server);
+}
+
+/// A server that ends waits for its clients, and a service manager may lose its patience.
+#[test]
+fn checkpoints_remain_if_a_server_is_killed_while_it_waits_for_a_client() {
+    let kind = Kind::new(("lfm2", ""));
+    let store = or_skip!(Store::with(PAGES));
+    let server = kind.kept(&store).start();
+    let prompt = kind.opening(0);
+    let body = json!({
+        "prompt": prompt, "n_predict": 1500, "cache_prompt": true, "ignore_eos": true, "id_slot": 0, "stream": true,
+    });
+    let mut stream = TcpStream::connect(server.url("").trim_start_matches("http://"))
+        .expect("the server listens");
+    let body = body.to_string();
+    write!(
+        stream,
+        "POST /completion HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("the server reads");
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).expect("an answer");
+    let pid = Pid::from_raw(i32::try_from(server.pid()).expect("a process")).expect("not 0");
+    kill_process(pid, Signal::TERM).expect("the process is ours");
+    assert!(
+        wait_for(Duration::from_secs(30), || saved(&store) == 1),
+        "{}",
+        server.log()
+    );
+    server.stop(Signal::KILL);
+    drop(stream);
+
+    let server = kind.kept(&store).start();
+    let said = ask(&server, &and(&prompt[..prompt.len() - 2], 1), 0);
+    assert!(said.computed < 100, "{}\n{}", said.computed, server.log());
+    drop(server);
+    store.empty();
+    store.pool.assert_all_back();
 }
 
 #[test]
@@ -796,6 +837,9 @@ fn the_store_lists_and_drops_a_context() {
     let text = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(text.contains("unchecked"), "{text}");
     assert!(!tool(&["drop", &name]).status.success(), "a server uses it");
+    // The words of a saved prompt go with the context.
+    ask_in(&server, &opening(1), ANY_SLOT);
+    assert_eq!(saved(&store), 1, "{}", server.log());
     drop(server);
     assert!(tool(&["drop", &name]).status.success());
     assert_eq!(contexts(&store), Vec::<PathBuf>::new());

@@ -121,6 +121,19 @@ fn two_tarballs_are_equal_and_their_programs_run_in_any_folder() {
             .expect("the program was unpacked");
         assert!(output.status.success(), "{output:?}");
     }
+    // An empty entry would mean the working directory, whose libraries anybody may have written.
+    for entry in fs::read_dir(unpacked.join("lib/llama-hugepages")).expect("unpacked") {
+        let path = entry.expect("an entry").path();
+        let output = Command::new("readelf").arg("--dynamic").arg(&path).output();
+        let text = String::from_utf8_lossy(&output.expect("of the same package as strip").stdout)
+            .into_owned();
+        for line in text
+            .lines()
+            .filter(|line| line.contains("(RUNPATH)") || line.contains("(RPATH)"))
+        {
+            assert!(line.ends_with("[$ORIGIN]"), "{}: {line}", path.display());
+        }
+    }
     // The tool finds the library through the link.
     let output = Command::new(unpacked.join("bin/hugepages"))
         .args(["exec", "--", "env"])

@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::company::number;
@@ -231,6 +232,18 @@ fn a_worker_that_does_not_listen_or_does_not_answer_is_an_error_with_a_hint() {
         // The server itself ends in the same way.
         launch.hugepages("require").run().assert_clean_failure();
     }
+}
+
+#[test]
+fn a_client_that_gave_up_while_it_waited_does_not_end_the_worker() {
+    let model = models::demo("20M", "Q8_0");
+    let worker = or_skip!(Worker::start());
+    let launch = or_skip!(client(&model, &[worker.address.clone()]));
+    let server = launch.clone().start();
+    let (output, _) = planned_by(&launch.clone().hugepages("require"));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    server.stop(Signal::TERM);
+    launch.start().assert_answers();
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl StoreError {
                     .to_owned(),
             ),
             Self::Differs { .. } => {
-                Some("remove this image with `hugepages store drop`; the next start of a server reads the model again".to_owned())
+                Some("remove this image with `hugepages store drop`; the next start of a server reads the model, or computes the prompt, again".to_owned())
             }
             Self::FileShort {
                 room: Some(room),

@@ -84,7 +84,7 @@ pub fn run(args: &Verify, format: Format) -> Result<Exit> {
     }
     if differs {
         eprintln!(
-            "hint: remove these images with `hugepages store drop`; the next start of a server reads the model again"
+            "hint: remove these images with `hugepages store drop`; the next start of a server reads the model, or computes the prompt, again"
         );
         return Ok(Exit::Unequal);
     }

@@ -3,6 +3,7 @@
 #include "ggml-hugepages.h"
 
 #include <cinttypes>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -107,6 +108,8 @@ void rpc_hugepages_print_usage() {
 }
 
 bool rpc_hugepages_begin() {
+    // A client that gave up while it waited for its turn must not end the worker.
+    signal(SIGPIPE, SIG_IGN);
     ggml_hugepages_params params = ggml_hugepages_default_params();
     const auto print = [](const char * name, const std::string & value) {
         fprintf(stderr, "error: invalid value of %s: %s\n", name, value.c_str());

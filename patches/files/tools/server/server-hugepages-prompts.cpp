@@ -33,6 +33,7 @@ static const void           * g_kv       = nullptr; // an address in its KV cach
 static int32_t                g_n_vocab  = 0;
 static uint64_t               g_n_tokens = 0;       // of a prompt, at most
 static ggml_hugepages_state * g_prepared = nullptr;
+static std::vector<uint64_t>  g_taken;              // files whose checkpoints the slots have, until the first decode
 
 static void begin(const llama_context * ctx) {
     g_kv = llama_hugepages_context_base(ctx);
@@ -261,6 +262,7 @@ void server_hugepages_checkpoints_end(const llama_context * ctx, int id_slot, se
     if (!g_kv) {
         return;
     }
+    server_hugepages_checkpoints_changed();
     const auto & tokens = prompt.tokens.get_tokens();
     if (tokens.size() > g_n_tokens) {
         return;
@@ -299,6 +301,9 @@ void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, 
     if (!g_kv) {
         return;
     }
+    if (id_slot == 0) {
+        g_taken.clear(); // those of a process that slept
+    }
     std::vector<uint64_t> ids;
     each_file(sizeof(prompt_header), [&](uint64_t id, const uint8_t * head) {
         prompt_header header;
@@ -311,7 +316,17 @@ void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, 
         ggml_hugepages_error error = {};
         if (auto * file = ggml_hugepages_state_open(g_kv, id, &error)) {
             take_checkpoints(file, prompt);
-            ggml_hugepages_state_close(file, /*.keep =*/ false);
+            ggml_hugepages_state_close(file, /*.keep =*/ true);
+            g_taken.push_back(id);
+        } else {
+            SRV_WRN("hugepages: the checkpoints of slot %d are not used: %s\n", id_slot, error.message);
         }
     }
+}
+
+void server_hugepages_checkpoints_changed() {
+    for (const uint64_t id : g_taken) {
+        ggml_hugepages_state_drop(g_kv, id);
+    }
+    g_taken.clear();
 }

@@ -55,8 +55,11 @@ void server_hugepages_prompts_look(std::list<server_prompt_cache_state> & prompt
 // Opens the file of a prompt, and reads its checkpoints. If it was removed in this moment, the prompt is removed too and becomes prompts.end().
 bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts, std::list<server_prompt_cache_state>::iterator & prompt);
 
-// The process ends: the checkpoints of a slot go into a file.
+// The process ends or sleeps: the checkpoints of a slot go into a file.
 void server_hugepages_checkpoints_end(const llama_context * ctx, int id_slot, server_prompt & prompt);
 
-// A new slot with the tokens that an earlier process left: takes the checkpoints of these tokens. Removes their file.
+// A new slot with the tokens that an earlier process left: takes the checkpoints of these tokens. Their file remains until a decode.
 void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, server_prompt & prompt);
+
+// After a decode: the files of the earlier process do not match the slots any more.
+void server_hugepages_checkpoints_changed();

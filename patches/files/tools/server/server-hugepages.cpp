@@ -425,12 +425,15 @@ std::string server_hugepages_metrics(const common_params & params) {
     return prometheus.str();
 }
 
-void server_hugepages_continue(const llama_context * ctx, int id_slot, server_prompt & prompt) {
+void server_hugepages_continue(const llama_context * ctx, int id_slot, server_prompt & prompt, int n_checkpoints) {
     const auto kept = llama_hugepages_context_tokens(ctx, id_slot);
     if (!kept.empty()) {
         prompt.tokens.insert(kept);
     }
     server_hugepages_checkpoints_begin(ctx, id_slot, prompt);
+    while (prompt.checkpoints.size() > (size_t) std::max(n_checkpoints, 0)) {
+        prompt.checkpoints.pop_front();
+    }
     if (!kept.empty()) {
         SRV_INF("hugepages: slot %d continues with %zu tokens and %zu checkpoints from the store\n", id_slot, kept.size(), prompt.checkpoints.size());
     }
@@ -441,6 +444,7 @@ bool server_hugepages_has_window(const llama_context * ctx, int n_swa, llama_pos
 }
 
 void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens) {
+    server_hugepages_checkpoints_changed();
     const int64_t n_kept = llama_hugepages_context_length(ctx, id_slot);
     if (n_kept < 0 || (size_t) n_kept > tokens.size()) {
         return;

@@ -54,8 +54,9 @@ bool server_hugepages_make_room(std::list<common_prompt_checkpoint> & checkpoint
 // Whether the KV cache remains in the store, and its sliding window holds all tokens of the sequence. pos_min: the first one.
 bool server_hugepages_has_window(const llama_context * ctx, int n_swa, llama_pos pos_min);
 
-// With a KV cache that remains in the store: gives a new slot the tokens and checkpoints that an earlier process left in it.
-void server_hugepages_continue(const llama_context * ctx, int id_slot, server_prompt & prompt);
+// With a KV cache that remains in the store: gives a new slot the tokens that an earlier process left in it, and the last
+// n_checkpoints of its checkpoints.
+void server_hugepages_continue(const llama_context * ctx, int id_slot, server_prompt & prompt, int n_checkpoints);
 
 // The same: the cache holds these tokens now, so the next process may continue with them.
 void server_hugepages_keep(llama_context * ctx, int id_slot, const server_tokens & tokens);

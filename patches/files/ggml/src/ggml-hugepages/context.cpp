@@ -35,7 +35,7 @@ static std::vector<wiped_context> g_wiped;
 static void wipe() {
     for (const auto & wiped : g_wiped) {
         ggml_hugepages_error error = {};
-        ggml_hugepages_each_state(wiped.dir_fd, wiped.name, [&](const ggml_hugepages_state_file & state) {
+        ggml_hugepages_each_state(wiped.dir_fd, wiped.name, geteuid(), [&](const ggml_hugepages_state_file & state) {
             ggml_hugepages_resident_drop(wiped.dir_fd, state.name.c_str(), /*.force =*/ false, &error);
         });
         if (const auto file = wiped.file.lock()) {

@@ -17,6 +17,8 @@
 #include <chrono>
 #include <vector>
 
+#include <sys/stat.h>
+#include <unistd.h>
 
 struct ggml_hugepages_state {
     uint64_t                                   id;
@@ -54,6 +56,11 @@ static ggml_hugepages_state_t open_state(const void * kv, uint64_t id, size_t si
         ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the KV cache is not in a store");
         return nullptr;
     }
+    struct stat st = {};
+    if (is_new && fstat(context->fd, &st) == 0 && st.st_nlink == 0) {
+        ggml_hugepages_fail(error, GGML_HUGEPAGES_STATUS_INVALID, "the context was dropped from the store");
+        return nullptr;
+    }
     ggml_hugepages_resident resident{ std::make_shared<ggml_hugepages_store_file>() };
     auto & file = resident.file;
     file->kind       = GGML_HUGEPAGES_KIND_KV;
@@ -83,7 +90,7 @@ static ggml_hugepages_state_t open_state(const void * kv, uint64_t id, size_t si
 // the complete state with this number, empty if another process has removed it
 static ggml_hugepages_state_file find_state(const ggml_hugepages_store_file & context, uint64_t id) {
     ggml_hugepages_state_file result = {};
-    ggml_hugepages_each_state(*context.dir, context.name, [&](const auto & state) {
+    ggml_hugepages_each_state(*context.dir, context.name, geteuid(), [&](const auto & state) {
         if (state.id == id && state.is_complete) {
             result = state;
         }
@@ -147,7 +154,7 @@ void ggml_hugepages_states(const void * kv, size_t head_size, ggml_hugepages_sta
             return false;
         }
         std::vector<uint8_t> head(head_size);
-        ggml_hugepages_each_state(*context->dir, context->name, [&](const auto & state) {
+        ggml_hugepages_each_state(*context->dir, context->name, geteuid(), [&](const auto & state) {
             if (!state.is_complete) {
                 ggml_hugepages_resident_drop(*context->dir, state.name.c_str(), /*.force =*/ false, &error); // fails while it is saved
             } else if (head_size <= state.size && ggml_hugepages_read_all(state.fd, head.data(), head_size, 0)) {

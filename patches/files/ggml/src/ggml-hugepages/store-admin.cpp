@@ -17,6 +17,8 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -142,7 +144,7 @@ static off_t filler_of(int fd) {
     return ggml_hugepages_is_locked(fd, F_RDLCK, GGML_HUGEPAGES_LOCK_FILLING, &n) ? n - 1 : 0;
 }
 
-bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
+static bool drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) {
     return ggml_hugepages_guard(error, [&] {
         // a file that cannot be opened as an image has no attached process
         const int fd = ggml_hugepages_open_image(dir_fd, name, O_RDWR);
@@ -172,6 +174,27 @@ bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggm
                 unlinkat(dir_fd, lock_name.c_str(), 0); // and not the lock file of a filler that started in between
             }
             close(lock_fd);
+        }
+        return true;
+    });
+}
+
+// No process can use the states of a context that is gone, but they contain its words.
+bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
+    return ggml_hugepages_guard(error, [&] {
+        struct stat st = {};
+        const bool exists = fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+        if (!drop(dir_fd, name, force, error)) {
+            return false;
+        }
+        std::vector<std::string> states;
+        const std::string kind = std::string(".") + ggml_hugepages_kind_name(GGML_HUGEPAGES_KIND_KV) + "-";
+        if (exists && ggml_hugepages_image_name_end(name).compare(0, kind.size(), kind) == 0) {
+            ggml_hugepages_each_state(dir_fd, name, st.st_uid, [&](const auto & state) { states.push_back(state.name); });
+        }
+        for (const auto & state : states) {
+            ggml_hugepages_error ignored = {};
+            drop(dir_fd, state.c_str(), force, &ignored);
         }
         return true;
     });

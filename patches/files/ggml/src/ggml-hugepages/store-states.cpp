@@ -31,7 +31,7 @@ bool ggml_hugepages_is_state(const char * identity) {
     return strstr(identity, LINE) != nullptr;
 }
 
-void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, const std::function<void(const ggml_hugepages_state_file & state)> & callback) {
+void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, uid_t user, const std::function<void(const ggml_hugepages_state_file & state)> & callback) {
     const std::string context = ggml_hugepages_image_name_end(context_name);
     auto info = std::make_unique<ggml_hugepages_resident_info>();
     ggml_hugepages_each_image(dir_fd, [&](const char * name) {
@@ -44,7 +44,7 @@ void ggml_hugepages_each_state(int dir_fd, const std::string & context_name, con
         uint64_t    id = 0;
         char        of[64] = "";
         const char * line = strstr(info->identity, LINE);
-        const bool is_mine = fstat(fd, &st) == 0 && st.st_uid == geteuid() && (st.st_mode & 077) == 0;
+        const bool is_mine = fstat(fd, &st) == 0 && st.st_uid == user && (st.st_mode & 077) == 0;
         if (is_mine && line && sscanf(line + strlen(LINE), "%" SCNx64 " of %63s", &id, of) == 2 && context == of) {
             const auto g = ggml_hugepages_geometry_of(info->size, info->page_size);
             bool has_all = true;
