@@ -553,6 +553,17 @@ fn the_next_server_computes_a_new_prompt_as_if_none_had_been_killed() {
     store.pool.assert_all_back();
 }
 
+const KILLED: [(&str, &str); 5] = [
+    ("llama", "--ctx-size 512"),
+    ("llama", "--ctx-size 512 --flash-attn off"),
+    (
+        "llama",
+        "--ctx-size 512 --flash-attn on --cache-type-k q8_0",
+    ),
+    ("gemma3", ""),
+    ("lfm2", ""),
+];
+
 /// A killed server leaves what its last complete decode left: the next one answers as a server that was asked for so many tokens.
 fn killed_servers_leave_whole_tokens(rounds: u64) {
     let given = number("LLAMA_HUGEPAGES_KILL_SEED");
@@ -561,18 +572,8 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
     let rounds = if given.is_some() { 1 } else { rounds };
     let last = number("LLAMA_HUGEPAGES_KILL_SECONDS").unwrap_or(u64::MAX);
     let begun = Instant::now();
-    let kinds = [
-        ("llama", "--ctx-size 512"),
-        ("llama", "--ctx-size 512 --flash-attn off"),
-        (
-            "llama",
-            "--ctx-size 512 --flash-attn on --cache-type-k q8_0",
-        ),
-        ("gemma3", ""),
-        ("lfm2", ""),
-    ]
     // A small model: more kills in the same time.
-    .map(|kind| Kind {
+    let kinds = KILLED.map(|kind| Kind {
         size: "20M",
         ..Kind::new(kind)
     });

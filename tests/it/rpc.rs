@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{self, Output};
+use std::slice;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -238,7 +239,7 @@ fn a_worker_that_does_not_listen_or_does_not_answer_is_an_error_with_a_hint() {
 fn a_client_that_gave_up_while_it_waited_does_not_end_the_worker() {
     let model = models::demo("20M", "Q8_0");
     let worker = or_skip!(Worker::start());
-    let launch = or_skip!(client(&model, &[worker.address.clone()]));
+    let launch = or_skip!(client(&model, slice::from_ref(&worker.address)));
     let server = launch.clone().start();
     let (output, _) = planned_by(&launch.clone().hugepages("require"));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
