@@ -424,12 +424,11 @@ fn checkpoints_remain_if_a_server_is_killed_while_it_waits_for_a_client() {
     stream.read_exact(&mut begin).expect("an answer");
     let pid = Pid::from_raw(i32::try_from(server.pid()).expect("a process")).expect("not 0");
     kill_process(pid, Signal::TERM).expect("the process is ours");
-    assert!(
-        wait_for(Duration::from_secs(30), || saved(&store) == 1),
-        "{}",
-        server.log()
-    );
-    server.stop(Signal::KILL);
+    // Then it waits for its clients.
+    let waits = || server.log().contains("cleaning up before exit");
+    assert!(wait_for(Duration::from_secs(30), waits), "{}", server.log());
+    assert_eq!(saved(&store), 1, "{}", server.log());
+    drop(server); // killed
     drop(stream);
 
     let server = kind.kept(&store).start();
