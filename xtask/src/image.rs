@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
 use crate::release::{
-    NAME, Origin, PRELOAD, VERSION, copy, empty, libraries, programs, remove, write_notices,
+    NAME, Origin, VERSION, copy, empty, libraries, programs, remove, write_notices,
 };
 use crate::repo::Repo;
 use crate::run::{output, run};
@@ -107,9 +107,7 @@ fn stage(repo: &Repo, dir: &Path, app: &Path) -> Result<()> {
         copy(&dir.join(name), app, 0o755).hint("make build")?;
     }
     for library in libraries(dir)? {
-        if library != dir.join(PRELOAD) {
-            copy(&library, app, 0o644)?;
-        }
+        copy(&library, app, 0o644)?;
     }
     write_notices(repo, app)
 }

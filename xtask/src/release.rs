@@ -32,14 +32,14 @@ pub fn programs(dir: &Path) -> Vec<&'static str> {
     names
 }
 
-/// The shared libraries beside the programs, sorted: that for `LD_PRELOAD`, and those of the feature `cpu-variants`.
+/// llama.cpp's shared libraries beside the programs, sorted. Without the feature `cpu-variants`, a build has none.
 pub fn libraries(programs: &Path) -> Result<Vec<PathBuf>> {
     let entries =
         fs::read_dir(programs).with_context(|| format!("cannot read `{}`", programs.display()))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension() == Some("so".as_ref()) {
+        if path.extension() == Some("so".as_ref()) && path != programs.join(PRELOAD) {
             found.push(path);
         }
     }

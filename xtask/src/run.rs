@@ -1,8 +1,8 @@
 //! Programs that a command runs to their end.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Runs a program. An error names it.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -13,29 +13,21 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program, and returns what it prints.
+/// Runs a program, and returns its output. Its messages go to the terminal.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.stderr(Stdio::inherit()).output();
-    let name = command.get_program().display();
-    let output = output.with_context(|| format!("cannot run `{name}`"))?;
-    ensure!(
-        output.status.success(),
-        "`{name}` failed: {}",
-        output.status
-    );
+    let output = captured(command.stderr(Stdio::inherit()))?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Runs a program that warns of what is right here, and prints its warnings only if it fails.
-pub fn run_quietly(command: &mut Command) -> Result<()> {
+/// Runs a program, and returns its output and its messages. An error contains the messages.
+pub fn captured(command: &mut Command) -> Result<Output> {
     let output = command.output();
     let name = command.get_program().display();
     let output = output.with_context(|| format!("cannot run `{name}`"))?;
-    ensure!(
-        output.status.success(),
-        "`{name}` failed: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    if !output.status.success() {
+        let messages = String::from_utf8_lossy(&output.stderr);
+        let error = format!("`{name}` failed: {}\n{messages}", output.status);
+        bail!("{}", error.trim_end());
+    }
+    Ok(output)
 }

@@ -14,7 +14,7 @@ use super::{stage, sum};
 use crate::hint::Hint as _;
 use crate::release::{NAME, Origin, VERSION, commit, copy, empty, make, remove, walk, write};
 use crate::repo::Repo;
-use crate::run::{output, run, run_quietly};
+use crate::run::{captured, output, run};
 
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
@@ -43,8 +43,8 @@ pub fn build(repo: &Repo, programs: &Path, dir: &Path, revision: u32) -> Result<
 
     write(&work.join("debian/changelog"), &changelog)?;
     copy(&scripts.join("control"), &work.join("debian"), 0o644)?;
-    // It warns that the names of our own libraries have no version.
-    run_quietly(
+    // Its warning does not matter: the names of our own libraries have no version.
+    captured(
         Command::new("dpkg-shlibdeps")
             .current_dir(&work)
             .args(walk(&usr.join("lib").join(NAME))?),

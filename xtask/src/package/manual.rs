@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::release::{VERSION, WORKER, make, write};
-use crate::run::{output, run};
+use crate::run::{captured, output, run};
 
 /// Writes all pages. `worker`: `ggml-rpc-server`, if the package has it.
 pub fn write_all(server: &Path, tool: &Path, worker: Option<&Path>, dir: &Path) -> Result<()> {
@@ -24,11 +24,10 @@ pub fn write_all(server: &Path, tool: &Path, worker: Option<&Path>, dir: &Path) 
     let Some(worker) = worker else {
         return Ok(());
     };
-    // It prints its help among its messages.
-    let said = Command::new(worker).arg("--help").env_clear().output();
-    let said = said.with_context(|| format!("cannot run `{}`", worker.display()))?;
-    let said = String::from_utf8(said.stderr)?;
-    let help = said
+    // The worker prints its help among its messages.
+    let output = captured(Command::new(worker).arg("--help").env_clear())?;
+    let messages = String::from_utf8(output.stderr)?;
+    let help = messages
         .split_once("options:\n")
         .context("the help of ggml-rpc-server lists no options")?
         .1;

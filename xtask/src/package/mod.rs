@@ -20,7 +20,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::build::source::sha256;
 use crate::hint::Hint as _;
@@ -60,14 +60,9 @@ fn stage(repo: &Repo, programs: &Path, root: &Path, prefix: &str) -> Result<Path
             prefix.join("bin").join(name),
         )?;
     }
-    let libraries = libraries(programs)?;
-    ensure!(
-        libraries.contains(&programs.join(PRELOAD)),
-        "`{}` has no {PRELOAD}\nhint: make build",
-        programs.display()
-    );
-    for library in libraries {
-        copy(&library, &private, 0o644)?;
+    let preload = programs.join(PRELOAD);
+    for library in libraries(programs)?.into_iter().chain([preload]) {
+        copy(&library, &private, 0o644).hint("make build")?;
         strip(&private.join(library.file_name().context("no file name")?))?;
     }
 
