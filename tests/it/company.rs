@@ -546,11 +546,10 @@ fn a_server_that_waits_for_a_filler_names_it() {
     wait_for(Duration::from_secs(20), || {
         is_filling() || filler.has_ended()
     });
-    let pid = rustix::process::Pid::from_raw(filler.pid().cast_signed()).expect("not 0");
-    rustix::process::kill_process(pid, Signal::STOP).expect("it is a child of ours");
+    filler.signal(Signal::STOP);
     if !is_filling() {
         // It was faster than this test, which shows nothing then.
-        rustix::process::kill_process(pid, Signal::CONT).expect("it is a child of ours");
+        filler.signal(Signal::CONT);
         return skip("the fill was over before it could be stopped");
     }
     let waiting = launch().spawn();
@@ -560,7 +559,7 @@ fn a_server_that_waits_for_a_filler_names_it() {
         "{}",
         waiting.log()
     );
-    rustix::process::kill_process(pid, Signal::CONT).expect("it is a child of ours");
+    filler.signal(Signal::CONT);
     let mut waiting = waiting;
     waiting.wait_until_ready();
     filler.wait_until_ready();

@@ -4,8 +4,6 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::company::number;
@@ -155,14 +153,26 @@ fn and(history: &[u64], message: u64) -> Vec<u64> {
     next
 }
 
-/// What the client sends after a turn. The last time, the user changes the message before the last answer: the KV cache holds the tokens in
-/// front of it, but a recurrent state needs a checkpoint.
+/// The client's next prompt. The last time, the user changes the message before the last answer: the KV cache holds the tokens in front of
+/// this message, but a recurrent state needs a checkpoint.
 fn after(said: &Turn, prompt: &[u64], turn: u64) -> Vec<u64> {
     if turn == 1 {
         and(&prompt[..prompt.len() - 2], turn)
     } else {
         and(&said.history, turn)
     }
+}
+
+/// Waits for the first token of slot 0.
+fn wait_for_an_answer(server: &Server) {
+    let slots = server.url("/slots");
+    let has_answered =
+        || http::get_json(&slots)[0]["next_token"][0]["n_decoded"].as_u64() > Some(0);
+    assert!(
+        wait_for(Duration::from_secs(60), has_answered),
+        "{}",
+        server.log()
+    );
 }
 
 fn continued(server: &Server) -> Vec<u64> {
@@ -407,29 +417,20 @@ fn checkpoints_remain_if_a_server_is_killed_while_it_waits_for_a_client() {
     let store = or_skip!(Store::with(PAGES));
     let server = kind.kept(&store).start();
     let prompt = kind.opening(0);
+    let url = server.url("/completion");
     let body = json!({
-        "prompt": prompt, "n_predict": 1500, "cache_prompt": true, "ignore_eos": true, "id_slot": 0, "stream": true,
+        "prompt": prompt, "n_predict": 1500, "cache_prompt": true, "ignore_eos": true, "id_slot": 0,
     });
-    let mut stream = TcpStream::connect(server.url("").trim_start_matches("http://"))
-        .expect("the server listens");
-    let body = body.to_string();
-    write!(
-        stream,
-        "POST /completion HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("the server reads");
-    // More than the headers and the first token.
-    let mut begin = [0; 2000];
-    stream.read_exact(&mut begin).expect("an answer");
-    let pid = Pid::from_raw(i32::try_from(server.pid()).expect("a process")).expect("not 0");
-    kill_process(pid, Signal::TERM).expect("the process is ours");
+    let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
+    wait_for_an_answer(&server);
+    server.signal(Signal::TERM);
     // Then it waits for its clients.
     let waits = || server.log().contains("cleaning up before exit");
     assert!(wait_for(Duration::from_secs(30), waits), "{}", server.log());
     assert_eq!(saved(&store), 1, "{}", server.log());
     drop(server); // killed
-    drop(stream);
+    let is_answered = asked.join().expect("no panic");
+    assert!(!is_answered, "the server ended without its client");
 
     let server = kind.kept(&store).start();
     let said = ask(&server, &and(&prompt[..prompt.len() - 2], 1), 0);
@@ -603,16 +604,9 @@ fn killed_servers_leave_whole_tokens(rounds: u64) {
             }),
         );
         let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
-        let slots = server.url("/slots");
-        let has_answered =
-            || http::get_json(&slots)[0]["next_token"][0]["n_decoded"].as_u64() > Some(0);
         if next(2) == 0 {
             // A slow machine would be killed in the prompt every time.
-            assert!(
-                wait_for(Duration::from_secs(60), has_answered),
-                "{}",
-                server.log()
-            );
+            wait_for_an_answer(&server);
         }
         let most = if shifts { 1500 } else { 400 };
         thread::sleep(Duration::from_millis(next(most)));

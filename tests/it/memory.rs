@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::support::cgroup::MemoryCgroup;
 use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, Server};
-use crate::support::{full, http, models, need, or_skip, page_cache, plan};
+use crate::support::{full, http, models, need, or_skip, page_cache, plan, smaps};
 
 /// Memory beside the model: the program, its read buffers, and the model's tables.
 const BESIDE: u64 = 256 * 1024 * 1024;
@@ -32,12 +32,7 @@ fn resident_and_huge(pid: u32) -> Option<u64> {
 
 /// `RssAnon` in bytes. It does not include huge pages.
 fn anonymous(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.expect("the kernel has this line") * 1024
+    smaps::status_bytes(pid, "RssAnon")
 }
 
 /// Starts a server and measures its peak memory until it is ready.

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::support::guardian::Guardian;
 use crate::support::pool::{Counts, Pool};
 use crate::support::server::Launch;
-use crate::support::{http, is_root, models, or_skip, programs, skip, wait_for};
+use crate::support::{http, is_root, models, or_skip, programs, wait_for};
 
 /// systemd's complaints about our units, which should be none.
 fn verify(dir: &Path, names: &[String]) -> String {
@@ -257,6 +257,17 @@ impl Machine {
     }
 }
 
+/// A machine whose server answers, and its pages. An error is the reason to skip the test.
+fn booted(boot: &Boot) -> Result<(Pool, Machine), String> {
+    if !is_root() {
+        return Err("root is needed for namespaces".to_owned());
+    }
+    let pool = Pool::with(boot.pages)?;
+    let machine = Machine::boot(boot)?;
+    machine.wait_until_ready();
+    Ok((pool, machine))
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         // The machine's processes end with `unshare`.
@@ -268,18 +279,13 @@ impl Drop for Machine {
 #[test]
 #[ignore = "long: make test-full"]
 fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
-    if !is_root() {
-        return skip("root is needed for namespaces");
-    }
     let boot = Boot {
         pages: 120,
         model: models::demo("100M", "Q8_0"),
         is_filled: true,
         line: "",
     };
-    let pool = or_skip!(Pool::with(boot.pages));
-    let mut machine = or_skip!(Machine::boot(&boot));
-    machine.wait_until_ready();
+    let (pool, mut machine) = or_skip!(booted(&boot));
     let active = [
         "systemctl",
         "is-active",
@@ -327,18 +333,13 @@ fn under_systemd_models_are_loaded_before_the_server_and_outlive_its_restart() {
 
 /// Asserts that the server reads and repacks a model under its filter, and attaches to the image after a restart.
 fn reads_under_its_filter(line: &'static str, is_killing: bool) {
-    if !is_root() {
-        return skip("root is needed for namespaces");
-    }
     let boot = Boot {
         pages: 200,
         model: models::demo("100M", "Q4_0"),
         is_filled: false,
         line,
     };
-    let pool = or_skip!(Pool::with(boot.pages));
-    let mut machine = or_skip!(Machine::boot(&boot));
-    machine.wait_until_ready();
+    let (pool, mut machine) = or_skip!(booted(&boot));
     let show = |property| machine.run(&["systemctl", "show", "-P", property, "llama-server@a"]);
     let eperm = libc::EPERM.to_string();
     assert_eq!(show("SystemCallErrorNumber").trim() == eperm, !is_killing);
@@ -385,18 +386,13 @@ fn under_systemd_a_server_outlives_a_filter_that_kills() {
 #[test]
 #[ignore = "long: make test-full"]
 fn under_systemd_a_worker_keeps_its_share_and_returns_after_a_kill() {
-    if !is_root() {
-        return skip("root is needed for namespaces");
-    }
     let boot = Boot {
         pages: 200,
         model: models::demo("100M", "Q8_0"),
         is_filled: false,
         line: "",
     };
-    let pool = or_skip!(Pool::with(boot.pages));
-    let mut machine = or_skip!(Machine::boot(&boot));
-    machine.wait_until_ready();
+    let (pool, mut machine) = or_skip!(booted(&boot));
     machine.run(&[
         "systemctl",
         "stop",

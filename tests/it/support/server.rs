@@ -357,7 +357,7 @@ impl Server {
             // /slots.
             http::try_get(&self.url("/slots"));
         }
-        kill_process(self.process(), signal).expect("the process is a child of ours");
+        self.signal(signal);
         assert!(
             wait_for(PATIENCE, || self.has_ended()),
             "{signal:?} does not end the server\n{}",
@@ -371,6 +371,10 @@ impl Server {
             status: self.status.expect("the server has ended"),
             log: self.log(),
         }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.process(), signal).expect("the process is a child of ours");
     }
 
     fn process(&self) -> Pid {
