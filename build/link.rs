@@ -44,7 +44,7 @@ pub fn emit(build: &Path, is_whole: bool) -> Result<()> {
                     cargo::link_static(name);
                 }
             }
-            Library::Shared(path) | Library::File(path) => {
+            Library::File(path) => {
                 if let (Some(dir), Some(name)) = (path.parent(), name(&path)) {
                     cargo::link_search(dir);
                     cargo::link_shared(name);
@@ -96,9 +96,7 @@ pub fn copy_beside_programs(build: &Path, out: &Path, programs: &[&str]) -> Resu
 enum Library {
     /// An archive of this build.
     Archive(PathBuf),
-    /// A shared library of this build.
-    Shared(PathBuf),
-    /// A library of the system.
+    /// A library of the system, or a shared one of this build.
     File(PathBuf),
     Directory(PathBuf),
     Name(String),
@@ -211,7 +209,7 @@ fn parse(build: &Path, fragments: &[Fragment]) -> Vec<Library> {
             Some(if path.is_absolute() {
                 Library::File(path.to_owned())
             } else if path.extension() == Some("so".as_ref()) {
-                Library::Shared(build.join(path))
+                Library::File(build.join(path))
             } else {
                 Library::Archive(build.join(path))
             })
@@ -252,7 +250,7 @@ mod tests {
             [
                 Library::Directory("/usr/local/cuda/lib64".into()),
                 Library::Archive("/b/src/libllama.a".into()),
-                Library::Shared("/b/bin/libggml.so".into()),
+                Library::File("/b/bin/libggml.so".into()),
                 Library::Name("dl".into()),
                 Library::Name("m".into()),
                 Library::File("/usr/lib/libssl.so.3".into()),

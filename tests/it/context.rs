@@ -424,7 +424,7 @@ fn checkpoints_remain_if_a_server_is_killed_while_it_waits_for_a_client() {
     let asked = thread::spawn(move || http::try_post(&url, &body).is_ok());
     wait_for_an_answer(&server);
     server.signal(Signal::TERM);
-    // Then it waits for its clients.
+    // The server now waits for its clients.
     let waits = || server.log().contains("cleaning up before exit");
     assert!(wait_for(Duration::from_secs(30), waits), "{}", server.log());
     assert_eq!(saved(&store), 1, "{}", server.log());
@@ -832,7 +832,7 @@ fn the_store_lists_and_drops_a_context() {
     let text = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(text.contains("unchecked"), "{text}");
     assert!(!tool(&["drop", &name]).status.success(), "a server uses it");
-    // The words of a saved prompt go with the context.
+    // The drop of a context also removes its saved prompts.
     ask_in(&server, &opening(1), ANY_SLOT);
     assert_eq!(saved(&store), 1, "{}", server.log());
     drop(server);

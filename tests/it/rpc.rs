@@ -433,7 +433,7 @@ fn many_requests_leave_no_growth() {
             }
         });
     };
-    // What grows only once: caches of the allocator, the prompt cache, threads.
+    // Caches of the allocator, the prompt cache and threads grow only once.
     send(requests / 10);
     let (before, pages) = (held(&server, &ready.cluster), ready.cluster.taken());
     send(requests);

@@ -17,7 +17,7 @@ use crate::sbom;
 pub const NAME: &str = "llama-hugepages";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const PROGRAMS: [&str; 2] = ["llama-server", "hugepages"];
-/// A build with the feature `rpc` has it too.
+/// Only a build with the feature `rpc` contains this program.
 pub const WORKER: &str = "ggml-rpc-server";
 
 /// The library for `LD_PRELOAD`.

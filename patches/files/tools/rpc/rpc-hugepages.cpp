@@ -108,7 +108,7 @@ void rpc_hugepages_print_usage() {
 }
 
 bool rpc_hugepages_begin() {
-    // A client that gave up while it waited for its turn must not end the worker.
+    // The reply to a client that gave up must not end the worker.
     signal(SIGPIPE, SIG_IGN);
     ggml_hugepages_params params = ggml_hugepages_default_params();
     const auto print = [](const char * name, const std::string & value) {

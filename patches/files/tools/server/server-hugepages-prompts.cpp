@@ -33,7 +33,13 @@ static const void           * g_kv       = nullptr; // an address in its KV cach
 static int32_t                g_n_vocab  = 0;
 static uint64_t               g_n_tokens = 0;       // of a prompt, at most
 static ggml_hugepages_state * g_prepared = nullptr;
-static std::vector<uint64_t>  g_taken;              // files whose checkpoints the slots have, until the first decode
+
+// a file with the checkpoints of a slot
+struct slot_file {
+    uint64_t slot; // as in the header
+    uint64_t id;
+};
+static std::vector<slot_file> g_slot_files; // of the earlier process, until the first decode
 
 static void begin(const llama_context * ctx) {
     g_kv = llama_hugepages_context_base(ctx);
@@ -301,23 +307,24 @@ void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, 
     if (!g_kv) {
         return;
     }
-    if (id_slot == 0) {
-        g_taken.clear(); // those of a process that slept
+    if (id_slot == 0) { // one look at the store for all slots
+        g_slot_files.clear();
+        each_file(sizeof(prompt_header), [&](uint64_t id, const uint8_t * head) {
+            prompt_header header;
+            memcpy(&header, head, sizeof(header));
+            if (header.slot != 0) {
+                g_slot_files.push_back({ header.slot, id });
+            }
+        });
     }
-    std::vector<uint64_t> ids;
-    each_file(sizeof(prompt_header), [&](uint64_t id, const uint8_t * head) {
-        prompt_header header;
-        memcpy(&header, head, sizeof(header));
-        if (header.slot == (uint64_t) id_slot + 1) {
-            ids.push_back(id);
+    for (const auto & slot_file : g_slot_files) {
+        if (slot_file.slot != (uint64_t) id_slot + 1) {
+            continue;
         }
-    });
-    for (const uint64_t id : ids) {
         ggml_hugepages_error error = {};
-        if (auto * file = ggml_hugepages_state_open(g_kv, id, &error)) {
+        if (auto * file = ggml_hugepages_state_open(g_kv, slot_file.id, &error)) {
             take_checkpoints(file, prompt);
             ggml_hugepages_state_close(file, /*.keep =*/ true);
-            g_taken.push_back(id);
         } else {
             SRV_WRN("hugepages: the checkpoints of slot %d are not used: %s\n", id_slot, error.message);
         }
@@ -325,8 +332,8 @@ void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, 
 }
 
 void server_hugepages_checkpoints_changed() {
-    for (const uint64_t id : g_taken) {
-        ggml_hugepages_state_drop(g_kv, id);
+    for (const auto & file : g_slot_files) {
+        ggml_hugepages_state_drop(g_kv, file.id);
     }
-    g_taken.clear();
+    g_slot_files.clear();
 }

@@ -59,6 +59,7 @@ bool server_hugepages_prompt_open(std::list<server_prompt_cache_state> & prompts
 void server_hugepages_checkpoints_end(const llama_context * ctx, int id_slot, server_prompt & prompt);
 
 // A new slot with the tokens that an earlier process left: takes the checkpoints of these tokens. Their file remains until a decode.
+// Call it for slot 0 first.
 void server_hugepages_checkpoints_begin(const llama_context * ctx, int id_slot, server_prompt & prompt);
 
 // After a decode: the files of the earlier process do not match the slots any more.

@@ -179,7 +179,7 @@ static bool drop(int dir_fd, const char * name, bool force, ggml_hugepages_error
     });
 }
 
-// No process can use the states of a context that is gone, but they contain its words.
+// No process can use the states of a removed context, but the states contain its words.
 bool ggml_hugepages_resident_drop(int dir_fd, const char * name, bool force, ggml_hugepages_error * error) noexcept {
     return ggml_hugepages_guard(error, [&] {
         struct stat st = {};
