@@ -46,7 +46,8 @@ fn run() -> Result<()> {
     bindings::check()?;
     let lock = lock::read(&root.join("vendor/llama.cpp.lock"))?;
     let source = source::prepare(&root, &lock, &out.join("cache"))?;
-    let applied = Series::read(&patches)?.apply(&source.dir, &tree, &source.accepts)?;
+    let series = Series::read(&patches)?;
+    let applied = series.apply(&source.dir, &tree, &source.accepts)?;
     if !applied.others.is_empty() {
         let files: Vec<_> = applied
             .others
@@ -61,7 +62,7 @@ fn run() -> Result<()> {
     }
     bindings::generate(&root, &tree, &out)?;
     shim::compile(&root, &tree, &out, features::is_on("SERVER"))?;
-    let commit = commit_label(&source, Some(&version));
+    let commit = commit_label(&source, Some((&version, &series)));
     let options = features::options();
     let part = |targets| Build {
         dir: &out,

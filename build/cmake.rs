@@ -8,6 +8,7 @@ use std::{env, fs, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::patch::Series;
 use super::source::Source;
 use super::{cargo, link};
 
@@ -25,8 +26,9 @@ pub struct Build<'a> {
     pub args: &'a [&'a str],
 }
 
-/// The commit in `--version`: upstream's commit, with our version on a patched tree.
-pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
+/// The commit in `--version`: upstream's commit, with our version and the id of the series on a patched tree. It belongs to the identity of
+/// files in a store, so builds with another series share nothing.
+pub fn commit_label(source: &Source, ours: Option<(&str, &Series)>) -> String {
     let upstream: String = source
         .commit
         .as_deref()
@@ -34,8 +36,8 @@ pub fn commit_label(source: &Source, ours: Option<&str>) -> String {
         .chars()
         .take(12)
         .collect();
-    ours.map_or(upstream.clone(), |version| {
-        format!("{upstream}+hugepages-{version}")
+    ours.map_or(upstream.clone(), |(version, series)| {
+        format!("{upstream}+hugepages-{version}-{}", series.id())
     })
 }
 

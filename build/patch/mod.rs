@@ -16,7 +16,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
+use super::hex;
 use super::tree::{self, Overlay};
 pub use pass::Hunk;
 use pass::Pass;
@@ -79,6 +81,23 @@ impl Series {
             }
         }
         Ok(series)
+    }
+
+    /// The same for two series only if they are equal.
+    pub fn id(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |part: &[u8]| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        for patch in &self.patches {
+            add(&patch.mail);
+        }
+        for (path, content) in &self.files {
+            add(path.as_os_str().as_encoded_bytes());
+            add(content);
+        }
+        hex(&hash.finalize()[..4])
     }
 
     /// Leaves out the programs of llama.cpp that a package omits: the folders below `tools/` that nothing in `source` can build.
@@ -167,6 +186,8 @@ fn names(path: &Path) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::blob_id::{NONE, blob_id, short};
     use super::pass::REFRESH;
     use super::place::Placed;
@@ -250,6 +271,26 @@ mod tests {
             "diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NONE}..{}\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+{content}",
             blob_id(content.as_bytes())
         )
+    }
+
+    #[test]
+    fn an_id_belongs_to_each_byte_of_a_series() {
+        let id = |change: fn(&mut Series)| {
+            let mut series = Fixture::new().series;
+            change(&mut series);
+            series.id()
+        };
+        let ids = [
+            id(|_| ()),
+            id(|series| series.patches[0].mail.push(b'\n')),
+            id(|series| series.files.values_mut().for_each(|file| file.push(b'\n'))),
+            id(|series| {
+                series.files = BTreeMap::from([("src/other.c".into(), b"ours\n".to_vec())])
+            }),
+            id(|series| series.patches.clear()),
+        ];
+        assert_eq!(ids[0], id(|_| ()));
+        assert_eq!(BTreeSet::from(ids.clone()).len(), ids.len(), "{ids:?}");
     }
 
     #[test]

@@ -333,6 +333,59 @@ fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains()
 }
 
 #[test]
+fn messages_to_several_models_compute_only_the_new_tokens_with_kept_contexts() {
+    let models = [
+        models::demo("20M", "Q8_0"),
+        models::demo_with("20M", "Q8_0", &["--seed", "7"]),
+    ];
+    let files = tempfile::tempdir().expect("a temporary folder can be made");
+    let store = or_skip!(Store::with(80));
+    let out = files.path().join("report");
+    let mut tool = Tool::new(&programs::server(), "traffic");
+    tool.command.env("TMPDIR", files.path());
+    let ended = tool
+        .model(&models[0])
+        .model(&models[1])
+        .with(&["--messages", "15", "--traffic-tokens", "32", "--gate"])
+        .with(&["--store", store.arg(), "--no-reserve"])
+        .with(&["--out", out.to_str().expect("UTF-8")])
+        .output();
+    ended.assert_code(0);
+    let report = ended.report();
+    let traffic = &report["traffic"];
+    let pairs = traffic["pairs"].as_array().expect("a list");
+    // Two pairs, each with half of the messages, rounded up.
+    assert_eq!(pairs.len(), 2);
+    let of = |pair: &Value, side: usize, what: &str| -> Vec<Value> {
+        let messages = pair[side].as_array().expect("a list");
+        messages
+            .iter()
+            .map(|message| message[what].clone())
+            .collect()
+    };
+    for pair in pairs {
+        let [stock, kept] = [0, 1].map(|side| of(pair, side, "model"));
+        assert_eq!(stock.len(), 8);
+        assert_eq!(stock, kept);
+        let switches = of(pair, 1, "is_switch");
+        assert!(switches.contains(&true.into()), "{pair}");
+        let [stock, kept] = [0, 1].map(|side| of(pair, side, "computed_tokens"));
+        // A conversation of 32 tokens begins anew with its third message.
+        let known = |tokens: &Value| tokens == 10 || tokens == 11;
+        assert!(kept.iter().all(known), "{pair}");
+        assert!(!stock.iter().all(known), "{pair}");
+    }
+    for percentile in ["p50", "p90", "p99", "max"] {
+        assert!(traffic["ratios"][percentile].is_object(), "{traffic}");
+    }
+    let read = |name: &str| fs::read_to_string(out.join(name)).expect("it is written");
+    assert!(read("report.md").contains("](traffic.svg)"));
+    assert!(read("traffic.svg").contains("<desc id=\"desc\">stock: p50 "));
+    assert_eq!(store.names(), Vec::<String>::new());
+    store.pool.assert_all_back();
+}
+
+#[test]
 fn a_switch_with_a_kept_context_computes_only_the_new_tokens() {
     // Both files have the same name.
     let models = [

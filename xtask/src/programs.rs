@@ -130,13 +130,17 @@ pub fn build(repo: &Repo, kind: Kind) -> Result<Vec<PathBuf>> {
             None
         }
         Kind::Tools | Kind::Qemu | Kind::PortableTools | Kind::Address | Kind::Thread => {
-            Series::read(repo.patches().root())?.apply(&source.dir, &tree, &source.accepts)?;
-            Some(env!("CARGO_PKG_VERSION"))
+            let series = Series::read(repo.patches().root())?;
+            series.apply(&source.dir, &tree, &source.accepts)?;
+            Some(series)
         }
     };
     let dir = dir
         .canonicalize()
         .with_context(|| format!("cannot resolve `{}`", dir.display()))?;
+    let ours = ours
+        .as_ref()
+        .map(|series| (env!("CARGO_PKG_VERSION"), series));
     let commit = commit_label(&source, ours);
     let recording = match kind {
         Kind::Qemu => recorder::build(&dir.join("recorder"))?,

@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::deploy::{SERVERS, copy_of_compose, limits, plan};
 use crate::equality::answers;
 use crate::support::cgroup::Cgroup;
-use crate::support::pool::PAGE;
+use crate::support::pool::{PAGE, Pool};
 use crate::support::server::{Launch, QUIET_THREADS};
 use crate::support::store::Store;
 use crate::support::{debian, http, models, or_skip, programs, python, skip, smaps, wait_for};
@@ -297,18 +297,11 @@ struct Compose<'a> {
 
 impl<'a> Compose<'a> {
     fn new(image: &'a Image, program: PathBuf, plan: &str, store: &Store) -> Self {
-        let dir = copy_of_compose(plan);
-        // The user of the containers must reach the models.
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("just made");
         let ports: Vec<Port> = (0..SERVERS)
             .map(|_| Port::reserve().expect("a port is free"))
             .collect();
         let (variable, value) = QUIET_THREADS;
-        let mut settings = format!(
-            "{SETTINGS}MODEL={OLD}\nMODELS={}\nSTORE={}\n",
-            dir.path().display(),
-            store.arg()
-        );
+        let mut settings = format!("STORE={}\n", store.arg());
         let mut services = "services:\n  loader: { network_mode: host }\n".to_owned();
         for (number, port) in (1..).zip(&ports) {
             writeln!(settings, "PORT_{number}={}", port.number).expect("a text");
@@ -318,9 +311,53 @@ impl<'a> Compose<'a> {
             )
             .expect("a text");
         }
+        Self::with(image, program, plan, ports, &settings, &services)
+    }
+
+    /// The server of the profile `rpc`, and its workers. Their ports are in this order.
+    fn of_workers(image: &'a Image, program: PathBuf, plan: &str) -> Self {
+        let ports: Vec<Port> = (0..3)
+            .map(|_| Port::reserve().expect("a port is free"))
+            .collect();
+        let [port, workers @ ..] = &ports[..] else {
+            unreachable!("three ports");
+        };
+        let (variable, value) = QUIET_THREADS;
+        let mut services = format!(
+            "services:\n  rpc: {{ network_mode: host, stop_grace_period: 2s, environment: {{ {variable}: {value} }} }}\n"
+        );
+        let mut addresses = Vec::new();
+        for (number, port) in (1..).zip(workers) {
+            let port = port.number;
+            addresses.push(format!("127.0.0.1:{port}"));
+            writeln!(
+                services,
+                "  worker-{number}:\n    network_mode: host\n    stop_grace_period: 2s\n    \
+                 entrypoint: [\"/app/ggml-rpc-server\", \"--host\", \"127.0.0.1\", \"--port\", \"{port}\"]"
+            )
+            .expect("a text");
+        }
+        let workers = addresses.join(",");
+        let settings = format!("RPC_PORT={}\nWORKERS={workers}\n", port.number);
+        Self::with(image, program, plan, ports, &settings, &services)
+    }
+
+    fn with(
+        image: &'a Image,
+        program: PathBuf,
+        plan: &str,
+        ports: Vec<Port>,
+        settings: &str,
+        services: &str,
+    ) -> Self {
+        let dir = copy_of_compose(plan);
+        // The user of the containers must reach the models.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("just made");
         let env = dir.path().join(".env");
         let text = fs::read_to_string(&env).expect("just made");
-        fs::write(env, text + &settings).expect("just made");
+        let models = dir.path().display();
+        let settings = format!("{text}{SETTINGS}MODEL={OLD}\nMODELS={models}\n{settings}");
+        fs::write(env, settings).expect("just made");
         fs::write(dir.path().join("compose.override.yaml"), services).expect("just made");
         Self {
             dir,
@@ -482,4 +519,56 @@ fn a_switch_behind_a_proxy_that_repeats_requests_fails_none_and_a_dead_server_st
     store.assert_only_files_hold_pages();
     store.empty();
     store.pool.assert_all_back();
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn the_workers_of_the_profile_rpc_hold_one_model_and_return_after_a_kill() {
+    let program = or_skip!(python::podman_compose());
+    let image = or_skip!(Image::build());
+    let model = models::demo("100M", "Q8_0");
+    let plan = printed_plan(&model);
+    let alone = pages_in(&plan, "ALONE");
+    // Each of the three processes rounds its buffers up.
+    let pool = or_skip!(Pool::with(alone + 64));
+    let compose = Compose::of_workers(&image, program, &plan);
+    fs::copy(&model, compose.dir.path().join(OLD)).expect("the disk has space");
+    compose.compose(&["--profile", "rpc", "up", "--detach", "rpc"]);
+    let port = &compose.ports[0];
+    assert!(is_ready(port), "{}", compose.logs());
+    let answer = || {
+        let body =
+            json!({ "prompt": "Once", "n_predict": 4, "ignore_eos": true, "temperature": 0 });
+        let answer = http::try_post(&url(port, "/completion"), &body).ok()?;
+        (answer.0 == 200).then(|| answer.1["content"].clone())
+    };
+    let first = answer().expect("an answer");
+    // The weights are on the workers: nearly half of them on each.
+    let weights = pages_in(&plan, "LOADER") * PAGE;
+    for worker in ["worker-1", "worker-2"] {
+        let pid = compose.pid(worker).parse().expect("it runs");
+        let held = smaps::status_bytes(pid, "HugetlbPages");
+        assert!(held >= weights / 4, "{worker}: {held} of {weights}");
+    }
+    let pid = compose.pid("worker-1");
+    programs::run(Command::new("kill").args(["-KILL", &pid])).expect("it runs");
+    let is_gone = || !["", "0", &pid].contains(&compose.pid("worker-1").as_str());
+    if !wait_for(Duration::from_secs(10), is_gone) {
+        // podman-compose does not always restart it.
+        compose.compose(&[
+            "--profile",
+            "rpc",
+            "up",
+            "--detach",
+            "--no-deps",
+            "worker-1",
+        ]);
+    }
+    let again = wait_for(Duration::from_secs(60), || {
+        answer().as_ref() == Some(&first)
+    });
+    assert!(again, "{}", compose.logs());
+    compose.compose(&["--profile", "rpc", "down"]);
+    assert!(wait_for(Duration::from_secs(10), || pool.taken() == 0));
+    pool.assert_all_back();
 }

@@ -72,7 +72,7 @@ pub fn copy(repo: &Repo, version: Option<&str>) -> Result<Copied> {
     }
     let (files, _) = series.overlay(&llama, &Accepts::Others(pins))?;
     let mut overlay: Overlay = below(Path::new(SUBDIR), files).collect();
-    overlay.extend(name_version(&pristine, &version)?);
+    overlay.extend(name_version(&pristine, &version, &series)?);
     ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
 
     let dir = parent.join(format!("{CRATE}-{version}"));
@@ -109,7 +109,11 @@ fn download(version: &str, scratch: &Path) -> Result<PathBuf> {
 }
 
 /// The files that name the version: Cargo then shows which crate it uses, and a store never shares buffers between versions of ggml.
-fn name_version(pristine: &Path, version: &str) -> Result<[(PathBuf, Vec<u8>); 2]> {
+fn name_version(
+    pristine: &Path,
+    version: &str,
+    series: &Series,
+) -> Result<[(PathBuf, Vec<u8>); 2]> {
     let manifest = "Cargo.toml";
     let field = |label: &str| format!("\nversion = \"{version}{label}\"\n");
     // The manifest that Cargo writes to a crate has a version of its dependencies in a table of their own, in the same form.
@@ -130,9 +134,10 @@ fn name_version(pristine: &Path, version: &str) -> Result<[(PathBuf, Vec<u8>); 2
     let new = format!(
         "# The crate's build script asks git, which would return the commit of the repository around the copy.\n\
          set(GIT_EXE OFF CACHE STRING \"\")\n\
-         set(LLAMA_BUILD_COMMIT \"{CRATE}-{version}{LABEL}-{}\")\n\
+         set(LLAMA_BUILD_COMMIT \"{CRATE}-{version}{LABEL}-{}-{}\")\n\
          {old}",
-        env!("CARGO_PKG_VERSION")
+        env!("CARGO_PKG_VERSION"),
+        series.id()
     );
     Ok([manifest, (lists, new.into_bytes())])
 }

@@ -45,11 +45,23 @@ pub fn build(repo: &Repo) -> Result<PathBuf> {
     let dir = dir.canonicalize()?;
     let pristine = unpack(&lock, &dir)?;
     let package = dir.join("package");
-    tree::sync(&pristine, &overlay(repo, &lock, &pristine)?, &package)?;
+    let series = Series::read(repo.patches().root())?;
+    let overlay = overlay(repo, &lock, &series, &pristine)?;
+    tree::sync(&pristine, &overlay, &package)?;
     ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
 
     let scratch = scratch(&dir)?;
-    compile(&lock, &dir, &package, scratch.path(), &interrupted)?;
+    let commit = commit_label(
+        &pinned(&lock, &package),
+        Some((env!("CARGO_PKG_VERSION"), &series)),
+    );
+    let build = Build {
+        dir: &dir,
+        commit: &commit,
+        targets: &[],
+        args: &[],
+    };
+    compile(&build, &package, scratch.path(), &interrupted)?;
     let wheel = only_wheel(scratch.path())?.context("pip built no wheel")?;
     for old in wheels(&dir)? {
         fs::remove_file(&old).with_context(|| format!("cannot remove `{}`", old.display()))?;
@@ -85,8 +97,7 @@ fn unpack(lock: &Lock, dir: &Path) -> Result<PathBuf> {
 }
 
 /// The files that differ from those of the package: its llama.cpp, its mirror of `llama_model_params`, its version.
-fn overlay(repo: &Repo, lock: &Lock, pristine: &Path) -> Result<Overlay> {
-    let series = Series::read(repo.patches().root())?;
+fn overlay(repo: &Repo, lock: &Lock, series: &Series, pristine: &Path) -> Result<Overlay> {
     let (files, _) = series.overlay(&pristine.join(&lock.subdir), &Accepts::Pin)?;
     let mut overlay: Overlay = below(&lock.subdir, files).collect();
 
@@ -115,26 +126,17 @@ fn overlay(repo: &Repo, lock: &Lock, pristine: &Path) -> Result<Overlay> {
     Ok(overlay)
 }
 
-/// Runs the build of the package. pip provides the tools that it names, in an environment of their own.
-fn compile(
-    lock: &Lock,
-    dir: &Path,
-    package: &Path,
-    to: &Path,
-    interrupted: &AtomicBool,
-) -> Result<()> {
-    let pinned = Source {
+/// llama.cpp in the package.
+fn pinned(lock: &Lock, package: &Path) -> Source {
+    Source {
         dir: package.join(&lock.subdir),
         commit: Some(lock.commit.clone()),
         accepts: Accepts::Pin,
-    };
-    let commit = commit_label(&pinned, Some(env!("CARGO_PKG_VERSION")));
-    let build = Build {
-        dir,
-        commit: &commit,
-        targets: &[],
-        args: &[],
-    };
+    }
+}
+
+/// Runs the build of the package. pip provides the tools that it names, in an environment of their own.
+fn compile(build: &Build<'_>, package: &Path, to: &Path, interrupted: &AtomicBool) -> Result<()> {
     let mut args = Vec::new();
     for (name, value) in build.definitions()? {
         let value = value.into_string();
@@ -153,7 +155,7 @@ fn compile(
         .arg(to)
         .arg(format!(
             "--config-settings=build-dir={}",
-            dir.join("build").display()
+            build.dir.join("build").display()
         ))
         .arg(package)
         .env("CMAKE_ARGS", args)

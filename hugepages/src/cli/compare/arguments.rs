@@ -20,7 +20,8 @@ pub const SERVERS: &str = "servers";
 pub const PERPLEXITY: &str = "perplexity";
 pub const RESTART: &str = "restart";
 pub const SWITCH: &str = "switch";
-const OTHERS: [(&str, &str); 5] = [
+pub const TRAFFIC: &str = "traffic";
+const OTHERS: [(&str, &str); 6] = [
     (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
@@ -34,6 +35,10 @@ const OTHERS: [(&str, &str); 5] = [
     (
         SWITCH,
         "first token after a switch between two or more models behind a router: stock, a context kept in a store",
+    ),
+    (
+        TRAFFIC,
+        "many messages to two or more models behind a router: stock, contexts kept in a store",
     ),
 ];
 pub const ALL: &str = "all";
@@ -106,6 +111,14 @@ pub struct Args {
     )]
     pub switch_tokens: Vec<u32>,
 
+    /// Messages to each side in the case `traffic`
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub messages: u32,
+
+    /// Tokens of the longest conversation in the case `traffic`
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
+    pub traffic_tokens: u32,
+
     /// hugetlbfs directory for the cases with a store; the image stays there [default: a temporary mount]
     #[arg(long, value_name = "DIR")]
     pub store: Option<String>,
@@ -122,7 +135,7 @@ pub struct Args {
     #[arg(long)]
     pub gate: bool,
 
-    /// Write report.json with all runs, report.md and report.svg to this directory
+    /// Write report.json with all runs, report.md and diagrams to this directory
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 

@@ -11,7 +11,9 @@ use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
 use hugepages::serve::LIBRARY;
 
-use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS, SWITCH};
+use super::arguments::{
+    ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS, SWITCH, TRAFFIC,
+};
 use super::session::Session;
 use super::{models, pages, print};
 use crate::cli::output::{self, Format};
@@ -66,6 +68,9 @@ pub fn run(args: &Args) -> Result<Exit> {
     }
     if wanted(SWITCH) {
         session.switch(&models)?;
+    }
+    if wanted(TRAFFIC) {
+        session.traffic(&models)?;
     }
     let report = session.end();
     print::files(args, &report)?;

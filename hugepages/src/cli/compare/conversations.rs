@@ -1,19 +1,30 @@
-//! Runs the cases with a conversation: `restart` and `switch`.
+//! Runs the cases with a conversation: `restart`, `switch` and `traffic`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use hugepages::compare::{
-    CompareError, Programs, RESTART as SIDES, Resume, SWITCH as ROUTERS, Scratch, Store,
-    SwitchModel, context_size, link_models,
+    CompareError, Programs, RESTART as SIDES, Resume, RoutedModel, SWITCH as ROUTERS, Scratch,
+    Store, context_size, link_models,
 };
 
-use super::arguments::{RESTART, SWITCH};
+use super::arguments::{RESTART, SWITCH, TRAFFIC};
 use super::models::{self, Model};
 use super::pages::Wanted;
 use super::print;
 use super::session::{Session, mount, tell};
+
+/// A case with a router.
+struct Routed {
+    /// Names of all models, for the report.
+    names: String,
+    models: Vec<RoutedModel>,
+    /// The directory of the router.
+    dir: Scratch,
+    /// Removed with the value.
+    _store: Store,
+}
 
 impl Session<'_> {
     /// A conversation that goes on after a restart. The store and the saved slot are temporary, so that no conversation of the user is
@@ -57,59 +68,89 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// All models in turn behind a router. The store and the directory of the router are temporary, as in [`Self::restart`].
+    /// All models in turn behind a router.
     pub fn switch(&mut self, models: &[Model]) -> Result<()> {
-        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
-        let names = names.join(" and ");
-        let name = (SWITCH, names.as_str());
-        if let Some((reason, hint)) = models::too_few(self.args) {
-            self.leave_out(name, reason.to_owned(), Some(hint.to_owned()));
-            return Ok(());
-        }
-        let mut recipes = ROUTERS.iter();
-        if let Some(reason) = recipes.find_map(|recipe| self.programs.missing(recipe)) {
-            self.leave_out(name, reason, None);
-            return Ok(());
-        }
-        let store = self.temporary_store();
-        let Some(store) = self.settled(name, store)? else {
-            return Ok(());
-        };
-        let dir = Scratch::new_in(&models::place());
-        let dir = dir.context("cannot create a directory for the router")?;
-        let paths = models.iter().map(|model| model.path.as_path());
-        link_models(dir.path(), paths).context("cannot link the models")?;
         let lengths = &self.args.switch_tokens;
         let longest = lengths.iter().copied().max().unwrap_or_default();
-        let programs = self.in_conversation(&store, longest);
-        let switched = models.iter().map(|model| SwitchModel {
-            name: model.name.clone(),
-            sides: ROUTERS.map(|recipe| programs.side(&recipe, &model.path)),
-        });
-        let switched: Vec<_> = switched.collect();
-        // The store keeps the weights and contexts of all models.
-        let mut wanted = Wanted::new();
-        for model in &switched {
-            let plan = model.sides[1].plan().map(|plan| plan.pages());
-            let Some(pages) = self.planned(name, plan)? else {
-                return Ok(());
-            };
-            for (size, count) in pages {
-                *wanted.entry(size).or_default() += count;
-            }
-        }
-        if !self.has_pages(name, &wanted)? {
+        let Some(routed) = self.routed(SWITCH, models, longest)? else {
             return Ok(());
-        }
-        let switch = self.runner.switch(&switched, dir.path(), lengths, tell);
-        if let Some(switch) = self.settled(name, switch)? {
+        };
+        let (models, dir) = (&routed.models, routed.dir.path());
+        let switch = self.runner.switch(models, dir, lengths, tell);
+        if let Some(switch) = self.settled((SWITCH, &routed.names), switch)? {
             if self.is_for_people() {
                 print::switch(&switch)?;
             }
             self.report.switch = Some(switch);
         }
-        drop(store);
         Ok(())
+    }
+
+    /// Many messages to all models behind a router.
+    pub fn traffic(&mut self, models: &[Model]) -> Result<()> {
+        let longest = self.args.traffic_tokens;
+        let Some(routed) = self.routed(TRAFFIC, models, longest)? else {
+            return Ok(());
+        };
+        let (models, dir) = (&routed.models, routed.dir.path());
+        let size = (self.args.messages, longest);
+        let traffic = self.runner.traffic(models, dir, size, tell);
+        if let Some(traffic) = self.settled((TRAFFIC, &routed.names), traffic)? {
+            if self.is_for_people() {
+                print::traffic(&traffic)?;
+            }
+            self.report.traffic = Some(traffic);
+        }
+        Ok(())
+    }
+
+    /// Prepares a case with a router and conversations of up to `longest` tokens. The store and the directory of the router are
+    /// temporary, as in [`Self::restart`]. `None` if the case cannot run, which the report says then.
+    fn routed(&mut self, case: &str, models: &[Model], longest: u32) -> Result<Option<Routed>> {
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        let names = names.join(" and ");
+        let name = (case, names.as_str());
+        if let Some((reason, hint)) = models::too_few(case, self.args) {
+            self.leave_out(name, reason, Some(hint.to_owned()));
+            return Ok(None);
+        }
+        let mut recipes = ROUTERS.iter();
+        if let Some(reason) = recipes.find_map(|recipe| self.programs.missing(recipe)) {
+            self.leave_out(name, reason, None);
+            return Ok(None);
+        }
+        let store = self.temporary_store();
+        let Some(store) = self.settled(name, store)? else {
+            return Ok(None);
+        };
+        let dir = Scratch::new_in(&models::place());
+        let dir = dir.context("cannot create a directory for the router")?;
+        let paths = models.iter().map(|model| model.path.as_path());
+        link_models(dir.path(), paths).context("cannot link the models")?;
+        let programs = self.in_conversation(&store, longest);
+        let routed = models.iter().map(|model| RoutedModel {
+            name: model.name.clone(),
+            sides: ROUTERS.map(|recipe| programs.side(&recipe, &model.path)),
+        });
+        let models: Vec<_> = routed.collect();
+        // The store keeps the weights and contexts of all models.
+        let mut wanted = Wanted::new();
+        for model in &models {
+            let plan = model.sides[1].plan().map(|plan| plan.pages());
+            let Some(pages) = self.planned(name, plan)? else {
+                return Ok(None);
+            };
+            for (size, count) in pages {
+                *wanted.entry(size).or_default() += count;
+            }
+        }
+        let has_pages = self.has_pages(name, &wanted)?;
+        Ok(has_pages.then_some(Routed {
+            names,
+            models,
+            dir,
+            _store: store,
+        }))
     }
 
     /// A store that nothing else uses.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use hugepages::compare::Scratch;
 use hugepages::demo_model::{Output, Spec};
 
-use super::arguments::{Args, Demo, SWITCH};
+use super::arguments::{Args, Demo, SWITCH, TRAFFIC};
 
 /// A model. A demo model is removed when the value is dropped.
 #[derive(Debug)]
@@ -25,10 +25,12 @@ pub struct Model {
 
 /// Checks the number of models, and that no two are the same file, before anything is made or started.
 pub fn check(args: &Args) -> Result<()> {
-    if let Some((reason, hint)) =
-        too_few(args).filter(|_| args.cases.iter().any(|case| case == SWITCH))
-    {
-        bail!("{reason}\nhint: {hint}");
+    for case in [SWITCH, TRAFFIC] {
+        if args.cases.iter().any(|wanted| wanted == case)
+            && let Some((reason, hint)) = too_few(case, args)
+        {
+            bail!("{reason}\nhint: {hint}");
+        }
     }
     if args.shards.is_some() && args.model.len() > 1 {
         bail!(
@@ -48,14 +50,14 @@ pub fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Why the case `switch` cannot run with these models, and the hint for the user.
-pub fn too_few(args: &Args) -> Option<(&'static str, &'static str)> {
+/// Why a case with a router cannot run with these models, and the hint for the user.
+pub fn too_few(case: &str, args: &Args) -> Option<(String, &'static str)> {
     let hint = match (args.model.len(), args.demo.len()) {
         (1, 0) => "add another `--model FILE`",
         (0, 1) => "add another `--demo SIZE,TYPE`",
         _ => return None,
     };
-    Some(("the case `switch` needs two models or more", hint))
+    Some((format!("the case `{case}` needs two models or more"), hint))
 }
 
 /// All models that the arguments name, each with a name of its own in the report.

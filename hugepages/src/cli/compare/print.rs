@@ -5,7 +5,9 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-use hugepages::compare::{CaseResult, Many, Pressure, Report, Restart, Switch, rows, said};
+use hugepages::compare::{
+    CaseResult, Many, Pressure, Report, Restart, Switch, Traffic, rows, said,
+};
 
 use super::arguments::{Args, SCHEMA};
 use crate::cli::output::{self, Screen};
@@ -88,6 +90,14 @@ pub fn switch(switch: &Switch) -> io::Result<()> {
     writeln!(io::stdout(), "{table}\n{}\n", switch.sentence())
 }
 
+/// The table of the case `traffic`.
+pub fn traffic(traffic: &Traffic) -> io::Result<()> {
+    let [a, b] = &traffic.sides;
+    let head = ["traffic", a, b, "ratio"];
+    let table = output::table(Screen::stdout(), &head, traffic.rows().map(Vec::from));
+    writeln!(io::stdout(), "{table}\n{}\n", traffic.sentence())
+}
+
 /// The summary after all cases.
 pub fn end(report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -132,7 +142,7 @@ pub fn end(report: &Report) -> io::Result<()> {
     writeln!(out, "{}", report.machine)
 }
 
-/// `report.json`, `report.md` and `report.svg`.
+/// `report.json`, `report.md`, and the diagrams.
 pub fn files(args: &Args, report: &Report) -> Result<()> {
     let Some(dir) = &args.out else {
         return Ok(());
@@ -144,10 +154,15 @@ pub fn files(args: &Args, report: &Report) -> Result<()> {
     if svg.is_some() {
         markdown += "\n![bars of the measurements](report.svg)\n";
     }
+    let waiting = report.traffic.as_ref().and_then(Traffic::svg);
+    if waiting.is_some() {
+        markdown += "\n![times to the first token](traffic.svg)\n";
+    }
     let files = [
         ("report.json", Some(json)),
         ("report.md", Some(markdown.into_bytes())),
         ("report.svg", svg.map(String::into_bytes)),
+        ("traffic.svg", waiting.map(String::into_bytes)),
     ];
     for (name, content) in files {
         let path = dir.join(name);

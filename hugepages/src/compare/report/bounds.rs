@@ -2,7 +2,7 @@
 
 use super::{Bound, Pool, Report};
 use crate::compare::measure::{Measure, Sample};
-use crate::compare::run::{Cache, CaseResult, Restart, Switch};
+use crate::compare::run::{Cache, CaseResult, Restart, Switch, Traffic};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -28,6 +28,7 @@ fn of(report: &Report) -> Vec<Bound> {
     }
     bounds.extend(report.restarts.iter().flat_map(after_restart));
     bounds.extend(report.switch.iter().flat_map(after_switch));
+    bounds.extend(report.traffic.iter().map(in_traffic));
     bounds.extend(pages_are_back(report));
     bounds
 }
@@ -125,6 +126,11 @@ fn after_switch(switch: &Switch) -> [Bound; 2] {
             "a server without a switch",
         ),
     ]
+}
+
+/// The same for each of many messages.
+fn in_traffic(traffic: &Traffic) -> Bound {
+    only_new_tokens("traffic", traffic.computed_tokens(), traffic.new_tokens)
 }
 
 fn only_new_tokens(name: &str, computed: Option<u64>, new: u64) -> Bound {

@@ -1,9 +1,11 @@
-//! The tables and sentences of the cases `restart` and `switch`.
+//! The tables and sentences of the cases `restart`, `switch` and `traffic`.
 
 use std::iter;
 
 use super::markdown::{range, said};
-use crate::compare::run::{Restart, Restarted, SWITCH_MEASURES, Switch};
+use crate::compare::run::{
+    Message, PERCENTILES, Restart, Restarted, SWITCH_MEASURES, Switch, Traffic,
+};
 use crate::stats::Summary;
 
 impl Restart {
@@ -78,6 +80,44 @@ impl Switch {
             self.new_tokens,
             self.compared_tokens,
             self.different_tokens
+        )
+    }
+}
+
+impl Traffic {
+    /// Name, A, B and ratio of each percentile, and the largest number of computed tokens.
+    pub fn rows(&self) -> impl Iterator<Item = [String; 4]> {
+        let [a, b] = [0, 1].map(|side| self.sorted(side));
+        let percentiles = PERCENTILES.iter().map(move |percentile| {
+            let cell = |times: &[f64]| {
+                let time = percentile.of(times);
+                time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
+            };
+            let ratio = self.ratios.get(percentile.id).copied();
+            [
+                format!("{} to the first token, s", percentile.id),
+                cell(&a),
+                cell(&b),
+                ratio.map_or_else(|| "-".to_owned(), said),
+            ]
+        });
+        let [a, b] = [0, 1].map(|side| {
+            let tokens = self.messages(side).map(|message| message.computed_tokens);
+            tokens.max().unwrap_or_default().to_string()
+        });
+        percentiles.chain([["most computed tokens".to_owned(), a, b, "-".to_owned()]])
+    }
+
+    /// Describes the case in a sentence.
+    pub fn sentence(&self) -> String {
+        let is_switch = |message: &&Message| message.is_switch;
+        format!(
+            "A router runs one of {} models at a time. Each side gets the same {} messages, each to a model that chance chooses; {} of \
+             them go to another model than the message before. A conversation has at most {} tokens.",
+            self.models.len(),
+            self.messages(1).count(),
+            self.messages(1).filter(is_switch).count(),
+            self.conversation_tokens
         )
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::compare::measure::{DirectRead, Machine};
 use crate::compare::run::{
-    CaseResult, Many, ModelFile, Perplexity, Pressure, Program, Restart, Switch,
+    CaseResult, Many, ModelFile, Perplexity, Pressure, Program, Restart, Switch, Traffic,
 };
 use crate::kernel::Root;
 use crate::kernel::{Hvo, hvo, pools};
@@ -139,6 +139,8 @@ pub struct Report {
     pub restarts: Vec<Restart>,
     /// Result of the case `switch`, which uses all models.
     pub switch: Option<Switch>,
+    /// Result of the case `traffic`, which uses all models.
+    pub traffic: Option<Traffic>,
     /// Skipped cases.
     pub left_out: Vec<LeftOut>,
     /// Failed cases.
@@ -166,6 +168,7 @@ impl Report {
             servers: Vec::new(),
             restarts: Vec::new(),
             switch: None,
+            traffic: None,
             left_out: Vec::new(),
             failed: Vec::new(),
             pools_after: Vec::new(),
@@ -202,6 +205,7 @@ impl Report {
             && self.servers.is_empty()
             && self.restarts.is_empty()
             && self.switch.is_none()
+            && self.traffic.is_none()
     }
 
     /// Read speeds of fio in all cases.

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::Report;
 use crate::compare::measure::{MEASURES, Machine, Measure, Ratio};
-use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Switch};
+use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Switch, Traffic};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
 use crate::stats::Summary;
@@ -33,6 +33,9 @@ fn markdown(report: &Report) -> String {
     }
     if let Some(switch) = &report.switch {
         switched(&mut text, switch);
+    }
+    if let Some(traffic) = &report.traffic {
+        answered(&mut text, traffic);
     }
     for pressure in &report.pressure {
         pressed(&mut text, pressure);
@@ -245,6 +248,16 @@ fn switched(text: &mut String, switch: &Switch) {
     let [a, b] = &switch.sides;
     head(text, ["", a, b, "ratio"]);
     for cells in switch.rows() {
+        row(text, cells.each_ref().map(String::as_str));
+    }
+}
+
+fn answered(text: &mut String, traffic: &Traffic) {
+    line(text, "\n## Messages to several models\n");
+    line(text, traffic.sentence());
+    let [a, b] = &traffic.sides;
+    head(text, ["", a, b, "ratio"]);
+    for cells in traffic.rows() {
         row(text, cells.each_ref().map(String::as_str));
     }
 }

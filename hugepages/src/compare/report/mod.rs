@@ -5,6 +5,7 @@ mod conversations;
 mod json;
 mod markdown;
 mod svg;
+mod waiting;
 
 pub use json::{Bound, Failed, LeftOut, Model, Pool, Report};
 pub use markdown::{rows, said};

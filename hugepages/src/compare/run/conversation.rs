@@ -55,6 +55,11 @@ impl Conversation {
         }
     }
 
+    /// Tokens so far.
+    pub fn len(&self) -> u64 {
+        self.tokens.len() as u64
+    }
+
     pub fn add_message(&mut self) {
         self.tokens.extend(50..50 + MESSAGE);
     }

@@ -9,7 +9,7 @@
 //! model_file.rs      the model in the page cache   temporary_store.rs a hugetlbfs mount
 //! restart.rs         a conversation goes on        guardian.rs        cleans up after SIGKILL
 //! switch.rs          models in turn, one router   conversation.rs    its tokens and answers
-//! scratch.rs         temporary files
+//! traffic.rs         many messages, one router  scratch.rs         temporary files
 //! ```
 
 mod abba_order;
@@ -30,6 +30,7 @@ mod server;
 mod side;
 mod switch;
 mod temporary_store;
+mod traffic;
 
 pub use abba_order::Runner;
 pub use case::{Case, CaseResult};
@@ -45,6 +46,7 @@ pub use restart::{Restart, RestartSide, Restarted, Resume};
 pub use scratch::Scratch;
 pub use side::Side;
 pub use switch::{
-    SWITCH_MEASURES, Switch, SwitchMeasure, SwitchModel, SwitchTalk, Switched, link_models,
+    RoutedModel, SWITCH_MEASURES, Switch, SwitchMeasure, SwitchTalk, Switched, link_models,
 };
 pub use temporary_store::Store;
+pub use traffic::{Message, PERCENTILES, Percentile, Traffic};

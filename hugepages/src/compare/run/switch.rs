@@ -20,9 +20,9 @@ use super::server::Server;
 use super::{Cache, CompareError, ModelFile, Runner, Side};
 use crate::compare::measure::{Ratio, answers};
 
-/// A model of the case `switch`.
+/// A model behind a router.
 #[derive(Clone, Debug)]
-pub struct SwitchModel {
+pub struct RoutedModel {
     /// Name in the report.
     pub name: String,
     /// The baseline and ours, with this model. A router gets the same arguments, and passes them to its servers.
@@ -196,7 +196,7 @@ impl Runner<'_> {
     /// Errors of a server.
     pub fn switch(
         &self,
-        models: &[SwitchModel],
+        models: &[RoutedModel],
         dir: &Path,
         lengths: &[u32],
         told: impl Fn(&str),
@@ -241,7 +241,7 @@ impl Runner<'_> {
     }
 
     /// Those of the lengths that fit into the context of every model.
-    fn possible(&self, models: &[SwitchModel], lengths: &[u32]) -> Result<Vec<u64>, CompareError> {
+    fn possible(&self, models: &[RoutedModel], lengths: &[u32]) -> Result<Vec<u64>, CompareError> {
         let mut longest = u64::MAX;
         for model in models {
             let mut server = Server::start(&model.sides[0], self.host())?;
@@ -254,7 +254,7 @@ impl Runner<'_> {
     /// The tokens of a server that has nothing to do but these conversations.
     fn uninterrupted<'t>(
         &self,
-        model: &SwitchModel,
+        model: &RoutedModel,
         talks: impl Iterator<Item = &'t mut SwitchTalk>,
     ) -> Result<(), CompareError> {
         let mut server = Server::start(&model.sides[0], self.host())?;
@@ -269,7 +269,7 @@ impl Runner<'_> {
     /// Starts a router of a side. Returns a switch for each conversation.
     fn routed(
         &self,
-        models: &[SwitchModel],
+        models: &[RoutedModel],
         at: usize,
         dir: &Path,
         talks: &[SwitchTalk],

@@ -1,0 +1,270 @@
+//! Many messages to several models behind a router. Chance chooses the model of each message.
+//!
+//! ```text
+//! to the router:  a message to each model │ message to C ─▶ C starts ─▶ first token │ to C ─▶ first token │ to A ─▶ C ends, A starts ─▶ …
+//!                 not measured            │ measured                                │ measured            │ measured
+//! ```
+//! Both sides get the same messages. Each model has one conversation, which grows with each message, and begins anew when it is too long.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use serde::Serialize;
+
+use super::conversation::{Conversation, NEW_TOKENS};
+use super::server::Server;
+use super::{Cache, CompareError, ModelFile, RoutedModel, Runner};
+use crate::compare::measure::Ratio;
+
+/// Result of the case `traffic`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Traffic {
+    /// Names of the models.
+    pub models: Vec<String>,
+    /// Names of both sides, the baseline first.
+    pub sides: [String; 2],
+    /// Command lines of both routers.
+    pub commands: [Vec<String>; 2],
+    /// A conversation begins anew before it would have more tokens.
+    pub conversation_tokens: u64,
+    /// The most tokens that a server with the whole conversation computes for a message.
+    pub new_tokens: u64,
+    /// Ratio B / A of each percentile, by its id.
+    pub ratios: BTreeMap<&'static str, Ratio>,
+    /// Pairs of the messages to A and of the same messages to B, in the order of their time.
+    pub pairs: Vec<[Vec<Message>; 2]>,
+}
+
+/// One message.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// Number of the model.
+    pub model: usize,
+    /// Whether another model was in use before.
+    pub is_switch: bool,
+    /// The request to the first token of the answer.
+    pub seconds_to_token: f64,
+    /// Tokens that the server computed for the message. Source: `timings.prompt_n` of `/completion`.
+    pub computed_tokens: u64,
+}
+
+/// A share of the messages that get their first token within a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Percentile {
+    /// Name in the JSON and in a table.
+    pub id: &'static str,
+    /// Messages within the time, of a hundred.
+    pub of_hundred: usize,
+}
+
+/// All percentiles in the report.
+pub const PERCENTILES: [Percentile; 4] = [
+    percentile("p50", 50),
+    percentile("p90", 90),
+    percentile("p99", 99),
+    percentile("max", 100),
+];
+
+const fn percentile(id: &'static str, of_hundred: usize) -> Percentile {
+    Percentile { id, of_hundred }
+}
+
+impl Percentile {
+    /// The smallest of the times that is not exceeded by this share of them. `None` without times.
+    pub fn of(self, sorted: &[f64]) -> Option<f64> {
+        let rank = (sorted.len() * self.of_hundred).div_ceil(100);
+        sorted.get(rank.max(1) - 1).copied()
+    }
+}
+
+impl Traffic {
+    /// All messages to a side; 0 is the baseline.
+    pub fn messages(&self, side: usize) -> impl Iterator<Item = &Message> {
+        self.pairs.iter().flat_map(move |pair| &pair[side])
+    }
+
+    /// Times of a side to the first token, in ascending order.
+    pub fn sorted(&self, side: usize) -> Vec<f64> {
+        sorted(self.messages(side))
+    }
+
+    /// The most tokens that our side computed for a message.
+    pub fn computed_tokens(&self) -> Option<u64> {
+        let messages = self.messages(1);
+        messages.map(|message| message.computed_tokens).max()
+    }
+
+    fn finish(&mut self) {
+        let ratio = |percentile: Percentile| {
+            let values = self.pairs.iter().map(|pair| {
+                let [a, b] = [0, 1].map(|side| percentile.of(&sorted(&pair[side])));
+                Some((a?, b?))
+            });
+            let values: Option<Vec<_>> = values.collect();
+            Some((percentile.id, Ratio::of(values?)?))
+        };
+        self.ratios = PERCENTILES.into_iter().filter_map(ratio).collect();
+    }
+}
+
+fn sorted<'m>(messages: impl IntoIterator<Item = &'m Message>) -> Vec<f64> {
+    let times = messages.into_iter().map(|message| message.seconds_to_token);
+    let mut times: Vec<f64> = times.collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+impl Runner<'_> {
+    /// Sends `messages` messages to a router of each side, or a few more, so that all pairs have the same number. `dir` is the directory
+    /// of [`link_models`](super::link_models), and `longest` the size of the longest conversation in tokens. Calls `told` before each run.
+    ///
+    /// # Errors
+    /// Errors of a server.
+    pub fn traffic(
+        &self,
+        models: &[RoutedModel],
+        dir: &Path,
+        (messages, longest): (u32, u32),
+        told: impl Fn(&str),
+    ) -> Result<Traffic, CompareError> {
+        let mut result = Traffic {
+            models: models.iter().map(|model| model.name.clone()).collect(),
+            sides: [0, 1].map(|at| models[0].sides[at].name.clone()),
+            commands: [Vec::new(), Vec::new()],
+            conversation_tokens: longest.into(),
+            new_tokens: NEW_TOKENS,
+            ratios: BTreeMap::new(),
+            pairs: Vec::new(),
+        };
+        let of_pair = (messages as usize).div_ceil(self.pairs);
+        for pair in 0..self.pairs {
+            let order = chosen(pair as u64, models.len(), of_pair);
+            let mut runs = [Vec::new(), Vec::new()];
+            // A B, B A, A B, …
+            for at in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
+                let (number, all, name) = (pair + 1, self.pairs, &result.sides[at]);
+                told(&format!("traffic: pair {number} of {all}, {name}"));
+                (runs[at], result.commands[at]) =
+                    self.answered(models, at, dir, longest.into(), &order)?;
+            }
+            result.pairs.push(runs);
+        }
+        result.finish();
+        Ok(result)
+    }
+
+    /// Starts a router of a side, and sends a message to each model of `order`.
+    fn answered(
+        &self,
+        models: &[RoutedModel],
+        at: usize,
+        dir: &Path,
+        longest: u64,
+        order: &[usize],
+    ) -> Result<(Vec<Message>, Vec<String>), CompareError> {
+        for model in models {
+            ModelFile::open(&model.sides[at].model)?.prepare(Cache::Warm)?;
+        }
+        let mut router = Server::start_router(&models[0].sides[at], dir, self.host())?;
+        router.ready()?;
+        let new = |number: usize| Conversation::new(&number.to_string(), 0);
+        let mut conversations: Vec<_> = (0..models.len()).map(new).collect();
+        // Fills the page cache and the store.
+        for conversation in &mut conversations {
+            conversation.add_message();
+            conversation.begin(&mut router, 1)?;
+            router.keeps_context()?;
+        }
+        let mut before = models.len() - 1;
+        let mut messages = Vec::new();
+        for &model in order {
+            let conversation = &mut conversations[model];
+            // The message and the token of its answer.
+            let is_new = conversation.len() + NEW_TOKENS > longest;
+            if is_new {
+                *conversation = new(model);
+            }
+            conversation.add_message();
+            let asked = Instant::now();
+            let answer = if is_new {
+                conversation.begin(&mut router, 1)?
+            } else {
+                conversation.go_on(&mut router, 1)?
+            };
+            messages.push(Message {
+                model,
+                is_switch: model != before,
+                seconds_to_token: (answer.came - asked).as_secs_f64(),
+                computed_tokens: answer.computed,
+            });
+            before = model;
+        }
+        Ok((messages, router.command()))
+    }
+}
+
+/// The models of `messages` messages. The same `seed` chooses the same models.
+fn chosen(seed: u64, models: usize, messages: usize) -> Vec<usize> {
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
+    // The bias of the remainder is below 2^-60.
+    let model = |_| usize::try_from(random.next_u64() % models as u64).unwrap_or_default();
+    (0..messages).map(model).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(seconds_to_token: f64, computed_tokens: u64) -> Message {
+        Message {
+            model: 0,
+            is_switch: true,
+            seconds_to_token,
+            computed_tokens,
+        }
+    }
+
+    #[test]
+    fn a_percentile_is_a_measured_time() {
+        let times: Vec<f64> = (1..=200).map(f64::from).collect();
+        let of = |times: &[f64]| PERCENTILES.map(|percentile| percentile.of(times));
+        assert_eq!(of(&times), [100.0, 180.0, 198.0, 200.0].map(Some));
+        assert_eq!(of(&[3.0]), [Some(3.0); 4]);
+        assert_eq!(PERCENTILES[0].of(&[]), None);
+    }
+
+    #[test]
+    fn a_ratio_compares_the_percentiles_of_the_same_messages() {
+        let run = |seconds| vec![message(seconds, 11), message(seconds * 2.0, 10)];
+        let mut traffic = Traffic {
+            models: vec!["m".into(), "n".into()],
+            sides: ["stock".into(), "kept context".into()],
+            commands: [Vec::new(), Vec::new()],
+            conversation_tokens: 200,
+            new_tokens: NEW_TOKENS,
+            ratios: BTreeMap::new(),
+            pairs: vec![[run(8.0), run(1.0)], [run(16.0), run(2.0)]],
+        };
+        traffic.finish();
+        for percentile in PERCENTILES {
+            let ratio = traffic.ratios[percentile.id];
+            assert!((ratio.mean - 0.125).abs() < 1e-12, "{ratio:?}");
+        }
+        assert_eq!(traffic.sorted(1), [1.0, 2.0, 2.0, 4.0]);
+        assert_eq!(traffic.computed_tokens(), Some(11));
+    }
+
+    #[test]
+    fn chance_chooses_every_model_and_repeats_itself() {
+        let models = chosen(1, 3, 300);
+        assert_eq!(models, chosen(1, 3, 300));
+        assert_ne!(models, chosen(2, 3, 300));
+        for model in 0..3 {
+            let messages = models.iter().filter(|chosen| **chosen == model);
+            assert!((60..140).contains(&messages.count()), "{models:?}");
+        }
+    }
+}
