@@ -285,7 +285,7 @@ mod tests {
             id(|series| series.patches[0].mail.push(b'\n')),
             id(|series| series.files.values_mut().for_each(|file| file.push(b'\n'))),
             id(|series| {
-                series.files = BTreeMap::from([("src/other.c".into(), b"ours\n".to_vec())])
+                series.files = BTreeMap::from([("src/other.c".into(), b"ours\n".to_vec())]);
             }),
             id(|series| series.patches.clear()),
         ];

@@ -4,9 +4,13 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::process::Signal;
+use serde_json::json;
+
 use crate::support::pool::Pool;
-use crate::support::server::QUIET_THREADS;
-use crate::support::{models, or_skip, programs, skip};
+use crate::support::server::{Launch, QUIET_THREADS};
+use crate::support::store::Store;
+use crate::support::{models, or_skip, programs};
 
 /// The same arguments for all runs, so that they are comparable.
 const ARGS: [&str; 12] = [
@@ -57,9 +61,14 @@ fn instructions(program: &Path, model: &Path, tokens: u32) -> u64 {
     );
     let talk = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{talk}");
-    talk.lines()
+    collected(&talk)
+}
+
+/// The count that Valgrind prints at the end.
+fn collected(log: &str) -> u64 {
+    log.lines()
         .find_map(|line| line.split("Collected :").nth(1)?.trim().parse().ok())
-        .unwrap_or_else(|| panic!("no count in\n{talk}"))
+        .unwrap_or_else(|| panic!("no count in\n{log}"))
 }
 
 /// Compares runs that differ by eight tokens, which cancels the cost of loading.
@@ -74,9 +83,7 @@ fn instructions_of_a_token(program: &Path, model: &Path) -> f64 {
 #[test]
 #[ignore = "long: make test-full"]
 fn a_token_costs_as_many_instructions_as_in_stock() {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        return skip("Valgrind is not installed");
-    }
+    or_skip!(programs::found("valgrind"));
     let model = models::demo("20M", "Q8_0");
     let stock =
         instructions_of_a_token(&or_skip!(programs::instrumented("portable-stock")), &model);
@@ -86,6 +93,53 @@ fn a_token_costs_as_many_instructions_as_in_stock() {
         "instructions of a token: stock {stock:.0}, ours with the option off {ours:.0}, ratio {ratio:.6}"
     );
     assert!((ratio - 1.0).abs() < 0.001, "stock {stock}, ours {ours}");
+}
+
+/// Instructions of the main loop of a server, as Valgrind counts them: slots, decodes, and what keeps a context.
+fn instructions_of_slots(launch: Launch, tokens: u32) -> u64 {
+    let server = launch
+        .args(["--threads", "1"])
+        .wrapped([
+            "valgrind",
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            // through the wrappers that start the server
+            "--trace-children=yes",
+            "--toggle-collect=server_context_impl::update_slots()",
+        ])
+        .start();
+    server.complete("hello", &json!({ "temperature": 0, "n_predict": tokens }));
+    collected(&server.stop(Signal::TERM).log)
+}
+
+#[test]
+#[ignore = "long: make test-full"]
+fn a_token_costs_as_many_instructions_with_a_kept_context() {
+    or_skip!(programs::found("valgrind"));
+    // Valgrind emulates an older CPU, for which these programs choose another library.
+    let program = or_skip!(programs::portable()).join("llama-server");
+    let model = models::demo("20M", "Q8_0");
+    let store = or_skip!(Store::with(64));
+    let launch = || {
+        Launch::of(program.clone())
+            .model(&model)
+            .hugepages("require")
+            .args(["--hugepage-store", store.arg()])
+    };
+    let of_a_token = |args: &[&str]| {
+        let count = |tokens| instructions_of_slots(launch().args(args), tokens);
+        let (few, many) = (count(4), count(36));
+        (many - few) as f64 / 32.0
+    };
+    let without = of_a_token(&[]);
+    let with = of_a_token(&["--hugepage-keep-context"]);
+    let ratio = with / without;
+    println!(
+        "instructions of a token: {without:.0}, with a kept context {with:.0}, ratio {ratio:.6}"
+    );
+    assert!((ratio - 1.0).abs() < 0.001, "{without}, {with}");
+    store.empty();
+    store.pool.assert_all_back();
 }
 
 /// Loads under both policies, mapped and repacked, with a large enough pool and with a short one.
