@@ -83,7 +83,7 @@ impl Series {
         Ok(series)
     }
 
-    /// The same for two series only if they are equal.
+    /// A short hash of every byte.
     pub fn id(&self) -> String {
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {

@@ -36,6 +36,19 @@ impl Summary {
     }
 }
 
+/// The smallest of the values that `percent` of a hundred values do not exceed. `None` without values.
+///
+/// ```
+/// use hugepages::stats::percentile;
+///
+/// let ascending = [1.0, 2.0, 3.0, 4.0];
+/// assert_eq!([50, 99, 100].map(|percent| percentile(&ascending, percent)), [Some(2.0), Some(4.0), Some(4.0)]);
+/// ```
+pub fn percentile(ascending: &[f64], percent: usize) -> Option<f64> {
+    let rank = (ascending.len() * percent).div_ceil(100);
+    ascending.get(rank.max(1) - 1).copied()
+}
+
 /// Formats a value with three significant digits.
 ///
 /// ```

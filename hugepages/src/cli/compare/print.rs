@@ -84,18 +84,29 @@ pub fn restart(restart: &Restart) -> io::Result<()> {
 
 /// The table of the case `switch`.
 pub fn switch(switch: &Switch) -> io::Result<()> {
-    let [a, b] = &switch.sides;
-    let head = ["switch", a, b, "ratio"];
-    let table = output::table(Screen::stdout(), &head, switch.rows().map(Vec::from));
-    writeln!(io::stdout(), "{table}\n{}\n", switch.sentence())
+    both("switch", &switch.sides, switch.rows(), &switch.sentence())
 }
 
 /// The table of the case `traffic`.
 pub fn traffic(traffic: &Traffic) -> io::Result<()> {
-    let [a, b] = &traffic.sides;
-    let head = ["traffic", a, b, "ratio"];
-    let table = output::table(Screen::stdout(), &head, traffic.rows().map(Vec::from));
-    writeln!(io::stdout(), "{table}\n{}\n", traffic.sentence())
+    both(
+        "traffic",
+        &traffic.sides,
+        traffic.rows(),
+        &traffic.sentence(),
+    )
+}
+
+/// A table with a column for each side and one for their ratio.
+fn both(
+    case: &str,
+    [a, b]: &[String; 2],
+    rows: impl Iterator<Item = [String; 4]>,
+    sentence: &str,
+) -> io::Result<()> {
+    let head = [case, a, b, "ratio"];
+    let table = output::table(Screen::stdout(), &head, rows.map(Vec::from));
+    writeln!(io::stdout(), "{table}\n{sentence}\n")
 }
 
 /// The summary after all cases.

@@ -8,6 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use crate::stats;
+
 /// Number of parallel requests.
 const STREAMS: usize = 4;
 
@@ -82,15 +84,11 @@ impl Speed {
         })
     }
 
-    /// A quantile of the latencies; 0 without latencies.
-    pub fn latency_ms(&self, share: f64) -> f64 {
+    /// A percentile of the latencies; 0 without latencies.
+    pub fn latency_ms(&self, percent: usize) -> f64 {
         let mut sorted = self.latencies_ms.clone();
         sorted.sort_by(f64::total_cmp);
-        let least = share * sorted.len() as f64;
-        let reached = (1..)
-            .zip(&sorted)
-            .find(|(rank, _)| f64::from(*rank) >= least);
-        reached.map_or(0.0, |(_, latency)| *latency)
+        stats::percentile(&sorted, percent).unwrap_or_default()
     }
 }
 
@@ -192,10 +190,7 @@ mod tests {
             latencies_ms: (1..=200).rev().map(f64::from).collect(),
             parallel: None,
         };
-        assert_eq!(
-            (speed.latency_ms(0.5), speed.latency_ms(0.99)),
-            (100.0, 198.0)
-        );
+        assert_eq!((speed.latency_ms(50), speed.latency_ms(99)), (100.0, 198.0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::Report;
 use crate::compare::measure::{MEASURES, Machine, Measure, Ratio};
-use crate::compare::run::{Cache, CaseResult, Pressure, Restart, Switch, Traffic};
+use crate::compare::run::{Cache, CaseResult, Pressure, Restart};
 use crate::kernel::HvoState;
 use crate::size::ByteSize;
 use crate::stats::Summary;
@@ -32,10 +32,22 @@ fn markdown(report: &Report) -> String {
         restarted(&mut text, restart);
     }
     if let Some(switch) = &report.switch {
-        switched(&mut text, switch);
+        both(
+            &mut text,
+            "Switches between models",
+            &switch.sentence(),
+            &switch.sides,
+            switch.rows(),
+        );
     }
     if let Some(traffic) = &report.traffic {
-        answered(&mut text, traffic);
+        both(
+            &mut text,
+            "Messages to several models",
+            &traffic.sentence(),
+            &traffic.sides,
+            traffic.rows(),
+        );
     }
     for pressure in &report.pressure {
         pressed(&mut text, pressure);
@@ -242,22 +254,18 @@ fn restarted(text: &mut String, restart: &Restart) {
     }
 }
 
-fn switched(text: &mut String, switch: &Switch) {
-    line(text, "\n## Switches between models\n");
-    line(text, switch.sentence());
-    let [a, b] = &switch.sides;
+/// A section with a column for each side and one for their ratio.
+fn both(
+    text: &mut String,
+    title: &str,
+    sentence: &str,
+    [a, b]: &[String; 2],
+    rows: impl Iterator<Item = [String; 4]>,
+) {
+    line(text, format!("\n## {title}\n"));
+    line(text, sentence);
     head(text, ["", a, b, "ratio"]);
-    for cells in switch.rows() {
-        row(text, cells.each_ref().map(String::as_str));
-    }
-}
-
-fn answered(text: &mut String, traffic: &Traffic) {
-    line(text, "\n## Messages to several models\n");
-    line(text, traffic.sentence());
-    let [a, b] = &traffic.sides;
-    head(text, ["", a, b, "ratio"]);
-    for cells in traffic.rows() {
+    for cells in rows {
         row(text, cells.each_ref().map(String::as_str));
     }
 }

@@ -224,14 +224,11 @@ impl Runner<'_> {
             self.uninterrupted(model, talks.filter(|talk| talk.number == number))?;
         }
         for pair in 0..self.pairs {
-            let mut runs = [Vec::new(), Vec::new()];
-            // A B, B A, A B, …
-            for at in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let (number, all, name) = (pair + 1, self.pairs, &result.sides[at]);
-                told(&format!("switch: pair {number} of {all}, {name}"));
-                (runs[at], result.commands[at]) = self.routed(models, at, dir, &result.talks)?;
-            }
-            let [a, b] = runs;
+            let ([a, b], commands) =
+                self.routers("switch", pair, models, dir, &told, |router| {
+                    self.switched(router, models.len(), &result.talks)
+                })?;
+            result.commands = commands;
             for (talk, (a, b)) in result.talks.iter_mut().zip(a.into_iter().zip(b)) {
                 talk.pairs.push([a, b]);
             }
@@ -266,32 +263,57 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Starts a router of a side. Returns a switch for each conversation.
-    fn routed(
+    /// A pair of runs, in the order A B, B A, A B, … Each run starts a router of a side. Returns what `run` measured with each router, and
+    /// the command lines of both.
+    pub(super) fn routers<T: Default>(
         &self,
+        case: &str,
+        pair: usize,
         models: &[RoutedModel],
-        at: usize,
         dir: &Path,
-        talks: &[SwitchTalk],
-    ) -> Result<(Vec<Switched>, Vec<String>), CompareError> {
-        for model in models {
-            ModelFile::open(&model.sides[at].model)?.prepare(Cache::Warm)?;
+        told: impl Fn(&str),
+        mut run: impl FnMut(&mut Server<'_>) -> Result<T, CompareError>,
+    ) -> Result<([T; 2], [Vec<String>; 2]), CompareError> {
+        let (mut runs, mut commands) = ([T::default(), T::default()], [Vec::new(), Vec::new()]);
+        for at in if pair.is_multiple_of(2) {
+            [0, 1]
+        } else {
+            [1, 0]
+        } {
+            let side = &models[0].sides[at];
+            let (number, all, name) = (pair + 1, self.pairs, &side.name);
+            told(&format!("{case}: pair {number} of {all}, {name}"));
+            for model in models {
+                ModelFile::open(&model.sides[at].model)?.prepare(Cache::Warm)?;
+            }
+            let mut router = Server::start_router(side, dir, self.host())?;
+            router.ready()?;
+            runs[at] = run(&mut router)?;
+            commands[at] = router.command();
         }
-        let mut router = Server::start_router(&models[0].sides[at], dir, self.host())?;
-        router.ready()?;
+        Ok((runs, commands))
+    }
+
+    /// A switch for each conversation.
+    fn switched(
+        &self,
+        router: &mut Server<'_>,
+        models: usize,
+        talks: &[SwitchTalk],
+    ) -> Result<Vec<Switched>, CompareError> {
         let mut runs = Vec::new();
         // All conversations of a length begin before the first one goes on, so another model was in use before each measured request.
-        for talks in talks.chunks(models.len()) {
+        for talks in talks.chunks(models) {
             let mut begun = Vec::new();
             for talk in talks {
-                begun.push(self.begin(&mut router, talk)?);
+                begun.push(self.begin(router, talk)?);
                 router.keeps_context()?;
             }
             for begun in begun {
-                runs.push(self.go_on(&mut router, begun)?);
+                runs.push(self.go_on(router, begun)?);
             }
         }
-        Ok((runs, router.command()))
+        Ok(runs)
     }
 
     /// A conversation with its first message and the answer.

@@ -16,8 +16,9 @@ use serde::Serialize;
 
 use super::conversation::{Conversation, NEW_TOKENS};
 use super::server::Server;
-use super::{Cache, CompareError, ModelFile, RoutedModel, Runner};
+use super::{CompareError, RoutedModel, Runner};
 use crate::compare::measure::Ratio;
+use crate::stats;
 
 /// Result of the case `traffic`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,8 +76,7 @@ const fn percentile(id: &'static str, of_hundred: usize) -> Percentile {
 impl Percentile {
     /// The smallest of the times that is not exceeded by this share of them. `None` without times.
     pub fn of(self, sorted: &[f64]) -> Option<f64> {
-        let rank = (sorted.len() * self.of_hundred).div_ceil(100);
-        sorted.get(rank.max(1) - 1).copied()
+        stats::percentile(sorted, self.of_hundred)
     }
 }
 
@@ -142,68 +142,57 @@ impl Runner<'_> {
         let of_pair = (messages as usize).div_ceil(self.pairs);
         for pair in 0..self.pairs {
             let order = chosen(pair as u64, models.len(), of_pair);
-            let mut runs = [Vec::new(), Vec::new()];
-            // A B, B A, A B, …
-            for at in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let (number, all, name) = (pair + 1, self.pairs, &result.sides[at]);
-                told(&format!("traffic: pair {number} of {all}, {name}"));
-                (runs[at], result.commands[at]) =
-                    self.answered(models, at, dir, longest.into(), &order)?;
-            }
+            let (runs, commands) = self.routers("traffic", pair, models, dir, &told, |router| {
+                answered(router, models.len(), longest.into(), &order)
+            })?;
             result.pairs.push(runs);
+            result.commands = commands;
         }
         result.finish();
         Ok(result)
     }
+}
 
-    /// Starts a router of a side, and sends a message to each model of `order`.
-    fn answered(
-        &self,
-        models: &[RoutedModel],
-        at: usize,
-        dir: &Path,
-        longest: u64,
-        order: &[usize],
-    ) -> Result<(Vec<Message>, Vec<String>), CompareError> {
-        for model in models {
-            ModelFile::open(&model.sides[at].model)?.prepare(Cache::Warm)?;
-        }
-        let mut router = Server::start_router(&models[0].sides[at], dir, self.host())?;
-        router.ready()?;
-        let new = |number: usize| Conversation::new(&number.to_string(), 0);
-        let mut conversations: Vec<_> = (0..models.len()).map(new).collect();
-        // Fills the page cache and the store.
-        for conversation in &mut conversations {
-            conversation.add_message();
-            conversation.begin(&mut router, 1)?;
-            router.keeps_context()?;
-        }
-        let mut before = models.len() - 1;
-        let mut messages = Vec::new();
-        for &model in order {
-            let conversation = &mut conversations[model];
-            // The message and the token of its answer.
-            let is_new = conversation.len() + NEW_TOKENS > longest;
-            if is_new {
-                *conversation = new(model);
-            }
-            conversation.add_message();
-            let asked = Instant::now();
-            let answer = if is_new {
-                conversation.begin(&mut router, 1)?
-            } else {
-                conversation.go_on(&mut router, 1)?
-            };
-            messages.push(Message {
-                model,
-                is_switch: model != before,
-                seconds_to_token: (answer.came - asked).as_secs_f64(),
-                computed_tokens: answer.computed,
-            });
-            before = model;
-        }
-        Ok((messages, router.command()))
+/// Sends a message to each model of `order`.
+fn answered(
+    router: &mut Server<'_>,
+    models: usize,
+    longest: u64,
+    order: &[usize],
+) -> Result<Vec<Message>, CompareError> {
+    let new = |number: usize| Conversation::new(&number.to_string(), 0);
+    let mut conversations: Vec<_> = (0..models).map(new).collect();
+    // Fills the page cache and the store.
+    for conversation in &mut conversations {
+        conversation.add_message();
+        conversation.begin(router, 1)?;
+        router.keeps_context()?;
     }
+    let mut before = models - 1;
+    let mut messages = Vec::new();
+    for &model in order {
+        let conversation = &mut conversations[model];
+        // The message and the token of its answer.
+        let is_new = conversation.len() + NEW_TOKENS > longest;
+        if is_new {
+            *conversation = new(model);
+        }
+        conversation.add_message();
+        let asked = Instant::now();
+        let answer = if is_new {
+            conversation.begin(router, 1)?
+        } else {
+            conversation.go_on(router, 1)?
+        };
+        messages.push(Message {
+            model,
+            is_switch: model != before,
+            seconds_to_token: (answer.came - asked).as_secs_f64(),
+            computed_tokens: answer.computed,
+        });
+        before = model;
+    }
+    Ok(messages)
 }
 
 /// The models of `messages` messages. The same `seed` chooses the same models.
