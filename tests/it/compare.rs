@@ -305,7 +305,7 @@ fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains()
     let model = models::demo("20M", "Q8_0");
     let files = tempfile::tempdir().expect("a temporary folder can be made");
     let store = or_skip!(Store::with(40));
-    let mut tool = Tool::new(&programs::server(), "restart");
+    let mut tool = Tool::new(&programs::server(), "restart,sleep");
     tool.command.env("TMPDIR", files.path());
     let ended = tool
         .model(&model)
@@ -314,18 +314,21 @@ fn a_kept_context_computes_only_the_new_tokens_and_nothing_of_the_case_remains()
         .output();
     ended.assert_code(0);
     let report = ended.report();
-    let restart = &report["restarts"][0];
-    let computed = |side: usize| {
-        let runs = restart["sides"][side]["runs"].as_array().expect("a list");
-        let of = |run: &Value| run["computed_tokens"].as_u64().expect("a number");
-        runs.iter().map(of).collect::<Vec<_>>()
-    };
-    assert_eq!(restart["conversation_tokens"], 200);
-    assert!(computed(0).iter().all(|tokens| *tokens > 200), "{restart}");
-    assert_eq!([computed(1), computed(2)], [vec![11; 2], vec![11; 2]]);
-    // In each run: the answer, the first token after the restart, and the tokens after it.
-    assert_eq!(restart["compared_tokens"], 2 * (4 + 1 + 4));
-    assert_eq!(restart["different_tokens"], 0);
+    for (at, pause) in ["restart", "sleep"].iter().enumerate() {
+        let restart = &report["restarts"][at];
+        assert_eq!(restart["pause"], *pause);
+        let computed = |side: usize| {
+            let runs = restart["sides"][side]["runs"].as_array().expect("a list");
+            let of = |run: &Value| run["computed_tokens"].as_u64().expect("a number");
+            runs.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(restart["conversation_tokens"], 200);
+        assert!(computed(0).iter().all(|tokens| *tokens > 200), "{restart}");
+        assert_eq!([computed(1), computed(2)], [vec![11; 2], vec![11; 2]]);
+        // In each run: the answer, the first token after the pause, and the tokens after it.
+        assert_eq!(restart["compared_tokens"], 2 * (4 + 1 + 4));
+        assert_eq!(restart["different_tokens"], 0);
+    }
     assert_eq!(store.names(), Vec::<String>::new());
     let left = fs::read_dir(files.path()).expect("the folder is ours");
     assert_eq!(left.count(), 0);

@@ -28,8 +28,8 @@ pub use measure::{
 pub use report::{Bound, Failed, LeftOut, Model, Pool, Report, rows, said};
 pub use run::{
     CASES, Cache, Cancelled, Case, CaseResult, CompareError, Many, ManySide, Message, ModelFile,
-    PERCENTILES, Pages, Percentile, Perplexity, Pressed, Pressure, PressureSide, Program, Programs,
-    RESTART, Recipe, Restart, RestartSide, Restarted, Resume, RoutedModel, Row, Runner, SWITCH,
-    SWITCH_MEASURES, Scratch, Side, Store, Switch, SwitchMeasure, SwitchTalk, Switched, Traffic,
-    Which, context_size, link_models, perplexity_arguments,
+    PERCENTILES, Pages, Pause, Percentile, Perplexity, Pressed, Pressure, PressureSide, Program,
+    Programs, RESTART, Recipe, Restart, RestartSide, Restarted, Resume, RoutedModel, Row, Runner,
+    SWITCH, SWITCH_MEASURES, Scratch, Side, Store, Switch, SwitchMeasure, SwitchTalk, Switched,
+    Traffic, Which, context_size, link_models, perplexity_arguments,
 };

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::builder::PossibleValuesParser;
 
-use hugepages::compare::CASES;
+use hugepages::compare::{CASES, Pause};
 use hugepages::demo_model::WEIGHT_TYPES;
 use hugepages::size::ByteSize;
 use llama_hugepages::gguf::TensorType;
@@ -18,20 +18,23 @@ pub const SCHEMA: u32 = 1;
 pub const PRESSURE: &str = "pressure";
 pub const SERVERS: &str = "servers";
 pub const PERPLEXITY: &str = "perplexity";
-pub const RESTART: &str = "restart";
 pub const SWITCH: &str = "switch";
 pub const TRAFFIC: &str = "traffic";
-const OTHERS: [(&str, &str); 6] = [
+const OTHERS: [(&str, &str); 7] = [
     (PERPLEXITY, "perplexity of a text, equal to the last digit"),
     (
         PRESSURE,
         "tokens/s of both servers with too little memory; needs root",
     ),
     (
-        RESTART,
+        Pause::Restart.name(),
         "first token after a restart: stock, stock with a saved slot, a context kept in a store",
     ),
     (SERVERS, "memory of several servers on one model"),
+    (
+        Pause::Sleep.name(),
+        "first token after a sleep, as in restart",
+    ),
     (
         SWITCH,
         "first token after a switch between two or more models behind a router: stock, a context kept in a store",
@@ -97,7 +100,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
     pub servers: u16,
 
-    /// Tokens of the conversation in the case `restart`; fewer if the context is smaller
+    /// Tokens of the conversation in the cases `restart` and `sleep`; fewer if the context is smaller
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub restart_tokens: u32,
 

@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use hugepages::compare::{CASES, Machine, Program, Programs, Report, Runner};
+use hugepages::compare::{CASES, Machine, Pause, Program, Programs, Report, Runner};
 use hugepages::kernel::Root;
 use hugepages::serve::LIBRARY;
 
-use super::arguments::{
-    ALL, Args, PERPLEXITY, PRESSURE, RESTART, SCHEMA, SERVERS, SWITCH, TRAFFIC,
-};
+use super::arguments::{ALL, Args, PERPLEXITY, PRESSURE, SCHEMA, SERVERS, SWITCH, TRAFFIC};
 use super::session::Session;
 use super::{models, pages, print};
 use crate::cli::output::{self, Format};
@@ -59,8 +57,10 @@ pub fn run(args: &Args) -> Result<Exit> {
         if wanted(SERVERS) {
             session.servers(model)?;
         }
-        if wanted(RESTART) {
-            session.restart(model)?;
+        for pause in [Pause::Restart, Pause::Sleep] {
+            if wanted(pause.name()) {
+                session.restart(pause, model)?;
+            }
         }
         if wanted(PRESSURE) {
             session.pressure(model)?;

@@ -1,15 +1,15 @@
-//! Runs the cases with a conversation: `restart`, `switch` and `traffic`.
+//! Runs the cases with a conversation: `restart`, `sleep`, `switch` and `traffic`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use hugepages::compare::{
-    CompareError, Programs, RESTART as SIDES, Resume, RoutedModel, SWITCH as ROUTERS, Scratch,
-    Store, context_size, link_models,
+    CompareError, Pause, Programs, RESTART as SIDES, Resume, RoutedModel, SWITCH as ROUTERS,
+    Scratch, Store, context_size, link_models,
 };
 
-use super::arguments::{RESTART, SWITCH, TRAFFIC};
+use super::arguments::{SWITCH, TRAFFIC};
 use super::models::{self, Model};
 use super::pages::Wanted;
 use super::print;
@@ -27,10 +27,10 @@ struct Routed {
 }
 
 impl Session<'_> {
-    /// A conversation that goes on after a restart. The store and the saved slot are temporary, so that no conversation of the user is
+    /// A conversation that goes on after a restart or a sleep. The store and the saved slot are temporary, so that no conversation of the user is
     /// overwritten and none of the comparison remains.
-    pub fn restart(&mut self, model: &Model) -> Result<()> {
-        let name = (RESTART, model.name.as_str());
+    pub fn restart(&mut self, pause: Pause, model: &Model) -> Result<()> {
+        let name = (pause.name(), model.name.as_str());
         let mut recipes = SIDES.iter();
         if let Some(reason) = recipes.find_map(|(_, recipe)| self.programs.missing(recipe)) {
             self.leave_out(name, reason, None);
@@ -57,7 +57,9 @@ impl Session<'_> {
             return Ok(());
         }
         let tokens = self.args.restart_tokens;
-        let restart = self.runner.restart(&model.name, &sides, tokens, tell);
+        let restart = self
+            .runner
+            .restart(pause, &model.name, &sides, tokens, tell);
         if let Some(restart) = self.settled(name, restart)? {
             if self.is_for_people() {
                 print::restart(&restart)?;

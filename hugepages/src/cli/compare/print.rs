@@ -73,9 +73,9 @@ pub fn servers(many: &Many) -> io::Result<()> {
     )
 }
 
-/// The table of the case `restart`.
+/// The table of the case `restart` or `sleep`.
 pub fn restart(restart: &Restart) -> io::Result<()> {
-    let name = format!("{}, restart", restart.model);
+    let name = format!("{}, {}", restart.model, restart.pause.name());
     let mut head = Restart::HEAD;
     head[0] = &name;
     let table = output::table(Screen::stdout(), &head, restart.rows().map(Vec::from));

@@ -96,10 +96,10 @@ fn on_pages(result: &CaseResult, size: f64) -> Vec<Bound> {
     bounds
 }
 
-/// After a restart with a kept context, the server computes only the new tokens, and they are those of a restored slot.
+/// After a restart or a sleep with a kept context, the server computes only the new tokens, and they are those of a restored slot.
 fn after_restart(restart: &Restart) -> [Bound; 2] {
     let runs = restart.kept().into_iter().flat_map(|side| &side.runs);
-    let name = format!("{}, restart", restart.model);
+    let name = format!("{}, {}", restart.model, restart.pause.name());
     [
         only_new_tokens(
             &name,
@@ -172,7 +172,7 @@ fn title(result: &CaseResult, measure: &Measure) -> String {
 mod tests {
     use super::*;
     use crate::compare::measure::Footprint;
-    use crate::compare::run::{Case, RestartSide, Restarted, Resume, Side};
+    use crate::compare::run::{Case, Pause, RestartSide, Restarted, Resume, Side};
 
     fn case(
         name: &str,
@@ -239,7 +239,7 @@ mod tests {
                 command: Vec::new(),
                 runs: vec![Restarted {
                     seconds_to_end: 0.1,
-                    seconds_to_health: 0.1,
+                    seconds_to_health: Some(0.1),
                     seconds_to_token: 0.2,
                     computed_tokens,
                     said: Vec::new(),
@@ -247,6 +247,7 @@ mod tests {
             };
             after_restart(&Restart {
                 model: "m".into(),
+                pause: Pause::Restart,
                 conversation_tokens: 2048,
                 new_tokens: 11,
                 compared_tokens: 20,

@@ -1,10 +1,10 @@
-//! The tables and sentences of the cases `restart`, `switch` and `traffic`.
+//! The tables and sentences of the cases `restart`, `sleep`, `switch` and `traffic`.
 
 use std::iter;
 
 use super::markdown::{range, said};
 use crate::compare::run::{
-    Message, PERCENTILES, Restart, Restarted, SWITCH_MEASURES, Switch, Traffic,
+    Message, PERCENTILES, Pause, Restart, Restarted, SWITCH_MEASURES, Switch, Traffic,
 };
 use crate::stats::Summary;
 
@@ -14,7 +14,7 @@ impl Restart {
         "",
         "to first token, s",
         "to /health ok, s",
-        "end of the first server, s",
+        "to the end or the sleep, s",
         "computed tokens",
         "ratio of the kept context",
     ];
@@ -22,16 +22,16 @@ impl Restart {
     /// A row for each side.
     pub fn rows(&self) -> impl Iterator<Item = [String; 6]> {
         self.sides.iter().map(|side| {
-            let cell = |digits: usize, of: fn(&Restarted) -> f64| {
-                let values: Vec<f64> = side.runs.iter().map(of).collect();
+            let cell = |digits: usize, of: fn(&Restarted) -> Option<f64>| {
+                let values: Vec<f64> = side.runs.iter().filter_map(of).collect();
                 Summary::of(&values).map_or_else(|| "-".to_owned(), |spread| range(digits, spread))
             };
             [
                 side.name.clone(),
-                cell(2, |run| run.seconds_to_token),
+                cell(2, |run| Some(run.seconds_to_token)),
                 cell(2, |run| run.seconds_to_health),
-                cell(2, |run| run.seconds_to_end),
-                cell(0, |run| run.computed_tokens as f64),
+                cell(2, |run| Some(run.seconds_to_end)),
+                cell(0, |run| Some(run.computed_tokens as f64)),
                 self.ratio(side).map_or_else(|| "-".to_owned(), said),
             ]
         })
@@ -39,8 +39,12 @@ impl Restart {
 
     /// Describes the case in a sentence.
     pub fn sentence(&self) -> String {
+        let who = match self.pause {
+            Pause::Restart => "A new server",
+            Pause::Sleep => "After a sleep, the server",
+        };
         format!(
-            "A new server continues a conversation of {} tokens with a message; {} tokens are new. Of {} tokens of the restored slot \
+            "{who} continues a conversation of {} tokens with a message; {} tokens are new. Of {} tokens of the restored slot \
              and of the kept context, {} differ in the token or its probabilities.",
             self.conversation_tokens, self.new_tokens, self.compared_tokens, self.different_tokens
         )

@@ -135,7 +135,7 @@ pub struct Report {
     pub pressure: Vec<Pressure>,
     /// Results of the case `servers`.
     pub servers: Vec<Many>,
-    /// Results of the case `restart`.
+    /// Results of the cases `restart` and `sleep`.
     pub restarts: Vec<Restart>,
     /// Result of the case `switch`, which uses all models.
     pub switch: Option<Switch>,

@@ -246,7 +246,10 @@ fn servers(text: &mut String, report: &Report) {
 }
 
 fn restarted(text: &mut String, restart: &Restart) {
-    line(text, format!("\n## {}: a restart\n", restart.model));
+    line(
+        text,
+        format!("\n## {}: a {}\n", restart.model, restart.pause.name()),
+    );
     line(text, restart.sentence());
     head(text, Restart::HEAD);
     for cells in restart.rows() {

@@ -181,7 +181,7 @@ const KEPT_CONTEXT: Recipe = Recipe {
     )
 };
 
-/// The sides of the case `restart`.
+/// The sides of the cases `restart` and `sleep`.
 pub const RESTART: [(Resume, Recipe); 3] = [
     (Resume::Compute, STOCK_IN_CONVERSATION),
     (
@@ -279,7 +279,7 @@ pub struct Programs {
     pub shards: Option<PathBuf>,
     /// Directory for resident images.
     pub store: String,
-    /// Directory for saved slots, for the case `restart`.
+    /// Directory for saved slots, for the cases `restart` and `sleep`.
     pub slots: String,
     /// The preload library, for the cases `preload`.
     pub preload: PathBuf,

@@ -1,10 +1,14 @@
-//! The first token after a restart, in a conversation that the server before it computed.
+//! The first token after a restart or a sleep, in a conversation that the server computed before.
 //!
 //! ```text
 //! first server:  conversation ──▶ answer ──▶ (save) ──▶ end
 //! next server:   start ──▶ /health ──▶ (restore) ──▶ next message ──▶ first token
+//!
+//! one server:    conversation ──▶ answer ──▶ (save) ──▶ sleep ──▶ (restore) ──▶ next message ──▶ first token
 //! ```
 //! The first server fills the page cache and the store, so no run is left uncounted.
+
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,26 +21,51 @@ use crate::compare::measure::{Ratio, answers, speed};
 /// Name of the file of a saved slot.
 const FILE: &str = "conversation";
 
-/// Additional argument of the next server: each run begins with an empty context.
+/// Additional argument of the server that continues: each run begins with an empty context.
 const WIPE: &str = "--hugepage-wipe-context";
 
-/// How the next server gets the conversation.
+/// Additional arguments of a server that sleeps: the shortest time without a request.
+const SLEEPY: [&str; 2] = ["--sleep-idle-seconds", "1"];
+
+/// What happens between two messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pause {
+    /// The server ends, and another one starts.
+    Restart,
+    /// The server frees its model and its contexts, and the next request wakes it.
+    Sleep,
+}
+
+impl Pause {
+    /// Name of the case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Sleep => "sleep",
+        }
+    }
+}
+
+/// How the server gets the conversation after the pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resume {
     /// It computes the conversation again.
     Compute,
-    /// It reads the file that the first server wrote.
+    /// It reads the file that was saved before.
     Restore,
     /// It maps the KV cache in the store.
     Keep,
 }
 
-/// All sides of the case `restart`.
+/// All sides of the case `restart` or `sleep`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Restart {
     /// Name of the model.
     pub model: String,
+    /// The case.
+    pub pause: Pause,
     /// Tokens of the conversation before the answer.
     pub conversation_tokens: u64,
     /// Tokens that a server with the whole conversation computes for the next message.
@@ -54,26 +83,28 @@ pub struct Restart {
 pub struct RestartSide {
     /// Name in the report.
     pub name: String,
-    /// How its next server gets the conversation.
+    /// How its server gets the conversation after the pause.
     pub resume: Resume,
-    /// Command line of the next server.
+    /// Command line of the server after the pause.
     pub command: Vec<String>,
     /// All runs.
     pub runs: Vec<Restarted>,
 }
 
-/// One run: the end of the first server, and the start of the next one.
+/// One run: the pause, and what follows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Restarted {
-    /// The answer of the first server to the end of its process, with the save.
+    /// The answer before the pause to the end of the process, with the save. For a sleep, to `is_sleeping` of `/props`, which includes
+    /// the second without a request.
     pub seconds_to_end: f64,
-    /// Process start of the next server to `/health` ok.
-    pub seconds_to_health: f64,
-    /// Process start of the next server to the first token of the next message, with the restore.
+    /// Process start of the next server to `/health` ok. `None` for a sleep.
+    pub seconds_to_health: Option<f64>,
+    /// Process start of the next server to the first token of the next message, with the restore. For a sleep, from the first request
+    /// after it.
     pub seconds_to_token: f64,
-    /// Tokens that the next server computed for the next message. Source: `timings.prompt_n` of `/completion`.
+    /// Tokens that the server computed for the next message. Source: `timings.prompt_n` of `/completion`.
     pub computed_tokens: u64,
-    /// Tokens of both servers with their probabilities.
+    /// All tokens with their probabilities.
     #[serde(skip)]
     pub said: Vec<Value>,
 }
@@ -108,13 +139,14 @@ impl Restart {
 }
 
 impl Runner<'_> {
-    /// Restarts a server of each side in a conversation of `tokens` tokens, or of as many as fit into the context. Calls `told` before
+    /// Pauses a server of each side in a conversation of `tokens` tokens, or of as many as fit into the context. Calls `told` before
     /// each run.
     ///
     /// # Errors
     /// Errors of a server.
     pub fn restart(
         &self,
+        pause: Pause,
         model: &str,
         sides: &[(Resume, Side)],
         tokens: u32,
@@ -128,6 +160,7 @@ impl Runner<'_> {
         };
         let mut result = Restart {
             model: model.to_owned(),
+            pause,
             conversation_tokens: 0,
             new_tokens: NEW_TOKENS,
             compared_tokens: 0,
@@ -141,10 +174,10 @@ impl Runner<'_> {
                 order.reverse();
             }
             for (side, at) in order {
-                let (number, all) = (pair + 1, self.pairs);
-                told(&format!("restart: run {number} of {all}, {}", side.1.name));
+                let (number, all, case) = (pair + 1, self.pairs, pause.name());
+                told(&format!("{case}: run {number} of {all}, {}", side.1.name));
                 let length = &mut result.conversation_tokens;
-                let (run, command) = self.restarted(model, side, tokens, length)?;
+                let (run, command) = self.paused(pause, model, side, tokens, length)?;
                 let measured: &mut RestartSide = &mut result.sides[at];
                 measured.runs.push(run);
                 measured.command = command;
@@ -155,14 +188,26 @@ impl Runner<'_> {
     }
 
     /// Sets `length` to the tokens of the conversation.
-    fn restarted(
+    fn paused(
         &self,
+        pause: Pause,
         model: &str,
         (resume, side): &(Resume, Side),
         tokens: u32,
         length: &mut u64,
     ) -> Result<(Restarted, Vec<String>), CompareError> {
-        let mut first = Server::start(side, self.host())?;
+        let mut last = side.clone();
+        if *resume == Resume::Keep {
+            last.args.push(WIPE.to_owned());
+        }
+        if pause == Pause::Sleep {
+            last.args.extend(SLEEPY.map(str::to_owned));
+        }
+        let first = match pause {
+            Pause::Restart => side,
+            Pause::Sleep => &last,
+        };
+        let mut first = Server::start(first, self.host())?;
         first.ready()?;
         first.keeps_context()?;
         let longest = first.slot_context()?.saturating_sub(room(self.tokens));
@@ -173,28 +218,35 @@ impl Runner<'_> {
         if *resume == Resume::Restore {
             move_slot(&mut first, "save", "n_saved")?;
         }
-        drop(first);
-        let seconds_to_end = answer.came.elapsed().as_secs_f64();
-
-        ModelFile::open(&side.model)?.prepare(Cache::Warm)?;
-        let mut side = side.clone();
-        if *resume == Resume::Keep {
-            side.args.push(WIPE.to_owned());
-        }
-        let mut next = Server::start(&side, self.host())?;
-        let seconds_to_health = next.ready()?;
+        let prepare = || ModelFile::open(&side.model)?.prepare(Cache::Warm);
+        let (mut next, began, seconds_to_end, seconds_to_health) = match pause {
+            Pause::Restart => {
+                drop(first);
+                let seconds_to_end = answer.came.elapsed().as_secs_f64();
+                prepare()?;
+                let began = Instant::now();
+                let mut next = Server::start(&last, self.host())?;
+                let seconds_to_health = next.ready()?;
+                (next, began, seconds_to_end, Some(seconds_to_health))
+            }
+            Pause::Sleep => {
+                first.sleeps()?;
+                let seconds_to_end = answer.came.elapsed().as_secs_f64();
+                prepare()?;
+                (first, Instant::now(), seconds_to_end, None)
+            }
+        };
         if *resume == Resume::Restore {
             move_slot(&mut next, "restore", "n_restored")?;
         }
         talk.add_message();
         let answer = talk.go_on(&mut next, 1)?;
-        let seconds_to_token = next.seconds_until(answer.came);
         said.extend(answer.said);
         said.extend(talk.go_on(&mut next, self.tokens)?.said);
         let run = Restarted {
             seconds_to_end,
             seconds_to_health,
-            seconds_to_token,
+            seconds_to_token: (answer.came - began).as_secs_f64(),
             computed_tokens: answer.computed,
             said,
         };
@@ -220,7 +272,7 @@ mod tests {
     fn side(resume: Resume, runs: &[(f64, f64)]) -> RestartSide {
         let run = |(seconds_to_token, logprob): &(f64, f64)| Restarted {
             seconds_to_end: 0.1,
-            seconds_to_health: 0.1,
+            seconds_to_health: Some(0.1),
             seconds_to_token: *seconds_to_token,
             computed_tokens: NEW_TOKENS,
             said: vec![json!({ "id": 7 }), json!({ "id": 8, "logprob": logprob })],
@@ -236,6 +288,7 @@ mod tests {
     fn restart(sides: Vec<RestartSide>) -> Restart {
         let mut restart = Restart {
             model: "m".into(),
+            pause: Pause::Restart,
             conversation_tokens: 2048,
             new_tokens: NEW_TOKENS,
             compared_tokens: 0,

@@ -243,6 +243,22 @@ impl<'a> Server<'a> {
         tokens.ok_or_else(|| self.no_answer("`/props` has no size of the context"))
     }
 
+    /// Waits until the server sleeps. The question does not wake it.
+    pub fn sleeps(&mut self) -> Result<(), CompareError> {
+        let asked = Instant::now();
+        while asked.elapsed() < self.host.patience {
+            if self.host.cancelled.load(Ordering::Relaxed) {
+                return Err(Cancelled.into());
+            }
+            match self.props() {
+                Some(props) if props["is_sleeping"] == true => return Ok(()),
+                Some(_) => thread::sleep(TICK),
+                None => return Err(self.no_answer("`/props` does not answer")),
+            }
+        }
+        Err(self.no_answer("the server does not sleep"))
+    }
+
     fn props(&self) -> Option<Value> {
         let answer = self.agent.get(format!("{}/props", self.url)).call().ok()?;
         answer.into_body().read_json().ok()
