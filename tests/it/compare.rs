@@ -378,9 +378,10 @@ fn messages_to_several_models_compute_only_the_new_tokens_with_kept_contexts() {
         assert!(kept.iter().all(known), "{pair}");
         assert!(!stock.iter().all(known), "{pair}");
     }
-    for percentile in ["p50", "p90", "p99", "max"] {
-        assert!(traffic["ratios"][percentile].is_object(), "{traffic}");
-    }
+    // Of a run with 8 messages, the others are the slowest message.
+    let ratios = traffic["ratios"].as_object().expect("a table");
+    assert_eq!(ratios.keys().collect::<Vec<_>>(), ["max", "p50"]);
+    assert_eq!(traffic["conversation_tokens"], 22);
     let read = |name: &str| fs::read_to_string(out.join(name)).expect("it is written");
     assert!(read("report.md").contains("](traffic.svg)"));
     assert!(read("traffic.svg").contains("<desc id=\"desc\">stock: p50 "));

@@ -30,6 +30,6 @@ pub use run::{
     CASES, Cache, Cancelled, Case, CaseResult, CompareError, Many, ManySide, Message, ModelFile,
     PERCENTILES, Pages, Pause, Percentile, Perplexity, Pressed, Pressure, PressureSide, Program,
     Programs, RESTART, Recipe, Restart, RestartSide, Restarted, Resume, RoutedModel, Row, Runner,
-    SWITCH, SWITCH_MEASURES, Scratch, Side, Store, Switch, SwitchMeasure, SwitchTalk, Switched,
-    Traffic, Which, context_size, link_models, perplexity_arguments,
+    SLEEP, SWITCH, SWITCH_MEASURES, Scratch, Side, Store, Switch, SwitchMeasure, SwitchTalk,
+    Switched, Traffic, Which, context_size, link_models, perplexity_arguments,
 };

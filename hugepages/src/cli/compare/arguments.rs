@@ -114,12 +114,12 @@ pub struct Args {
     )]
     pub switch_tokens: Vec<u32>,
 
-    /// Messages to each side in the case `traffic`
+    /// Messages to each side in the case `traffic`; a few more if the number of pairs does not divide them
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub messages: u32,
 
-    /// Tokens of the longest conversation in the case `traffic`
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1 << 24))]
+    /// Tokens at which a conversation begins anew in the case `traffic`; fewer if a context is smaller
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(22..=1 << 24))]
     pub traffic_tokens: u32,
 
     /// hugetlbfs directory for the cases with a store; the image stays there [default: a temporary mount]

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use hugepages::compare::{
-    CompareError, Pause, Programs, RESTART as SIDES, Resume, RoutedModel, SWITCH as ROUTERS,
+    CompareError, Pause, Programs, RESTART as SIDES, Resume, RoutedModel, SLEEP, SWITCH as ROUTERS,
     Scratch, Store, context_size, link_models,
 };
 
@@ -33,6 +33,12 @@ impl Session<'_> {
         let name = (pause.name(), model.name.as_str());
         let mut recipes = SIDES.iter();
         if let Some(reason) = recipes.find_map(|(_, recipe)| self.programs.missing(recipe)) {
+            self.leave_out(name, reason, None);
+            return Ok(());
+        }
+        if pause == Pause::Sleep
+            && let Some(reason) = self.programs.lacks(SLEEP)
+        {
             self.leave_out(name, reason, None);
             return Ok(());
         }

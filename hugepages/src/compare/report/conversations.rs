@@ -117,7 +117,7 @@ impl Traffic {
         let is_switch = |message: &&Message| message.is_switch;
         format!(
             "A router runs one of {} models at a time. Each side gets the same {} messages, each to a model that chance chooses; {} of \
-             them go to another model than the message before. A conversation has at most {} tokens.",
+             them go to another model than the message before. The longest conversation has {} tokens.",
             self.models.len(),
             self.messages(1).count(),
             self.messages(1).filter(is_switch).count(),

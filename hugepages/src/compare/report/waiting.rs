@@ -5,7 +5,7 @@ use std::fmt::Write;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use crate::compare::run::{PERCENTILES, Traffic};
+use crate::compare::run::{PERCENTILES, Percentile, Traffic};
 use crate::picture::{self, Area, COLOURS, Drawn};
 use crate::stats::figure;
 
@@ -60,12 +60,12 @@ impl Traffic {
 
 /// The percentiles in the legend, in two lines.
 fn percentiles(sorted: &[f64]) -> [String; 2] {
-    let of = |id: &str| {
-        let percentile = PERCENTILES.iter().find(|percentile| percentile.id == id);
-        let time = percentile.and_then(|percentile| percentile.of(sorted));
-        format!("{id} {} s", figure(time.unwrap_or_default()))
+    let of = |percentile: Percentile| {
+        let time = percentile.of(sorted).unwrap_or_default();
+        format!("{} {} s", percentile.id, figure(time))
     };
-    [["p50", "p90"], ["p99", "max"]].map(|ids| ids.map(of).join(", "))
+    let [a, b, c, d] = PERCENTILES.map(of);
+    [[a, b], [c, d]].map(|line| line.join(", "))
 }
 
 /// Seconds on a logarithmic axis, between two powers of ten.

@@ -341,9 +341,13 @@ impl Programs {
 
     /// Why a recipe cannot run: its program lacks the option.
     pub fn missing(&self, recipe: &Recipe) -> Option<String> {
-        let (program, option) = (self.program(recipe.program), recipe.option?);
-        let reason = || format!("`{}` has no option `{option}`", program.path.display());
-        (!program.has(option)).then(reason)
+        lacking(self.program(recipe.program), recipe.option?)
+    }
+
+    /// Which program lacks an option that both sides of a case need.
+    pub fn lacks(&self, option: &str) -> Option<String> {
+        let mut programs = [&self.baseline, &self.ours].into_iter();
+        programs.find_map(|program| lacking(program, option))
     }
 
     /// Why the baseline cannot run under the preload library.
@@ -352,6 +356,11 @@ impl Programs {
         let error = Preloaded::new(&words, self.preload.clone(), Options::default()).err()?;
         Some(error.to_string())
     }
+}
+
+fn lacking(program: &Program, option: &str) -> Option<String> {
+    let reason = || format!("`{}` has no option `{option}`", program.path.display());
+    (!program.has(option)).then(reason)
 }
 
 impl Row {
@@ -436,6 +445,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::run::SLEEP;
 
     fn programs(help: &str) -> Programs {
         let program = Program {
@@ -505,6 +515,12 @@ mod tests {
         assert!(has(&keeps, [STORE_DIR, "auto"]), "{keeps:?}");
         let missing = RESTART.map(|(_, recipe)| programs.missing(&recipe).is_some());
         assert_eq!(missing, [false, false, true]);
+        let reason = programs.lacks(SLEEP).unwrap();
+        assert!(reason.contains(SLEEP), "{reason}");
+        assert_eq!(
+            programs.lacks(SLOT_DIR).is_none(),
+            programs.ours.has(SLOT_DIR)
+        );
     }
 
     #[test]

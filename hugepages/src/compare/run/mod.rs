@@ -8,8 +8,8 @@
 //! many_servers.rs    several servers, one model    perplexity.rs      equal to the last digit
 //! model_file.rs      the model in the page cache   temporary_store.rs a hugetlbfs mount
 //! restart.rs         a restart or a sleep          guardian.rs        cleans up after SIGKILL
-//! switch.rs          models in turn, one router   conversation.rs    its tokens and answers
-//! traffic.rs         many messages, one router  scratch.rs         temporary files
+//! switch.rs          models in turn, one router    conversation.rs    its tokens and answers
+//! traffic.rs         many messages, one router     scratch.rs         temporary files
 //! ```
 
 mod abba_order;
@@ -42,7 +42,7 @@ pub use memory_pressure::{Pressed, Pressure, PressureSide};
 pub use model_file::{Cache, ModelFile};
 pub use perplexity::{Perplexity, perplexity_arguments};
 pub use program::Program;
-pub use restart::{Pause, Restart, RestartSide, Restarted, Resume};
+pub use restart::{Pause, Restart, RestartSide, Restarted, Resume, SLEEP};
 pub use scratch::Scratch;
 pub use side::Side;
 pub use switch::{

@@ -65,18 +65,30 @@ impl ModelFile {
                 Cache::Warm => read_through(&file).map_err(|source| read_error(path, source))?,
             }
         }
-        let (path, bytes) = (self.paths[0].clone(), self.cached()?);
         match cache {
-            Cache::Cold if bytes > self.bytes / 1000 => {
-                Err(CompareError::StaysCached { path, bytes })
-            }
-            Cache::Warm if bytes < self.bytes / 1000 * 999 => Err(CompareError::NotCached {
-                path,
-                bytes,
-                size: self.bytes,
-            }),
-            _ => Ok(()),
+            Cache::Cold => self.stays_cold(),
+            Cache::Warm => self.stays_warm(),
         }
+    }
+
+    fn stays_cold(&self) -> Result<(), CompareError> {
+        let (path, bytes) = (self.paths[0].clone(), self.cached()?);
+        if bytes > self.bytes / 1000 {
+            return Err(CompareError::StaysCached { path, bytes });
+        }
+        Ok(())
+    }
+
+    /// Checks that the page cache holds the whole model.
+    ///
+    /// # Errors
+    /// [`CompareError::NotCached`], [`CompareError::Read`]
+    pub fn stays_warm(&self) -> Result<(), CompareError> {
+        let (path, bytes, size) = (self.paths[0].clone(), self.cached()?, self.bytes);
+        if bytes < size / 1000 * 999 {
+            return Err(CompareError::NotCached { path, bytes, size });
+        }
+        Ok(())
     }
 
     /// Bytes of the model in the page cache. Source: mincore(2).

@@ -24,8 +24,11 @@ const FILE: &str = "conversation";
 /// Additional argument of the server that continues: each run begins with an empty context.
 const WIPE: &str = "--hugepage-wipe-context";
 
-/// Additional arguments of a server that sleeps: the shortest time without a request.
-const SLEEPY: [&str; 2] = ["--sleep-idle-seconds", "1"];
+/// Option of a server that sleeps.
+pub const SLEEP: &str = "--sleep-idle-seconds";
+
+/// Seconds without a request before a sleep. The server counts the time of a restore too, and must not sleep again directly after it.
+const IDLE: &str = "5";
 
 /// What happens between two messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -95,7 +98,7 @@ pub struct RestartSide {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Restarted {
     /// The answer before the pause to the end of the process, with the save. For a sleep, to `is_sleeping` of `/props`, which includes
-    /// the second without a request.
+    /// the seconds without a request.
     pub seconds_to_end: f64,
     /// Process start of the next server to `/health` ok. `None` for a sleep.
     pub seconds_to_health: Option<f64>,
@@ -201,7 +204,7 @@ impl Runner<'_> {
             last.args.push(WIPE.to_owned());
         }
         if pause == Pause::Sleep {
-            last.args.extend(SLEEPY.map(str::to_owned));
+            last.args.extend([SLEEP, IDLE].map(str::to_owned));
         }
         let first = match pause {
             Pause::Restart => side,

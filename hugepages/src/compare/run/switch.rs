@@ -181,7 +181,11 @@ pub fn link_models<'a>(dir: &Path, models: impl Iterator<Item = &'a Path>) -> io
         fs::create_dir(&dir)?;
         let files = ModelFile::open(first).map_err(io::Error::other)?;
         for path in files.paths() {
-            let name = path.file_name().unwrap_or_default();
+            // A router finds a model by the end of its name, and some names mean a companion of a model.
+            let name = match files.paths() {
+                [_] => "model.gguf".as_ref(),
+                _ => path.file_name().unwrap_or_default(),
+            };
             symlink(fs::canonicalize(path)?, dir.join(name))?;
         }
     }
@@ -202,7 +206,7 @@ impl Runner<'_> {
         told: impl Fn(&str),
     ) -> Result<Switch, CompareError> {
         told("switch: context sizes");
-        let lengths = self.possible(models, lengths)?;
+        let lengths = shortened(lengths, self.longest(models)?);
         let mut result = Switch {
             models: models.iter().map(|model| model.name.clone()).collect(),
             sides: [0, 1].map(|at| models[0].sides[at].name.clone()),
@@ -237,15 +241,15 @@ impl Runner<'_> {
         Ok(result)
     }
 
-    /// Those of the lengths that fit into the context of every model.
-    fn possible(&self, models: &[RoutedModel], lengths: &[u32]) -> Result<Vec<u64>, CompareError> {
+    /// Tokens of the longest conversation that fits into the context of every model.
+    pub(super) fn longest(&self, models: &[RoutedModel]) -> Result<u64, CompareError> {
         let mut longest = u64::MAX;
         for model in models {
             let mut server = Server::start(&model.sides[0], self.host())?;
             server.ready()?;
             longest = longest.min(server.slot_context()?.saturating_sub(room(self.tokens)));
         }
-        Ok(shortened(lengths, longest))
+        Ok(longest)
     }
 
     /// The tokens of a server that has nothing to do but these conversations.
@@ -283,8 +287,16 @@ impl Runner<'_> {
             let side = &models[0].sides[at];
             let (number, all, name) = (pair + 1, self.pairs, &side.name);
             told(&format!("{case}: pair {number} of {all}, {name}"));
-            for model in models {
-                ModelFile::open(&model.sides[at].model)?.prepare(Cache::Warm)?;
+            let files = models
+                .iter()
+                .map(|model| ModelFile::open(&model.sides[at].model));
+            let files: Vec<_> = files.collect::<Result<_, _>>()?;
+            for file in &files {
+                file.prepare(Cache::Warm)?;
+            }
+            // The last model can evict the first one.
+            for file in &files {
+                file.stays_warm()?;
             }
             let mut router = Server::start_router(side, dir, self.host())?;
             router.ready()?;

@@ -29,11 +29,11 @@ pub struct Traffic {
     pub sides: [String; 2],
     /// Command lines of both routers.
     pub commands: [Vec<String>; 2],
-    /// A conversation begins anew before it would have more tokens.
+    /// Tokens of the longest conversation, with the last message and its answer.
     pub conversation_tokens: u64,
     /// The most tokens that a server with the whole conversation computes for a message.
     pub new_tokens: u64,
-    /// Ratio B / A of each percentile, by its id.
+    /// Ratio B / A of each percentile, by its id. Without those that are the slowest message because a run has too few messages.
     pub ratios: BTreeMap<&'static str, Ratio>,
     /// Pairs of the messages to A and of the same messages to B, in the order of their time.
     pub pairs: Vec<[Vec<Message>; 2]>,
@@ -78,6 +78,11 @@ impl Percentile {
     pub fn of(self, sorted: &[f64]) -> Option<f64> {
         stats::percentile(sorted, self.of_hundred)
     }
+
+    /// Whether so few messages cannot tell the percentile from the slowest message.
+    fn is_slowest_of(self, messages: usize) -> bool {
+        self.of_hundred < 100 && messages * (100 - self.of_hundred) < 100
+    }
 }
 
 impl Traffic {
@@ -98,7 +103,16 @@ impl Traffic {
     }
 
     fn finish(&mut self) {
+        let of_run = self
+            .pairs
+            .iter()
+            .map(|[a, _]| a.len())
+            .min()
+            .unwrap_or_default();
         let ratio = |percentile: Percentile| {
+            if percentile.is_slowest_of(of_run) {
+                return None;
+            }
             let values = self.pairs.iter().map(|pair| {
                 let [a, b] = [0, 1].map(|side| percentile.of(&sorted(&pair[side])));
                 Some((a?, b?))
@@ -119,7 +133,7 @@ fn sorted<'m>(messages: impl IntoIterator<Item = &'m Message>) -> Vec<f64> {
 
 impl Runner<'_> {
     /// Sends `messages` messages to a router of each side, or a few more, so that all pairs have the same number. `dir` is the directory
-    /// of [`link_models`](super::link_models), and `longest` the size of the longest conversation in tokens. Calls `told` before each run.
+    /// of [`link_models`](super::link_models). No conversation has more than `longest` tokens. Calls `told` before each run.
     ///
     /// # Errors
     /// Errors of a server.
@@ -134,17 +148,22 @@ impl Runner<'_> {
             models: models.iter().map(|model| model.name.clone()).collect(),
             sides: [0, 1].map(|at| models[0].sides[at].name.clone()),
             commands: [Vec::new(), Vec::new()],
-            conversation_tokens: longest.into(),
+            conversation_tokens: 0,
             new_tokens: NEW_TOKENS,
             ratios: BTreeMap::new(),
             pairs: Vec::new(),
         };
+        let longest = self.longest(models)?.min(longest.into());
         let of_pair = (messages as usize).div_ceil(self.pairs);
         for pair in 0..self.pairs {
             let order = chosen(pair as u64, models.len(), of_pair);
             let (runs, commands) = self.routers("traffic", pair, models, dir, &told, |router| {
-                answered(router, models.len(), longest.into(), &order)
+                answered(router, models.len(), longest, &order)
             })?;
+            for (_, length) in &runs {
+                result.conversation_tokens = result.conversation_tokens.max(*length);
+            }
+            let runs = runs.map(|(messages, _)| messages);
             result.pairs.push(runs);
             result.commands = commands;
         }
@@ -153,13 +172,13 @@ impl Runner<'_> {
     }
 }
 
-/// Sends a message to each model of `order`.
+/// Sends a message to each model of `order`. Returns the tokens of the longest conversation too.
 fn answered(
     router: &mut Server<'_>,
     models: usize,
     longest: u64,
     order: &[usize],
-) -> Result<Vec<Message>, CompareError> {
+) -> Result<(Vec<Message>, u64), CompareError> {
     let new = |number: usize| Conversation::new(&number.to_string(), 0);
     let mut conversations: Vec<_> = (0..models).map(new).collect();
     // Fills the page cache and the store.
@@ -169,7 +188,7 @@ fn answered(
         router.keeps_context()?;
     }
     let mut before = models - 1;
-    let mut messages = Vec::new();
+    let (mut messages, mut most_tokens) = (Vec::new(), 0);
     for &model in order {
         let conversation = &mut conversations[model];
         // The message and the token of its answer.
@@ -184,6 +203,7 @@ fn answered(
         } else {
             conversation.go_on(router, 1)?
         };
+        most_tokens = most_tokens.max(conversation.len());
         messages.push(Message {
             model,
             is_switch: model != before,
@@ -192,7 +212,7 @@ fn answered(
         });
         before = model;
     }
-    Ok(messages)
+    Ok((messages, most_tokens))
 }
 
 /// The models of `messages` messages. The same `seed` chooses the same models.
@@ -238,8 +258,9 @@ mod tests {
             pairs: vec![[run(8.0), run(1.0)], [run(16.0), run(2.0)]],
         };
         traffic.finish();
-        for percentile in PERCENTILES {
-            let ratio = traffic.ratios[percentile.id];
+        let ids: Vec<_> = traffic.ratios.keys().copied().collect();
+        assert_eq!(ids, ["max", "p50"], "of two messages");
+        for ratio in traffic.ratios.values() {
             assert!((ratio.mean - 0.125).abs() < 1e-12, "{ratio:?}");
         }
         assert_eq!(traffic.sorted(1), [1.0, 2.0, 2.0, 4.0]);
